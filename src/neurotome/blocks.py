@@ -1,0 +1,93 @@
+"""Block, plan_blocks: patches, tiles, halos as pure geometry.
+
+Every array is cut the same way: a *core* that is written and a *read* region around it, the core plus a halo clipped at
+the array's border. Cores of a plan partition the array; axes are zyx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from neurotome.errors import SettingsError
+
+Slices = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A box of voxels and what must be read to compute it.
+
+    Attributes:
+        start: First voxel of the core, per axis.
+        stop: One past the last voxel of the core, per axis.
+        read_start: First voxel to read, at or before `start`.
+        read_stop: One past the last voxel to read, at or after `stop`.
+    """
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    read_start: tuple[int, ...]
+    read_stop: tuple[int, ...]
+
+    @property
+    def core(self) -> Slices:
+        """Index of the core in the whole array."""
+        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def read(self) -> Slices:
+        """Index of the region to read in the whole array."""
+        return tuple(slice(a, b) for a, b in zip(self.read_start, self.read_stop, strict=True))
+
+    @property
+    def crop(self) -> Slices:
+        """Index of the core within the region that was read."""
+        return tuple(
+            slice(a - r, b - r) for a, b, r in zip(self.start, self.stop, self.read_start, strict=True)
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the core."""
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+
+def plan_blocks(
+    shape: Sequence[int], block: Sequence[int], halo: Sequence[int], align: Sequence[int] | None = None
+) -> list[Block]:
+    """Cuts an array into blocks, last axis fastest.
+
+    Args:
+        shape: Voxels per axis of the array.
+        block: Voxels per axis of a core; the last core of an axis is what is left.
+        halo: Voxels read on each side of a core, clipped at the array's border.
+        align: Reads begin at a multiple of this (a network's stride), so that a tile is pooled on the same grid as the
+            whole array; 1 if not given.
+
+    Raises:
+        SettingsError: A block has no voxel, a halo is negative, or the lengths differ.
+    """
+    align = [1] * len(shape) if align is None else align
+    if not len(shape) == len(block) == len(halo) == len(align):
+        raise SettingsError(f"shape {shape}, block {block}, halo {halo} and align {align} need one number per axis.")
+    if min(block, default=1) < 1 or min(halo, default=0) < 0 or min(align, default=1) < 1:
+        raise SettingsError(f"block {block} and align {align} must be at least 1, halo {halo} at least 0.")
+    axes = []
+    for size, step, margin, stride in zip(shape, block, halo, align, strict=True):
+        spans = []
+        for start in range(0, size, step):
+            stop = min(start + step, size)
+            read_start = max(0, start - margin) // stride * stride
+            spans.append((start, stop, read_start, min(size, stop + margin)))
+        axes.append(spans)
+    return [
+        Block(
+            tuple(s[0] for s in spans),
+            tuple(s[1] for s in spans),
+            tuple(s[2] for s in spans),
+            tuple(s[3] for s in spans),
+        )
+        for spans in product(*axes)
+    ]

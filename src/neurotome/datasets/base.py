@@ -1,0 +1,108 @@
+"""Dataset and Cutout: annotated volumes, their classes, and which of them belong to which split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.classes import ClassSet
+from neurotome.errors import DatasetError, unknown
+from neurotome.volume import Volume
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """An image volume and its labels, voxel by voxel.
+
+    Attributes:
+        volume: The grey values.
+        labels: Integers, shape of the volume (z, y, x); may be memory-mapped and of any integer dtype. Values are class
+            ids or the ignore value: whoever builds a Cutout has checked that with `check_labels`.
+    """
+
+    volume: Volume
+    labels: NDArray[Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the volume."""
+        return self.volume.name
+
+    def read_labels(self, z: int, rows: slice = slice(None), columns: slice = slice(None)) -> NDArray[np.uint8]:
+        """Returns labels of one slice as uint8, shape (y, x); only what is asked for is read and narrowed."""
+        return np.asarray(self.labels[z, rows, columns]).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Cutouts by split.
+
+    Attributes:
+        name: Short name.
+        classes: What the labels mean.
+        splits: Cutouts per split; a split that is absent has no entry.
+        licence: Licence of the data, "" if not stated.
+        citation: How to cite it, "" if not stated.
+    """
+
+    name: str
+    classes: ClassSet
+    splits: Mapping[str, tuple[Cutout, ...]]
+    licence: str = ""
+    citation: str = ""
+
+
+    def split(self, name: str) -> tuple[Cutout, ...]:
+        """Returns the cutouts of a split.
+
+        Raises:
+            DatasetError: The dataset has no such split, or it is empty.
+        """
+        if name not in self.splits:
+            raise DatasetError(f"{self.name}: {unknown('split', name, self.splits)}")
+        if not self.splits[name]:
+            raise DatasetError(f"{self.name}: split {name!r} is empty; list at least one image id in dataset.yaml.")
+        return self.splits[name]
+
+    @property
+    def voxel_size_um(self) -> tuple[float, float, float] | None:
+        """Voxel size shared by all cutouts, None if not known or not the same."""
+        sizes = {c.volume.voxel_size_um for cutouts in self.splits.values() for c in cutouts}
+        return sizes.pop() if len(sizes) == 1 else None
+
+
+def check_labels(labels: NDArray[Any], classes: ClassSet, where: str) -> None:
+    """Checks that labels are integers and hold class ids or the ignore value only; reads slice by slice.
+
+    Args:
+        labels: Shape (z, y, x).
+        classes: What is allowed.
+        where: File or name for the message.
+
+    Raises:
+        DatasetError: Names the file, the values found, and how many pixels have them.
+    """
+    if labels.dtype.kind not in "iu":
+        raise DatasetError(
+            f"{where}: labels have dtype {labels.dtype}; expected integers 0..{len(classes) - 1} or "
+            f"{classes.ignore}. Save them as uint8."
+        )
+    wrong: dict[int, int] = {}
+    for plane in labels:
+        values = np.asarray(plane)
+        bad = values[((values < 0) | (values >= len(classes))) & (values != classes.ignore)]
+        for value, count in zip(*np.unique(bad, return_counts=True), strict=True):
+            wrong[int(value)] = wrong.get(int(value), 0) + int(count)
+    if wrong:
+        listed = ", ".join(f"{value} ({count} pixels)" for value, count in sorted(wrong.items())[:8])
+        raise DatasetError(
+            f"{where}: label values outside the classes: {listed}; expected 0..{len(classes) - 1} "
+            f"({', '.join(classes.names)}) or {classes.ignore} for pixels not labelled. Correct the labels, or add the "
+            "class to dataset.yaml."
+        )

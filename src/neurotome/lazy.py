@@ -1,0 +1,47 @@
+"""Imports that wait: heavy packages load on first use, missing extras name their install command."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+
+from neurotome.errors import NeurotomeError
+
+
+def lazy_import(name: str) -> ModuleType:
+    """Returns a module that is loaded when it is first used, so that `--help` need not wait for torch.
+
+    Args:
+        name: Absolute module name, without dots.
+    """
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    loader = importlib.util.LazyLoader(spec.loader)
+    spec.loader = loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    loader.exec_module(module)
+    return module
+
+
+def import_extra(name: str, extra: str) -> ModuleType:
+    """Imports an optional package.
+
+    Args:
+        name: Module name.
+        extra: The extra of neurotome that installs it.
+
+    Raises:
+        NeurotomeError: It is not installed; the message gives the command.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise NeurotomeError(
+            f"{name} is not installed, and this needs it. Install it with: pip install 'neurotome[{extra}]'"
+        ) from error

@@ -1,0 +1,104 @@
+"""Intensity scaling, stored with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.errors import ImageError, SettingsError, unknown
+from neurotome.volume import Volume
+
+MODES = ("dataset", "image")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps a grey value g to (g - mean) / std."""
+
+    mean: float
+    std: float
+
+    def apply(self, grey: NDArray[Any]) -> NDArray[np.float32]:
+        """Returns scaled grey values as float32, same shape."""
+        return (grey.astype(np.float32) - np.float32(self.mean)) * np.float32(1 / self.std)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How grey values are scaled before a predictor sees them.
+
+    Attributes:
+        mode: `dataset`: by the training data's mean and standard deviation; `image`: by each volume's own.
+        mean: Mean of the training data's grey values.
+        std: Standard deviation of the training data's grey values.
+    """
+
+    mode: str
+    mean: float
+    std: float
+
+    def scale_for(self, volume: Volume) -> Scale:
+        """Returns the scale for one volume.
+
+        Raises:
+            ImageError: The mode is `image` and the volume is constant.
+        """
+        if self.mode == "dataset":
+            return Scale(self.mean, self.std)
+        mean, std = measure_grey([volume.data])
+        if std == 0:
+            raise ImageError(f"{volume.path or volume.name}: every pixel is {mean:g}; a constant image has no scale.")
+        return Scale(mean, std)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `from_json` reads."""
+        return {"mode": self.mode, "mean": self.mean, "std": self.std}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Normalization:
+        """Rebuilds a Normalization from `to_json`."""
+        return cls(str(content["mode"]), float(content["mean"]), float(content["std"]))
+
+
+def measure_grey(arrays: Iterable[NDArray[Any]]) -> tuple[float, float]:
+    """Returns mean and standard deviation of all grey values, summed in float64 slice by slice.
+
+    Args:
+        arrays: Volumes (z, y, x) of any real dtype.
+    """
+    count, mean, squares = 0, 0.0, 0.0
+    for array in arrays:
+        for plane in array:
+            values = np.asarray(plane, np.float64)
+            # Chan, Golub, LeVeque (1983), doi:10.1080/00031305.1983.10483115: merges two sets without cancellation
+            delta = values.mean() - mean
+            total = count + values.size
+            squares += float(((values - values.mean()) ** 2).sum()) + delta**2 * count * values.size / total
+            mean += delta * values.size / total
+            count = total
+    if count == 0:
+        raise ImageError("no image to measure; expected at least one.")
+    return float(mean), float(np.sqrt(squares / count))
+
+
+def fit_normalization(volumes: Iterable[Volume], mode: str = "dataset") -> Normalization:
+    """Measures the training data's grey values.
+
+    Args:
+        volumes: The training volumes.
+        mode: `dataset` or `image`, see `Normalization`.
+
+    Raises:
+        SettingsError: The mode is not known.
+        ImageError: Every pixel has the same value.
+    """
+    if mode not in MODES:
+        raise SettingsError(unknown("normalisation", mode, MODES))
+    mean, std = measure_grey(volume.data for volume in volumes)
+    if std == 0:
+        raise ImageError(f"every pixel of the training images is {mean:g}; constant images cannot be learned from.")
+    return Normalization(mode, mean, std)

@@ -1,0 +1,74 @@
+"""Volume: a zyx array of grey values with its voxel size and origin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.errors import ImageError
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Grey values and where they are; a 2D image has one slice.
+
+    Attributes:
+        data: Shape (z, y, x), uint8, uint16 or float32; may be memory-mapped.
+        name: Short name without folder or suffix.
+        voxel_size_um: Edge lengths (z, y, x) in micrometres, None if not known.
+        origin_zyx: Voxel of the larger volume at which `data` begins.
+        path: The file it came from, for messages.
+    """
+
+    data: NDArray[Any]
+    name: str
+    voxel_size_um: tuple[float, float, float] | None = None
+    origin_zyx: tuple[int, int, int] = (0, 0, 0)
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.data.ndim != 3 or 0 in self.data.shape:
+            raise ImageError(
+                f"{self.path or self.name}: shape {self.data.shape}; expected (z, y, x) with at least one pixel."
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels (z, y, x)."""
+        z, y, x = self.data.shape
+        return z, y, x
+
+    def read_context(self, z: int, slices: int) -> NDArray[Any]:
+        """Returns slice `z` with its neighbours as channels; beyond the ends the last slice is repeated.
+
+        Args:
+            z: The slice in the middle.
+            slices: Odd number of slices.
+
+        Returns:
+            Shape (slices, y, x), in the volume's own dtype.
+        """
+        reach = slices // 2
+        picked = np.clip(np.arange(z - reach, z + reach + 1), 0, self.data.shape[0] - 1)
+        return np.asarray(self.data[picked])
+
+
+def to_display(grey: NDArray[Any], low: float | None = None, high: float | None = None) -> NDArray[np.uint8]:
+    """Returns grey values as uint8 for a picture: uint8 as they are, others stretched.
+
+    Args:
+        grey: Any shape and real dtype.
+        low: Value shown black; the 0.5th percentile if not given.
+        high: Value shown white; the 99.5th percentile if not given.
+    """
+    if grey.dtype == np.uint8 and low is None and high is None:
+        return grey
+    sample = grey if grey.size <= 1 << 20 else grey.reshape(-1)[:: grey.size >> 20]
+    low = float(np.percentile(sample, 0.5)) if low is None else low
+    high = float(np.percentile(sample, 99.5)) if high is None else high
+    scaled = (grey.astype(np.float32) - low) / max(high - low, 1e-12)
+    return (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)
