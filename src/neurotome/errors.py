@@ -44,9 +44,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     Args:
         kind: What is named, in the singular ("encoder").
         name: What was found.
-        known: What would be accepted.
+        known: What would be accepted, the most usual first.
     """
-    options = sorted(known)
+    options = list(known)
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     listed = ", ".join(options[:40]) + (f", ... ({len(options)} in all)" if len(options) > 40 else "")

@@ -1,0 +1,232 @@
+"""Builds networks by name: every decoder of segmentation_models_pytorch on every encoder it or timm offers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from neurotome.errors import ModelError, unknown
+from neurotome.lazy import lazy_import
+
+if TYPE_CHECKING:
+    from neurotome.models.net import Network
+else:
+    torch = lazy_import("torch")
+
+
+EXTRA_ARGUMENTS = {"dpt": {"dynamic_img_size": True}}
+"""What a decoder needs so that it takes images of any size."""
+
+MINIMUM_EDGE = {"pan": 128}
+"""Decoders that pool their coarsest features further and need pixels left to pool."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which network is built."""
+
+    decoder: str = "unet"
+    """Decoder: unet, linknet, fpn, unetplusplus, manet, pspnet, pan, deeplabv3, deeplabv3plus, upernet, segformer, dpt."""
+
+    encoder: str = "resnet18"
+    """Encoder of segmentation_models_pytorch (resnet18, resnet34, ...) or any of timm's (convnext_tiny, ...)."""
+
+    encoder_weights: str = "none"
+    """What the encoder starts from: none, imagenet (downloaded once, then cached) or a local .safetensors file."""
+
+    in_channels: int = 1
+    """Input channels: an odd number of neighbouring slices, the predicted one in the middle."""
+
+
+def import_smp() -> Any:
+    """Imports segmentation_models_pytorch, also where torchvision's compiled operators do not fit torch.
+
+    A torch built for the CPU beside torchvision's CUDA build cannot load torchvision's operators, and then
+    `import torchvision` fails while it describes two of them. Nothing here calls them, so declaring their signatures is
+    enough.
+    """
+    declared = torch.library.Library("torchvision", "FRAGMENT")
+    try:
+        import torchvision  # noqa: F401, PLC0415
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in ("nms", "qnms"):
+            declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _forget_torchvision()
+    import segmentation_models_pytorch as smp  # noqa: PLC0415
+
+    import_smp.declared = declared  # type: ignore[attr-defined]  # the library vanishes with its handle
+    return smp
+
+
+def _forget_torchvision() -> None:
+    import sys  # noqa: PLC0415
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+
+
+def build_network(settings: ModelSettings, classes: int) -> Network:
+    """Builds a network that takes images of any size.
+
+    Args:
+        settings: What to build.
+        classes: Number of output channels.
+
+    Returns:
+        A module mapping float32 (n, in_channels, y, x) to logits (n, classes, y, x).
+
+    Raises:
+        ModelError: A name is unknown, encoder and decoder do not fit, or the encoder's weights cannot be had.
+    """
+    from neurotome.models.net import Network  # noqa: PLC0415
+
+    if settings.in_channels < 1 or settings.in_channels % 2 == 0:
+        raise ModelError(
+            f"model.in_channels is {settings.in_channels}; expected an odd number of neighbouring slices (1, 3, 5, ...)."
+        )
+    smp = import_smp()
+    decoders = smp.MODEL_ARCHITECTURES_MAPPING
+    if settings.decoder not in decoders:
+        raise ModelError(unknown("decoder", settings.decoder, decoders))
+    encoder = find_encoder(settings.encoder)
+    try:
+        with warnings.catch_warnings(), _offline_if_unreachable(settings):
+            warnings.simplefilter("ignore", DeprecationWarning)
+            core = decoders[settings.decoder](
+                encoder_name=encoder,
+                encoder_weights=_choose_weights(settings, encoder),
+                in_channels=settings.in_channels,
+                classes=classes,
+                **EXTRA_ARGUMENTS.get(settings.decoder, {}),
+            )
+    except ModelError:
+        raise
+    except Exception as error:
+        if _is_download_error(error):
+            raise ModelError(_explain_download(settings, error)) from error
+        raise ModelError(
+            f"decoder {settings.decoder!r} cannot be built on encoder {settings.encoder!r}: {error} "
+            "Choose another pair; unet on resnet18 always works."
+        ) from error
+    if settings.encoder_weights not in ("none", "imagenet"):
+        _load_encoder(core.encoder, Path(settings.encoder_weights), settings.in_channels)
+    return Network(core, minimum=MINIMUM_EDGE.get(settings.decoder, 1))
+
+
+def find_encoder(name: str) -> str:
+    """Returns the name under which segmentation_models_pytorch knows an encoder.
+
+    Args:
+        name: Its own name, or a timm name with or without the `tu-` prefix and with or without a weight tag.
+
+    Raises:
+        ModelError: Nobody has it; the nearest name is suggested.
+    """
+    smp = import_smp()
+    import timm  # noqa: PLC0415
+
+    if name in smp.encoders.encoders:
+        return name
+    plain = name.removeprefix("tu-")
+    if timm.is_model(plain.split(".")[0]):
+        return f"tu-{plain}"
+    raise ModelError(unknown("encoder", name, [*smp.encoders.encoders, *timm.list_models()]))
+
+
+def _choose_weights(settings: ModelSettings, encoder: str) -> str | bool | None:
+    if settings.encoder_weights != "imagenet":
+        if settings.encoder_weights != "none" and not Path(settings.encoder_weights).is_file():
+            raise ModelError(
+                f"model.encoder_weights is {settings.encoder_weights!r}, and no such file exists; expected none, "
+                "imagenet or the path of a .safetensors file."
+            )
+        return None
+    return True if encoder.startswith("tu-") else "imagenet"
+
+
+@contextlib.contextmanager
+def _offline_if_unreachable(settings: ModelSettings) -> Iterator[None]:
+    """Looks only into the cache where the hub cannot be reached, instead of trying again for half a minute."""
+    proxies = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    if settings.encoder_weights != "imagenet" or proxies:
+        yield
+        return
+    from huggingface_hub import constants  # noqa: PLC0415
+
+    before = constants.HF_HUB_OFFLINE
+    host = urlsplit(constants.ENDPOINT)
+    try:
+        with socket.create_connection((host.hostname or "", host.port or 443), timeout=5):
+            pass
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _is_download_error(error: BaseException) -> bool:
+    """Says whether an error, or one it came from, is the hub's or the network's."""
+    seen: BaseException | None = error
+    while seen is not None:
+        module = type(seen).__module__.split(".")[0]
+        if module in ("huggingface_hub", "requests", "httpx", "httpx2", "httpcore", "urllib", "socket") or isinstance(
+            seen, ConnectionError
+        ):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _explain_download(settings: ModelSettings, error: BaseException) -> str:
+    return (
+        f"the ImageNet weights of encoder {settings.encoder!r} are not in the local cache and could not be downloaded "
+        f"({type(error).__name__}). Do one of these: connect this machine to the network and run the same command again; "
+        "on a connected machine run the same command once and copy its cache folder "
+        "(~/.cache/huggingface, or where HF_HOME points) here; give a local file with "
+        "--model.encoder-weights FILE.safetensors; or start without pretraining with --model.encoder-weights none."
+    )
+
+
+def _load_encoder(encoder: Any, path: Path, in_channels: int) -> None:
+    """Loads weights from a safetensors file; three-channel first filters are fitted to `in_channels`.
+
+    One channel sums the three filters, other numbers repeat them scaled by 3 / in_channels, so that a grey image gives
+    the response that its three copies would.
+    """
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path}: not a readable safetensors file ({error}). Pickled weights (.pth, .ckpt) are not loaded, because "
+            "they can run code; convert them with safetensors.torch.save_file."
+        ) from error
+    wanted = encoder.state_dict()
+    for key, weight in found.items():
+        if key in wanted and weight.ndim == 4 and weight.shape[1] == 3 and wanted[key].shape[1] == in_channels != 3:
+            repeated = weight[:, [i % 3 for i in range(in_channels)]] * (3 / in_channels)
+            found[key] = weight.sum(1, keepdim=True) if in_channels == 1 else repeated
+    missing = sorted(set(wanted) - set(found))
+    extra = sorted(set(found) - set(wanted))
+    wrong = sorted(k for k in set(wanted) & set(found) if wanted[k].shape != found[k].shape)
+    if missing or extra or wrong:
+        problems = "; ".join(
+            f"{len(keys)} {what} (first: {keys[0]})"
+            for what, keys in (("missing", missing), ("not of this encoder", extra), ("of another shape", wrong))
+            if keys
+        )
+        raise ModelError(f"{path}: these are not the weights of this encoder: tensors {problems}.")
+    encoder.load_state_dict(found)
