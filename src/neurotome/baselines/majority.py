@@ -1,0 +1,86 @@
+"""The weakest baseline: every pixel is the most frequent class of the training data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.classes import ClassSet
+from neurotome.datasets.base import Dataset
+from neurotome.errors import DatasetError
+from neurotome.normalize import Normalization, fit_normalization
+
+
+@dataclass(frozen=True)
+class MajorityPredictor:
+    """Gives every pixel the class frequencies of the training data; see `Predictor`.
+
+    Attributes:
+        classes: The classes.
+        normalization: The training data's; the prediction does not depend on it.
+        frequencies: Share of each class among the labelled training pixels, float32, shape (classes,).
+    """
+
+    classes: ClassSet
+    normalization: Normalization
+    frequencies: NDArray[np.float32]
+    in_channels: int = 1
+    halo: int = 0
+    stride: int = 1
+
+    def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the frequencies for every pixel.
+
+        Args:
+            patches: Shape (n, 1, y, x); only the shape matters.
+
+        Returns:
+            float32, shape (n, classes, y, x).
+        """
+        n, _, height, width = patches.shape
+        shape = (n, len(self.classes), height, width)
+        return np.broadcast_to(self.frequencies[:, None, None], shape).copy()
+
+
+def fit_majority(dataset: Dataset) -> MajorityPredictor:
+    """Counts the classes of the training split.
+
+    Args:
+        dataset: Must have a split `train`.
+
+    Raises:
+        DatasetError: There is no training split, or none of its pixels is labelled.
+        ImageError: The training images are constant.
+    """
+    counts = count_slices(dataset).sum(axis=0)
+    normalization = fit_normalization(cutout.volume for cutout in dataset.split("train"))
+    return MajorityPredictor(dataset.classes, normalization, (counts / counts.sum()).astype(np.float32))
+
+
+def count_slices(dataset: Dataset) -> NDArray[np.int64]:
+    """Returns the labelled pixels of each training slice per class; one slice is in memory at a time.
+
+    Args:
+        dataset: Must have a split `train`.
+
+    Returns:
+        Shape (slices of all cutouts, classes).
+
+    Raises:
+        DatasetError: There is no training split, or none of its pixels is labelled.
+    """
+    counts = np.stack(
+        [
+            dataset.classes.count(cutout.read_labels(z))
+            for cutout in dataset.split("train")
+            for z in range(cutout.volume.shape[0])
+        ]
+    )
+    if not counts.any():
+        raise DatasetError(
+            f"{dataset.name}: all training pixels have the ignore value {dataset.classes.ignore}; expected "
+            "labelled ones. Label some, or list other ids under splits: train."
+        )
+    return counts
