@@ -138,9 +138,10 @@ def sigmoid_focal(
     """
     logits, target, valid = _prepare(logits, labels, ignore)
     member = _compare(target, logits.shape[1])
-    signed = torch.where(member, logits, -logits)
-    loss = -torch.nn.functional.logsigmoid(signed)
-    loss = torch.sigmoid(-signed).clamp_min(SMALLEST_MISS).pow(gamma) * loss
+    # Logit of the wrong answer; where(member, -logits, logits) is several times slower.
+    wrong = logits * (1.0 - 2.0 * member)
+    loss = torch.nn.functional.softplus(wrong)
+    loss = torch.sigmoid(wrong).clamp_min(SMALLEST_MISS).pow(gamma) * loss
     if alpha is not None:
         loss = torch.where(member, alpha, 1 - alpha) * loss
     return _average(loss.sum(1), valid)
