@@ -1,0 +1,359 @@
+"""Augmentation of training batches, on the device: every sample draws its own transform.
+
+Flips and quarter turns only move pixels, so they are index operations and exact. Rotation, zoom and elastic
+deformation share one sampling grid, so an image is interpolated once; a sample that draws none of them is not
+interpolated at all. Intensities are expected standardised (mean about 0, standard deviation about 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from neurotome.errors import ImageError, SettingsError, unknown
+from neurotome.lazy import lazy_import
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy_import("torch")
+
+PADDINGS = ("reflection", "constant")
+CORNERS = ("ignore", "background")
+
+# Choi, Lee (2000), doi:10.1006/gmod.2000.0531: a 2D cubic B-spline deformation cannot fold while every
+# coefficient is below spacing / 2.046392675
+FOLDING = 2.046392675
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """What may happen to a training sample; a probability is per sample."""
+
+    enabled: bool = True
+    """Augment at all."""
+    flip_vertical: float = 0.5
+    """Probability of exchanging top and bottom."""
+    flip_horizontal: float = 0.5
+    """Probability of exchanging left and right."""
+    quarter_turns: bool = True
+    """Turn by 0, 90, 180 or 270 degrees, each equally likely; needs square patches."""
+    rotate_degrees: tuple[float, float] = (-45.0, 45.0)
+    """Range of rotation, counter-clockwise; (0, 0) is off. Quarter turns and -45..45 reach every angle."""
+    rotate_probability: float = 0.3
+    """Probability of rotating."""
+    scale: tuple[float, float] = (0.85, 1.2)
+    """Range of zoom factors, drawn log-uniformly; above 1 enlarges, (1, 1) is off."""
+    scale_probability: float = 0.3
+    """Probability of zooming."""
+    elastic_pixels: float = 6.0
+    """Largest elastic displacement along an axis, in pixels (about 0.28 of it is typical); 0 is off."""
+    elastic_spacing: float = 32.0
+    """Distance between the control points of the elastic deformation, in pixels."""
+    elastic_probability: float = 0.3
+    """Probability of deforming."""
+    padding: Literal["reflection", "constant"] = "reflection"
+    """Image beyond its border: mirrored, or `fill`."""
+    fill: float = 0.0
+    """Scaled grey value of constant padding: 0 is the training mean, -mean/std is grey value 0."""
+    corners: Literal["ignore", "background"] = "ignore"
+    """Label of pixels from beyond the border: not labelled, or class 0 (the founding report's recipe)."""
+    brightness: float = 0.2
+    """Largest value added or subtracted, in standard deviations of the training images; 0 is off."""
+    contrast: tuple[float, float] = (0.8, 1.25)
+    """Range of factors on the distance from the sample's mean, drawn log-uniformly; (1, 1) is off."""
+    gamma: tuple[float, float] = (0.8, 1.25)
+    """Range of exponents on grey values rescaled to the sample's range, log-uniform; (1, 1) is off."""
+    noise: float = 0.15
+    """Largest standard deviation of added Gaussian noise, in that of the training images; 0 is off."""
+    blur: float = 1.0
+    """Largest standard deviation of Gaussian blur, in pixels; 0 is off."""
+    intensity_probability: float = 0.3
+    """Probability of each of brightness, contrast, gamma, noise and blur."""
+
+
+def check_augment(settings: AugmentSettings) -> None:
+    """Checks that settings can work.
+
+    Raises:
+        SettingsError: Names the field, its value, and what is expected.
+    """
+    probabilities = (
+        "flip_vertical",
+        "flip_horizontal",
+        "rotate_probability",
+        "scale_probability",
+        "elastic_probability",
+        "intensity_probability",
+    )
+    for name in probabilities:
+        value = getattr(settings, name)
+        if not 0 <= value <= 1:
+            raise SettingsError(f"augment.{name} is {value}; expected a probability from 0 to 1.")
+    for name in ("elastic_pixels", "brightness", "noise", "blur"):
+        value = getattr(settings, name)
+        if not 0 <= value < math.inf:
+            raise SettingsError(f"augment.{name} is {value}; expected 0 (off) or more.")
+    for name in ("scale", "contrast", "gamma"):
+        low, high = getattr(settings, name)
+        if not 0 < low <= high < math.inf:
+            raise SettingsError(f"augment.{name} is {low}..{high}; expected 0 < low <= high; 1, 1 is off.")
+    low, high = settings.rotate_degrees
+    if not -math.inf < low <= high < math.inf:
+        raise SettingsError(f"augment.rotate_degrees is {low}..{high}; expected low <= high; 0, 0 is off.")
+    if not 1 <= settings.elastic_spacing < math.inf:
+        raise SettingsError(
+            f"augment.elastic_spacing is {settings.elastic_spacing}; expected 1 pixel or more."
+        )
+    if settings.elastic_pixels * FOLDING > settings.elastic_spacing:
+        raise SettingsError(
+            f"augment.elastic_pixels is {settings.elastic_pixels}, which can fold the image over itself at "
+            f"elastic_spacing {settings.elastic_spacing}; expected at most "
+            f"{settings.elastic_spacing / FOLDING:.3g}. Lower it or widen the spacing."
+        )
+    if not math.isfinite(settings.fill):
+        raise SettingsError(f"augment.fill is {settings.fill}; expected a finite scaled grey value.")
+    if settings.padding not in PADDINGS:
+        raise SettingsError(unknown("augment.padding", settings.padding, PADDINGS))
+    if settings.corners not in CORNERS:
+        raise SettingsError(unknown("augment.corners", settings.corners, CORNERS))
+
+
+def augment(
+    images: Tensor, labels: Tensor, settings: AugmentSettings, ignore: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Transforms every sample of a batch in its own way.
+
+    All channels of a sample (neighbouring slices) get the same geometry and grey-value curve; noise is
+    independent per pixel and channel. The inputs are left as they are.
+
+    Args:
+        images: Scaled grey values, float32, shape (n, c, y, x), on any device.
+        labels: Class ids or the ignore value, integers 0..255, shape (n, y, x), on the same device.
+        settings: What may happen.
+        ignore: Label value that means "not labelled".
+        generator: Source of all randomness, on the CPU, so that a seed gives the same draws on every device.
+
+    Returns:
+        Images and labels of the same shapes, dtypes and device.
+
+    Raises:
+        SettingsError: A setting cannot work, or quarter turns meet patches that are not square.
+        ImageError: The tensors are not of the shapes and dtypes above.
+    """
+    check_augment(settings)
+    fits = images.ndim == 4 and labels.shape == (len(images), *images.shape[2:])
+    if not fits or images.dtype != torch.float32 or labels.is_floating_point():
+        raise ImageError(
+            f"images are {images.dtype} {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}; "
+            "expected float32 (n, c, y, x) and integers (n, y, x)."
+        )
+    if not settings.enabled:
+        return images, labels
+    images, labels = _flip_and_turn(images, labels, settings, generator)
+    images, labels = _warp(images, labels, settings, ignore, generator)
+    images = _blur(images, settings, generator)
+    images = _change_contrast(images, settings, generator)
+    images = _change_gamma(images, settings, generator)
+    return _add_noise(images, settings, generator), labels
+
+
+def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def _log_uniform(count: int, bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
+    return _uniform(count, math.log(bounds[0]), math.log(bounds[1]), generator).exp()
+
+
+def _chance(count: int, probability: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator, dtype=torch.float64) < probability
+
+
+def _pick(count: int, probability: float, generator: torch.Generator) -> Tensor:
+    return _chance(count, probability, generator).nonzero()[:, 0]
+
+
+def _per_sample(values: Tensor, device: torch.device) -> Tensor:
+    return values.to(device, torch.float32).view(-1, 1, 1, 1)
+
+
+def _flip_and_turn(
+    images: Tensor, labels: Tensor, settings: AugmentSettings, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Flips, then turns counter-clockwise; equal to `torch.flip` and `torch.rot90`."""
+    count, _, height, width = images.shape
+    upside = _chance(count, settings.flip_vertical, generator)
+    sideways = _chance(count, settings.flip_horizontal, generator)
+    if settings.quarter_turns:
+        if height != width:
+            raise SettingsError(
+                f"augment.quarter_turns needs square patches, found {height} x {width} pixels; take square "
+                "patches or set quarter_turns to false."
+            )
+        turns = torch.randint(4, (count,), generator=generator)
+        # a quarter turn is a transposition and a flip; a flip before a transposition is the other one after
+        transposed = turns % 2 == 1
+        upside, sideways = sideways.where(transposed, upside), upside.where(transposed, sideways)
+        upside, sideways = upside ^ (turns % 3 != 0), sideways ^ (turns >= 2)
+        images, labels = _where(transposed, images, labels, lambda batch: batch.transpose(-1, -2))
+    images, labels = _where(upside, images, labels, lambda batch: batch.flip(-2))
+    return _where(sideways, images, labels, lambda batch: batch.flip(-1))
+
+
+def _where(
+    chosen: Tensor, images: Tensor, labels: Tensor, move: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    if not chosen.any():
+        return images, labels
+    kept = ~chosen.to(images.device).view(-1, 1, 1)
+    # the untouched batch comes first because the result takes the first one's memory order
+    return torch.where(kept[:, None], images, move(images)), torch.where(kept, labels, move(labels))
+
+
+def _warp(
+    images: Tensor, labels: Tensor, settings: AugmentSettings, ignore: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Rotates, zooms and deforms the samples that drew any of it."""
+    count = len(images)
+    angle = _uniform(count, *settings.rotate_degrees, generator).deg2rad()
+    angle = angle * _chance(count, settings.rotate_probability, generator)
+    zoom = _log_uniform(count, settings.scale, generator)
+    zoom = zoom.where(_chance(count, settings.scale_probability, generator), 1.0)
+    bend = _chance(count, settings.elastic_probability if settings.elastic_pixels else 0.0, generator)
+    picked = ((angle != 0) | (zoom != 1) | bend).nonzero()[:, 0]
+    if not len(picked):
+        return images, labels
+    grid = _build_grid(images, angle[picked], zoom[picked], bend[picked], settings, generator)
+    at = picked.to(images.device)
+    sample = torch.nn.functional.grid_sample
+    # mirrored tissue beyond the border: a constant would draw an edge that no image has, and the network
+    # would see it from the labelled pixels beside it
+    if settings.padding == "reflection":
+        warped = sample(images[at], grid, padding_mode="reflection", align_corners=False)
+    else:
+        warped = sample(images[at] - settings.fill, grid, align_corners=False) + settings.fill
+    # shifted so that the zeros beyond the border are the invented pixels' label, whatever the classes
+    invented = ignore if settings.corners == "ignore" else 0
+    shifted = labels[at].to(torch.float32)[:, None] - invented
+    moved = sample(shifted, grid, mode="nearest", align_corners=False)[:, 0] + invented
+    return images.index_copy(0, at, warped), labels.index_copy(0, at, moved.to(labels.dtype))
+
+
+def _build_grid(
+    images: Tensor,
+    angle: Tensor,
+    zoom: Tensor,
+    bend: Tensor,
+    settings: AugmentSettings,
+    generator: torch.Generator,
+) -> Tensor:
+    """Returns where each pixel of the result comes from, shape (n, y, x, 2), for `align_corners=False`.
+
+    Args:
+        images: Shape (..., y, x); gives size and device.
+        angle: Counter-clockwise rotation in radians, shape (n,).
+        zoom: Enlargement, shape (n,).
+        bend: Whether to deform, shape (n,).
+        settings: Gives the elastic amplitude and spacing.
+        generator: Draws the control points' displacements.
+    """
+    height, width = images.shape[-2:]
+    device = images.device
+    y = (torch.arange(height, device=device) + (0.5 - height / 2)).view(1, -1, 1)
+    x = (torch.arange(width, device=device) + (0.5 - width / 2)).view(1, 1, -1)
+    if bend.any():
+        rows = _bspline_weights(height, settings.elastic_spacing)
+        columns = _bspline_weights(width, settings.elastic_spacing)
+        knots = 2 * torch.rand(len(bend), 2, rows.shape[1], columns.shape[1], generator=generator) - 1
+        knots = knots * (settings.elastic_pixels * bend).to(torch.float32).view(-1, 1, 1, 1)
+        shift = rows.to(device) @ knots.to(device) @ columns.to(device).T
+        # in pixels of the result, where zoom cannot make the deformation fold
+        y, x = y + shift[:, 0], x + shift[:, 1]
+    cosine = _per_sample(angle.cos() / zoom, device)[..., 0]
+    sine = _per_sample(angle.sin() / zoom, device)[..., 0]
+    source_x = (x * cosine - y * sine) * (2 / width)
+    source_y = (x * sine + y * cosine) * (2 / height)
+    return torch.stack((source_x, source_y), dim=-1)
+
+
+def _bspline_weights(size: int, spacing: float) -> Tensor:
+    """Returns the weight of each control point at each pixel centre, float32, shape (size, control points).
+
+    The uniform cubic B-spline of free-form deformation (Rueckert et al. 1999, doi:10.1109/42.796284). Weights
+    are not negative and sum to 1, so no pixel moves further than a control point.
+    """
+    position = (torch.arange(size, dtype=torch.float64) + 0.5) / spacing
+    knots = torch.arange(-1, math.ceil(size / spacing) + 2, dtype=torch.float64)
+    distance = (position[:, None] - knots).abs()
+    near = 2 / 3 - distance**2 + distance**3 / 2
+    far = (2 - distance).clamp(min=0) ** 3 / 6
+    return torch.where(distance < 1, near, far).to(torch.float32)
+
+
+def _blur(images: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
+    """Blurs with a Gaussian cut at three of the largest standard deviations; border pixels are repeated."""
+    if not settings.blur:
+        return images
+    picked = _pick(len(images), settings.intensity_probability, generator)
+    if not len(picked):
+        return images
+    # a sampled Gaussian narrower than this is 1 at its centre in float32, and 0 would divide by 0
+    sigma = _uniform(len(picked), 0.0, settings.blur, generator).clamp(min=0.05)
+    reach = math.ceil(3 * settings.blur)
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma[:, None]) ** 2)
+    taps = (taps / taps.sum(dim=1, keepdim=True)).repeat_interleave(images.shape[1], dim=0)
+    kernels = _per_sample(taps, images.device).view(len(taps), 1, 1, -1)
+    at = picked.to(images.device)
+    functional = torch.nn.functional
+    planes = images[at].flatten(0, 1)[None]  # every channel of every sample is a channel of one image
+    planes = functional.pad(planes, (reach, reach, reach, reach), mode="replicate")
+    planes = functional.conv2d(planes, kernels, groups=len(taps))
+    planes = functional.conv2d(planes, kernels.transpose(-1, -2), groups=len(taps))
+    return images.index_copy(0, at, planes.view(len(picked), *images.shape[1:]))
+
+
+def _change_contrast(images: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
+    """Stretches grey values about the sample's mean, then adds brightness."""
+    count = len(images)
+    probability = settings.intensity_probability
+    added = _uniform(count, -settings.brightness, settings.brightness, generator)
+    added = added * _chance(count, probability, generator)
+    factor = _log_uniform(count, settings.contrast, generator)
+    factor = factor.where(_chance(count, probability, generator), 1.0)
+    if not added.any() and bool((factor == 1).all()):
+        return images
+    stretch = _per_sample(factor, images.device)
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return images * stretch + (mean * (1 - stretch) + _per_sample(added, images.device))
+
+
+def _change_gamma(images: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
+    """Raises grey values, rescaled to 0..1 over the sample, to a power, and scales them back."""
+    if settings.gamma == (1, 1):
+        return images
+    picked = _pick(len(images), settings.intensity_probability, generator)
+    if not len(picked):
+        return images
+    exponent = _per_sample(_log_uniform(len(picked), settings.gamma, generator), images.device)
+    at = picked.to(images.device)
+    chosen = images[at]
+    low = chosen.amin(dim=(1, 2, 3), keepdim=True)
+    span = chosen.amax(dim=(1, 2, 3), keepdim=True) - low
+    share = (chosen - low) / torch.where(span > 0, span, 1.0)
+    return images.index_copy(0, at, share**exponent * span + low)
+
+
+def _add_noise(images: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
+    """Adds independent Gaussian noise to every pixel."""
+    if not settings.noise:
+        return images
+    picked = _pick(len(images), settings.intensity_probability, generator)
+    if not len(picked):
+        return images
+    sigma = _per_sample(_uniform(len(picked), 0.0, settings.noise, generator), images.device)
+    noise = torch.randn((len(picked), *images.shape[1:]), generator=generator).to(images.device)
+    return images.index_add(0, picked.to(images.device), noise * sigma)
