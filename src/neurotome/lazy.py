@@ -45,3 +45,31 @@ def import_extra(name: str, extra: str) -> ModuleType:
         raise NeurotomeError(
             f"{name} is not installed, and this needs it. Install it with: pip install 'neurotome[{extra}]'"
         ) from error
+
+
+def mend_torchvision() -> None:
+    """Makes `import torchvision` work where its compiled operators do not fit torch; call before what imports it.
+
+    A torch built for the CPU beside torchvision's CUDA build cannot load those operators, and the import then fails
+    while it describes two of them. Nothing here calls them, so declaring their signatures is enough.
+    """
+    if "torchvision" in sys.modules:
+        return
+    import torch  # noqa: PLC0415
+
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        declared = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            declared.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEPT.append(declared)
+        importlib.import_module("torchvision")
+
+
+_KEPT: list[object] = []
+"""Operator libraries vanish with their last reference."""

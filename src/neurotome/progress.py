@@ -30,6 +30,15 @@ class Progress:
     def __init__(
         self, title: str, total: float, unit: str = "", *, stream: TextIO | None = None, interval_s: float = 30.0
     ) -> None:
+        """Starts the clock.
+
+        Args:
+            title: What is done.
+            total: What `update` counts up to.
+            unit: What is counted; the rate is shown if it is given.
+            stream: Where to write; standard error if not given.
+            interval_s: Seconds between plain lines where the stream is no terminal.
+        """
         self.title, self.total, self.unit = title, total, unit
         self.stream = sys.stderr if stream is None else stream
         self.live = self.stream.isatty()
@@ -63,7 +72,8 @@ class Progress:
         parts = [f"{share:4.0%}"]
         if fresh > 0 and elapsed > 0:
             rate = fresh / elapsed
-            parts.append(f"{rate:.3g} {self.unit}/s" if self.unit else f"{rate:.3g}/s")
+            if self.unit:
+                parts.append(f"{rate:.3g} {self.unit}/s")
             parts.append(f"{format_duration((self.total - done) / rate)} left")
         if note:
             parts.append(note)

@@ -42,19 +42,23 @@ class Volume:
         z, y, x = self.data.shape
         return z, y, x
 
-    def read_context(self, z: int, slices: int) -> NDArray[Any]:
+    def read_context(
+        self, z: int, slices: int, rows: slice = slice(None), columns: slice = slice(None)
+    ) -> NDArray[Any]:
         """Returns slice `z` with its neighbours as channels; beyond the ends the last slice is repeated.
 
         Args:
             z: The slice in the middle.
             slices: Odd number of slices.
+            rows: Which rows to read.
+            columns: Which columns to read.
 
         Returns:
             Shape (slices, y, x), in the volume's own dtype.
         """
-        reach = slices // 2
-        picked = np.clip(np.arange(z - reach, z + reach + 1), 0, self.data.shape[0] - 1)
-        return np.asarray(self.data[picked])
+        reach, last = slices // 2, self.data.shape[0] - 1
+        picked = [min(max(i, 0), last) for i in range(z - reach, z + reach + 1)]
+        return np.stack([self.data[i, rows, columns] for i in picked])
 
 
 def to_display(grey: NDArray[Any], low: float | None = None, high: float | None = None) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,16 @@ class Dataset:
         if not self.splits[name]:
             raise DatasetError(f"{self.name}: split {name!r} is empty; list at least one image id in dataset.yaml.")
         return self.splits[name]
+
+    def fingerprint(self, name: str) -> str:
+        """Returns the SHA-256 of a split's images and labels, by which training data are told apart."""
+        digest = hashlib.sha256()
+        for cutout in self.split(name):
+            digest.update(repr((cutout.name, cutout.volume.shape, str(cutout.volume.data.dtype))).encode())
+            for z in range(cutout.volume.shape[0]):
+                digest.update(np.ascontiguousarray(cutout.volume.data[z]).tobytes())
+                digest.update(cutout.read_labels(z).tobytes())
+        return digest.hexdigest()
 
     @property
     def voxel_size_um(self) -> tuple[float, float, float] | None:

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from neurotome.errors import ModelError, unknown
-from neurotome.lazy import lazy_import
+from neurotome.lazy import mend_torchvision
 
 if TYPE_CHECKING:
     from neurotome.models.net import Network
-else:
-    torch = lazy_import("torch")
 
 
 EXTRA_ARGUMENTS = {"dpt": {"dynamic_img_size": True}}
@@ -46,32 +44,11 @@ class ModelSettings:
 
 
 def import_smp() -> Any:
-    """Imports segmentation_models_pytorch, also where torchvision's compiled operators do not fit torch.
-
-    A torch built for the CPU beside torchvision's CUDA build cannot load torchvision's operators, and then
-    `import torchvision` fails while it describes two of them. Nothing here calls them, so declaring their signatures is
-    enough.
-    """
-    declared = torch.library.Library("torchvision", "FRAGMENT")
-    try:
-        import torchvision  # noqa: F401, PLC0415
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        for name in ("nms", "qnms"):
-            declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _forget_torchvision()
+    """Imports segmentation_models_pytorch, with a torchvision that it can import."""
+    mend_torchvision()
     import segmentation_models_pytorch as smp  # noqa: PLC0415
 
-    import_smp.declared = declared  # type: ignore[attr-defined]  # the library vanishes with its handle
     return smp
-
-
-def _forget_torchvision() -> None:
-    import sys  # noqa: PLC0415
-
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
 
 
 def build_network(settings: ModelSettings, classes: int) -> Network:

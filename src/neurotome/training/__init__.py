@@ -1,0 +1,1 @@
+"""Training: patches from a sampler, a Lightning module, a run folder that survives being killed."""

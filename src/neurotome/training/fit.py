@@ -1,0 +1,392 @@
+"""fit: trains a network into a run folder; run again after any interruption, it goes on where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import math
+import os
+import re
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
+
+from neurotome.atomic import atomic_path, write_json, write_text
+from neurotome.augment import AugmentSettings, check_augment
+from neurotome.datasets.base import Dataset
+from neurotome.errors import RunError, SettingsError
+from neurotome.lazy import import_extra, mend_torchvision
+from neurotome.losses import LossSettings, build_loss
+from neurotome.models.build import ModelSettings, build_network
+from neurotome.models.folder import save_model
+from neurotome.normalize import fit_normalization
+from neurotome.progress import Progress
+from neurotome.training.sampler import PatchSampler, SampleSettings, collect_slices
+
+if TYPE_CHECKING:
+    import lightning
+
+    from neurotome.training.module import SegmentationModule
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How the network is trained."""
+
+    epochs: int = 100
+    """Most epochs; after each one the validation slices are scored and a checkpoint is written."""
+
+    steps_per_epoch: int = 0
+    """Steps per epoch; 0: one pass over the training pixels, but at least 50."""
+
+    max_time: str = ""
+    """Most training time, such as 90s, 12m or 2h; the schedule ends with it. Empty: no limit."""
+
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Optimiser; sgd has Nesterov momentum 0.9."""
+
+    learning_rate: float = 2e-3
+    """Highest learning rate."""
+
+    weight_decay: float = 0.01
+    """Weight decay."""
+
+    schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
+    """How the learning rate falls."""
+
+    warmup: float = 0.05
+    """Share of the training over which the learning rate rises; one-cycle has its own."""
+
+    clip: float = 1.0
+    """Largest norm of the gradient; 0: not clipped."""
+
+    average: float = 0.0
+    """Decay of a moving average of the weights that is validated and saved instead of them; 0: none."""
+
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    """Arithmetic; auto: mixed precision on a GPU, 32 bit on a CPU, where it is faster."""
+
+    patience: int = 0
+    """Stop after this many epochs without a better validation macro F1; 0: never."""
+
+    val_slices: int = 0
+    """Validate on this many slices, evenly spread; 0: on all."""
+
+    normalization: Literal["dataset", "image"] = "dataset"
+    """Scale grey values by the training data's mean and standard deviation, or by each image's own."""
+
+    seed: int = 0
+    """Seed of the weights, the patches and the augmentation."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train."""
+
+    tensorboard: bool = False
+    """Write TensorBoard logs too (extra: track)."""
+
+    @property
+    def max_seconds(self) -> float:
+        """`max_time` in seconds, 0 for no limit."""
+        return parse_duration(self.max_time)
+
+
+def parse_duration(text: str) -> float:
+    """Returns the seconds of 90s, 12m, 1.5h or a plain number of seconds; 0 for an empty text.
+
+    Raises:
+        SettingsError: It is none of these.
+    """
+    if not text:
+        return 0.0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)?", str(text).strip())
+    if match is None or float(match[1]) == 0:
+        raise SettingsError(f"train.max_time is {text!r}; expected a time such as 90s, 12m or 2h.")
+    return float(match[1]) * {"s": 1, None: 1, "m": 60, "min": 60, "h": 3600}[match[2]]
+
+
+def check_training(settings: TrainSettings) -> None:
+    """Checks that settings can work.
+
+    Raises:
+        SettingsError: Names the field, its value, and what is expected.
+    """
+    checks = {
+        "epochs": settings.epochs >= 1,
+        "steps_per_epoch": settings.steps_per_epoch >= 0,
+        "learning_rate": 0 < settings.learning_rate < math.inf,
+        "weight_decay": 0 <= settings.weight_decay < math.inf,
+        "warmup": 0 <= settings.warmup < 1,
+        "clip": 0 <= settings.clip < math.inf,
+        "average": 0 <= settings.average < 1,
+        "patience": settings.patience >= 0,
+        "val_slices": settings.val_slices >= 0,
+        "seed": 0 <= settings.seed < 2**31,
+    }
+    for name, fine in checks.items():
+        if not fine:
+            raise SettingsError(
+                f"train.{name} is {getattr(settings, name)}; out of range, see neurotome train --help."
+            )
+    parse_duration(settings.max_time)
+
+
+def fit(
+    dataset: Dataset,
+    run: Path,
+    *,
+    model: ModelSettings = ModelSettings(),
+    sample: SampleSettings = SampleSettings(),
+    augment: AugmentSettings = AugmentSettings(),
+    loss: LossSettings = LossSettings(),
+    train: TrainSettings = TrainSettings(),
+) -> None:
+    """Trains a network; goes on from `checkpoints/last.ckpt` if the run has one.
+
+    Writes, after every epoch: `model/` (the best by validation macro F1), `checkpoints/last.ckpt` and `best.ckpt`,
+    `metrics.csv` and `training.json`.
+
+    Args:
+        dataset: Has the splits train and val.
+        run: Run folder; its config.yaml has been checked by the caller.
+        model: Which network.
+        sample: How patches are drawn.
+        augment: What happens to them.
+        loss: What is minimised.
+        train: How.
+
+    Raises:
+        SettingsError: A setting cannot work.
+        TrainingError: The loss is not finite.
+    """
+    check_training(train)
+    check_augment(augment)
+    if _is_finished(run):
+        return
+    mend_torchvision()  # torchmetrics imports it, and lightning torchmetrics
+    import lightning  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    from neurotome.models.net import NetPredictor, measure_halo  # noqa: PLC0415
+    from neurotome.training.module import SegmentationModule  # noqa: PLC0415
+
+    cutouts = dataset.split("train")
+    normalization = fit_normalization((c.volume for c in cutouts), train.normalization)
+    sampler = PatchSampler(cutouts, dataset.classes, sample, normalization, model.in_channels, train.seed)
+    held_out = dataset.split("val")
+    validation = [(held_out[c], z) for c, z in collect_slices(held_out, train.val_slices)]
+
+    torch.manual_seed(train.seed)
+    net = build_network(model, len(dataset.classes)).to(memory_format=torch.channels_last)
+    halo, bounded = measure_halo(net, model.in_channels)
+    predictor = NetPredictor(
+        net, model, dataset.classes, normalization, halo, bounded, sample.patch, dataset.voxel_size_um
+    )
+    net.train()
+    steps = train.steps_per_epoch or max(50, sampler.steps_per_pass)
+    criterion = build_loss(loss, dataset.classes, sampler.counts.sum(0))
+    module = SegmentationModule(predictor, criterion, sampler, validation, augment, train, steps)
+    facts = {
+        "dataset": dataset.name,
+        "licence": dataset.licence,
+        "citation": dataset.citation,
+        "training_data_sha256": dataset.fingerprint("train"),
+    }
+    keeper = _build_keeper(run, module, facts)
+    last = run / "checkpoints" / "last.ckpt"
+    with _quiet_lightning():
+        trainer = lightning.Trainer(
+            accelerator={"auto": "auto", "cuda": "gpu"}.get(train.device, train.device),
+            devices=1,
+            precision=choose_precision(train),
+            max_epochs=train.epochs,
+            gradient_clip_val=train.clip or None,
+            logger=_build_logger(run) if train.tensorboard else False,
+            callbacks=[keeper],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+            default_root_dir=run,
+        )
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(module, ckpt_path=last if last.is_file() else None, weights_only=True)
+        except SystemExit as stopped:
+            # Lightning turns Ctrl-C into an exit and leaves the signal ignored
+            raise KeyboardInterrupt from stopped
+        finally:
+            if signal.getsignal(signal.SIGINT) is not handler and handler is not None:
+                signal.signal(signal.SIGINT, handler)
+
+
+def choose_precision(settings: TrainSettings) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+    """Returns Lightning's name of the arithmetic; `auto` is mixed only where that was measured to be faster."""
+    import torch  # noqa: PLC0415
+
+    if settings.precision == "auto":
+        if settings.device in ("auto", "cuda") and torch.cuda.is_available():
+            return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+        return "32-true"
+    names: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+        "32": "32-true",
+        "bf16": "bf16-mixed",
+        "16": "16-mixed",
+    }
+    return names[settings.precision]
+
+
+def measure_peak_memory() -> int:
+    """Returns the peak memory in bytes: of the GPU if one is used, otherwise of this process."""
+    import torch  # noqa: PLC0415
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):
+        return int(memory.peak_wset)
+    import resource  # noqa: PLC0415
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _is_finished(run: Path) -> bool:
+    import json  # noqa: PLC0415
+
+    path = run / "training.json"
+    return path.is_file() and bool(json.loads(path.read_text())["finished"])
+
+
+def _build_logger(run: Path) -> Any:
+    import_extra("tensorboard", "track")
+    from lightning.pytorch.loggers import TensorBoardLogger  # noqa: PLC0415
+
+    return TensorBoardLogger(save_dir=run, name="tensorboard", version="")
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keeps Lightning's advertisements and hints about settings that are chosen on purpose from the terminal."""
+    import logging  # noqa: PLC0415
+
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def _build_keeper(run: Path, module: SegmentationModule, facts: dict[str, Any]) -> lightning.Callback:
+    """Returns the callback that shows progress and keeps the run folder true."""
+    import lightning  # noqa: PLC0415
+
+    class Keeper(lightning.Callback):
+        def __init__(self) -> None:
+            self.progress = Progress("training", 1.0)
+            self.first_step_seconds: float | None = None
+            self.step_seconds: list[float] = []
+            self.step_began = 0.0
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.progress.start_at(module.share_done())
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            self.step_began = time.monotonic()
+            if self.first_step_seconds is None:
+                self.first_step_seconds = time.time() - psutil.Process().create_time()
+
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            self.step_seconds.append(time.monotonic() - self.step_began)
+            self.progress.update(module.share_done(), self.describe())
+            if module.settings.max_seconds and module.elapsed() >= module.settings.max_seconds:
+                trainer.should_stop = True
+
+        def describe(self) -> str:
+            scored = [row["val_macro_f1"] for row in module.history if row["val_macro_f1"] is not None]
+            best = f", val macro F1 {scored[-1]:.3f} (best {max(scored):.3f})" if scored else ""
+            return f"step {module.global_step}, loss {module.last_loss:.3f}{best}"
+
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            score = module.history[-1]["val_macro_f1"]
+            improved = score is not None and score > module.best
+            module.stale = 0 if improved else module.stale + 1
+            if improved or not (run / "model" / "model.json").is_file():
+                module.best = score if score is not None else module.best
+                save_model(module.predictor, run / "model", {**facts, "val_macro_f1": score})
+            if module.settings.patience and module.stale >= module.settings.patience:
+                trainer.should_stop = True
+            checkpoints = run / "checkpoints"
+            with atomic_path(checkpoints / "last.ckpt") as temporary:
+                trainer.save_checkpoint(temporary)
+            if improved:
+                _link(checkpoints / "last.ckpt", checkpoints / "best.ckpt")
+            write_text(run / "metrics.csv", _format_rows(module.history))
+            self.write_summary(finished=False)
+
+        def write_summary(self, *, finished: bool) -> None:
+            steps = sorted(self.step_seconds)
+            write_json(
+                run / "training.json",
+                {
+                    "finished": finished,
+                    "epochs": len(module.history),
+                    "steps": module.global_step,
+                    "seconds": round(module.elapsed(), 3),
+                    "best_val_macro_f1": module.best if math.isfinite(module.best) else None,
+                    "seconds_to_first_step": self.first_step_seconds,
+                    "median_step_seconds": steps[len(steps) // 2] if steps else None,
+                    "peak_memory_bytes": measure_peak_memory(),
+                    "precision": choose_precision(module.settings),
+                    "device": str(module.device),
+                },
+            )
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            self.write_summary(finished=True)
+            self.progress.finish(self.describe())
+
+    return Keeper()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Gives a file a second name; a copy where the file system has no hard links."""
+    with atomic_path(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            temporary.write_bytes(source.read_bytes())
+
+
+def _format_rows(rows: list[dict[str, float | None]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def check_run_folder(run: Path) -> None:
+    """Checks that a folder is new, empty, or a run.
+
+    Raises:
+        RunError: It holds something else.
+    """
+    if run.exists() and not run.is_dir():
+        raise RunError(f"{run}: a file is in the way; choose another run folder with --out.")
+    if run.is_dir() and any(run.iterdir()) and not (run / "config.yaml").is_file():
+        raise RunError(f"{run}: this folder holds files that are not a run; choose a new folder with --out.")

@@ -1,0 +1,178 @@
+"""Draws training patches from cutouts; batch number `step` depends on the seed and `step` alone.
+
+That makes resuming exact: whoever asks for batch 1234 gets the same patches, however often training was stopped before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.classes import ClassSet
+from neurotome.datasets.base import Cutout
+from neurotome.errors import SettingsError
+from neurotome.normalize import Normalization
+
+Place = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How patches are drawn."""
+
+    patch: int = 256
+    """Edge of a patch in pixels; images smaller than that are padded with pixels that are not learned."""
+
+    batch: int = 8
+    """Patches per step."""
+
+    order: Literal["random", "sequential"] = "random"
+    """random, or sequential: fixed tiles, slice after slice, without shuffling (the founding report's)."""
+
+    rare: float = 0.33
+    """Share of random patches placed on a pixel of a class drawn evenly, so that rare classes are seen."""
+
+
+class PatchSampler:
+    """Draws batches of patches."""
+
+    def __init__(
+        self,
+        cutouts: Sequence[Cutout],
+        classes: ClassSet,
+        settings: SampleSettings,
+        normalization: Normalization,
+        in_channels: int,
+        seed: int,
+    ) -> None:
+        """Counts the classes of every slice.
+
+        Args:
+            cutouts: Where patches come from; labels are read slice by slice and never held.
+            classes: What the labels mean.
+            settings: How patches are drawn.
+            normalization: How grey values are scaled.
+            in_channels: Neighbouring slices per patch.
+            seed: Together with the step it decides a batch.
+
+        Raises:
+            SettingsError: A setting is out of range, or the patch is larger than every image.
+        """
+        if settings.patch < 8 or settings.batch < 1 or not 0 <= settings.rare <= 1:
+            raise SettingsError(
+                f"sample.patch is {settings.patch} (at least 8), sample.batch {settings.batch} (at least 1), sample.rare "
+                f"{settings.rare} (0 to 1)."
+            )
+        largest = max(cutouts, key=lambda cutout: min(cutout.volume.shape[1:]))
+        if settings.patch > min(largest.volume.shape[1:]):
+            raise SettingsError(
+                f"sample.patch is {settings.patch}, larger than every training image; the largest is "
+                f"{largest.volume.path or largest.name} with {largest.volume.shape[1]} x {largest.volume.shape[2]} pixels. "
+                f"Use --sample.patch {max(8, min(largest.volume.shape[1:]) // 32 * 32)}."
+            )
+        self.cutouts, self.classes, self.settings = cutouts, classes, settings
+        self.in_channels, self.seed = in_channels, seed
+        self.scales = [normalization.scale_for(cutout.volume) for cutout in cutouts]
+        self.slices = [(c, z) for c, cutout in enumerate(cutouts) for z in range(cutout.volume.shape[0])]
+        self.counts = np.array([classes.count(cutouts[c].read_labels(z)) for c, z in self.slices])
+        if not self.counts.any():
+            raise SettingsError("no training pixel has a label; every pixel is ignored. Label some pixels.")
+        sizes = np.array([np.prod(cutouts[c].volume.shape[1:]) for c, _ in self.slices], float)
+        self.slice_probs = sizes / sizes.sum()
+        self.tiles = self._plan_tiles() if settings.order == "sequential" else []
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Batches that together hold about as many pixels as the training slices."""
+        if self.tiles:
+            return -(-len(self.tiles) // self.settings.batch)
+        pixels = sum(int(np.prod(c.volume.shape)) for c in self.cutouts)
+        return max(1, round(pixels / (self.settings.patch**2 * self.settings.batch)))
+
+    def draw(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Returns batch number `step`.
+
+        Returns:
+            Scaled images, shape (n, in_channels, patch, patch), and labels, shape (n, patch, patch). Only the last batch of
+            a sequential pass has fewer than `batch` patches.
+        """
+        if self.tiles:
+            first = step % self.steps_per_pass * self.settings.batch
+            places = self.tiles[first : first + self.settings.batch]
+        else:
+            generator = np.random.default_rng([self.seed, step])
+            places = [self._draw_place(generator) for _ in range(self.settings.batch)]
+        images, labels = zip(*(self._cut(place) for place in places), strict=True)
+        return np.stack(images), np.stack(labels)
+
+    def _plan_tiles(self) -> list[Place]:
+        edge = self.settings.patch
+        return [
+            (c, z, y, x)
+            for c, z in self.slices
+            for y in _tile_starts(self.cutouts[c].volume.shape[1], edge)
+            for x in _tile_starts(self.cutouts[c].volume.shape[2], edge)
+        ]
+
+    def _draw_place(self, generator: np.random.Generator) -> Place:
+        if generator.random() < self.settings.rare:
+            return self._draw_on_class(generator)
+        c, z = self.slices[generator.choice(len(self.slices), p=self.slice_probs)]
+        _, height, width = self.cutouts[c].volume.shape
+        edge = self.settings.patch
+        return (
+            c,
+            z,
+            int(generator.integers(0, max(1, height - edge + 1))),
+            int(generator.integers(0, max(1, width - edge + 1))),
+        )
+
+    def _draw_on_class(self, generator: np.random.Generator) -> Place:
+        """Draws a class, then one of its pixels, then a patch that holds the pixel anywhere."""
+        wanted = int(generator.choice(np.flatnonzero(self.counts.sum(0))))
+        share = self.counts[:, wanted] / self.counts[:, wanted].sum()
+        c, z = self.slices[generator.choice(len(self.slices), p=share)]
+        labels = self.cutouts[c].read_labels(z)
+        pixel = int(generator.choice(np.flatnonzero(labels.reshape(-1) == wanted)))
+        starts = []
+        for at, size in zip(divmod(pixel, labels.shape[1]), labels.shape, strict=True):
+            start = at - int(generator.integers(0, self.settings.patch))
+            starts.append(int(np.clip(start, 0, max(0, size - self.settings.patch))))
+        return c, z, starts[0], starts[1]
+
+    def _cut(self, place: Place) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        c, z, y, x = place
+        cutout, edge = self.cutouts[c], self.settings.patch
+        rows, columns = slice(y, y + edge), slice(x, x + edge)
+        image = self.scales[c].apply(cutout.volume.read_context(z, self.in_channels, rows, columns))
+        labels = cutout.read_labels(z, rows, columns)
+        below, right = edge - labels.shape[0], edge - labels.shape[1]
+        if below or right:
+            image = np.pad(image, ((0, 0), (0, below), (0, right)), mode="symmetric")
+            labels = np.pad(labels, ((0, below), (0, right)), constant_values=self.classes.ignore)
+        return image, labels
+
+
+def _tile_starts(size: int, edge: int) -> list[int]:
+    """Returns where tiles begin so that they cover an axis; the last one is moved inside."""
+    starts = list(range(0, max(1, size - edge + 1), edge))
+    if starts[-1] + edge < size:
+        starts.append(size - edge)
+    return starts
+
+
+def collect_slices(cutouts: Sequence[Cutout], limit: int) -> list[tuple[int, int]]:
+    """Returns (cutout, z) of all slices, or of `limit` of them evenly spread.
+
+    Args:
+        cutouts: Where the slices are.
+        limit: Most slices to return; 0 for all.
+    """
+    slices: list[Any] = [(c, z) for c, cutout in enumerate(cutouts) for z in range(cutout.volume.shape[0])]
+    if limit and len(slices) > limit:
+        slices = [slices[round(i)] for i in np.linspace(0, len(slices) - 1, limit)]
+    return slices
