@@ -269,7 +269,7 @@ def save_truncatable(path: Path, data: NDArray[Any]) -> None:
 
 
 def read_or_refuse(path: Path) -> NDArray[Any] | None:
-    """Returns the pixels, or None where an ImageError refuses the file; anything else that is raised is a bug."""
+    """Returns the pixels, or None where an ImageError refuses the file; any other error is a bug."""
     with contextlib.suppress(ImageError):
         return read_image(path).data
     return None

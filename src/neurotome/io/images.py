@@ -24,8 +24,8 @@ from neurotome.volume import Volume
 SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 GREY_DTYPES = ("uint8", "uint16", "float32")
 
-# A claim of more pixels than the file can hold would fill the memory before the decoder notices. Deflate packs
-# at most 1032 bytes into one (zlib's technical details); other codecs of a TIFF pack equal pixels tighter.
+# A claim of more pixels than the file can hold would fill the memory before the decoder notices. Deflate
+# packs at most 1032 bytes into one (zlib's technical details); other codecs of TIFF pack equal pixels more.
 PNG_RATIO = 1100
 TIFF_RATIO = 100_000
 

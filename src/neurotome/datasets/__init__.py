@@ -1,0 +1,43 @@
+"""Annotated images: one way to open every kind of dataset."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from neurotome.datasets.base import Dataset
+from neurotome.datasets.folder import open_folder
+from neurotome.datasets.mtneuro import open_mtneuro
+from neurotome.errors import DatasetError, unknown
+
+KINDS = ("mtneuro:<folder>", "mtneuro:<folder>@<variant>", "phantom", "<folder with dataset.yaml>")
+
+
+def open_dataset(spec: str | Path | Dataset) -> Dataset:
+    """Opens a dataset of any kind; an open one is returned as it is.
+
+    Args:
+        spec: A folder with dataset.yaml, `mtneuro:<folder>` or `mtneuro:<folder>@<variant>` with the variant
+            4class, 4class-with-zi or 3class, or `phantom` for a synthetic one with default settings. Write
+            `./phantom` for a folder of that name.
+
+    Raises:
+        DatasetError: There is no such folder or kind, or the dataset contradicts itself.
+        ImageError: One of its files cannot be used.
+    """
+    if isinstance(spec, Dataset):
+        return spec
+    if isinstance(spec, str) and spec == "phantom":
+        from neurotome.datasets.phantom import PhantomSettings, make_phantom
+
+        return make_phantom(PhantomSettings())
+    # Two letters at least: a single one is a drive of Windows.
+    prefix = re.match(r"(\w[\w-]+):(.*)", str(spec), re.DOTALL)
+    if prefix is None or Path(spec).exists():
+        return open_folder(spec)
+    if prefix[1] != "mtneuro":
+        raise DatasetError(f"{spec}: {unknown('kind of dataset', prefix[1], KINDS)}")
+    folder, at, variant = prefix[2].rpartition("@")
+    if not at or "/" in variant:
+        return open_mtneuro(prefix[2])
+    return open_mtneuro(folder, variant)

@@ -1,0 +1,133 @@
+"""What is in a dataset: pixels per class, grey values, imbalance (Table 1 of the founding report)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.classes import ClassSet
+from neurotome.datasets.base import Cutout, Dataset
+from neurotome.errors import DatasetError
+from neurotome.normalize import measure_grey
+
+BINS = 256
+
+
+def count_classes(cutouts: Iterable[Cutout], classes: ClassSet) -> NDArray[np.int64]:
+    """Returns the pixels per class, shape (classes,); ignored pixels are left out. Reads slice by slice."""
+    counts = np.zeros(len(classes), np.int64)
+    for cutout in cutouts:
+        for z in range(cutout.volume.shape[0]):
+            counts += classes.count(cutout.read_labels(z))
+    return counts
+
+
+def measure_dataset(dataset: Dataset) -> dict[str, Any]:
+    """Measures every split of a dataset; reads slice by slice.
+
+    Returns:
+        Ready for JSON: `dataset`, `classes`, `voxel_size_um`, `licence`, `citation`, `histogram_edges` (grey
+        values) and per split in `splits`:
+
+        - `images`, `slices`; `pixels` of the images, of which `ignored` have no label; `counts` and `share`
+          (of labelled pixels) per class;
+        - `mean`, `std`, `min`, `max` of all grey values, with float64 sums;
+        - `imbalance`: the most frequent class over the rarest that occurs; `background_ratio`: class 0 over
+          each class, None for a class that does not occur;
+        - `histogram`: pixels of each class per grey-value bin, with bins as `numpy.histogram` has them.
+
+    Raises:
+        DatasetError: The dataset has no image.
+    """
+    cutouts = [cutout for group in dataset.splits.values() for cutout in group]
+    if not cutouts:
+        raise DatasetError(f"{dataset.name} has no image; expected at least one.")
+    edges = _choose_edges(cutouts)
+    sizes = dataset.voxel_size_um
+    return {
+        "dataset": dataset.name,
+        "classes": list(dataset.classes.names),
+        "voxel_size_um": None if sizes is None else list(sizes),
+        "licence": dataset.licence,
+        "citation": dataset.citation,
+        "histogram_edges": edges.tolist(),
+        "splits": {
+            split: _measure_split(group, dataset.classes, edges)
+            for split, group in dataset.splits.items()
+            if group
+        },
+    }
+
+
+def _measure_split(
+    cutouts: Sequence[Cutout], classes: ClassSet, edges: NDArray[np.float64]
+) -> dict[str, Any]:
+    histogram = _count_grey(cutouts, classes, edges)
+    counts = [int(count) for count in histogram.sum(axis=1)]
+    pixels = sum(cutout.volume.data.size for cutout in cutouts)
+    present = [count for count in counts if count]
+    mean, std = measure_grey(cutout.volume.data for cutout in cutouts)
+    low, high = _measure_range(cutouts)
+    return {
+        "images": len(cutouts),
+        "slices": sum(cutout.volume.shape[0] for cutout in cutouts),
+        "pixels": pixels,
+        "ignored": pixels - sum(counts),
+        "counts": dict(zip(classes.names, counts, strict=True)),
+        "share": {
+            name: count / sum(counts) if present else None
+            for name, count in zip(classes.names, counts, strict=True)
+        },
+        "mean": mean,
+        "std": std,
+        "min": low,
+        "max": high,
+        "imbalance": max(present) / min(present) if present else None,
+        "background_ratio": {
+            name: counts[0] / count if count else None
+            for name, count in zip(classes.names, counts, strict=True)
+        },
+        "histogram": dict(zip(classes.names, histogram.tolist(), strict=True)),
+    }
+
+
+def _slices(cutouts: Iterable[Cutout]) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
+    for cutout in cutouts:
+        for z in range(cutout.volume.shape[0]):
+            yield np.asarray(cutout.volume.data[z]), cutout.read_labels(z)
+
+
+def _measure_range(cutouts: Iterable[Cutout]) -> tuple[float, float]:
+    ranges = [(plane.min(), plane.max()) for cutout in cutouts for plane in cutout.volume.data]
+    return float(min(low for low, _ in ranges)), float(max(high for _, high in ranges))
+
+
+def _choose_edges(cutouts: Sequence[Cutout]) -> NDArray[np.float64]:
+    """Returns edges of at most 256 bins that cover all grey values.
+
+    Bins of integers are whole numbers wide: others would hold now more, now fewer values and show a comb.
+    """
+    low, high = _measure_range(cutouts)
+    if all(cutout.volume.data.dtype.kind in "iu" for cutout in cutouts):
+        width = -(-(int(high) - int(low) + 1) // BINS)
+        bins = -(-(int(high) - int(low) + 1) // width)
+        return low - 0.5 + width * np.arange(bins + 1, dtype=np.float64)
+    return np.linspace(low, high, BINS + 1)
+
+
+def _count_grey(
+    cutouts: Iterable[Cutout], classes: ClassSet, edges: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Returns the pixels of each class per bin, int64, shape (classes, bins)."""
+    bins = len(edges) - 1
+    counts = np.zeros((len(classes), bins), np.int64)
+    for grey, labels in _slices(cutouts):
+        labelled = labels < len(classes)
+        place = np.searchsorted(edges, grey[labelled].astype(np.float64), side="right") - 1
+        place = np.minimum(place, bins - 1)  # the last bin has its upper edge
+        flat = labels[labelled].astype(np.int64) * bins + place
+        counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
+    return counts
