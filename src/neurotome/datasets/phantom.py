@@ -1,0 +1,195 @@
+"""phantom: a synthetic dataset in the likeness of X-ray microCT of mouse brain, for use without a download.
+
+Four regions (cortex, striatum, ventral posterior thalamus, zona incerta) with four classes (background, blood
+vessel, cell, axon). Every split has cutouts of its own from seeds of its own, so that no structure is in two.
+The numbers were measured on two real slices and 128 human-drawn label maps of Prasad et al. (2020),
+doi:10.1038/s41597-020-00692-y.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.atomic import write_text
+from neurotome.classes import ClassSet
+from neurotome.datasets.base import SPLITS, Cutout, Dataset
+from neurotome.datasets.phantom_image import add_artefacts, paint_tissue
+from neurotome.datasets.phantom_regions import REGIONS, Region
+from neurotome.datasets.phantom_tissue import build_tissue
+from neurotome.errors import RunError, SettingsError, unknown
+from neurotome.volume import Volume
+
+CLASSES = ("background", "blood vessel", "cell", "axon")
+VOXEL_SIZE_UM = 1.17
+LICENCE = "CC0-1.0"
+CITATION = (
+    "Synthetic: neurotome phantom, seed {seed}. Its numbers were measured on Prasad et al. (2020) A three-"
+    "dimensional thalamocortical dataset for characterizing brain heterogeneity, Sci. Data 7:358, "
+    "doi:10.1038/s41597-020-00692-y."
+)
+
+PAD = 4  # voxels made around what is kept, so that blur sees no border
+
+
+@dataclass(frozen=True)
+class PhantomSettings:
+    """What to make; sizes in voxels of 1.17 um."""
+
+    seed: int = 0
+    """Same seed, same voxels."""
+    height: int = 192
+    """Voxels along y of every cutout."""
+    width: int = 192
+    """Voxels along x of every cutout."""
+    train_depth: int = 12
+    """Slices of each training cutout."""
+    val_depth: int = 4
+    """Slices of each validation cutout."""
+    test_depth: int = 8
+    """Slices of each test cutout."""
+    regions: tuple[str, ...] = tuple(REGIONS)
+    """Regions to make, one cutout each per split."""
+
+    def __post_init__(self) -> None:
+        for name in self.regions:
+            if name not in REGIONS:
+                raise SettingsError(unknown("region", name, REGIONS))
+        if not self.regions or len(set(self.regions)) < len(self.regions):
+            raise SettingsError(
+                f"regions are {', '.join(self.regions) or 'empty'}; expected at least one, each named once."
+            )
+        for name in ("height", "width", "train_depth", "val_depth", "test_depth"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}; expected at least 1 voxel.")
+        if self.seed < 0:
+            raise SettingsError(f"seed is {self.seed}; expected 0 or more.")
+
+
+DEFAULTS = PhantomSettings()
+
+
+def phantom(out: Path, settings: PhantomSettings = DEFAULTS) -> Path:
+    """Writes a synthetic dataset: brain tissue with blood vessels, cells and axons, and its exact labels.
+
+    Args:
+        out: Folder to write; it must be new or empty.
+        settings: Seed, sizes, regions.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RunError: The folder holds something already.
+    """
+    return write_phantom(out, settings)
+
+
+def make_phantom(settings: PhantomSettings = DEFAULTS) -> Dataset:
+    """Makes the dataset in memory.
+
+    Every cutout has a random stream of its own, named by seed, split and region: it does not depend on which
+    others are made.
+
+    Returns:
+        Cutouts `<split>_<region>`: uint8 images and uint8 labels of shape (depth, height, width).
+    """
+    depths = {"train": settings.train_depth, "val": settings.val_depth, "test": settings.test_depth}
+    names = tuple(REGIONS)
+    splits = {}
+    for number, split in enumerate(SPLITS):
+        cutouts = []
+        for name in settings.regions:
+            key = (number, names.index(name))
+            rng = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=key))
+            shape = (depths[split], settings.height, settings.width)
+            image, labels = make_cutout(REGIONS[name], shape, rng)
+            volume = Volume(image, f"{split}_{name}", (VOXEL_SIZE_UM,) * 3)
+            cutouts.append(Cutout(volume, labels))
+        splits[split] = tuple(cutouts)
+    return Dataset("phantom", ClassSet(CLASSES), splits, LICENCE, CITATION.format(seed=settings.seed))
+
+
+def make_cutout(
+    region: Region, shape: tuple[int, int, int], rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Makes a piece of a brain region.
+
+    Args:
+        region: What it looks like.
+        shape: Voxels (z, y, x).
+        rng: Source of everything random.
+
+    Returns:
+        Image and labels, both uint8 of shape (z, y, x).
+    """
+    z, y, x = shape
+    tissue = build_tissue(region, (z + 2 * PAD, y + 2 * PAD, x + 2 * PAD), rng)
+    image = add_artefacts(paint_tissue(region, tissue, rng), region, rng)
+    kept = (slice(PAD, -PAD),) * 3
+    return image[kept].copy(), tissue.labels[kept].copy()
+
+
+def write_phantom(out: Path, settings: PhantomSettings = DEFAULTS) -> Path:
+    """Writes the dataset as a folder (`dataset.yaml`, `images/*.tif`, `labels/*.tif`), whole or not at all.
+
+    Args:
+        out: Folder to write; it must be new or empty.
+        settings: Seed, sizes, regions.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RunError: The folder holds something already, or `out` is a file.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} exists already and is not an empty folder; choose another name or delete it.")
+    dataset = make_phantom(settings)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+    try:
+        _write_folder(temporary, dataset)
+        if out.exists():
+            out.rmdir()  # it is empty; not every system renames over a folder
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def _write_folder(folder: Path, dataset: Dataset) -> None:
+    import tifffile
+    import yaml
+
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    for cutouts in dataset.splits.values():
+        for cutout in cutouts:
+            for kind, array in (("images", cutout.volume.data), ("labels", cutout.labels)):
+                tifffile.imwrite(
+                    folder / kind / f"{cutout.name}.tif",
+                    array,
+                    photometric="minisblack",
+                    compression="zlib",
+                    metadata={"axes": "ZYX"},
+                )
+    content = {
+        "name": dataset.name,
+        "classes": dict(enumerate(dataset.classes.names)),
+        "ignore": dataset.classes.ignore,
+        "voxel_size_um": list(dataset.voxel_size_um or ()),
+        "splits": {split: [c.name for c in cutouts] for split, cutouts in dataset.splits.items()},
+        "licence": dataset.licence,
+        "citation": dataset.citation,
+    }
+    write_text(
+        folder / "dataset.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
+    )

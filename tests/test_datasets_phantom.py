@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from neurotome.datasets import open_dataset
+from neurotome.datasets import phantom as module
+from neurotome.datasets.base import check_labels
+from neurotome.datasets.phantom import PhantomSettings, make_cutout, make_phantom, write_phantom
+from neurotome.datasets.phantom_image import add_artefacts, paint_tissue
+from neurotome.datasets.phantom_regions import REGIONS
+from neurotome.datasets.phantom_tissue import build_tissue, locate_fibres, sample_field, stamp_tubes
+from neurotome.errors import RunError, SettingsError
+
+SMALL = PhantomSettings(height=40, width=48, train_depth=3, val_depth=1, test_depth=2)
+
+# From Prasad et al. (2020): shares of vessel, cell and axon; mean and standard deviation of grey values
+MEASURED = {
+    "cortex": ((0.017, 0.026, 0.0), 113, 24),
+    "striatum": ((0.019, 0.033, 0.173), 117, 28),
+    "vp": ((0.031, 0.025, 0.571), 133, 34),
+    "zi": ((0.059, 0.055, 0.0), 127, 38),
+}
+
+
+@pytest.fixture(scope="module")
+def cutouts() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Several pieces of each region, because large vessels are rare."""
+    made = {}
+    for name, region in REGIONS.items():
+        pieces = [make_cutout(region, (1, 192, 192), np.random.default_rng(seed)) for seed in range(8)]
+        made[name] = np.stack([p[0] for p in pieces]), np.stack([p[1] for p in pieces])
+    return made
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_class_shares_are_near_the_measured_ones(name: str, cutouts: dict) -> None:
+    labels = cutouts[name][1]
+    shares = np.bincount(labels.ravel(), minlength=4) / labels.size
+    vessel, cell, axon = MEASURED[name][0]
+    assert shares[1] == pytest.approx(vessel, rel=0.8)  # one large vessel more or less
+    assert shares[2] == pytest.approx(cell, rel=0.35)
+    assert shares[3] == pytest.approx(axon, rel=0.05)
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_grey_values_are_near_the_measured_ones(name: str, cutouts: dict) -> None:
+    image, labels = cutouts[name]
+    _, mean, std = MEASURED[name]
+    assert image.mean() == pytest.approx(mean, abs=6)
+    assert image.std() == pytest.approx(std, abs=8)
+    background, vessel, cell = (image[labels == i].mean() for i in range(3))
+    assert vessel < cell < background - 40
+    if (labels == 3).any():
+        assert image[labels == 3].mean() > background + 20
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_cells_are_as_many_as_measured(name: str, cutouts: dict) -> None:
+    profiles = {"cortex": 47, "striatum": 44, "vp": 27, "zi": 55}
+    found = []
+    for piece in cutouts[name][1]:
+        for plane in piece:
+            marked, _ = ndimage.label(plane == 2)
+            found.append((np.bincount(marked.ravel())[1:] >= 10).sum())
+    assert np.mean(found) == pytest.approx(profiles[name] * (192 / 256) ** 2, rel=0.35)
+
+
+def test_large_vessels_are_black_with_a_bright_halo() -> None:
+    region = REGIONS["zi"]
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        tissue = build_tissue(region, (8, 128, 128), rng)
+        if tissue.lumen_calibre.max() > 30 and tissue.lumen_distance.min() < -10:
+            break
+    image = add_artefacts(paint_tissue(region, tissue, rng), region, rng).astype(float)
+    near = (tissue.labels == 0) & (tissue.lumen_calibre > 30)
+    far = image[(tissue.labels == 0) & (tissue.lumen_distance > 10)].mean()
+    offsets = [image[near & (abs(tissue.lumen_distance - d) < 0.5)].mean() - far for d in (1, 3, 4, 7)]
+    assert image[tissue.lumen_distance < -3].mean() < 5
+    assert offsets == pytest.approx([-62, 35, 28, 0], abs=12)
+
+
+def test_noise_correlates_like_the_measured_noise() -> None:
+    flat = np.full((20, 128, 128), 128, np.float32)
+    quiet = replace(REGIONS["cortex"], low_sd=0.0, specks_per_mvox=0.0)
+    noise = add_artefacts(flat, quiet, np.random.default_rng(0)).astype(float) - 128
+    assert noise.std() == pytest.approx(quiet.noise_sd, rel=0.03)
+    variance = (noise**2).mean()
+    along_y = [(noise[:, lag:] * noise[:, :-lag]).mean() / variance for lag in (1, 2, 3)]
+    along_x = [(noise[..., lag:] * noise[..., :-lag]).mean() / variance for lag in (1, 2, 3)]
+    assert along_y == pytest.approx([0.89, 0.63, 0.34], abs=0.04)
+    assert along_x == pytest.approx([0.75, 0.38, 0.10], abs=0.04)
+
+
+def test_same_seed_same_voxels_and_other_seed_other_voxels() -> None:
+    first, again = make_phantom(SMALL), make_phantom(SMALL)
+    other = make_phantom(replace(SMALL, seed=1))
+    for split in first.splits:
+        for a, b, c in zip(first.splits[split], again.splits[split], other.splits[split], strict=True):
+            np.testing.assert_array_equal(a.volume.data, b.volume.data)
+            np.testing.assert_array_equal(a.labels, b.labels)
+            assert (a.volume.data != c.volume.data).any()
+
+
+def test_a_cutout_does_not_depend_on_which_others_are_made() -> None:
+    everything = make_phantom(SMALL)
+    alone = make_phantom(replace(SMALL, regions=("zi",), train_depth=1))
+    np.testing.assert_array_equal(alone.split("test")[0].volume.data, everything.split("test")[3].volume.data)
+
+
+def test_splits_share_no_voxels() -> None:
+    same_size = PhantomSettings(height=40, width=48, train_depth=2, val_depth=2, test_depth=2)
+    dataset = make_phantom(same_size)
+    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+        for one, two in zip(dataset.split(a), dataset.split(b), strict=True):
+            correlation = np.corrcoef(one.volume.data.ravel(), two.volume.data.ravel())[0, 1]
+            assert abs(correlation) < 0.3
+
+
+def test_dataset_has_names_sizes_and_classes() -> None:
+    dataset = make_phantom(SMALL)
+    assert [c.name for c in dataset.split("train")] == [f"train_{name}" for name in REGIONS]
+    assert {c.volume.shape for c in dataset.split("val")} == {(1, 40, 48)}
+    assert dataset.voxel_size_um == (1.17, 1.17, 1.17)
+    for cutout in dataset.split("test"):
+        assert cutout.volume.data.dtype == cutout.labels.dtype == np.uint8
+        check_labels(cutout.labels, dataset.classes, cutout.name)
+
+
+def test_folder_holds_what_was_made(tmp_path: Path) -> None:
+    folder = write_phantom(tmp_path / "made", SMALL)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["made"]
+    content = yaml.safe_load((folder / "dataset.yaml").read_text())
+    assert content["classes"] == {0: "background", 1: "blood vessel", 2: "cell", 3: "axon"}
+    assert content["voxel_size_um"] == [1.17, 1.17, 1.17]
+    assert "seed 0" in content["citation"]
+    dataset = make_phantom(SMALL)
+    for split, cutouts in dataset.splits.items():
+        assert content["splits"][split] == [c.name for c in cutouts]
+        for c in cutouts:
+            image = tifffile.imread(folder / "images" / f"{c.name}.tif")
+            labels = tifffile.imread(folder / "labels" / f"{c.name}.tif")
+            np.testing.assert_array_equal(image.reshape(c.volume.shape), c.volume.data)
+            np.testing.assert_array_equal(labels.reshape(c.volume.shape), c.labels)
+
+
+def test_folder_is_read_back_by_open_dataset(tmp_path: Path) -> None:
+    read = open_dataset(write_phantom(tmp_path / "made", SMALL))
+    made = make_phantom(SMALL)
+    assert read.classes == made.classes
+    assert read.voxel_size_um == made.voxel_size_um
+    for split in made.splits:
+        for a, b in zip(read.split(split), made.split(split), strict=True):
+            assert a.name == b.name
+            np.testing.assert_array_equal(a.volume.data, b.volume.data)
+            np.testing.assert_array_equal(a.labels, b.labels)
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert (write_phantom(tmp_path / "empty", SMALL) / "dataset.yaml").is_file()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_nothing_is_written_over(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "taken"
+    if kind == "folder":
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+    else:
+        out.write_text("mine")
+    with pytest.raises(RunError, match="taken exists already"):
+        write_phantom(out, SMALL)
+    assert (out / "mine.txt" if kind == "folder" else out).read_text() == "mine"
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(module, "write_text", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_phantom(tmp_path / "made", SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"regions": ("cortx",)}, "Did you mean 'cortex'"),
+        ({"regions": ()}, "empty"),
+        ({"regions": ("vp", "vp")}, "each named once"),
+        ({"height": 0}, "height is 0"),
+        ({"val_depth": -1}, "val_depth is -1"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong: dict, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        PhantomSettings(**wrong)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40)),
+    name=st.sampled_from(sorted(REGIONS)),
+    seed=st.integers(0, 2**32),
+)
+def test_any_size_can_be_made(shape: tuple[int, int, int], name: str, seed: int) -> None:
+    image, labels = make_cutout(REGIONS[name], shape, np.random.default_rng(seed))
+    assert image.shape == labels.shape == shape
+    assert labels.max() <= 3
+
+
+def test_stamped_tube_is_the_union_of_balls() -> None:
+    rng = np.random.default_rng(0)
+    points, radii = rng.uniform(-3, 15, (12, 3)), rng.uniform(0.5, 2.9, 12)
+    mask = np.zeros((12, 11, 10), bool)
+    stamp_tubes(mask, points, radii)
+    voxels = np.stack(np.indices(mask.shape), -1)[..., None, :]
+    expected = (np.linalg.norm(voxels - points, axis=-1) <= radii).any(-1)
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_field_has_unit_variance_and_the_smoothness_asked_for() -> None:
+    grid = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in (40, 120, 120)), indexing="ij"))
+    field = sample_field(np.random.default_rng(0), grid, (3.0, 3.0, 6.0)).astype(float)
+    assert field.mean() == pytest.approx(0, abs=0.1)
+    assert field.std() == pytest.approx(1, abs=0.15)
+    # white noise smoothed with sigma correlates as exp(-lag^2 / (4 sigma^2))
+    measured = (field[..., 6:] * field[..., :-6]).mean() / (field**2).mean()
+    assert measured == pytest.approx(np.exp(-0.25), abs=0.08)
+
+
+def test_fibres_run_at_the_angle_asked_for() -> None:
+    fibres = locate_fibres((2, 60, 60), 30.0, 1e5, np.random.default_rng(0))
+    slope_y, slope_x = np.gradient(fibres[2, 0].astype(float))
+    angle = np.rad2deg(np.arctan2(-slope_y.mean(), slope_x.mean())) % 180
+    assert angle == pytest.approx(30, abs=12)
+
+
+def test_fibres_fan_out() -> None:
+    fibres = locate_fibres((1, 200, 200), 30.0, 260.0, np.random.default_rng(0))
+    slope_y, slope_x = np.gradient(fibres[2, 0].astype(float))
+    angles = np.unwrap(np.arctan2(-slope_y, slope_x).ravel()) % np.pi
+    assert np.ptp(np.rad2deg(angles)) > 20
