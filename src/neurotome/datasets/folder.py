@@ -210,8 +210,8 @@ def _check_leakage(splits: Mapping[str, Iterable[Entry]], config: Path) -> None:
                         f"({other.name}, {entry.name}). Remove one."
                     )
                 raise DatasetError(
-                    f"{config}: slices of {entry.image_id} are in {other_split} ({other.name}) and in {split} "
-                    f"({entry.name}); what is trained on must not be scored. Remove one."
+                    f"{config}: slices of {entry.image_id} are in {other_split} ({other.name}) and in "
+                    f"{split} ({entry.name}); what is trained on must not be scored. Remove one."
                 )
             seen[entry.image_id].append((split, entry))
 

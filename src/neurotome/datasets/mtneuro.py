@@ -1,7 +1,7 @@
 """MTNeuro task 2: the annotated X-ray microCT of Prasad et al. (2020), from the files its own loader saves.
 
 Four regions of 256 x 256 pixels stand one after the other in each file
-`task2_<2D|3D>_<3class|4class><train|val|test><images|labels>.npy`; the dimension and class count in the name do
+`task2_<2D|3D>_<3class|4class><train|val|test><images|labels>.npy`; dimension and class count in the name do
 not change the content. Arrays stay on the disk.
 
 Sources: Quesada et al. (2022), NeurIPS Datasets and Benchmarks, arXiv:2301.00345; Prasad et al. (2020), Sci

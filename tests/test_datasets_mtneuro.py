@@ -1,0 +1,154 @@
+"""MTNeuro: regions and ranges are cut rightly, and nothing is expanded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from neurotome.datasets import mtneuro, open_dataset
+from neurotome.datasets.mtneuro import MergedLabels, open_mtneuro
+from neurotome.datasets.statistics import count_classes, measure_dataset
+from neurotome.errors import DatasetError, ImageError
+
+DEPTHS = {"train": 3, "val": 1, "test": 2}
+
+
+@pytest.fixture(autouse=True)
+def few_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranges = {split: (start, start + DEPTHS[split]) for split, (start, _) in mtneuro.Z_RANGES.items()}
+    monkeypatch.setattr(mtneuro, "Z_RANGES", ranges)
+
+
+def write_split(
+    folder: Path, split: str, variant: str = "2D_4class"
+) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+    slices = 4 * DEPTHS[split]
+    generator = np.random.default_rng(slices)
+    images = generator.integers(0, 255, (slices, 256, 256)).astype(np.uint8)
+    labels = generator.integers(0, 4, (slices, 256, 256)).astype(np.uint64)
+    np.save(folder / f"task2_{variant}{split}images.npy", images)
+    np.save(folder / f"task2_{variant}{split}labels.npy", labels)
+    return images, labels
+
+
+def test_published_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    slices = {split: 4 * (stop - start) for split, (start, stop) in mtneuro.Z_RANGES.items()}
+    assert slices == {"train": 1076, "val": 116, "test": 200}
+
+
+@pytest.mark.parametrize(
+    ("variant", "regions", "classes"), [("4class", 3, 4), ("4class-with-zi", 4, 4), ("3class", 4, 3)]
+)
+def test_regions_are_cut(tmp_path: Path, variant: str, regions: int, classes: int) -> None:
+    written = {split: write_split(tmp_path, split) for split in DEPTHS}
+    dataset = open_dataset(f"mtneuro:{tmp_path}@{variant}")
+    assert dataset.name == f"mtneuro-{variant}"
+    assert dataset.classes.names == ("background", "blood vessel", "cell", "axon")[:classes]
+    assert dataset.voxel_size_um == (1.17, 1.17, 1.17)
+    origins = [(900, 4600), (500, 3700), (850, 3063), (650, 1543)][:regions]
+    for split, first in (("train", 110), ("val", 380), ("test", 420)):
+        images, labels = written[split]
+        if classes == 3:
+            labels = np.where(labels == 3, 0, labels)
+        cutouts = dataset.split(split)
+        assert [c.name for c in cutouts] == ["cortex", "striatum", "vp", "zi"][:regions]
+        assert [c.volume.origin_zyx for c in cutouts] == [(first, y, x) for y, x in origins]
+        depth = DEPTHS[split]
+        for i, cutout in enumerate(cutouts):
+            part = slice(i * depth, (i + 1) * depth)
+            np.testing.assert_array_equal(cutout.volume.data, images[part])
+            np.testing.assert_array_equal(cutout.labels, labels[part])
+            np.testing.assert_array_equal(cutout.read_labels(0, slice(9), slice(5)), labels[part][0, :9, :5])
+        expected = np.bincount(labels[: regions * depth].astype(int).ravel(), minlength=classes)
+        np.testing.assert_array_equal(count_classes(cutouts, dataset.classes), expected)
+
+
+def test_arrays_stay_on_the_disk(tmp_path: Path) -> None:
+    write_split(tmp_path, "train")
+    cutout = open_mtneuro(tmp_path).split("train")[1]
+    assert isinstance(cutout.volume.data, np.memmap)
+    assert isinstance(cutout.labels, np.memmap)
+    assert cutout.labels.dtype == np.uint64
+    merged = open_mtneuro(tmp_path, "3class").split("train")[1].labels
+    assert isinstance(merged, MergedLabels)
+    assert isinstance(merged.source, np.memmap)
+
+
+def test_default_variant_and_any_file_name(tmp_path: Path) -> None:
+    write_split(tmp_path, "test", "3D_3class")
+    dataset = open_dataset(f"mtneuro:{tmp_path}")
+    assert dataset.name == "mtneuro-4class"
+    assert list(dataset.splits) == ["test"]
+    folder = tmp_path / "at@home"
+    folder.mkdir()
+    write_split(folder, "val")
+    assert list(open_dataset(f"mtneuro:{folder}/").splits) == ["val"]
+
+
+def test_merged_labels_behave_as_an_array() -> None:
+    source = np.arange(4, dtype=np.uint64).reshape(2, 1, 2)
+    table = np.arange(256, dtype=np.uint8)
+    table[3] = 0
+    merged, expected = MergedLabels(source, table), np.array([[[0, 1]], [[2, 0]]], np.uint8)
+    assert (merged.shape, merged.ndim, merged.dtype, len(merged)) == ((2, 1, 2), 3, np.uint8, 2)
+    np.testing.assert_array_equal(np.asarray(merged), expected)
+    assert np.asarray(merged, np.int64).dtype == np.int64
+    np.testing.assert_array_equal(np.stack(list(merged)), expected)
+    np.testing.assert_array_equal(merged[:, 0, 1:], expected[:, 0, 1:])
+    with pytest.raises(ValueError, match="copy"):
+        np.asarray(merged, copy=False)
+
+
+def test_statistics_of_merged_labels(tmp_path: Path) -> None:
+    _, labels = write_split(tmp_path, "val")
+    found = measure_dataset(open_mtneuro(tmp_path, "3class"))["splits"]["val"]["counts"]
+    assert found == {
+        "background": int(np.isin(labels, (0, 3)).sum()),
+        "blood vessel": int((labels == 1).sum()),
+        "cell": int((labels == 2).sum()),
+    }
+
+
+def test_wrong_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="has no file of MTNeuro task 2"):
+        open_mtneuro(tmp_path)
+    with pytest.raises(DatasetError, match="is not a folder"):
+        open_mtneuro(tmp_path / "absent")
+    with pytest.raises(DatasetError, match=r"unknown variant of mtneuro '4clas'\. Did you mean '4class'"):
+        open_dataset(f"mtneuro:{tmp_path}@4clas")
+    write_split(tmp_path, "val")
+    (tmp_path / "task2_2D_4classvallabels.npy").unlink()
+    with pytest.raises(
+        DatasetError, match=r"valimages\.npy is there, but task2_2D_4classvallabels\.npy is not"
+    ):
+        open_mtneuro(tmp_path)
+
+
+def test_wrong_contents_are_refused(tmp_path: Path) -> None:
+    images, labels = write_split(tmp_path, "val")
+    images_path, labels_path = (tmp_path / f"task2_2D_4classval{kind}.npy" for kind in ("images", "labels"))
+
+    np.save(labels_path, labels[:3])
+    with pytest.raises(DatasetError, match=r"labels\.npy: shape \(3, 256, 256\); expected \(4, 256, 256\)"):
+        open_mtneuro(tmp_path)
+
+    labels[1, 0, 0] = 2**40
+    np.save(labels_path, labels)
+    with pytest.raises(DatasetError, match=r"labels\.npy, striatum: .* 1099511627776 \(1 pixels\)"):
+        open_mtneuro(tmp_path)
+
+    labels[1, 0, 0] = 0
+    np.save(labels_path, labels)
+    images[2] = 9
+    np.save(images_path, images)
+    with pytest.raises(ImageError, match=r"images\.npy, vp: every pixel is 9"):
+        open_mtneuro(tmp_path)
+
+    content = images_path.read_bytes()
+    images_path.write_bytes(content[:-1])
+    with pytest.raises(ImageError, match=r"images\.npy cannot be read"):
+        open_mtneuro(tmp_path)
