@@ -47,9 +47,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def random_batch(
-    count: int = 4, channels: int = 1, size: int = 32, seed: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
+def random_batch(count: int = 4, channels: int = 1, size: int = 32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = seeded(seed)
     images = torch.randn(count, channels, size, size, generator=generator)
     labels = torch.randint(0, 4, (count, size, size), generator=generator, dtype=torch.uint8)
@@ -117,9 +115,7 @@ def test_quarter_turns_equal_rot90_after_the_flips(vertical: float, horizontal: 
     flipped_images, flipped_labels = images.flip(axes), labels.flip(axes)
     turns = set()
     for i in range(64):
-        matches = [
-            k for k in range(4) if torch.equal(found[i], torch.rot90(flipped_images[i], k, dims=(-2, -1)))
-        ]
+        matches = [k for k in range(4) if torch.equal(found[i], torch.rot90(flipped_images[i], k, dims=(-2, -1)))]
         assert len(matches) == 1
         assert torch.equal(moved[i], torch.rot90(flipped_labels[i], matches[0], dims=(-2, -1)))
         turns.add(matches[0])
@@ -160,9 +156,7 @@ def test_rotation_equals_torchvision(degrees: float) -> None:
     choice = rotate_only(degrees, padding="constant", fill=0.0)
     found, moved = augment(images, labels, choice, IGNORE, seeded())
     expected = torchvision.rotate(images, degrees, interpolation=InterpolationMode.BILINEAR)
-    inside = (
-        torchvision.rotate(torch.ones_like(images), degrees, interpolation=InterpolationMode.BILINEAR) == 1
-    )
+    inside = torchvision.rotate(torch.ones_like(images), degrees, interpolation=InterpolationMode.BILINEAR) == 1
     torch.testing.assert_close(found[inside], expected[inside], atol=1e-4, rtol=0)
     # a centre that falls between two pixels may be rounded either way
     expected_labels = torchvision.rotate(labels, degrees, fill=[IGNORE])
@@ -192,9 +186,7 @@ def test_zoom_equals_scipy_about_the_centre(zoom: float) -> None:
     labels = torch.ones(1, 64, 64, dtype=torch.uint8)
     found, moved = augment(torch.tensor(image)[None, None], labels, choice, IGNORE, seeded())
     centre = 31.5
-    expected = ndimage.affine_transform(
-        image, np.eye(2) / zoom, offset=centre - centre / zoom, order=1, mode="reflect"
-    )
+    expected = ndimage.affine_transform(image, np.eye(2) / zoom, offset=centre - centre / zoom, order=1, mode="reflect")
     np.testing.assert_allclose(found[0, 0].numpy(), expected, atol=1e-4)
     within = np.abs(np.arange(64) - centre) / zoom < 32
     np.testing.assert_array_equal(moved[0].numpy() == 1, within[:, None] & within[None, :])
@@ -249,9 +241,7 @@ def test_image_and_labels_move_together() -> None:
     )
     found, moved = augment(images, drawn, choice, IGNORE, seeded())
     inside = moved != IGNORE
-    whole = (
-        found[:, 0] - found[:, 0].round()
-    ).abs() < 1e-3  # neighbours of one class: no border between them
+    whole = (found[:, 0] - found[:, 0].round()).abs() < 1e-3  # neighbours of one class: no border between them
     assert (inside & whole).float().mean() > 0.6
     agree = found[:, 0].round().to(torch.uint8) == moved
     # interpolating between classes 0 and 2 half way shows a 1

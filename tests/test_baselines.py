@@ -9,9 +9,10 @@ from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
 
 from neurotome.baselines.forest import ForestSettings, fit_forest, sample_pixels
-from neurotome.baselines.majority import count_slices, fit_majority
+from neurotome.baselines.majority import fit_majority
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
+from neurotome.datasets.statistics import count_slices
 from neurotome.errors import DatasetError, ModelError, SettingsError
 from neurotome.features import FeatureSettings, compute_features
 from neurotome.normalize import Normalization, fit_normalization
@@ -24,8 +25,7 @@ SMALL = ForestSettings(trees=8, pixels_per_class=300, features=FeatureSettings((
 
 def make_dataset(*pairs, classes=CLASSES):
     cutouts = tuple(
-        Cutout(Volume(np.asarray(image), f"image{i}"), np.asarray(labels))
-        for i, (image, labels) in enumerate(pairs)
+        Cutout(Volume(np.asarray(image), f"image{i}"), np.asarray(labels)) for i, (image, labels) in enumerate(pairs)
     )
     return Dataset("tiny", classes, {"train": cutouts})
 
@@ -53,9 +53,7 @@ def forest(dataset):
 
 def predict(predictor, pair, tile=1024):
     volume = Volume(pair[0], "new")
-    return predict_slice(
-        predictor, predictor.normalization.scale_for(volume).apply(volume.read_context(0, 1)), tile
-    )
+    return predict_slice(predictor, predictor.normalization.scale_for(volume).apply(volume.read_context(0, 1)), tile)
 
 
 def test_majority_by_hand():
@@ -132,7 +130,7 @@ def test_sample_is_balanced_and_without_repeats():
     image = np.arange(labels.size, dtype=np.float32).reshape(labels.shape)
     dataset = make_dataset((image[:1], labels[:1]), (image[1:], labels[1:]))
     chosen = ForestSettings(pixels_per_class=100, features=FeatureSettings((1,)))
-    table, found = sample_pixels(dataset, count_slices(dataset), Normalization("dataset", 0, 1), chosen)
+    table, found = sample_pixels(dataset, count_slices(dataset), Normalization("dataset", 0, 1, "float32"), chosen)
     pixels = table[:, 0].astype(int)
     assert np.bincount(found).tolist() == [100, 100, 100]
     assert np.unique(pixels).size == 300
@@ -148,7 +146,7 @@ def test_sample_takes_all_of_a_rare_class():
     labels[0, 0, 0] = 2
     dataset = make_dataset((np.arange(128, dtype=np.float32).reshape(2, 8, 8), labels))
     chosen = ForestSettings(pixels_per_class=10, features=FeatureSettings((1,)))
-    table, found = sample_pixels(dataset, count_slices(dataset), Normalization("dataset", 0, 1), chosen)
+    table, found = sample_pixels(dataset, count_slices(dataset), Normalization("dataset", 0, 1, "float32"), chosen)
     assert np.bincount(found).tolist() == [10, 2, 1]
     assert table[found == 1, 0].tolist() == [64 + 27, 64 + 28]
     assert table[found == 2, 0].tolist() == [0]
@@ -164,7 +162,7 @@ def test_sample_reads_one_slice_at_a_time(tmp_path):
     )
     dataset = Dataset("mapped", CLASSES, {"train": (mapped,)})
     plain = make_dataset((image, labels))
-    scale = Normalization("dataset", 100, 50)
+    scale = Normalization("dataset", 100, 50, "uint8")
     found, expected = (sample_pixels(d, count_slices(d), scale, SMALL) for d in (dataset, plain))
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])

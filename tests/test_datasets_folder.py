@@ -165,9 +165,7 @@ def test_wrong_files_are_refused_by_name(folder: Path) -> None:
     labels = folder / "labels" / "stack.npy"
 
     write_labels(labels, LABELS[:, :4])
-    with pytest.raises(
-        DatasetError, match=r"stack\.npy: labels have shape \(8, 4, 6\), the image .*stack\.tif"
-    ):
+    with pytest.raises(DatasetError, match=r"stack\.npy: labels have shape \(8, 4, 6\), the image .*stack\.tif"):
         open_dataset(folder)
 
     write_labels(labels, np.where(LABELS == 2, 7, LABELS))

@@ -62,9 +62,7 @@ def test_eigenvalues_agree_with_linear_algebra(image):
     hessian = smooth(double, 2, (2, 0)), smooth(double, 2, (1, 1)), smooth(double, 2, (0, 2))
     structure = smooth(dy * dy, 1), smooth(dy * dx, 1), smooth(dx * dx, 1)
     for kind, (yy, yx, xx) in {"hessian": hessian, "structure": structure}.items():
-        small, large = np.moveaxis(
-            np.linalg.eigvalsh(np.stack([yy, yx, yx, xx], -1).reshape(40, 50, 2, 2)), -1, 0
-        )
+        small, large = np.moveaxis(np.linalg.eigvalsh(np.stack([yy, yx, yx, xx], -1).reshape(40, 50, 2, 2)), -1, 0)
         np.testing.assert_allclose(found[f"{kind}_large_2"], large, atol=1e-6)
         np.testing.assert_allclose(found[f"{kind}_small_2"], small, atol=1e-6)
 

@@ -28,9 +28,7 @@ from neurotome.io.images import (
 )
 
 RAMP = np.arange(6 * 20 * 30, dtype=np.uint16).reshape(6, 20, 30)
-FIXTURE_OK = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
-)
+FIXTURE_OK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 
 
 def ramp(dtype: str, slices: int = 6) -> NDArray[Any]:
@@ -121,17 +119,10 @@ def make_png(width: int, height: int, bits: int, kind: int, pixels: bytes) -> by
     """Writes a PNG file by hand (ISO/IEC 15948), so that headers can lie."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        )
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(pixels))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
 
 
 def test_large_honest_png_is_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,10 +364,7 @@ def test_check_grey_takes_arrays() -> None:
 
 
 def test_real_slice_is_read() -> None:
-    path = (
-        Path(__file__).resolve().parents[2]
-        / "shared/data/microct_patches/unlabelled/slice_z159_1420x5805.png"
-    )
+    path = Path(__file__).resolve().parents[2] / "shared/data/microct_patches/unlabelled/slice_z159_1420x5805.png"
     if not path.exists():
         pytest.skip("real images are not beside this checkout")
     volume = read_image(path)

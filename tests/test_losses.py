@@ -48,9 +48,7 @@ def smp_losses() -> ModuleType:
     assert package is not None
     assert package.origin is not None
     init = Path(package.origin).parent / "losses" / "__init__.py"
-    spec = importlib.util.spec_from_file_location(
-        "smp_losses", init, submodule_search_locations=[str(init.parent)]
-    )
+    spec = importlib.util.spec_from_file_location("smp_losses", init, submodule_search_locations=[str(init.parent)])
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -127,9 +125,7 @@ def test_sigmoid_focal_equals_double_loop(gamma: float, alpha: float | None) -> 
 def test_sigmoid_focal_is_the_sum_that_smp_averages(smp_losses: ModuleType, alpha: float | None) -> None:
     logits, labels = draw_batch()
     peer = smp_losses.FocalLoss("multiclass", alpha=alpha, gamma=2.0, ignore_index=255)
-    torch.testing.assert_close(
-        sigmoid_focal(logits, labels, 255, 2.0, alpha), peer(logits, labels.long()) * 4
-    )
+    torch.testing.assert_close(sigmoid_focal(logits, labels, 255, 2.0, alpha), peer(logits, labels.long()) * 4)
 
 
 def test_dice_equals_double_loop() -> None:
@@ -193,9 +189,7 @@ def test_ignored_pixels_change_nothing(name: str) -> None:
 @pytest.mark.parametrize("class_weights", ["none", "balanced"])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_all_ignored_is_exactly_0_without_gradient(
-    name: str, class_weights: str, gamma: float, scale: float
-) -> None:
+def test_all_ignored_is_exactly_0_without_gradient(name: str, class_weights: str, gamma: float, scale: float) -> None:
     class_weights = class_weights if name in ("cross_entropy", "focal") else "none"
     loss = build_loss(LossSettings(name, class_weights, gamma), CLASSES, COUNTS)
     logits, labels = draw_batch()

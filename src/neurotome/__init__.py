@@ -1,0 +1,40 @@
+"""neurotome: segment brain microstructure in X-ray microCT; train, compare, apply and measure.
+
+Each command of the command line is a function here: `describe`, `train`, `evaluate`, `predict`, `phantom`, `demo`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from neurotome.datasets import open_dataset
+    from neurotome.datasets.phantom import phantom
+    from neurotome.experiments.commands import evaluate, train
+    from neurotome.experiments.demo import demo
+    from neurotome.inference.predict import predict
+    from neurotome.models.folder import load_model
+    from neurotome.report.describe import describe
+
+__all__ = ["demo", "describe", "evaluate", "load_model", "open_dataset", "phantom", "predict", "train"]
+
+_HOMES = {
+    "demo": "neurotome.experiments.demo",
+    "describe": "neurotome.report.describe",
+    "evaluate": "neurotome.experiments.commands",
+    "load_model": "neurotome.models.folder",
+    "open_dataset": "neurotome.datasets",
+    "phantom": "neurotome.datasets.phantom",
+    "predict": "neurotome.inference.predict",
+    "train": "neurotome.experiments.commands",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public function when it is asked for, so that `import neurotome` is quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'neurotome' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

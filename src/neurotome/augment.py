@@ -105,9 +105,7 @@ def check_augment(settings: AugmentSettings) -> None:
     if not -math.inf < low <= high < math.inf:
         raise SettingsError(f"augment.rotate_degrees is {low}..{high}; expected low <= high; 0, 0 is off.")
     if not 1 <= settings.elastic_spacing < math.inf:
-        raise SettingsError(
-            f"augment.elastic_spacing is {settings.elastic_spacing}; expected 1 pixel or more."
-        )
+        raise SettingsError(f"augment.elastic_spacing is {settings.elastic_spacing}; expected 1 pixel or more.")
     if settings.elastic_pixels * FOLDING > settings.elastic_spacing:
         raise SettingsError(
             f"augment.elastic_pixels is {settings.elastic_pixels}, which can fold the image over itself at "
@@ -204,9 +202,7 @@ def _flip_and_turn(
     return _where(sideways, images, labels, lambda batch: batch.flip(-1))
 
 
-def _where(
-    chosen: Tensor, images: Tensor, labels: Tensor, move: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
+def _where(chosen: Tensor, images: Tensor, labels: Tensor, move: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     if not chosen.any():
         return images, labels
     kept = ~chosen.to(images.device).view(-1, 1, 1)

@@ -44,9 +44,7 @@ class Block:
     @property
     def crop(self) -> Slices:
         """Index of the core within the region that was read."""
-        return tuple(
-            slice(a - r, b - r) for a, b, r in zip(self.start, self.stop, self.read_start, strict=True)
-        )
+        return tuple(slice(a - r, b - r) for a, b, r in zip(self.start, self.stop, self.read_start, strict=True))
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -139,9 +139,7 @@ class ClassSet:
         table[: len(self)] = self.colours
         return table[labels.astype(np.uint8)]
 
-    def overlay(
-        self, grey: NDArray[np.uint8], labels: NDArray[Any], opacity: float = 0.45
-    ) -> NDArray[np.uint8]:
+    def overlay(self, grey: NDArray[np.uint8], labels: NDArray[Any], opacity: float = 0.45) -> NDArray[np.uint8]:
         """Returns a grey image with the classes laid over it; class 0 and ignored pixels stay grey.
 
         Args:

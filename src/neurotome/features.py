@@ -117,9 +117,7 @@ def _filter(image: NDArray[np.float32], sigma: float, order: tuple[int, int] = (
     """Returns the image smoothed by a Gaussian, or its derivatives of `order` along (y, x)."""
     from scipy import ndimage
 
-    return np.asarray(
-        ndimage.gaussian_filter(image, sigma, order, mode="reflect", truncate=TRUNCATE), np.float32
-    )
+    return np.asarray(ndimage.gaussian_filter(image, sigma, order, mode="reflect", truncate=TRUNCATE), np.float32)
 
 
 def _eigenvalues(

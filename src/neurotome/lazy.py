@@ -55,7 +55,7 @@ def mend_torchvision() -> None:
     """
     if "torchvision" in sys.modules:
         return
-    import torch  # noqa: PLC0415
+    import torch
 
     try:
         importlib.import_module("torchvision")
@@ -64,9 +64,10 @@ def mend_torchvision() -> None:
             raise
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
-        declared = torch.library.Library("torchvision", "FRAGMENT")
+        declared = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for operator in ("nms", "qnms"):
-            declared.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            signature = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            declared.define(signature)  # type: ignore[no-untyped-call]
         _KEPT.append(declared)
         importlib.import_module("torchvision")
 

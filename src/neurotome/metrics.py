@@ -38,8 +38,7 @@ def confusion(truth: NDArray[Any], predicted: NDArray[Any], classes: ClassSet) -
     """
     if truth.shape != predicted.shape:
         raise DatasetError(
-            f"true labels have shape {truth.shape}, predicted labels {predicted.shape}; expected "
-            "the same shape."
+            f"true labels have shape {truth.shape}, predicted labels {predicted.shape}; expected the same shape."
         )
     for name, labels in (("true", truth), ("predicted", predicted)):
         if labels.dtype.kind not in "iu":
@@ -120,8 +119,7 @@ def scores(confusion: NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]
     """
     if confusion.shape != (len(names), len(names)):
         raise DatasetError(
-            f"a confusion matrix of shape {confusion.shape} does not fit the {len(names)} classes "
-            f"{', '.join(names)}."
+            f"a confusion matrix of shape {confusion.shape} does not fit the {len(names)} classes {', '.join(names)}."
         )
     present, values = _score_present(confusion)
     support = confusion.sum(1)

@@ -35,19 +35,27 @@ class Normalization:
         mode: `dataset`: by the training data's mean and standard deviation; `image`: by each volume's own.
         mean: Mean of the training data's grey values.
         std: Standard deviation of the training data's grey values.
+        dtype: Their dtype; in mode `dataset` other grey scales are refused.
     """
 
     mode: str
     mean: float
     std: float
+    dtype: str
 
     def scale_for(self, volume: Volume) -> Scale:
         """Returns the scale for one volume.
 
         Raises:
-            ImageError: The mode is `image` and the volume is constant.
+            ImageError: The mode is `dataset` and the volume has another dtype, or `image` and it is constant.
         """
         if self.mode == "dataset":
+            if volume.data.dtype.name != self.dtype:
+                raise ImageError(
+                    f"{volume.path or volume.name}: dtype {volume.data.dtype}, but the training images were {self.dtype}, "
+                    f"whose grey values have mean {self.mean:.4g} and standard deviation {self.std:.4g}. Convert the image "
+                    "to that scale, or train with --train.normalization image."
+                )
             return Scale(self.mean, self.std)
         mean, std = measure_grey([volume.data])
         if std == 0:
@@ -56,12 +64,12 @@ class Normalization:
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `from_json` reads."""
-        return {"mode": self.mode, "mean": self.mean, "std": self.std}
+        return {"mode": self.mode, "mean": self.mean, "std": self.std, "dtype": self.dtype}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Normalization:
         """Rebuilds a Normalization from `to_json`."""
-        return cls(str(content["mode"]), float(content["mean"]), float(content["std"]))
+        return cls(str(content["mode"]), float(content["mean"]), float(content["std"]), str(content["dtype"]))
 
 
 def measure_grey(arrays: Iterable[NDArray[Any]]) -> tuple[float, float]:
@@ -94,11 +102,18 @@ def fit_normalization(volumes: Iterable[Volume], mode: str = "dataset") -> Norma
 
     Raises:
         SettingsError: The mode is not known.
-        ImageError: Every pixel has the same value.
+        ImageError: Every pixel has the same value, or the volumes' dtypes differ in mode `dataset`.
     """
     if mode not in MODES:
         raise SettingsError(unknown("normalisation", mode, MODES))
+    volumes = list(volumes)
+    dtypes = sorted({volume.data.dtype.name for volume in volumes})
+    if mode == "dataset" and len(dtypes) > 1:
+        raise ImageError(
+            f"the training images have the dtypes {', '.join(dtypes)}, so they share no grey scale; convert them to one, or "
+            "use --train.normalization image."
+        )
     mean, std = measure_grey(volume.data for volume in volumes)
     if std == 0:
         raise ImageError(f"every pixel of the training images is {mean:g}; constant images cannot be learned from.")
-    return Normalization(mode, mean, std)
+    return Normalization(mode, mean, std, dtypes[0])

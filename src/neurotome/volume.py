@@ -75,4 +75,5 @@ def to_display(grey: NDArray[Any], low: float | None = None, high: float | None 
     low = float(np.percentile(sample, 0.5)) if low is None else low
     high = float(np.percentile(sample, 99.5)) if high is None else high
     scaled = (grey.astype(np.float32) - low) / max(high - low, 1e-12)
-    return (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)
+    shown: NDArray[np.uint8] = (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)
+    return shown

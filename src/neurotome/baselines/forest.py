@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.baselines.majority import count_slices
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Dataset
+from neurotome.datasets.statistics import count_slices
 from neurotome.errors import ModelError, SettingsError
 from neurotome.features import FeatureSettings, compute_features, halo
 from neurotome.normalize import Normalization, fit_normalization
@@ -101,9 +101,7 @@ class ForestPredictor:
         for i in range(n):
             table = compute_features(patches[i, 0], self.features).reshape(-1, height * width).T
             for start in range(0, len(table), CHUNK_PIXELS):
-                found = (
-                    self.forest.predict_proba(table[start : start + CHUNK_PIXELS]) * self.frequencies[seen]
-                )
+                found = self.forest.predict_proba(table[start : start + CHUNK_PIXELS]) * self.frequencies[seen]
                 probs[i, seen, start : start + CHUNK_PIXELS] = (found / found.sum(axis=1, keepdims=True)).T
         return probs.reshape(n, len(self.classes), height, width)
 

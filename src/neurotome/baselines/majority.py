@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Dataset
-from neurotome.errors import DatasetError
+from neurotome.datasets.statistics import count_slices
 from neurotome.normalize import Normalization, fit_normalization
 
 
@@ -57,30 +57,3 @@ def fit_majority(dataset: Dataset) -> MajorityPredictor:
     counts = count_slices(dataset).sum(axis=0)
     normalization = fit_normalization(cutout.volume for cutout in dataset.split("train"))
     return MajorityPredictor(dataset.classes, normalization, (counts / counts.sum()).astype(np.float32))
-
-
-def count_slices(dataset: Dataset) -> NDArray[np.int64]:
-    """Returns the labelled pixels of each training slice per class; one slice is in memory at a time.
-
-    Args:
-        dataset: Must have a split `train`.
-
-    Returns:
-        Shape (slices of all cutouts, classes).
-
-    Raises:
-        DatasetError: There is no training split, or none of its pixels is labelled.
-    """
-    counts = np.stack(
-        [
-            dataset.classes.count(cutout.read_labels(z))
-            for cutout in dataset.split("train")
-            for z in range(cutout.volume.shape[0])
-        ]
-    )
-    if not counts.any():
-        raise DatasetError(
-            f"{dataset.name}: all training pixels have the ignore value {dataset.classes.ignore}; expected "
-            "labelled ones. Label some, or list other ids under splits: train."
-        )
-    return counts

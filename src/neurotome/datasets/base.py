@@ -58,7 +58,6 @@ class Dataset:
     licence: str = ""
     citation: str = ""
 
-
     def split(self, name: str) -> tuple[Cutout, ...]:
         """Returns the cutouts of a split.
 

@@ -115,12 +115,8 @@ def _load_config(folder: Path, config: Path) -> Mapping[str, Any]:
             raise DatasetError(f"{config}: {unknown('key', str(key), KEYS)}")
     for key in ("classes", "splits"):
         if not isinstance(content.get(key), dict) or not content[key]:
-            example = (
-                "{0: background, 1: cell}" if key == "classes" else "{train: [id, ...], test: [id, ...]}"
-            )
-            raise DatasetError(
-                f"{config}: {key} is {_kind(content.get(key))}; expected, for example, {example}."
-            )
+            example = "{0: background, 1: cell}" if key == "classes" else "{train: [id, ...], test: [id, ...]}"
+            raise DatasetError(f"{config}: {key} is {_kind(content.get(key))}; expected, for example, {example}.")
     return content
 
 
@@ -184,15 +180,12 @@ def _read_entry(entry: Any, split: str, config: Path) -> Entry:
         image_id, z = entry["id"], entry["z"]
         ends = z if isinstance(z, list) and all(type(end) is int for end in z) else []
         if len(ends) != 2 or not 0 <= ends[0] < ends[1]:
-            raise DatasetError(
-                f"{where}: z of {image_id!r} is {z!r}; expected [start, stop] with 0 <= start < stop."
-            )
+            raise DatasetError(f"{where}: z of {image_id!r} is {z!r}; expected [start, stop] with 0 <= start < stop.")
     if not isinstance(image_id, str):
         raise DatasetError(f"{where}: id {image_id!r} is not text. Put it in quotes.")
     if image_id in ("", ".", "..") or any(sign in image_id for sign in "/\\\0"):
         raise DatasetError(
-            f"{where}: id {image_id!r} is no plain file name; expected the name of a file in "
-            "images/ without suffix."
+            f"{where}: id {image_id!r} is no plain file name; expected the name of a file in images/ without suffix."
         )
     return Entry(image_id, None if z is None else (z[0], z[1]))
 

@@ -190,6 +190,4 @@ def _write_folder(folder: Path, dataset: Dataset) -> None:
         "licence": dataset.licence,
         "citation": dataset.citation,
     }
-    write_text(
-        folder / "dataset.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
-    )
+    write_text(folder / "dataset.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110))

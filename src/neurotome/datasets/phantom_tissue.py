@@ -96,19 +96,13 @@ def locate_fibres(shape: Shape, angle_deg: float, fan: float, rng: Generator) ->
     fan = max(fan, 0.75 * float(np.hypot(*shape[1:])))  # fibres must not meet within the field
     angle = np.deg2rad(angle_deg + rng.normal(0, 4))
     side = rng.choice([-1.0, 1.0])
-    z, y, x = np.meshgrid(
-        *(np.arange(n, dtype=np.float32) - n / 2 for n in shape), indexing="ij", sparse=True
-    )
+    z, y, x = np.meshgrid(*(np.arange(n, dtype=np.float32) - n / 2 for n in shape), indexing="ij", sparse=True)
     along = side * (np.cos(angle) * x - np.sin(angle) * y) + fan
     across = np.sin(angle) * x + np.cos(angle) * y + rng.normal(0, 0.25) * z
-    return np.stack(
-        np.broadcast_arrays(z, fan * np.arctan2(across, along), np.hypot(across, along)), dtype=np.float32
-    )
+    return np.stack(np.broadcast_arrays(z, fan * np.arctan2(across, along), np.hypot(across, along)), dtype=np.float32)
 
 
-def sample_field(
-    rng: Generator, coordinates: NDArray[np.float32], sigmas: Sequence[float]
-) -> NDArray[np.float32]:
+def sample_field(rng: Generator, coordinates: NDArray[np.float32], sigmas: Sequence[float]) -> NDArray[np.float32]:
     """Samples a Gaussian random field of mean 0 and standard deviation 1.
 
     White noise is drawn and smoothed on a grid no finer than the field needs, and interpolated.
@@ -157,9 +151,7 @@ def _grow_bundles(region: Region, fibres: NDArray[np.float32], rng: Generator) -
     return sample_field(rng, fibres, region.fibre_sigma) + 0.25 * sample_field(rng, fibres, (2.5, 2.0, 7.0))
 
 
-def _grow_lumens(
-    region: Region, shape: Shape, rng: Generator
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _grow_lumens(region: Region, shape: Shape, rng: Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Returns distance to the nearest large vessel's wall and its calibre, float32 (z, y, x)."""
     distance = np.full(shape, 1e3, np.float32)
     calibre = np.zeros(shape, np.float32)
@@ -186,9 +178,7 @@ def _grow_lumens(
     return distance, calibre
 
 
-def _grow_capillaries(
-    length: float, shape: Shape, rng: Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _grow_capillaries(length: float, shape: Shape, rng: Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns points (n, 3) and radii (n,) along a connected network of capillaries.
 
     Random branch points are joined by their minimum spanning tree, then loops are closed along short edges of
@@ -213,9 +203,7 @@ def _grow_capillaries(
     edges = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
     lengths = np.linalg.norm(nodes[edges[:, 0]] - nodes[edges[:, 1]], axis=1)
     tree = minimum_spanning_tree(coo_array((lengths, tuple(edges.T)), (len(nodes), len(nodes)))).tocoo()
-    chosen = np.isin(
-        edges[:, 0] * len(nodes) + edges[:, 1], tree.row.astype(np.int64) * len(nodes) + tree.col
-    )
+    chosen = np.isin(edges[:, 0] * len(nodes) + edges[:, 1], tree.row.astype(np.int64) * len(nodes) + tree.col)
     missing = length * size.prod() - lengths[chosen].sum()
     spare = rng.permutation(np.flatnonzero(~chosen & (lengths < np.median(lengths))))
     chosen[spare[np.cumsum(lengths[spare]) < missing]] = True
@@ -223,9 +211,9 @@ def _grow_capillaries(
     for edge, extent in zip(edges[chosen], lengths[chosen], strict=True):
         t = np.linspace(0, 1, int(extent / 0.6) + 2)[:, None]
         start, stop = nodes[edge]
-        bulge = rng.normal(0, 0.07 * extent, 3) * np.sin(np.pi * t) + rng.normal(
-            0, 0.02 * extent, 3
-        ) * np.sin(2 * np.pi * t)
+        bulge = rng.normal(0, 0.07 * extent, 3) * np.sin(np.pi * t) + rng.normal(0, 0.02 * extent, 3) * np.sin(
+            2 * np.pi * t
+        )
         points.append(start + (stop - start) * t + bulge)
         radii.append(np.full(len(t), max(rng.normal(*CAPILLARY_RADIUS), 1.0)))
     return np.concatenate(points), np.concatenate(radii)
@@ -265,9 +253,7 @@ def _shape_cell(centre: NDArray[np.float64], radius: float, rng: Generator) -> C
     return Cell(centre, axes.T / lengths[:, None], radius, rng.uniform(0.6, 1.1), rng.uniform(20, 110))
 
 
-def locate_cell(
-    cell: Cell, shape: Sequence[int], reach: float
-) -> tuple[tuple[slice, ...], NDArray[np.float64]]:
+def locate_cell(cell: Cell, shape: Sequence[int], reach: float) -> tuple[tuple[slice, ...], NDArray[np.float64]]:
     """Returns the box out to `reach` radii of a cell, and its voxels' distance to the centre in radii."""
     half = reach * 1.6 * cell.radius + 1
     low = np.clip(np.floor(cell.centre - half), 0, shape).astype(int)

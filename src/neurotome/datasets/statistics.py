@@ -16,12 +16,31 @@ from neurotome.normalize import measure_grey
 BINS = 256
 
 
-def count_classes(cutouts: Iterable[Cutout], classes: ClassSet) -> NDArray[np.int64]:
-    """Returns the pixels per class, shape (classes,); ignored pixels are left out. Reads slice by slice."""
-    counts = np.zeros(len(classes), np.int64)
-    for cutout in cutouts:
-        for z in range(cutout.volume.shape[0]):
-            counts += classes.count(cutout.read_labels(z))
+def count_slices(dataset: Dataset, split: str = "train") -> NDArray[np.int64]:
+    """Returns the labelled pixels of each slice per class; one slice is in memory at a time.
+
+    Args:
+        dataset: What to count.
+        split: Which images.
+
+    Returns:
+        Shape (slices of all cutouts, classes).
+
+    Raises:
+        DatasetError: There is no such split, or none of its pixels is labelled.
+    """
+    counts = np.stack(
+        [
+            dataset.classes.count(cutout.read_labels(z))
+            for cutout in dataset.split(split)
+            for z in range(cutout.volume.shape[0])
+        ]
+    )
+    if not counts.any():
+        raise DatasetError(
+            f"{dataset.name}: all pixels of split {split!r} have the ignore value {dataset.classes.ignore}; expected "
+            f"labelled ones. Label some, or list other ids under splits: {split}."
+        )
     return counts
 
 
@@ -55,16 +74,12 @@ def measure_dataset(dataset: Dataset) -> dict[str, Any]:
         "citation": dataset.citation,
         "histogram_edges": edges.tolist(),
         "splits": {
-            split: _measure_split(group, dataset.classes, edges)
-            for split, group in dataset.splits.items()
-            if group
+            split: _measure_split(group, dataset.classes, edges) for split, group in dataset.splits.items() if group
         },
     }
 
 
-def _measure_split(
-    cutouts: Sequence[Cutout], classes: ClassSet, edges: NDArray[np.float64]
-) -> dict[str, Any]:
+def _measure_split(cutouts: Sequence[Cutout], classes: ClassSet, edges: NDArray[np.float64]) -> dict[str, Any]:
     histogram = _count_grey(cutouts, classes, edges)
     counts = [int(count) for count in histogram.sum(axis=1)]
     pixels = sum(cutout.volume.data.size for cutout in cutouts)
@@ -78,8 +93,7 @@ def _measure_split(
         "ignored": pixels - sum(counts),
         "counts": dict(zip(classes.names, counts, strict=True)),
         "share": {
-            name: count / sum(counts) if present else None
-            for name, count in zip(classes.names, counts, strict=True)
+            name: count / sum(counts) if present else None for name, count in zip(classes.names, counts, strict=True)
         },
         "mean": mean,
         "std": std,
@@ -87,8 +101,7 @@ def _measure_split(
         "max": high,
         "imbalance": max(present) / min(present) if present else None,
         "background_ratio": {
-            name: counts[0] / count if count else None
-            for name, count in zip(classes.names, counts, strict=True)
+            name: counts[0] / count if count else None for name, count in zip(classes.names, counts, strict=True)
         },
         "histogram": dict(zip(classes.names, histogram.tolist(), strict=True)),
     }
@@ -118,9 +131,7 @@ def _choose_edges(cutouts: Sequence[Cutout]) -> NDArray[np.float64]:
     return np.linspace(low, high, BINS + 1)
 
 
-def _count_grey(
-    cutouts: Iterable[Cutout], classes: ClassSet, edges: NDArray[np.float64]
-) -> NDArray[np.int64]:
+def _count_grey(cutouts: Iterable[Cutout], classes: ClassSet, edges: NDArray[np.float64]) -> NDArray[np.int64]:
     """Returns the pixels of each class per bin, int64, shape (classes, bins)."""
     bins = len(edges) - 1
     counts = np.zeros((len(classes), bins), np.int64)

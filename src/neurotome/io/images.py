@@ -74,8 +74,7 @@ def read_labels(path: str | Path) -> NDArray[Any]:
     labels = _read_array(path)
     if labels.dtype.kind not in "iu":
         raise ImageError(
-            f"{path}: labels have dtype {labels.dtype}; expected integers, one class id per pixel. "
-            "Save them as uint8."
+            f"{path}: labels have dtype {labels.dtype}; expected integers, one class id per pixel. Save them as uint8."
         )
     return labels
 
@@ -134,13 +133,9 @@ def find_image(folder: Path, image_id: str) -> Path:
         return found[0]
     expected = f"expected one file {folder / image_id} with suffix {', '.join(SUFFIXES)}"
     if found:
-        raise ImageError(
-            f"{', '.join(path.name for path in found)} all exist; {expected}. Remove the others."
-        )
+        raise ImageError(f"{', '.join(path.name for path in found)} all exist; {expected}. Remove the others.")
     near = sorted(path.name for path in folder.iterdir() if path.stem == image_id) if folder.is_dir() else []
-    raise ImageError(
-        f"{expected}; found {', '.join(near) or 'nothing of that name'}. Add or convert the file."
-    )
+    raise ImageError(f"{expected}; found {', '.join(near) or 'nothing of that name'}. Add or convert the file.")
 
 
 def write_image(path: str | Path, data: NDArray[Any]) -> None:
@@ -154,9 +149,7 @@ def write_image(path: str | Path, data: NDArray[Any]) -> None:
         ImageError: The format cannot hold these data.
     """
     if data.dtype.name not in GREY_DTYPES:
-        raise ImageError(
-            f"{path}: dtype {data.dtype} cannot be written as an image; use {', '.join(GREY_DTYPES)}."
-        )
+        raise ImageError(f"{path}: dtype {data.dtype} cannot be written as an image; use {', '.join(GREY_DTYPES)}.")
     _write_array(Path(path), data)
 
 
@@ -173,10 +166,28 @@ def write_labels(path: str | Path, labels: NDArray[Any]) -> None:
     if labels.dtype.kind not in "iu":
         raise ImageError(f"{path}: labels have dtype {labels.dtype}; expected integers 0..255.")
     if labels.size and not 0 <= labels.min() <= labels.max() <= 255:
-        raise ImageError(
-            f"{path}: labels lie in {labels.min()}..{labels.max()}; expected 0..255, which fit uint8."
-        )
+        raise ImageError(f"{path}: labels lie in {labels.min()}..{labels.max()}; expected 0..255, which fit uint8.")
     _write_array(Path(path), labels.astype(np.uint8))
+
+
+def write_colours(path: str | Path, colours: NDArray[np.uint8]) -> None:
+    """Writes a colour picture in one step.
+
+    Args:
+        path: .png (one slice), .tif or .tiff.
+        colours: uint8, shape (y, x, 3) or (z, y, x, 3).
+
+    Raises:
+        ImageError: The format cannot hold these data.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".png":
+        _write_png(path, colours, ndim=3)
+        return
+    import tifffile
+
+    with atomic_path(path) as temporary:
+        tifffile.imwrite(temporary, colours, compression="zlib", photometric="rgb")
 
 
 def _write_array(path: Path, data: NDArray[Any]) -> None:
@@ -196,23 +207,19 @@ def _write_array(path: Path, data: NDArray[Any]) -> None:
 
             axes = "YX" if data.ndim == 2 else "ZYX"
             # photometric is said because a stack with 3 or 4 columns would else be taken for colours
-            tifffile.imwrite(
-                temporary, data, compression="zlib", photometric="minisblack", metadata={"axes": axes}
-            )
+            tifffile.imwrite(temporary, data, compression="zlib", photometric="minisblack", metadata={"axes": axes})
 
 
-def _write_png(path: Path, data: NDArray[Any]) -> None:
-    if data.ndim == 3 and data.shape[0] != 1:
-        raise ImageError(
-            f"{path}: a PNG file holds one slice, found {data.shape[0]}. Use the suffix .tif or .npy."
-        )
+def _write_png(path: Path, data: NDArray[Any], ndim: int = 2) -> None:
+    if data.ndim == ndim + 1 and data.shape[0] == 1:
+        data = data[0]
+    if data.ndim != ndim:
+        raise ImageError(f"{path}: a PNG file holds one slice, found {data.shape[0]}. Use the suffix .tif or .npy.")
     if data.dtype.kind == "f":
-        raise ImageError(
-            f"{path}: a PNG file holds integers, found {data.dtype}. Use the suffix .tif or .npy."
-        )
+        raise ImageError(f"{path}: a PNG file holds integers, found {data.dtype}. Use the suffix .tif or .npy.")
     from PIL import Image
 
-    plane = np.ascontiguousarray(data[0] if data.ndim == 3 else data)
+    plane = np.ascontiguousarray(data)
     with atomic_path(path) as temporary:
         Image.fromarray(plane).save(temporary, format="PNG")
 
@@ -358,7 +365,5 @@ def _read_npy(path: Path) -> NDArray[Any]:
     # refused by numpy.
     data = np.lib.format.open_memmap(path, mode="r")
     if data.ndim == 3 and data.shape[-1] in (3, 4) and min(data.shape[:2]) > 16:
-        raise ImageError(
-            f"{path}: shape {data.shape} looks like RGB(A) colours; expected (z, y, x). {GREY_REMEDY}."
-        )
+        raise ImageError(f"{path}: shape {data.shape} looks like RGB(A) colours; expected (z, y, x). {GREY_REMEDY}.")
     return data

@@ -46,7 +46,7 @@ class ModelSettings:
 def import_smp() -> Any:
     """Imports segmentation_models_pytorch, with a torchvision that it can import."""
     mend_torchvision()
-    import segmentation_models_pytorch as smp  # noqa: PLC0415
+    import segmentation_models_pytorch as smp
 
     return smp
 
@@ -64,7 +64,7 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
     Raises:
         ModelError: A name is unknown, encoder and decoder do not fit, or the encoder's weights cannot be had.
     """
-    from neurotome.models.net import Network  # noqa: PLC0415
+    from neurotome.models.net import Network
 
     if settings.in_channels < 1 or settings.in_channels % 2 == 0:
         raise ModelError(
@@ -109,7 +109,7 @@ def find_encoder(name: str) -> str:
         ModelError: Nobody has it; the nearest name is suggested.
     """
     smp = import_smp()
-    import timm  # noqa: PLC0415
+    import timm
 
     if name in smp.encoders.encoders:
         return name
@@ -137,7 +137,7 @@ def _offline_if_unreachable(settings: ModelSettings) -> Iterator[None]:
     if settings.encoder_weights != "imagenet" or proxies:
         yield
         return
-    from huggingface_hub import constants  # noqa: PLC0415
+    from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
     host = urlsplit(constants.ENDPOINT)
@@ -181,8 +181,8 @@ def _load_encoder(encoder: Any, path: Path, in_channels: int) -> None:
     One channel sums the three filters, other numbers repeat them scaled by 3 / in_channels, so that a grey image gives
     the response that its three copies would.
     """
-    from safetensors import SafetensorError  # noqa: PLC0415
-    from safetensors.torch import load_file  # noqa: PLC0415
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     try:
         found = load_file(path)

@@ -29,7 +29,7 @@ def save_model(predictor: NetPredictor, folder: Path, facts: Mapping[str, Any] |
         folder: Created if missing.
         facts: Scores, licence, citation, training data, versions; JSON values.
     """
-    from safetensors.torch import save_file  # noqa: PLC0415
+    from safetensors.torch import save_file
 
     weights = {key: value.detach().cpu().contiguous() for key, value in predictor.net.state_dict().items()}
     with atomic_path(folder / "model.safetensors") as temporary:
@@ -79,10 +79,10 @@ def load_model(path: Path) -> NetPredictor:
     Raises:
         ModelError: It is missing, damaged, or of another format.
     """
-    from safetensors import SafetensorError  # noqa: PLC0415
-    from safetensors.torch import load_file  # noqa: PLC0415
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    from neurotome.models.net import NetPredictor  # noqa: PLC0415
+    from neurotome.models.net import NetPredictor
 
     folder = find_model(path)
     weights_path = folder / "model.safetensors"

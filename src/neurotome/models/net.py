@@ -33,7 +33,7 @@ class Network(nn.Module):
         super().__init__()
         self.core = core
         self.minimum = minimum
-        self.stride = max(32, int(getattr(core.encoder, "output_stride", 32)))  # type: ignore[arg-type]
+        self.stride = max(32, int(getattr(core.encoder, "output_stride", 32)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits.
@@ -45,9 +45,7 @@ class Network(nn.Module):
             Shape (n, classes, y, x).
         """
         height, width = images.shape[-2:]
-        below, right = (
-            max(self.minimum, -(-size // self.stride) * self.stride) - size for size in (height, width)
-        )
+        below, right = (max(self.minimum, -(-size // self.stride) * self.stride) - size for size in (height, width))
         if below or right:
             images = F.pad(images, (0, right, 0, below), mode="replicate")
         logits: Tensor = self.core(images)
@@ -82,7 +80,7 @@ class NetPredictor:
 
     def __post_init__(self) -> None:
         self.net.eval()
-        self.net.to(memory_format=torch.channels_last)
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
 
     @property
     def in_channels(self) -> int:

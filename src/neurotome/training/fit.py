@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import math
 import os
 import re
@@ -132,9 +133,7 @@ def check_training(settings: TrainSettings) -> None:
     }
     for name, fine in checks.items():
         if not fine:
-            raise SettingsError(
-                f"train.{name} is {getattr(settings, name)}; out of range, see neurotome train --help."
-            )
+            raise SettingsError(f"train.{name} is {getattr(settings, name)}; out of range, see neurotome train --help.")
     parse_duration(settings.max_time)
 
 
@@ -171,20 +170,19 @@ def fit(
     if _is_finished(run):
         return
     mend_torchvision()  # torchmetrics imports it, and lightning torchmetrics
-    import lightning  # noqa: PLC0415
-    import torch  # noqa: PLC0415
+    import lightning
+    import torch
 
-    from neurotome.models.net import NetPredictor, measure_halo  # noqa: PLC0415
-    from neurotome.training.module import SegmentationModule  # noqa: PLC0415
+    from neurotome.models.net import NetPredictor, measure_halo
+    from neurotome.training.module import SegmentationModule
 
-    cutouts = dataset.split("train")
-    normalization = fit_normalization((c.volume for c in cutouts), train.normalization)
-    sampler = PatchSampler(cutouts, dataset.classes, sample, normalization, model.in_channels, train.seed)
+    normalization = fit_normalization((c.volume for c in dataset.split("train")), train.normalization)
+    sampler = PatchSampler(dataset, sample, normalization, model.in_channels, train.seed)
     held_out = dataset.split("val")
     validation = [(held_out[c], z) for c, z in collect_slices(held_out, train.val_slices)]
 
     torch.manual_seed(train.seed)
-    net = build_network(model, len(dataset.classes)).to(memory_format=torch.channels_last)
+    net = build_network(model, len(dataset.classes))
     halo, bounded = measure_halo(net, model.in_channels)
     predictor = NetPredictor(
         net, model, dataset.classes, normalization, halo, bounded, sample.patch, dataset.voxel_size_um
@@ -230,7 +228,7 @@ def fit(
 
 def choose_precision(settings: TrainSettings) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
     """Returns Lightning's name of the arithmetic; `auto` is mixed only where that was measured to be faster."""
-    import torch  # noqa: PLC0415
+    import torch
 
     if settings.precision == "auto":
         if settings.device in ("auto", "cuda") and torch.cuda.is_available():
@@ -246,29 +244,27 @@ def choose_precision(settings: TrainSettings) -> Literal["32-true", "bf16-mixed"
 
 def measure_peak_memory() -> int:
     """Returns the peak memory in bytes: of the GPU if one is used, otherwise of this process."""
-    import torch  # noqa: PLC0415
+    import torch
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
     memory = psutil.Process().memory_info()
-    if hasattr(memory, "peak_wset"):
+    if sys.platform == "win32":
         return int(memory.peak_wset)
-    import resource  # noqa: PLC0415
+    import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def _is_finished(run: Path) -> bool:
-    import json  # noqa: PLC0415
-
     path = run / "training.json"
     return path.is_file() and bool(json.loads(path.read_text())["finished"])
 
 
 def _build_logger(run: Path) -> Any:
     import_extra("tensorboard", "track")
-    from lightning.pytorch.loggers import TensorBoardLogger  # noqa: PLC0415
+    from lightning.pytorch.loggers import TensorBoardLogger
 
     return TensorBoardLogger(save_dir=run, name="tensorboard", version="")
 
@@ -276,7 +272,7 @@ def _build_logger(run: Path) -> Any:
 @contextlib.contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Keeps Lightning's advertisements and hints about settings that are chosen on purpose from the terminal."""
-    import logging  # noqa: PLC0415
+    import logging
 
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]
@@ -291,7 +287,7 @@ def _quiet_lightning() -> Iterator[None]:
 
 def _build_keeper(run: Path, module: SegmentationModule, facts: dict[str, Any]) -> lightning.Callback:
     """Returns the callback that shows progress and keeps the run folder true."""
-    import lightning  # noqa: PLC0415
+    import lightning
 
     class Keeper(lightning.Callback):
         def __init__(self) -> None:
@@ -308,9 +304,7 @@ def _build_keeper(run: Path, module: SegmentationModule, facts: dict[str, Any]) 
             if self.first_step_seconds is None:
                 self.first_step_seconds = time.time() - psutil.Process().create_time()
 
-        def on_train_batch_end(
-            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-        ) -> None:
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             self.step_seconds.append(time.monotonic() - self.step_began)
             self.progress.update(module.share_done(), self.describe())
             if module.settings.max_seconds and module.elapsed() >= module.settings.max_seconds:

@@ -66,7 +66,9 @@ class SegmentationModule(lightning.LightningModule):
         self.average: AveragedModel | None = None
         if settings.average:
             self.average = AveragedModel(
-                self.net, multi_avg_fn=get_ema_multi_avg_fn(settings.average), use_buffers=True
+                self.net,
+                multi_avg_fn=get_ema_multi_avg_fn(settings.average),  # type: ignore[no-untyped-call]
+                use_buffers=True,
             )
             averaged = self.average.module
             assert isinstance(averaged, Network)
@@ -97,9 +99,7 @@ class SegmentationModule(lightning.LightningModule):
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
         """Returns the batches of an epoch."""
-        return DataLoader(
-            BatchStream(self.sampler, self.steps_per_epoch, lambda: self.global_step), batch_size=None
-        )
+        return DataLoader(BatchStream(self.sampler, self.steps_per_epoch, lambda: self.global_step), batch_size=None)
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """Returns the positions of the validation slices."""
@@ -111,13 +111,9 @@ class SegmentationModule(lightning.LightningModule):
         parameters = list(self.net.parameters())
         match settings.optimizer:
             case "adam":
-                return torch.optim.Adam(
-                    parameters, settings.learning_rate, weight_decay=settings.weight_decay
-                )
+                return torch.optim.Adam(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
             case "adamw":
-                return torch.optim.AdamW(
-                    parameters, settings.learning_rate, weight_decay=settings.weight_decay
-                )
+                return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
             case "sgd":
                 return torch.optim.SGD(
                     parameters,
@@ -144,9 +140,7 @@ class SegmentationModule(lightning.LightningModule):
             TrainingError: The loss is not a finite number.
         """
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.global_step)
-        images, labels = augment(
-            *batch, self.augment_settings, self.predictor.classes.ignore, generator
-        )
+        images, labels = augment(*batch, self.augment_settings, self.predictor.classes.ignore, generator)
         logits = self.net(images.contiguous(memory_format=torch.channels_last))
         loss = self.loss(logits.float(), labels)
         self.last_loss = loss.item()

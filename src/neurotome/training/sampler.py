@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.classes import ClassSet
-from neurotome.datasets.base import Cutout
+from neurotome.datasets.base import Cutout, Dataset
+from neurotome.datasets.statistics import count_slices
 from neurotome.errors import SettingsError
 from neurotome.normalize import Normalization
 
@@ -42,8 +42,7 @@ class PatchSampler:
 
     def __init__(
         self,
-        cutouts: Sequence[Cutout],
-        classes: ClassSet,
+        dataset: Dataset,
         settings: SampleSettings,
         normalization: Normalization,
         in_channels: int,
@@ -52,8 +51,7 @@ class PatchSampler:
         """Counts the classes of every slice.
 
         Args:
-            cutouts: Where patches come from; labels are read slice by slice and never held.
-            classes: What the labels mean.
+            dataset: Has a split train; labels are read slice by slice and never held.
             settings: How patches are drawn.
             normalization: How grey values are scaled.
             in_channels: Neighbouring slices per patch.
@@ -62,6 +60,7 @@ class PatchSampler:
         Raises:
             SettingsError: A setting is out of range, or the patch is larger than every image.
         """
+        cutouts = dataset.split("train")
         if settings.patch < 8 or settings.batch < 1 or not 0 <= settings.rare <= 1:
             raise SettingsError(
                 f"sample.patch is {settings.patch} (at least 8), sample.batch {settings.batch} (at least 1), sample.rare "
@@ -74,13 +73,11 @@ class PatchSampler:
                 f"{largest.volume.path or largest.name} with {largest.volume.shape[1]} x {largest.volume.shape[2]} pixels. "
                 f"Use --sample.patch {max(8, min(largest.volume.shape[1:]) // 32 * 32)}."
             )
-        self.cutouts, self.classes, self.settings = cutouts, classes, settings
+        self.cutouts, self.classes, self.settings = cutouts, dataset.classes, settings
         self.in_channels, self.seed = in_channels, seed
         self.scales = [normalization.scale_for(cutout.volume) for cutout in cutouts]
         self.slices = [(c, z) for c, cutout in enumerate(cutouts) for z in range(cutout.volume.shape[0])]
-        self.counts = np.array([classes.count(cutouts[c].read_labels(z)) for c, z in self.slices])
-        if not self.counts.any():
-            raise SettingsError("no training pixel has a label; every pixel is ignored. Label some pixels.")
+        self.counts = count_slices(dataset)
         sizes = np.array([np.prod(cutouts[c].volume.shape[1:]) for c, _ in self.slices], float)
         self.slice_probs = sizes / sizes.sum()
         self.tiles = self._plan_tiles() if settings.order == "sequential" else []

@@ -1,0 +1,117 @@
+"""Table: subcommand -> function. Everything else here is how errors and results reach a terminal."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import cyclopts
+
+from neurotome import __version__
+from neurotome.errors import NeurotomeError, SettingsError
+
+app = cyclopts.App(
+    name="neurotome",
+    version=__version__,
+    help="Segment brain microstructure in X-ray microCT: train, compare, apply and measure.",
+    help_epilogue=(
+        "Every option can stand in a YAML file given with --config FILE; options win over the file. "
+        "--debug shows the traceback of an error."
+    ),
+    result_action="return_value",
+)
+app.command("neurotome.experiments.demo:demo", name="demo")
+app.command("neurotome.report.describe:describe", name="describe")
+app.command("neurotome.datasets.phantom:phantom", name="phantom")
+app.command("neurotome.experiments.commands:train", name="train")
+app.command("neurotome.experiments.commands:evaluate", name="evaluate")
+app.command("neurotome.inference.predict:predict", name="predict")
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs the command line and exits: 0 done, 1 an error that the message explains, 2 wrong usage, 130 stopped."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in tokens
+    if debug:
+        tokens.remove("--debug")
+    warnings.showwarning = _show_warning
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app.config = _take_config(tokens)
+        _show(app(tokens))
+    except NeurotomeError as error:
+        _fail(error, str(error), debug)
+    except KeyboardInterrupt as error:
+        _fail(error, "stopped. What was finished is kept; the same command goes on from there.", debug, status=130)
+    except MemoryError as error:
+        _fail(error, "out of memory. Use a smaller --sample.batch or --sample.patch, or a smaller --tile.", debug)
+    except OSError as error:
+        _fail(error, _explain(error), debug)
+    sys.exit(0)
+
+
+def _take_config(tokens: list[str]) -> list[Any]:
+    """Removes `--config FILE` from the tokens and returns the settings source it names."""
+    configs = []
+    for index, token in enumerate(tokens):
+        if token == "--config" or token.startswith("--config="):
+            value = token.partition("=")[2] if "=" in token else "".join(tokens[index + 1 : index + 2])
+            if not Path(value).is_file():
+                raise SettingsError(f"--config {value}: no such file; expected a YAML file of settings.")
+            del tokens[index : index + (1 if "=" in token else 2)]
+            configs.append(cyclopts.config.Yaml(value, must_exist=True, use_commands_as_keys=False))
+            break
+    return configs
+
+
+def _show(result: Any) -> None:
+    """Prints what a command returns: a scores table, statistics, or the paths of what it wrote."""
+    if isinstance(result, dict) and "per_class" in result:
+        from neurotome.evaluate import format_scores
+
+        print(format_scores(result))
+    elif isinstance(result, dict):
+        from neurotome.report.describe import format_statistics
+
+        print(format_statistics(result))
+    elif isinstance(result, list):
+        for path in result:
+            print(path)
+    elif result is not None:
+        print(result)
+
+
+def _fail(error: BaseException, message: str, debug: bool, status: int = 1) -> NoReturn:
+    if debug:
+        traceback.print_exception(error)
+    sys.stderr.write(f"neurotome: {message}\n")
+    sys.exit(status)
+
+
+def _explain(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return (
+            f"{where}no space left on the disk. Nothing half-written was left; free some space and give the same command "
+            "again."
+        )
+    return f"{where}{error.strerror or error}. Check the path and its permissions."
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, UserWarning):
+        sys.stderr.write(f"neurotome: note: {message}\n")
+
+
+def _stop(*_: object) -> NoReturn:
+    """Treats a request to end like Ctrl-C, so that it is answered the same way."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Scores from labels: pooled over all pixels, per image, and how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.classes import ClassSet
+from neurotome.errors import DatasetError
+from neurotome.metrics import confusion, image_scores, scores
+
+FEWEST_IMAGES = 5
+"""Fewer images than this say nothing about how much images differ."""
+
+RESAMPLES = 2000
+
+
+def score_images(
+    dataset: str,
+    split: str,
+    classes: ClassSet,
+    images: Iterable[tuple[str, NDArray[Any], NDArray[Any]]],
+) -> dict[str, Any]:
+    """Counts all images, then scores.
+
+    Args:
+        dataset: Name of the dataset.
+        split: Name of the split.
+        classes: What the labels mean; ignored pixels of the truth are left out.
+        images: Name, true labels and predicted labels of each image, shapes (y, x).
+
+    Returns:
+        The content of `scores/<split>.json`. `per_class`, `macro`, `weighted` and `accuracy` are pooled over all pixels;
+        `per_image` scores every image by itself, and its `mean` is the other aggregation that is published.
+
+    Raises:
+        DatasetError: There is no image.
+    """
+    names, counts = [], []
+    for name, truth, predicted in images:
+        names.append(name)
+        counts.append(confusion(truth, predicted, classes))
+    if not names:
+        raise DatasetError(f"{dataset}: no image to score in split {split!r}; expected at least one.")
+    stacked = np.stack(counts)
+    pooled = stacked.sum(0)
+    single = [image_scores(matrix) for matrix in stacked]
+    return {
+        "dataset": dataset,
+        "split": split,
+        "classes": list(classes.names),
+        "confusion": pooled.tolist(),
+        **scores(pooled, classes.names),
+        "per_image": {
+            "name": names,
+            "macro_f1": [s["macro_f1"] for s in single],
+            "mean_iou": [s["mean_iou"] for s in single],
+            "mean": {
+                "macro_f1": _mean([s["macro_f1"] for s in single]),
+                "mean_iou": _mean([s["mean_iou"] for s in single]),
+            },
+        },
+        "intervals": bootstrap(stacked, classes.names),
+    }
+
+
+def bootstrap(confusions: NDArray[np.int64], names: Sequence[str], seed: int = 0) -> dict[str, Any] | None:
+    """Returns 95 % intervals of pooled scores by drawing images with replacement.
+
+    Percentile bootstrap, Efron (1979), doi:10.1214/aos/1176344552. Slices of one stack resemble each other, so for
+    stacks the intervals are a lower bound of the uncertainty.
+
+    Args:
+        confusions: One matrix per image, shape (images, classes, classes), rows true.
+        names: Class names.
+        seed: Seed of the draws.
+
+    Returns:
+        Low and high of `macro_f1`, `accuracy` and of `f1` per class; None for fewer than `FEWEST_IMAGES` images.
+    """
+    images = len(confusions)
+    if images < FEWEST_IMAGES:
+        return None
+    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), RESAMPLES)
+    pooled = np.tensordot(draws, confusions, 1).astype(np.float64)
+    right = np.diagonal(pooled, axis1=1, axis2=2)
+    both = pooled.sum(1) + pooled.sum(2)
+    with np.errstate(invalid="ignore"):
+        f1 = np.where(both > 0, 2 * right / both, np.nan)
+        accuracy = right.sum(1) / pooled.sum((1, 2))
+    present = ~np.isnan(f1)
+    macro = np.where(present, f1, 0).sum(1) / np.maximum(present.sum(1), 1)
+    return {
+        "level": 0.95,
+        "method": f"percentile bootstrap over {images} images, {RESAMPLES} draws",
+        "macro_f1": _interval(macro),
+        "accuracy": _interval(accuracy),
+        "f1": {name: _interval(f1[:, i]) for i, name in enumerate(names)},
+    }
+
+
+def format_scores(result: Mapping[str, Any]) -> str:
+    """Returns scores as a table for the terminal; an en dash stands where a class is absent."""
+    rows: list[tuple[str, ...]] = [("", "precision", "recall", "F1", "IoU", "pixels")]
+    width = max(len(name) for name in (*result["classes"], "weighted mean"))
+    for name in result["classes"]:
+        found = result["per_class"][name]
+        rows.append((name, *_cells(found), f"{found['support']:,}"))
+    rows.append(("macro mean", *_cells(result["macro"]), ""))
+    rows.append(("weighted mean", *_cells(result["weighted"]), ""))
+    lines = [f"{row[0]:<{width}}" + "".join(f"{cell:>11}" for cell in row[1:5]) + f"{row[5]:>15}" for row in rows]
+    images = len(result["per_image"]["name"])
+    lines[0:0] = [f"{result['dataset']}, split {result['split']}, {images} images, pooled over pixels"]
+    lines.append(f"{'accuracy':<{width}}{_cell(result['accuracy']):>11}")
+    per_image = result["per_image"]["mean"]
+    lines.append(f"mean over images: macro F1 {_cell(per_image['macro_f1'])}, mean IoU {_cell(per_image['mean_iou'])}")
+    if result["intervals"] is None:
+        lines.append(f"no interval: fewer than {FEWEST_IMAGES} images")
+    else:
+        low, high = result["intervals"]["macro_f1"]
+        lines.append(f"macro F1, 95 % interval {low:.3f} to {high:.3f} ({result['intervals']['method']})")
+    return "\n".join(lines)
+
+
+def _cells(found: Mapping[str, float | None]) -> list[str]:
+    return [_cell(found[key]) for key in ("precision", "recall", "f1", "iou")]
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _interval(values: NDArray[np.float64]) -> list[float] | None:
+    known = values[~np.isnan(values)]
+    return [float(v) for v in np.quantile(known, (0.025, 0.975))] if known.size else None

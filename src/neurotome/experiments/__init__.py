@@ -1,0 +1,1 @@
+"""Whole experiments: train and score, compare, demonstrate."""

@@ -1,0 +1,245 @@
+"""train and evaluate: what a person asks for, from dataset to report."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+import neurotome
+from neurotome.atomic import write_json, write_text
+from neurotome.augment import AugmentSettings
+from neurotome.datasets import open_dataset
+from neurotome.datasets.base import SPLITS, Cutout, Dataset
+from neurotome.errors import ModelError, RunError
+from neurotome.evaluate import score_images
+from neurotome.inference.predict import choose_device, predict_volume
+from neurotome.io.images import write_labels
+from neurotome.losses import LossSettings
+from neurotome.models.build import ModelSettings
+from neurotome.models.folder import load_model
+from neurotome.predictor import Predictor
+from neurotome.progress import Progress
+from neurotome.training.fit import TrainSettings, check_run_folder, fit
+from neurotome.training.sampler import SampleSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def train(
+    dataset: str | Path | Dataset,
+    *,
+    out: Path,
+    model: ModelSettings = ModelSettings(),
+    sample: SampleSettings = SampleSettings(),
+    augment: AugmentSettings = AugmentSettings(),
+    loss: LossSettings = LossSettings(),
+    train: TrainSettings = TrainSettings(),
+) -> Path:
+    """Trains a network, scores it on every split and writes a report.
+
+    The same command given again goes on where it was stopped; once all is done it changes nothing.
+
+    Args:
+        dataset: Folder with dataset.yaml, mtneuro:FOLDER, or phantom.
+        out: Run folder; new, or one of the same settings.
+        model: Which network.
+        sample: How patches are drawn.
+        augment: What may happen to them.
+        loss: What is minimised.
+        train: How.
+
+    Returns:
+        The report, `out/report.html`.
+
+    Raises:
+        NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
+    """
+    check_run_folder(out)
+    data = open_dataset(dataset)
+    for split in ("train", "val"):
+        data.split(split)
+    config = {
+        "dataset": str(dataset) if isinstance(dataset, (str, Path)) else data.name,
+        "model": dataclasses.asdict(model),
+        "sample": dataclasses.asdict(sample),
+        "augment": dataclasses.asdict(augment),
+        "loss": dataclasses.asdict(loss),
+        "train": dataclasses.asdict(train),
+    }
+    _claim_run(out, config, {s: data.fingerprint(s) for s in ("train", "val")})
+    fit(data, out, model=model, sample=sample, augment=augment, loss=loss, train=train)
+    predictor = load_model(out)
+    predictor.net.to(choose_device(train.device))
+    score_splits(predictor, data, out)
+    from neurotome.report import build_report
+
+    return build_report(out, data)
+
+
+def evaluate(
+    model: str | Path, *, data: str | Path | Dataset, split: str = "test", out: Path | None = None, device: str = "auto"
+) -> dict[str, Any]:
+    """Scores a trained model on a split of a dataset.
+
+    Args:
+        model: Run folder or model folder.
+        data: Dataset with the same classes as the model.
+        split: Which images: train, val or test.
+        out: File to write the scores to.
+        device: auto, cpu, cuda or mps.
+
+    Returns:
+        The scores, as `scores/<split>.json` holds them.
+
+    Raises:
+        NeurotomeError: Model or data cannot be used, or their classes differ.
+    """
+    opened = open_dataset(data)
+    opened.split(split)
+    predictor = load_model(Path(model))
+    check_classes(predictor, opened, str(model))
+    predictor.net.to(choose_device(device))
+    found = score_split(predictor, opened, split)
+    if out is not None:
+        write_json(out, found)
+    return found
+
+
+def score_splits(predictor: Predictor, dataset: Dataset, run: Path) -> None:
+    """Predicts and scores every split that has images; a split that has its scores already is left alone.
+
+    Args:
+        predictor: A network or pixel classifier.
+        dataset: Of the same classes.
+        run: Gets `predictions/<split>/` and `scores/<split>.json`.
+    """
+    for split in SPLITS:
+        scores = run / "scores" / f"{split}.json"
+        if dataset.splits.get(split) and not scores.is_file():
+            write_json(scores, score_split(predictor, dataset, split, run / "predictions" / split))
+
+
+def score_split(predictor: Predictor, dataset: Dataset, split: str, predictions: Path | None = None) -> dict[str, Any]:
+    """Predicts the images of a split and scores them slice by slice.
+
+    Args:
+        predictor: A network or pixel classifier.
+        dataset: Of the same classes.
+        split: Which images.
+        predictions: Folder to write label files to, if any.
+
+    Returns:
+        The content of `scores/<split>.json`.
+    """
+    cutouts = dataset.split(split)
+    progress = Progress(f"scoring {split}", sum(c.volume.data.size for c in cutouts) / 1e6, "Mpixel")
+
+    def predict_all() -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
+        done = 0.0
+        for cutout in cutouts:
+            labels, _ = predict_volume(predictor, cutout.volume, on_progress=partial(_add, progress, done))
+            done += cutout.volume.data.size / 1e6
+            if predictions is not None:
+                _write_prediction(predictions, cutout, labels)
+            depth = cutout.volume.shape[0]
+            for z in range(depth):
+                name = cutout.name if depth == 1 else f"{cutout.name}/{z:04d}"
+                yield name, cutout.read_labels(z), labels[z]
+
+    found = score_images(dataset.name, split, dataset.classes, predict_all())
+    progress.finish()
+    return found
+
+
+def _add(progress: Progress, before: float, mpixels: float) -> None:
+    progress.update(before + mpixels)
+
+
+def check_classes(predictor: Predictor, dataset: Dataset, where: str) -> None:
+    """Checks that a model predicts the classes of a dataset.
+
+    Raises:
+        ModelError: They differ.
+    """
+    if predictor.classes.names != dataset.classes.names:
+        raise ModelError(
+            f"{where}: the model's classes are {', '.join(predictor.classes.names)}, the dataset {dataset.name} has "
+            f"{', '.join(dataset.classes.names)}. Choose a dataset with the model's classes, or train on this one."
+        )
+
+
+def describe_environment() -> dict[str, Any]:
+    """Returns versions, machine, command and commit, enough to say where a number came from."""
+    packages = ("torch", "lightning", "segmentation-models-pytorch", "timm", "numpy", "scikit-learn", "scipy")
+    return {
+        "neurotome": neurotome.__version__,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "git_commit": _find_commit(),
+    }
+
+
+def _claim_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str]) -> None:
+    """Writes the settings of a new run, or checks that they are those of the run that is there.
+
+    Raises:
+        RunError: The folder holds a run of other settings or other data.
+    """
+    plain = json.loads(json.dumps(config))
+    if (run / "config.yaml").is_file():
+        there = yaml.safe_load((run / "config.yaml").read_text())
+        differing = _compare(there, plain)
+        if differing:
+            raise RunError(
+                f"{run}: holds another run, which differs in {'; '.join(differing[:5])}. Choose another folder with --out, "
+                "or repeat that run's settings to go on with it."
+            )
+        known = json.loads((run / "environment.json").read_text())["data_sha256"]
+        if known != dict(data):
+            raise RunError(f"{run}: the training or validation data changed since this run began. Use a new --out.")
+        return
+    write_json(run / "environment.json", {**describe_environment(), "data_sha256": dict(data)})
+    write_text(run / "config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+
+def _compare(there: Any, now: Any, key: str = "") -> list[str]:
+    if isinstance(there, dict) and isinstance(now, dict):
+        return [
+            line
+            for name in dict.fromkeys((*there, *now))
+            for line in _compare(there.get(name), now.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if there == now else [f"{key} ({there} there, {now} asked)"]
+
+
+def _write_prediction(folder: Path, cutout: Cutout, labels: NDArray[np.uint8]) -> None:
+    flat = labels.shape[0] == 1
+    write_labels(folder / f"{cutout.name}{'.png' if flat else '.tif'}", labels[0] if flat else labels)
+
+
+def _find_commit() -> str | None:
+    """Returns the commit of the source tree that runs, None for an installed package."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None

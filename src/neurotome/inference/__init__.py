@@ -1,0 +1,1 @@
+"""Applies a model to images, stacks and folders."""

@@ -1,0 +1,210 @@
+"""predict: a model applied to an image, a stack or a folder of them; label files of the same shape come out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.errors import ImageError, RunError, SettingsError
+from neurotome.io.images import SUFFIXES, check_grey, read_image, write_colours, write_image, write_labels
+from neurotome.models.folder import load_model
+from neurotome.predictor import Predictor, predict_slice
+from neurotome.progress import Progress
+from neurotome.volume import Volume, to_display
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """How a model is applied."""
+
+    tile: int = 1024
+    """Edge of a tile in pixels; larger images are predicted in overlapping tiles."""
+
+    halo: int = -1
+    """Pixels read around a tile; -1: as many as the model can see, so that tiles equal the whole image."""
+
+    overlay: bool = False
+    """Write <output>_overlay.png (a .tif for stacks): the image with the classes laid over it."""
+
+    confidence: bool = False
+    """Write <output>_confidence.png (a .tif for stacks): the probability of the chosen class times 255."""
+
+    palette: Literal["colour-blind-safe", "founding-report"] = "colour-blind-safe"
+    """Colours of the overlay."""
+
+    existing: Literal["refuse", "skip", "replace"] = "refuse"
+    """What to do where an output is there already; skip finishes a folder that was stopped."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to predict."""
+
+
+def predict(
+    model: str | Path,
+    input: str | Path | NDArray[Any],
+    output: str | Path | None = None,
+    *,
+    settings: PredictSettings = PredictSettings(),
+) -> NDArray[np.uint8] | list[Path]:
+    """Labels images with a trained model.
+
+    Args:
+        model: Run folder or model folder.
+        input: An image or stack (.png, .tif, .npy), a folder of them, or an array (y, x) or (z, y, x).
+        output: Label file, or for a folder the folder to write label files to; not needed for an array.
+        settings: How the model is applied.
+
+    Returns:
+        For an array its labels, uint8, same shape; otherwise the label files written.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+        ImageError: An image cannot be read or does not fit the model.
+        RunError: An output is there already.
+    """
+    if settings.tile < 32 or settings.halo < -1:
+        raise SettingsError(
+            f"tile is {settings.tile} (at least 32) and halo {settings.halo} (at least 0, or -1 for the model's own)."
+        )
+    predictor = load_model(Path(model))
+    predictor.net.to(choose_device(settings.device))
+    if not isinstance(input, (str, Path)):
+        check_grey(np.asarray(input), "the array")
+        volume = Volume(input if input.ndim == 3 else input[None], "array")
+        labels, _ = predict_volume(predictor, volume, settings)
+        if output is not None:
+            _check_free(Path(output), settings)
+            write_labels(output, labels)
+        return labels.reshape(input.shape)
+    if output is None:
+        raise SettingsError("no output named; expected a file, or a folder where the input is one.")
+    pairs = _pair_files(Path(input), Path(output), settings)
+    for number, (source, target) in enumerate(pairs, start=1):
+        volume = read_image(source)
+        if volume.shape[0] > 1 and target.suffix.lower() == ".png":
+            raise RunError(
+                f"{target}: a PNG file holds one slice, {source} has {volume.shape[0]}. Use the suffix .tif."
+            )
+        title = f"predicting {source.name}" + (f" ({number} of {len(pairs)})" if len(pairs) > 1 else "")
+        progress = Progress(title, volume.data.size / 1e6, "Mpixel")
+        labels, confidence = predict_volume(predictor, volume, settings, progress.update)
+        if volume.shape[0] == 1:
+            labels, confidence, grey = labels[0], confidence[0], volume.data[0]
+        else:
+            grey = volume.data
+        if settings.confidence:
+            write_image(_beside(target, "confidence"), confidence)
+        if settings.overlay:
+            classes = predictor.classes.with_palette(settings.palette)
+            write_colours(_beside(target, "overlay"), classes.overlay(to_display(grey), labels))
+        write_labels(target, labels)
+        progress.finish(f"{target}")
+    return [target for _, target in pairs]
+
+
+def predict_volume(
+    predictor: Predictor,
+    volume: Volume,
+    settings: PredictSettings = PredictSettings(),
+    on_progress: Callable[[float], None] | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Labels a volume slice by slice.
+
+    Args:
+        predictor: A network or pixel classifier.
+        volume: What to label.
+        settings: Tile and halo.
+        on_progress: Called with the Mpixels done so far.
+
+    Returns:
+        Labels, and the probability of the chosen class times 255; uint8, shape (z, y, x).
+    """
+    if max(volume.shape[1:]) > settings.tile and not getattr(predictor, "bounded", True):
+        warnings.warn(
+            f"{volume.path or volume.name}: this network looks at the whole image at once, so tiles of "
+            f"{settings.tile} pixels only approximate it. Raise tile above {max(volume.shape[1:])} if memory allows.",
+            stacklevel=2,
+        )
+    scale = predictor.normalization.scale_for(volume)
+    labels = np.empty(volume.shape, np.uint8)
+    confidence = np.empty(volume.shape, np.uint8)
+    done = 0
+
+    def count(pixels: int) -> None:
+        nonlocal done
+        done += pixels
+        if on_progress is not None:
+            on_progress(done / 1e6)
+
+    for z in range(volume.shape[0]):
+        image = scale.apply(volume.read_context(z, predictor.in_channels))
+        halo = None if settings.halo < 0 else settings.halo
+        probs = predict_slice(predictor, image, settings.tile, halo, count)
+        labels[z] = probs.argmax(0)
+        confidence[z] = (probs.max(0) * 255).round()
+    return labels, confidence
+
+
+def choose_device(name: str) -> str:
+    """Returns the device to use; `auto` takes a GPU if there is one.
+
+    Raises:
+        SettingsError: This machine has no such device.
+    """
+    import torch
+
+    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if have["cuda"] else "mps" if have["mps"] else "cpu"
+    if not have[name]:
+        found = ", ".join(device for device, there in have.items() if there)
+        raise SettingsError(f"device {name!r} is not on this machine; found {found}. Use --device auto.")
+    return name
+
+
+def _pair_files(source: Path, target: Path, settings: PredictSettings) -> list[tuple[Path, Path]]:
+    """Returns input and output files; every output's place is checked before the first image is read."""
+    if not source.exists():
+        raise ImageError(f"{source}: no such file or folder; expected an image, a stack or a folder of them.")
+    if not source.is_dir():
+        if target.is_dir():
+            target = target / f"{source.stem}.png"
+        pairs = [(source, target)]
+    else:
+        if target.suffix in SUFFIXES:
+            raise RunError(f"{target}: the input is a folder, so the output must be a folder too.")
+        images = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not images:
+            raise ImageError(f"{source}: no {', '.join(SUFFIXES)} file in this folder; expected at least one image.")
+        stems = [image.stem for image in images]
+        for stem in stems:
+            if stems.count(stem) > 1:
+                raise ImageError(f"{source}: more than one image is named {stem!r}; their label files would collide.")
+        pairs = [
+            (image, target / f"{image.stem}{'.png' if image.suffix.lower() == '.png' else '.tif'}") for image in images
+        ]
+    kept = [pair for pair in pairs if settings.existing != "skip" or not pair[1].exists()]
+    for _, place in kept:
+        _check_free(place, settings)
+    return kept
+
+
+def _check_free(place: Path, settings: PredictSettings) -> None:
+    if place.suffix.lower() not in SUFFIXES:
+        raise RunError(f"{place}: cannot write labels as {place.suffix!r}; expected {', '.join(SUFFIXES)}.")
+    if place.exists() and settings.existing == "refuse":
+        raise RunError(
+            f"{place}: is there already. Choose another output, or say --existing replace, or --existing skip to finish "
+            "a folder."
+        )
+
+
+def _beside(target: Path, what: str) -> Path:
+    suffix = ".tif" if target.suffix.lower() in (".tif", ".tiff", ".npy") else ".png"
+    return target.with_name(f"{target.stem}_{what}{suffix}")

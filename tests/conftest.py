@@ -1,0 +1,3 @@
+from neurotome.lazy import mend_torchvision
+
+mend_torchvision()
