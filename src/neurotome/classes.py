@@ -42,7 +42,7 @@ class ClassSet:
     Attributes:
         names: One name per class, id 0 first.
         ignore: Label value that means "not labelled": never trained on, never scored.
-        palette: `colour-blind-safe` or `founding-report`.
+        palette: `colour-blind-safe` (repeats after eight classes) or `founding-report`.
     """
 
     names: tuple[str, ...]
@@ -116,14 +116,24 @@ class ClassSet:
         return cls(tuple(content["names"]), int(content["ignore"]))
 
     def count(self, labels: NDArray[Any]) -> NDArray[np.int64]:
-        """Returns the pixels per class of labels of any shape; ignored pixels are left out.
+        """Returns the pixels per class of integer labels of any shape; ignored pixels are left out.
 
         Reads 1 Mi labels at a time, so that memory-mapped labels are never expanded.
+
+        Raises:
+            DatasetError: A label is neither a class id nor the ignore value.
         """
         counts = np.zeros(256, np.int64)
         flat = labels.reshape(-1)
         for start in range(0, flat.size, 1 << 20):
-            counts += np.bincount(flat[start : start + (1 << 20)].astype(np.uint8), minlength=256)
+            values = flat[start : start + (1 << 20)]
+            stray = values[((values < 0) | (values >= len(self))) & (values != self.ignore)]
+            if stray.size:
+                raise DatasetError(
+                    f"found label {stray[0]}; expected 0..{len(self) - 1} ({', '.join(self.names)}) or {self.ignore} for "
+                    "pixels not labelled."
+                )
+            counts += np.bincount(values.astype(np.uint8), minlength=256)
         return counts[: len(self)]
 
     def paint(self, labels: NDArray[Any]) -> NDArray[np.uint8]:
@@ -133,11 +143,12 @@ class ClassSet:
             labels: Integers of any shape.
 
         Returns:
-            uint8, shape `(*labels.shape, 3)`; ignored pixels are mid-grey.
+            uint8, shape `(*labels.shape, 3)`; what is no class id is mid-grey, like ignored pixels.
         """
         table = np.full((256, 3), 128, np.uint8)
         table[: len(self)] = self.colours
-        return table[labels.astype(np.uint8)]
+        known = (labels >= 0) & (labels < len(self))
+        return table[np.where(known, labels, 255).astype(np.uint8)]
 
     def overlay(self, grey: NDArray[np.uint8], labels: NDArray[Any], opacity: float = 0.45) -> NDArray[np.uint8]:
         """Returns a grey image with the classes laid over it; class 0 and ignored pixels stay grey.

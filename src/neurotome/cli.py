@@ -23,14 +23,19 @@ app = cyclopts.App(
         "Every option can stand in a YAML file given with --config FILE; options win over the file. "
         "--debug shows the traceback of an error."
     ),
+    default_parameter=cyclopts.Parameter(negative_iterable=()),
     result_action="return_value",
 )
-app.command("neurotome.experiments.demo:demo", name="demo")
-app.command("neurotome.report.describe:describe", name="describe")
-app.command("neurotome.datasets.phantom:phantom", name="phantom")
-app.command("neurotome.experiments.commands:train", name="train")
-app.command("neurotome.experiments.commands:evaluate", name="evaluate")
-app.command("neurotome.inference.predict:predict", name="predict")
+COMMANDS = {
+    "demo": ("neurotome.experiments.demo", "The main job on a phantom: data, training, comparison, report."),
+    "describe": ("neurotome.report.describe", "Statistics of a dataset, sample and augmentation pictures."),
+    "phantom": ("neurotome.datasets.phantom", "Write a synthetic dataset in the likeness of brain microCT."),
+    "train": ("neurotome.experiments.commands", "Train a network, score it on every split, write a report."),
+    "evaluate": ("neurotome.experiments.commands", "Score a trained model on a split of a dataset."),
+    "predict": ("neurotome.inference.predict", "Label an image, a stack or a folder with a trained model."),
+}
+for name, (module, summary) in COMMANDS.items():
+    app.command(f"{module}:{name}", name=name, help=summary)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -89,10 +89,10 @@ def bootstrap(confusions: NDArray[np.int64], names: Sequence[str], seed: int = 0
     right = np.diagonal(pooled, axis1=1, axis2=2)
     both = pooled.sum(1) + pooled.sum(2)
     with np.errstate(invalid="ignore"):
-        f1 = np.where(both > 0, 2 * right / both, np.nan)
+        f1 = 2 * right / both
+        present = both > 0
         accuracy = right.sum(1) / pooled.sum((1, 2))
-    present = ~np.isnan(f1)
-    macro = np.where(present, f1, 0).sum(1) / np.maximum(present.sum(1), 1)
+    macro = np.where(present, f1, 0).sum(1) / present.sum(1)
     return {
         "level": 0.95,
         "method": f"percentile bootstrap over {images} images, {RESAMPLES} draws",

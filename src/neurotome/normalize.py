@@ -68,8 +68,15 @@ class Normalization:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Normalization:
-        """Rebuilds a Normalization from `to_json`."""
-        return cls(str(content["mode"]), float(content["mean"]), float(content["std"]), str(content["dtype"]))
+        """Rebuilds a Normalization from `to_json`.
+
+        Raises:
+            ValueError: The mode is not known or the standard deviation is not positive.
+        """
+        mode, std = str(content["mode"]), float(content["std"])
+        if mode not in MODES or not std > 0:
+            raise ValueError(f"normalisation {mode!r} with standard deviation {std}")
+        return cls(mode, float(content["mean"]), std, str(content["dtype"]))
 
 
 def measure_grey(arrays: Iterable[NDArray[Any]]) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -12,12 +13,12 @@ T = TypeVar("T")
 
 def format_duration(seconds: float) -> str:
     """Returns 42 s, 3 min 05 s or 2 h 07 min."""
-    seconds = max(0.0, seconds)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
-    return f"{int(seconds) // 3600} h {int(seconds) % 3600 // 60:02d} min"
+    whole = round(max(0.0, seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class Progress:
@@ -77,11 +78,14 @@ class Progress:
             parts.append(f"{format_duration((self.total - done) / rate)} left")
         if note:
             parts.append(note)
-        bar = ""
-        if self.live:
-            filled = round(share * 20)
-            bar = "[" + "#" * filled + "." * (20 - filled) + "] "
-        self._write(f"{self.title}: {bar}{', '.join(parts)}", end="" if self.live else "\n")
+        text = ", ".join(parts)
+        if not self.live:
+            self._write(f"{self.title}: {text}", end="\n")
+            return
+        filled = round(share * 20)
+        line = f"{self.title}: [{'#' * filled}{'.' * (20 - filled)}] {text}"
+        # a line that wraps could not be erased, and every update would leave a row behind
+        self._write(line[: shutil.get_terminal_size().columns - 1], end="")
 
     def _write(self, text: str, end: str) -> None:
         start = "\r\x1b[2K" if self.live else ""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from cyclopts import Parameter
 from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
@@ -85,6 +87,10 @@ class Dataset:
         """Voxel size shared by all cutouts, None if not known or not the same."""
         sizes = {c.volume.voxel_size_um for cutouts in self.splits.values() for c in cutouts}
         return sizes.pop() if len(sizes) == 1 else None
+
+
+DatasetOrName = Annotated[str | Path | Dataset, Parameter(accepts_keys=False)]
+"""A dataset, or what `open_dataset` opens; on the command line one word."""
 
 
 def check_labels(labels: NDArray[Any], classes: ClassSet, where: str) -> None:

@@ -13,8 +13,10 @@ import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from cyclopts import Parameter
 from numpy.typing import NDArray
 
 from neurotome.atomic import write_text
@@ -75,7 +77,7 @@ class PhantomSettings:
 DEFAULTS = PhantomSettings()
 
 
-def phantom(out: Path, settings: PhantomSettings = DEFAULTS) -> Path:
+def phantom(*, out: Path, settings: Annotated[PhantomSettings, Parameter(name="*")] = DEFAULTS) -> Path:
     """Writes a synthetic dataset: brain tissue with blood vessels, cells and axons, and its exact labels.
 
     Args:

@@ -22,7 +22,7 @@ import neurotome
 from neurotome.atomic import write_json, write_text
 from neurotome.augment import AugmentSettings
 from neurotome.datasets import open_dataset
-from neurotome.datasets.base import SPLITS, Cutout, Dataset
+from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
 from neurotome.errors import ModelError, RunError
 from neurotome.evaluate import score_images
 from neurotome.inference.predict import choose_device, predict_volume
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    dataset: str | Path | Dataset,
+    dataset: DatasetOrName,
     *,
     out: Path,
     model: ModelSettings = ModelSettings(),
@@ -92,7 +92,7 @@ def train(
 
 
 def evaluate(
-    model: str | Path, *, data: str | Path | Dataset, split: str = "test", out: Path | None = None, device: str = "auto"
+    model: str | Path, *, data: DatasetOrName, split: str = "test", out: Path | None = None, device: str = "auto"
 ) -> dict[str, Any]:
     """Scores a trained model on a split of a dataset.
 

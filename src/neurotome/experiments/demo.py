@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from neurotome.atomic import write_json
 from neurotome.baselines.forest import ForestSettings, fit_forest
@@ -41,7 +44,7 @@ class DemoSettings:
     """Seed of the phantom and of the training."""
 
 
-def demo(*, out: Path = Path("neurotome-demo"), settings: DemoSettings = DemoSettings()) -> Path:
+def demo(*, out: Path = Path("neurotome-demo"), settings: Annotated[DemoSettings, Parameter(name="*")] = DemoSettings()) -> Path:
     """Shows the main job on a phantom: data, training, comparison with two baselines, prediction, report.
 
     Takes under five minutes on two cores; stopped, the same command goes on where it was.

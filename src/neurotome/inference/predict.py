@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from cyclopts import Parameter
 from numpy.typing import NDArray
 
 from neurotome.errors import ImageError, RunError, SettingsError
@@ -50,7 +51,7 @@ def predict(
     input: str | Path | NDArray[Any],
     output: str | Path | None = None,
     *,
-    settings: PredictSettings = PredictSettings(),
+    settings: Annotated[PredictSettings, Parameter(name="*")] = PredictSettings(),
 ) -> NDArray[np.uint8] | list[Path]:
     """Labels images with a trained model.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from neurotome.atomic import atomic_path, write_json
 from neurotome.classes import ClassSet
-from neurotome.errors import ModelError
+from neurotome.errors import DatasetError, ModelError
 from neurotome.models.build import ModelSettings, build_network
 from neurotome.normalize import Normalization
 
@@ -118,7 +118,7 @@ def load_model(path: Path) -> NetPredictor:
             voxel_size_um=None if size is None else (float(size[0]), float(size[1]), float(size[2])),
             facts=content["facts"],
         )
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, DatasetError, SafetensorError) as error:
         raise ModelError(f"{folder}: damaged model folder ({error}); copy it again or train again.") from error
 
 

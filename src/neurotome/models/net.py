@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +34,7 @@ class Network(nn.Module):
         super().__init__()
         self.core = core
         self.minimum = minimum
-        self.stride = max(32, int(getattr(core.encoder, "output_stride", 32)))
+        self.stride = math.lcm(32, int(getattr(core.encoder, "output_stride", 32)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits.
@@ -100,7 +101,7 @@ class NetPredictor:
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns class probabilities, shape (n, classes, y, x), for patches (n, in_channels, y, x)."""
         with torch.inference_mode():
-            images = torch.from_numpy(np.ascontiguousarray(patches)).to(self.device)
+            images = torch.from_numpy(np.require(patches, np.float32, ["C", "W"])).to(self.device)
             logits = self.net(images.contiguous(memory_format=torch.channels_last))
             probs: NDArray[np.float32] = logits.float().softmax(1).cpu().numpy()
         return probs

@@ -46,7 +46,7 @@ class TrainSettings:
     """Most epochs; after each one the validation slices are scored and a checkpoint is written."""
 
     steps_per_epoch: int = 0
-    """Steps per epoch; 0: one pass over the training pixels, but at least 50."""
+    """Steps per epoch; 0: one pass over the training pixels, but at least 50 where patches are random."""
 
     max_time: str = ""
     """Most training time, such as 90s, 12m or 2h; the schedule ends with it. Empty: no limit."""
@@ -188,7 +188,7 @@ def fit(
         net, model, dataset.classes, normalization, halo, bounded, sample.patch, dataset.voxel_size_um
     )
     net.train()
-    steps = train.steps_per_epoch or max(50, sampler.steps_per_pass)
+    steps = train.steps_per_epoch or choose_steps(sampler)
     criterion = build_loss(loss, dataset.classes, sampler.counts.sum(0))
     module = SegmentationModule(predictor, criterion, sampler, validation, augment, train, steps)
     facts = {
@@ -224,6 +224,12 @@ def fit(
         finally:
             if signal.getsignal(signal.SIGINT) is not handler and handler is not None:
                 signal.signal(signal.SIGINT, handler)
+
+
+def choose_steps(sampler: PatchSampler) -> int:
+    """Returns the steps of an epoch: one pass, or 50 if that is more, so that scoring does not take most of the time."""
+    passes = sampler.steps_per_pass
+    return passes if sampler.settings.order == "sequential" else max(50, passes)
 
 
 def choose_precision(settings: TrainSettings) -> Literal["32-true", "bf16-mixed", "16-mixed"]:

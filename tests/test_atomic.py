@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neurotome.atomic import atomic_path, write_bytes, write_json, write_text
+
+
+def list_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_files_are_written_and_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "deep" / "a.txt"
+    write_text(target, "vor")
+    write_text(target, "Ångström\n")
+    assert target.read_bytes() == "Ångström\n".encode()
+    write_bytes(target, b"\x00\xff")
+    assert target.read_bytes() == b"\x00\xff"
+    write_json(target.with_name("b.json"), {"f1": None, "x": [1, 0.5]})
+    assert json.loads(target.with_name("b.json").read_text()) == {"f1": None, "x": [1, 0.5]}
+    assert list_names(target.parent) == ["a.txt", "b.json"]
+
+
+def test_the_temporary_is_a_hidden_neighbour_with_the_same_suffix(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "labels.tif") as temporary:
+        temporary.write_bytes(b"x")
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(".")
+        assert temporary.suffix == ".tif"
+        assert not (tmp_path / "labels.tif").exists()
+
+
+def test_an_exception_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def write_half() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert target.read_text() == "old"
+    assert list_names(tmp_path) == ["a.txt"]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(target, "new")
+    assert target.read_text() == "old"
+    assert list_names(tmp_path) == ["a.txt"]
+
+
+def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    program = (
+        "import os, sys, pathlib; from neurotome.atomic import atomic_path\n"
+        "with atomic_path(pathlib.Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half'); os._exit(9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, target], check=False).returncode == 9
+    assert target.read_text() == "old"
+    write_text(target, "new")
+    assert target.read_text() == "new"
+
+
+def test_nan_is_refused_before_anything_is_touched(tmp_path: Path) -> None:
+    target = tmp_path / "scores.json"
+    write_json(target, {"f1": 1.0})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(target, {"f1": float("nan")})
+    assert json.loads(target.read_text()) == {"f1": 1.0}
+    assert list_names(tmp_path) == ["scores.json"]

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+
+from neurotome.classes import ClassSet
+from neurotome.datasets.base import Cutout, Dataset
+from neurotome.errors import NeurotomeError
+from neurotome.normalize import Normalization
+from neurotome.training.sampler import PatchSampler, SampleSettings, collect_slices
+from neurotome.volume import Volume
+
+CLASSES = ClassSet(("background", "cell", "axon"))
+AS_IS = Normalization("dataset", 0.0, 1.0, "float32")
+
+
+def make_dataset(*shapes, rare=True):
+    """Grey values name their pixel; one pixel of the first cutout is an axon."""
+    cutouts, start = [], 0
+    for i, shape in enumerate(shapes):
+        size = int(np.prod(shape))
+        image = np.arange(start, start + size, dtype=np.float32).reshape(shape)
+        labels = np.zeros(shape, np.uint8)
+        labels[:, : shape[1] // 2] = 1
+        cutouts.append(Cutout(Volume(image, f"c{i}"), labels))
+        start += size
+    if rare:
+        cutouts[0].labels[0, -1, -1] = 2
+    return Dataset("toy", CLASSES, {"train": tuple(cutouts)})
+
+
+def make_sampler(dataset, channels=1, seed=0, **settings):
+    return PatchSampler(dataset, SampleSettings(**settings), AS_IS, channels, seed)
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    dataset = make_dataset((2, 40, 50))
+    first, again = make_sampler(dataset, patch=16), make_sampler(dataset, patch=16)
+    again.draw(3)
+    np.testing.assert_array_equal(first.draw(7)[0], again.draw(7)[0])
+    assert not np.array_equal(first.draw(7)[0], first.draw(8)[0])
+    assert not np.array_equal(first.draw(7)[0], make_sampler(dataset, seed=1, patch=16).draw(7)[0])
+
+
+def test_labels_belong_to_their_pixels():
+    dataset = make_dataset((2, 40, 50), (1, 30, 20))
+    images, labels = make_sampler(dataset, patch=16, batch=32).draw(0)
+    assert images.shape == (32, 1, 16, 16)
+    assert images.dtype == np.float32
+    table = np.concatenate([c.labels.ravel() for c in dataset.split("train")])
+    np.testing.assert_array_equal(labels, table[images[:, 0].astype(int)])
+
+
+@pytest.mark.parametrize("rare", [0.0, 1.0])
+def test_rare_classes_are_seen_when_asked(rare):
+    sampler = make_sampler(make_dataset((4, 64, 64)), patch=8, batch=300, rare=rare)
+    _, labels = sampler.draw(0)
+    share = (labels == 2).any((1, 2)).mean()
+    # drawn evenly among three classes, against 1 of 4 x 57 x 57 places
+    assert share == pytest.approx(1 / 3, abs=0.08) if rare else share < 0.02
+
+
+def test_images_smaller_than_a_patch_are_padded_and_not_learned():
+    sampler = make_sampler(make_dataset((1, 40, 40), (1, 10, 20), rare=False), patch=32, batch=64)
+    images, labels = sampler.draw(0)
+    small = images[:, 0, 0, 0] >= 1600
+    assert small.any()
+    assert (labels[small][:, 10:] == 255).all()
+    assert (labels[small][:, :, 20:] == 255).all()
+    assert (labels[small][:, :10, :20] != 255).all()
+    assert np.isfinite(images).all()
+
+
+def test_sequential_tiles_cover_every_pixel_in_order():
+    dataset = make_dataset((2, 20, 30), (1, 16, 16))
+    sampler = make_sampler(dataset, patch=16, batch=4, order="sequential")
+    assert sampler.steps_per_pass == 3  # 2 slices x 2 x 2 tiles, 1 tile
+    batches = [sampler.draw(step)[0] for step in range(3)]
+    assert [len(batch) for batch in batches] == [4, 4, 1]
+    seen = np.concatenate([batch.ravel() for batch in batches])
+    assert np.unique(seen).size == 2 * 20 * 30 + 256
+    starts = np.concatenate([batch[:, 0, 0, 0] for batch in batches])
+    assert (np.diff(starts) > 0).all()
+    np.testing.assert_array_equal(sampler.draw(3)[0], batches[0])
+
+
+def test_neighbouring_slices_become_channels():
+    dataset = make_dataset((3, 8, 8), rare=False)
+    images, labels = make_sampler(dataset, channels=3, patch=8, batch=16).draw(0)
+    middle = images[:, 1] // 64
+    np.testing.assert_array_equal(images[:, 0] // 64, np.maximum(middle - 1, 0))
+    np.testing.assert_array_equal(images[:, 2] // 64, np.minimum(middle + 1, 2))
+    assert labels.shape == (16, 8, 8)
+
+
+def test_a_patch_larger_than_every_image_is_refused():
+    with pytest.raises(
+        NeurotomeError, match=r"sample\.patch is 64, larger than every training image; the largest is c1.*patch 32"
+    ):
+        make_sampler(make_dataset((1, 20, 20), (1, 40, 50)), patch=64)
+
+
+def test_nothing_labelled_is_refused():
+    cutout = Cutout(Volume(np.zeros((1, 9, 9), np.float32), "c"), np.full((1, 9, 9), 255, np.uint8))
+    with pytest.raises(NeurotomeError, match="ignore"):
+        make_sampler(Dataset("toy", CLASSES, {"train": (cutout,)}), patch=8)
+
+
+def test_slices_are_spread_evenly():
+    cutouts = make_dataset((4, 8, 8), (6, 8, 8)).split("train")
+    assert collect_slices(cutouts, 0) == [(0, z) for z in range(4)] + [(1, z) for z in range(6)]
+    assert collect_slices(cutouts, 3) == [(0, 0), (1, 0), (1, 5)]

@@ -1,0 +1,191 @@
+import contextlib
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from neurotome.augment import AugmentSettings
+from neurotome.classes import ClassSet
+from neurotome.datasets.base import Cutout, Dataset
+from neurotome.errors import SettingsError, TrainingError
+from neurotome.losses import LossSettings
+from neurotome.models.build import ModelSettings
+from neurotome.models.folder import load_model
+from neurotome.training import fit as fitting
+from neurotome.training.fit import TrainSettings, fit, parse_duration
+from neurotome.training.sampler import SampleSettings
+from neurotome.volume import Volume
+
+TINY = "mobilenetv3_small_050"
+SMALL = {
+    "model": ModelSettings(encoder=TINY),
+    "sample": SampleSettings(patch=32, batch=4),
+    "augment": AugmentSettings(),
+}
+
+
+def make_dataset(dtype=np.uint8, slices=1):
+    rng = np.random.default_rng(0)
+
+    def make_cutout(name):
+        labels = np.zeros((slices, 48, 64), np.uint8)
+        labels[:, 10:30, 10:30] = 1
+        labels[:, :3] = 255
+        grey = np.where(labels == 1, 180, 80) + rng.normal(0, 10, labels.shape)
+        return Cutout(Volume(grey.clip(0, 255).astype(dtype), name), labels)
+
+    splits = {split: (make_cutout(f"{split}0"), make_cutout(f"{split}1")) for split in ("train", "val", "test")}
+    return Dataset("toy", ClassSet(("background", "cell")), splits)
+
+
+def read_rows(run):
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+class KilledError(Exception):
+    """Stands for a process that ends without warning."""
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    settings = TrainSettings(epochs=4, steps_per_epoch=3, device="cpu", average=0.9)
+    fit(make_dataset(), tmp_path / "whole", train=settings, **SMALL)
+
+    # dies in the middle of the third epoch, and once more while the fourth is being saved
+    for place in ("draw", "save_model"):
+        calls = {"left": {"draw": 7, "save_model": 0}[place]}
+        owner = fitting.PatchSampler if place == "draw" else fitting
+        original = getattr(owner, place)
+
+        def die(*args, calls=calls, original=original):
+            if calls["left"] == 0:
+                raise KilledError
+            calls["left"] -= 1
+            return original(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, place, die)
+            with contextlib.suppress(KilledError):
+                fit(make_dataset(), tmp_path / "stopped", train=settings, **SMALL)
+        assert not json.loads((tmp_path / "stopped" / "training.json").read_text())["finished"] or place == "save_model"
+    fit(make_dataset(), tmp_path / "stopped", train=settings, **SMALL)
+
+    def strip(run):
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(run)]
+
+    assert strip(tmp_path / "stopped") == strip(tmp_path / "whole")
+    whole, stopped = (
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in ("whole", "stopped")
+    )
+    assert whole.keys() == stopped.keys()
+    for key, value in whole.items():
+        torch.testing.assert_close(stopped[key], value, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_it_learns_and_keeps_the_best(tmp_path):
+    settings = TrainSettings(epochs=3, steps_per_epoch=12, device="cpu", learning_rate=5e-3)
+    fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
+    rows = read_rows(tmp_path / "run")
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2]
+    assert [int(row["step"]) for row in rows] == [12, 24, 36]
+    best = max(float(row["val_macro_f1"]) for row in rows)
+    assert best > 0.9
+    summary = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert summary["finished"]
+    assert summary["best_val_macro_f1"] == pytest.approx(best)
+    assert summary["peak_memory_bytes"] > 1e8
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+
+    # what is saved scores what was recorded
+    predictor = load_model(tmp_path / "run")
+    assert predictor.facts["val_macro_f1"] == pytest.approx(best)
+    dataset = make_dataset()
+    from neurotome.evaluate import score_images
+    from neurotome.inference.predict import predict_volume
+
+    images = [(c.name, c.labels[0], predict_volume(predictor, c.volume)[0][0]) for c in dataset.split("val")]
+    assert score_images("toy", "val", dataset.classes, images)["macro"]["f1"] == pytest.approx(best, abs=1e-9)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    settings = TrainSettings(epochs=3, steps_per_epoch=2, device="cpu")
+    broken = fitting.build_loss
+
+    def build(*args):
+        criterion, calls = broken(*args), []
+
+        def loss(logits, labels):
+            calls.append(1)
+            return criterion(logits, labels) * (math.nan if len(calls) > 3 else 1.0)
+
+        return loss
+
+    monkeypatch.setattr(fitting, "build_loss", build)
+    with pytest.raises(TrainingError, match=r"loss became nan at step 3.*checkpoint is kept.*learning-rate"):
+        fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 2
+    assert all(torch.isfinite(v).all() for v in kept["state_dict"].values())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_every_optimizer_and_schedule_trains(tmp_path, optimizer):
+    schedule = {"adam": "constant", "adamw": "cosine", "sgd": "one-cycle"}[optimizer]
+    settings = TrainSettings(epochs=1, steps_per_epoch=2, optimizer=optimizer, schedule=schedule, device="cpu")
+    fit(make_dataset(np.float32), tmp_path / "run", train=settings, **SMALL)
+    assert math.isfinite(float(read_rows(tmp_path / "run")[0]["train_loss"]))
+
+
+def test_three_slices_image_normalisation_and_tensorboard(tmp_path):
+    settings = TrainSettings(epochs=1, steps_per_epoch=2, normalization="image", tensorboard=True, device="cpu")
+    fit(
+        make_dataset(slices=3),
+        tmp_path / "run",
+        train=settings,
+        **{**SMALL, "model": ModelSettings(encoder=TINY, in_channels=3)},
+    )
+    assert load_model(tmp_path / "run").in_channels == 3
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_patience_stops_early(tmp_path, monkeypatch):
+    from neurotome.training import module
+
+    monkeypatch.setattr(
+        module, "scores", lambda *_: {"macro": {"f1": 0.5}, "per_class": {n: {"f1": 0.5} for n in ("background", "cell")}}
+    )
+    fit(
+        make_dataset(), tmp_path / "run", train=TrainSettings(epochs=9, steps_per_epoch=1, patience=2, device="cpu"), **SMALL
+    )
+    assert len(read_rows(tmp_path / "run")) == 3
+
+
+def test_time_limit_ends_the_schedule(tmp_path):
+    settings = TrainSettings(epochs=100, steps_per_epoch=50, max_time="4s", device="cpu", schedule="cosine")
+    fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
+    last = read_rows(tmp_path / "run")[-1]
+    assert int(last["step"]) < 5000
+    assert float(last["learning_rate"]) < 0.1 * settings.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("", 0), ("90", 90), ("90s", 90), ("12m", 720), ("1.5h", 5400), ("3 min", 180)]
+)
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_time": "soon"}, {"max_time": "0s"}, {"epochs": 0}, {"learning_rate": -1.0}, {"average": 1.0}, {"warmup": 1.0}],
+)
+def test_settings_out_of_range_are_named(tmp_path, wrong):
+    with pytest.raises(SettingsError, match=f"train.{next(iter(wrong))}"):
+        fit(make_dataset(), tmp_path / "run", train=TrainSettings(**wrong), loss=LossSettings())
+    assert not (tmp_path / "run").exists()
