@@ -60,7 +60,8 @@ def test_a_log_gets_plain_lines_now_and_then(clock: Clock) -> None:
     ]
 
 
-def test_a_terminal_gets_one_line_that_is_rewritten(clock: Clock) -> None:
+def test_a_terminal_gets_one_line_that_is_rewritten(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     terminal = Terminal()
     shown = Progress("reading", 4, stream=terminal)
     for done in range(1, 4):
@@ -73,6 +74,13 @@ def test_a_terminal_gets_one_line_that_is_rewritten(clock: Clock) -> None:
     lines = written.split("\r\x1b[2K")
     assert lines[2] == "reading: [##########..........]  50%, 20 s left"
     assert lines[-1] == "reading: done in 30 s\n"
+
+
+def test_a_line_never_wraps_on_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    terminal = Terminal()
+    Progress("reading", 4, stream=terminal).update(2, "note " * 20)
+    assert len(terminal.getvalue().removeprefix("\r\x1b[2K")) == 39
 
 
 def test_a_terminal_is_not_flooded(clock: Clock) -> None:

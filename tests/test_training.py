@@ -15,7 +15,7 @@ from neurotome.losses import LossSettings
 from neurotome.models.build import ModelSettings
 from neurotome.models.folder import load_model
 from neurotome.training import fit as fitting
-from neurotome.training.fit import TrainSettings, fit, parse_duration
+from neurotome.training.fit import TrainSettings, parse_duration, prepare
 from neurotome.training.sampler import SampleSettings
 from neurotome.volume import Volume
 
@@ -25,6 +25,10 @@ SMALL = {
     "sample": SampleSettings(patch=32, batch=4),
     "augment": AugmentSettings(),
 }
+
+
+def run_fit(dataset, run, **settings):
+    fitting.fit(prepare(dataset, **settings), run)
 
 
 def make_dataset(dtype=np.uint8, slices=1):
@@ -53,7 +57,7 @@ class KilledError(Exception):
 @pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     settings = TrainSettings(epochs=4, steps_per_epoch=3, device="cpu", average=0.9)
-    fit(make_dataset(), tmp_path / "whole", train=settings, **SMALL)
+    run_fit(make_dataset(), tmp_path / "whole", train=settings, **SMALL)
 
     # dies in the middle of the third epoch, and once more while the fourth is being saved
     for place in ("draw", "save_model"):
@@ -70,9 +74,9 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(owner, place, die)
             with contextlib.suppress(KilledError):
-                fit(make_dataset(), tmp_path / "stopped", train=settings, **SMALL)
+                run_fit(make_dataset(), tmp_path / "stopped", train=settings, **SMALL)
         assert not json.loads((tmp_path / "stopped" / "training.json").read_text())["finished"] or place == "save_model"
-    fit(make_dataset(), tmp_path / "stopped", train=settings, **SMALL)
+    run_fit(make_dataset(), tmp_path / "stopped", train=settings, **SMALL)
 
     def strip(run):
         return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(run)]
@@ -90,7 +94,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_it_learns_and_keeps_the_best(tmp_path):
     settings = TrainSettings(epochs=3, steps_per_epoch=12, device="cpu", learning_rate=5e-3)
-    fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
+    run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
     rows = read_rows(tmp_path / "run")
     assert [int(row["epoch"]) for row in rows] == [0, 1, 2]
     assert [int(row["step"]) for row in rows] == [12, 24, 36]
@@ -128,7 +132,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path,
 
     monkeypatch.setattr(fitting, "build_loss", build)
     with pytest.raises(TrainingError, match=r"loss became nan at step 3.*checkpoint is kept.*learning-rate"):
-        fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
+        run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
     kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 2
     assert all(torch.isfinite(v).all() for v in kept["state_dict"].values())
@@ -138,13 +142,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path,
 def test_every_optimizer_and_schedule_trains(tmp_path, optimizer):
     schedule = {"adam": "constant", "adamw": "cosine", "sgd": "one-cycle"}[optimizer]
     settings = TrainSettings(epochs=1, steps_per_epoch=2, optimizer=optimizer, schedule=schedule, device="cpu")
-    fit(make_dataset(np.float32), tmp_path / "run", train=settings, **SMALL)
+    run_fit(make_dataset(np.float32), tmp_path / "run", train=settings, **SMALL)
     assert math.isfinite(float(read_rows(tmp_path / "run")[0]["train_loss"]))
 
 
 def test_three_slices_image_normalisation_and_tensorboard(tmp_path):
     settings = TrainSettings(epochs=1, steps_per_epoch=2, normalization="image", tensorboard=True, device="cpu")
-    fit(
+    run_fit(
         make_dataset(slices=3),
         tmp_path / "run",
         train=settings,
@@ -160,7 +164,7 @@ def test_patience_stops_early(tmp_path, monkeypatch):
     monkeypatch.setattr(
         module, "scores", lambda *_: {"macro": {"f1": 0.5}, "per_class": {n: {"f1": 0.5} for n in ("background", "cell")}}
     )
-    fit(
+    run_fit(
         make_dataset(), tmp_path / "run", train=TrainSettings(epochs=9, steps_per_epoch=1, patience=2, device="cpu"), **SMALL
     )
     assert len(read_rows(tmp_path / "run")) == 3
@@ -168,7 +172,7 @@ def test_patience_stops_early(tmp_path, monkeypatch):
 
 def test_time_limit_ends_the_schedule(tmp_path):
     settings = TrainSettings(epochs=100, steps_per_epoch=50, max_time="4s", device="cpu", schedule="cosine")
-    fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
+    run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
     last = read_rows(tmp_path / "run")[-1]
     assert int(last["step"]) < 5000
     assert float(last["learning_rate"]) < 0.1 * settings.learning_rate
@@ -187,5 +191,5 @@ def test_durations(text, seconds):
 )
 def test_settings_out_of_range_are_named(tmp_path, wrong):
     with pytest.raises(SettingsError, match=f"train.{next(iter(wrong))}"):
-        fit(make_dataset(), tmp_path / "run", train=TrainSettings(**wrong), loss=LossSettings())
+        run_fit(make_dataset(), tmp_path / "run", train=TrainSettings(**wrong), loss=LossSettings())
     assert not (tmp_path / "run").exists()

@@ -84,7 +84,7 @@ class ClassSet:
         ids = sorted(classes, key=str) if not all(isinstance(i, int) for i in classes) else sorted(classes)
         if ids != list(range(len(ids))):
             raise DatasetError(
-                f"class ids must be 0, 1, 2, ... without a gap, found {', '.join(map(str, ids)) or 'none'}; "
+                f"class ids must be 0, 1, 2, ... without a gap, found {', '.join(map(str, ids))}; "
                 "renumber the labels."
             )
         return cls(tuple(str(classes[i]) for i in ids), ignore)

@@ -79,7 +79,8 @@ def bootstrap(confusions: NDArray[np.int64], names: Sequence[str], seed: int = 0
         seed: Seed of the draws.
 
     Returns:
-        Low and high of `macro_f1`, `accuracy` and of `f1` per class; None for fewer than `FEWEST_IMAGES` images.
+        Low and high of `macro_f1`, `accuracy` and of `f1` per class, each None if no draw has it; None in place of all
+        for fewer than `FEWEST_IMAGES` images.
     """
     images = len(confusions)
     if images < FEWEST_IMAGES:
@@ -89,10 +90,9 @@ def bootstrap(confusions: NDArray[np.int64], names: Sequence[str], seed: int = 0
     right = np.diagonal(pooled, axis1=1, axis2=2)
     both = pooled.sum(1) + pooled.sum(2)
     with np.errstate(invalid="ignore"):
-        f1 = 2 * right / both
-        present = both > 0
+        f1 = 2 * right / both  # NaN where a draw lacks the class, as is the rest where it has no labelled pixel
+        macro = np.nansum(f1, 1) / (both > 0).sum(1)
         accuracy = right.sum(1) / pooled.sum((1, 2))
-    macro = np.where(present, f1, 0).sum(1) / present.sum(1)
     return {
         "level": 0.95,
         "method": f"percentile bootstrap over {images} images, {RESAMPLES} draws",
@@ -113,13 +113,13 @@ def format_scores(result: Mapping[str, Any]) -> str:
     rows.append(("weighted mean", *_cells(result["weighted"]), ""))
     lines = [f"{row[0]:<{width}}" + "".join(f"{cell:>11}" for cell in row[1:5]) + f"{row[5]:>15}" for row in rows]
     images = len(result["per_image"]["name"])
-    lines[0:0] = [f"{result['dataset']}, split {result['split']}, {images} images, pooled over pixels"]
+    lines[0:0] = [f"{result['dataset']}, split {result['split']}, {images} image{'s' * (images != 1)}, pooled over pixels"]
     lines.append(f"{'accuracy':<{width}}{_cell(result['accuracy']):>11}")
     per_image = result["per_image"]["mean"]
     lines.append(f"mean over images: macro F1 {_cell(per_image['macro_f1'])}, mean IoU {_cell(per_image['mean_iou'])}")
     if result["intervals"] is None:
         lines.append(f"no interval: fewer than {FEWEST_IMAGES} images")
-    else:
+    elif result["intervals"]["macro_f1"] is not None:
         low, high = result["intervals"]["macro_f1"]
         lines.append(f"macro F1, 95 % interval {low:.3f} to {high:.3f} ({result['intervals']['method']})")
     return "\n".join(lines)

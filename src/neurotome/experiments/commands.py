@@ -32,7 +32,7 @@ from neurotome.models.build import ModelSettings
 from neurotome.models.folder import load_model
 from neurotome.predictor import Predictor
 from neurotome.progress import Progress
-from neurotome.training.fit import TrainSettings, check_run_folder, fit
+from neurotome.training.fit import TrainSettings, check_run_folder, fit, is_finished, prepare
 from neurotome.training.sampler import SampleSettings
 
 if TYPE_CHECKING:
@@ -81,8 +81,12 @@ def train(
         "loss": dataclasses.asdict(loss),
         "train": dataclasses.asdict(train),
     }
-    _claim_run(out, config, {s: data.fingerprint(s) for s in ("train", "val")})
-    fit(data, out, model=model, sample=sample, augment=augment, loss=loss, train=train)
+    hashes = {split: data.fingerprint(split) for split in ("train", "val")}
+    check_same_run(out, config, hashes)
+    if not is_finished(out):
+        module = prepare(data, model=model, sample=sample, augment=augment, loss=loss, train=train)
+        _claim_run(out, config, hashes)
+        fit(module, out)
     predictor = load_model(out)
     predictor.net.to(choose_device(train.device))
     score_splits(predictor, data, out)
@@ -198,16 +202,20 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _claim_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str]) -> None:
-    """Writes the settings of a new run, or checks that they are those of the run that is there.
+def check_same_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str]) -> None:
+    """Checks that a folder is free, or holds the run of these settings and data.
+
+    Args:
+        run: Run folder.
+        config: The complete settings.
+        data: SHA-256 per split.
 
     Raises:
-        RunError: The folder holds a run of other settings or other data.
+        RunError: It holds a run of other settings or other data.
     """
-    plain = json.loads(json.dumps(config))
     if (run / "config.yaml").is_file():
         there = yaml.safe_load((run / "config.yaml").read_text())
-        differing = _compare(there, plain)
+        differing = _compare(there, json.loads(json.dumps(config)))
         if differing:
             raise RunError(
                 f"{run}: holds another run, which differs in {'; '.join(differing[:5])}. Choose another folder with --out, "
@@ -216,7 +224,12 @@ def _claim_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str]) ->
         known = json.loads((run / "environment.json").read_text())["data_sha256"]
         if known != dict(data):
             raise RunError(f"{run}: the training or validation data changed since this run began. Use a new --out.")
+
+
+def _claim_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str]) -> None:
+    if (run / "config.yaml").is_file():
         return
+    plain = json.loads(json.dumps(config))
     write_json(run / "environment.json", {**describe_environment(), "data_sha256": dict(data)})
     write_text(run / "config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 

@@ -44,7 +44,9 @@ class DemoSettings:
     """Seed of the phantom and of the training."""
 
 
-def demo(*, out: Path = Path("neurotome-demo"), settings: Annotated[DemoSettings, Parameter(name="*")] = DemoSettings()) -> Path:
+def demo(
+    *, out: Path = Path("neurotome-demo"), settings: Annotated[DemoSettings, Parameter(name="*")] = DemoSettings()
+) -> Path:
     """Shows the main job on a phantom: data, training, comparison with two baselines, prediction, report.
 
     Takes under five minutes on two cores; stopped, the same command goes on where it was.

@@ -1,4 +1,4 @@
-"""fit: trains a network into a run folder; run again after any interruption, it goes on where it was."""
+"""prepare and fit: train a network into a run folder; after any interruption, fit goes on where it was."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -137,24 +138,19 @@ def check_training(settings: TrainSettings) -> None:
     parse_duration(settings.max_time)
 
 
-def fit(
+def prepare(
     dataset: Dataset,
-    run: Path,
     *,
     model: ModelSettings = ModelSettings(),
     sample: SampleSettings = SampleSettings(),
     augment: AugmentSettings = AugmentSettings(),
     loss: LossSettings = LossSettings(),
     train: TrainSettings = TrainSettings(),
-) -> None:
-    """Trains a network; goes on from `checkpoints/last.ckpt` if the run has one.
-
-    Writes, after every epoch: `model/` (the best by validation macro F1), `checkpoints/last.ckpt` and `best.ckpt`,
-    `metrics.csv` and `training.json`.
+) -> SegmentationModule:
+    """Builds all that training needs and checks every setting; writes nothing.
 
     Args:
         dataset: Has the splits train and val.
-        run: Run folder; its config.yaml has been checked by the caller.
         model: Which network.
         sample: How patches are drawn.
         augment: What happens to them.
@@ -162,52 +158,68 @@ def fit(
         train: How.
 
     Raises:
-        SettingsError: A setting cannot work.
-        TrainingError: The loss is not finite.
+        NeurotomeError: A setting cannot work, or the data do not suit it.
     """
     check_training(train)
     check_augment(augment)
-    if _is_finished(run):
-        return
+    criterion_of = partial(build_loss, loss, dataset.classes)
+    normalization = fit_normalization((c.volume for c in dataset.split("train")), train.normalization)
+    held_out = dataset.split("val")
+    for cutout in held_out:
+        normalization.scale_for(cutout.volume)
+    sampler = PatchSampler(dataset, sample, normalization, model.in_channels, train.seed)
+    criterion = criterion_of(sampler.counts.sum(0))
+
     mend_torchvision()  # torchmetrics imports it, and lightning torchmetrics
-    import lightning
     import torch
 
     from neurotome.models.net import NetPredictor, measure_halo
     from neurotome.training.module import SegmentationModule
 
-    normalization = fit_normalization((c.volume for c in dataset.split("train")), train.normalization)
-    sampler = PatchSampler(dataset, sample, normalization, model.in_channels, train.seed)
-    held_out = dataset.split("val")
-    validation = [(held_out[c], z) for c, z in collect_slices(held_out, train.val_slices)]
-
     torch.manual_seed(train.seed)
     net = build_network(model, len(dataset.classes))
     halo, bounded = measure_halo(net, model.in_channels)
-    predictor = NetPredictor(
-        net, model, dataset.classes, normalization, halo, bounded, sample.patch, dataset.voxel_size_um
-    )
-    net.train()
-    steps = train.steps_per_epoch or choose_steps(sampler)
-    criterion = build_loss(loss, dataset.classes, sampler.counts.sum(0))
-    module = SegmentationModule(predictor, criterion, sampler, validation, augment, train, steps)
     facts = {
         "dataset": dataset.name,
         "licence": dataset.licence,
         "citation": dataset.citation,
         "training_data_sha256": dataset.fingerprint("train"),
     }
-    keeper = _build_keeper(run, module, facts)
+    predictor = NetPredictor(
+        net, model, dataset.classes, normalization, halo, bounded, sample.patch, dataset.voxel_size_um, facts
+    )
+    net.train()
+    validation = [(held_out[c], z) for c, z in collect_slices(held_out, train.val_slices)]
+    steps = train.steps_per_epoch or choose_steps(sampler)
+    return SegmentationModule(predictor, criterion, sampler, validation, augment, train, steps)
+
+
+def fit(module: SegmentationModule, run: Path) -> None:
+    """Trains a network; goes on from `checkpoints/last.ckpt` if the run has one.
+
+    Writes, after every epoch: `model/` (the best by validation macro F1), `checkpoints/last.ckpt` and `best.ckpt`,
+    `metrics.csv` and `training.json`.
+
+    Args:
+        module: From `prepare`.
+        run: Run folder; the caller has checked that it belongs to these settings.
+
+    Raises:
+        TrainingError: The loss is not finite.
+    """
+    import lightning
+
+    settings = module.settings
     last = run / "checkpoints" / "last.ckpt"
     with _quiet_lightning():
         trainer = lightning.Trainer(
-            accelerator={"auto": "auto", "cuda": "gpu"}.get(train.device, train.device),
+            accelerator={"auto": "auto", "cuda": "gpu"}.get(settings.device, settings.device),
             devices=1,
-            precision=choose_precision(train),
-            max_epochs=train.epochs,
-            gradient_clip_val=train.clip or None,
-            logger=_build_logger(run) if train.tensorboard else False,
-            callbacks=[keeper],
+            precision=choose_precision(settings),
+            max_epochs=settings.epochs,
+            gradient_clip_val=settings.clip or None,
+            logger=_build_logger(run) if settings.tensorboard else False,
+            callbacks=[_build_keeper(run, module)],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -224,6 +236,12 @@ def fit(
         finally:
             if signal.getsignal(signal.SIGINT) is not handler and handler is not None:
                 signal.signal(signal.SIGINT, handler)
+
+
+def is_finished(run: Path) -> bool:
+    """Says whether a run's training has come to its end."""
+    path = run / "training.json"
+    return path.is_file() and bool(json.loads(path.read_text())["finished"])
 
 
 def choose_steps(sampler: PatchSampler) -> int:
@@ -263,11 +281,6 @@ def measure_peak_memory() -> int:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def _is_finished(run: Path) -> bool:
-    path = run / "training.json"
-    return path.is_file() and bool(json.loads(path.read_text())["finished"])
-
-
 def _build_logger(run: Path) -> Any:
     import_extra("tensorboard", "track")
     from lightning.pytorch.loggers import TensorBoardLogger
@@ -291,7 +304,7 @@ def _quiet_lightning() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _build_keeper(run: Path, module: SegmentationModule, facts: dict[str, Any]) -> lightning.Callback:
+def _build_keeper(run: Path, module: SegmentationModule) -> lightning.Callback:
     """Returns the callback that shows progress and keeps the run folder true."""
     import lightning
 
@@ -327,7 +340,7 @@ def _build_keeper(run: Path, module: SegmentationModule, facts: dict[str, Any]) 
             module.stale = 0 if improved else module.stale + 1
             if improved or not (run / "model" / "model.json").is_file():
                 module.best = score if score is not None else module.best
-                save_model(module.predictor, run / "model", {**facts, "val_macro_f1": score})
+                save_model(module.predictor, run / "model", {**module.predictor.facts, "val_macro_f1": score})
             if module.settings.patience and module.stale >= module.settings.patience:
                 trainer.should_stop = True
             checkpoints = run / "checkpoints"

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from skimage.color import rgb2lab
+
+from neurotome.classes import BACKGROUND, REPORT_COLOURS, ClassSet
+from neurotome.errors import DatasetError, SettingsError
+
+CLASSES = ClassSet(("background", "blood vessel", "cell", "axon"))
+
+# Machado, Oliveira, Fernandes (2009), doi:10.1109/TVCG.2009.113, severity 1, for linear RGB.
+VISION = {
+    "full": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+}
+
+SMALLEST_DISTANCE = 15.0
+"""In CIELAB units, where about 2.3 is just noticeable and 15 is told apart at a glance."""
+
+
+def test_ids_are_positions() -> None:
+    assert len(CLASSES) == 4
+    assert CLASSES.index("axon") == 3
+    with pytest.raises(SettingsError, match="Did you mean 'axon'"):
+        CLASSES.index("axn")
+
+
+def test_a_mapping_may_come_in_any_order() -> None:
+    assert ClassSet.from_mapping({2: "cell", 0: "background", 1: "vessel"}).names == ("background", "vessel", "cell")
+
+
+@pytest.mark.parametrize("ids", [(0, 2), (1, 2), ("0", "1"), (0, "1")])
+def test_ids_with_gaps_are_refused(ids: tuple[object, ...]) -> None:
+    with pytest.raises(DatasetError, match="class ids must be 0, 1, 2"):
+        ClassSet.from_mapping({i: f"class {i}" for i in ids})
+
+
+@pytest.mark.parametrize(
+    ("names", "ignore", "message"),
+    [
+        (("a",), 255, "expected 2 to 255"),
+        (tuple(map(str, range(256))), 255, "expected 2 to 255"),
+        (("a", "b", "a"), 255, "must differ"),
+        (("a", "b"), 1, "must lie in 2..255"),
+        (("a", "b"), 256, "must lie in 2..255"),
+    ],
+)
+def test_impossible_classes_are_refused(names: tuple[str, ...], ignore: int, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        ClassSet(names, ignore)
+
+
+def test_json_round_trip() -> None:
+    classes = ClassSet(("a", "ö"), ignore=7)
+    assert ClassSet.from_json(classes.to_json()) == classes
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.uint64])
+def test_count_by_hand(dtype: type) -> None:
+    labels = np.array([[[0, 0, 1], [3, 255, 3]]], dtype)
+    counts = CLASSES.count(labels)
+    assert counts.dtype == np.int64
+    assert counts.tolist() == [2, 1, 0, 2]
+
+
+def test_count_adds_up_over_pieces() -> None:
+    labels = np.zeros(3 << 20, np.uint8)
+    labels[:: 1 << 20] = 2
+    assert CLASSES.count(labels[1:]).tolist() == [(3 << 20) - 3, 0, 2, 0]
+
+
+@pytest.mark.parametrize(("dtype", "stray"), [(np.uint8, 4), (np.uint64, 256), (np.int16, -1), (np.uint64, 2**63)])
+def test_labels_that_are_no_class_are_never_counted_for_another(dtype: type, stray: int) -> None:
+    with pytest.raises(DatasetError, match=rf"found label {stray}; expected 0\.\.3"):
+        CLASSES.count(np.array([0, stray], dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint64])
+def test_paint_by_hand(dtype: type) -> None:
+    painted = CLASSES.paint(np.array([[0, 2], [255, 1]], dtype))
+    assert painted.dtype == np.uint8
+    assert painted.tolist() == [[list(BACKGROUND), [86, 180, 233]], [[128, 128, 128], [230, 159, 0]]]
+    assert CLASSES.paint(np.array([256, 4], np.uint16)).tolist() == [[128, 128, 128]] * 2
+
+
+def test_overlay_by_hand() -> None:
+    grey = np.array([[100, 100], [100, 100]], np.uint8)
+    labels = np.array([[0, 2], [255, 1]], np.uint8)
+    found = CLASSES.overlay(grey, labels, opacity=0.5)
+    assert found.dtype == np.uint8
+    # (100 + 86) / 2 = 93, (100 + 180) / 2 = 140, (100 + 233) / 2 = 166.5, and numpy rounds halves to even
+    assert found.tolist() == [[[100] * 3, [93, 140, 166]], [[100] * 3, [165, 130, 50]]]
+    assert CLASSES.overlay(grey, labels, 0).tolist() == [[[100] * 3] * 2] * 2
+    assert CLASSES.overlay(grey, labels, 1)[0, 1].tolist() == [86, 180, 233]
+
+
+def test_the_report_palette_knows_its_classes_only() -> None:
+    painted = CLASSES.with_palette("founding-report")
+    assert painted.colours == (BACKGROUND, *REPORT_COLOURS.values())
+    assert painted.names == CLASSES.names
+    with pytest.raises(SettingsError, match="no colour for nucleus"):
+        ClassSet(("background", "nucleus"), palette="founding-report")
+    with pytest.raises(SettingsError, match="Did you mean 'colour-blind-safe'"):
+        CLASSES.with_palette("color-blind-safe")
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_eight_colours_are_told_apart_by_everyone(vision: str) -> None:
+    encoded = np.array(ClassSet(tuple("abcdefgh")).colours) / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)  # IEC 61966-2-1
+    seen = np.clip(linear @ VISION[vision].T, 0, 1)
+    lab = rgb2lab(np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055))
+    distances = {(a, b): float(np.linalg.norm(lab[a] - lab[b])) for a, b in combinations(range(8), 2)}
+    assert min(distances.values()) >= SMALLEST_DISTANCE, min(distances, key=lambda pair: distances[pair])

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+from scipy.special import softmax
+from torch import nn
+
+from neurotome.classes import ClassSet
+from neurotome.errors import SettingsError
+from neurotome.models.build import ModelSettings, build_network
+from neurotome.models.net import NetPredictor, measure_halo
+from neurotome.normalize import Normalization
+from neurotome.predictor import predict_slice
+
+CLASSES = ClassSet(("background", "vessel", "cell"))
+AS_IS = Normalization("dataset", 0.0, 1.0, "float32")
+
+TOLERANCE = 1e-5
+"""Convolution sums in another order for another image size; ten times float32's resolution allows for it."""
+
+
+@dataclass
+class Smoother:
+    """Means over boxes, and means of blocks on the stride's grid, as logits: sees `reach` and `stride` pixels far."""
+
+    reach: int
+    stride: int
+    in_channels: int = 1
+    classes: ClassSet = CLASSES
+    normalization: Normalization = AS_IS
+
+    @property
+    def halo(self) -> int:
+        return max(self.reach, self.stride - 1)
+
+    def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
+        image = patches[0, 0].astype(np.float64)
+        smooth = uniform_filter(image, 2 * self.reach + 1, mode="constant")
+        coarse = np.zeros_like(image)
+        for y in range(0, image.shape[0], self.stride):
+            for x in range(0, image.shape[1], self.stride):
+                cell = np.s_[y : y + self.stride, x : x + self.stride]
+                coarse[cell] = image[cell].sum() / self.stride**2
+        return softmax(np.stack([image, smooth, coarse]), axis=0).astype(np.float32)[None]
+
+
+def build_predictor(decoder: str) -> NetPredictor:
+    """A network as if trained: random weights and BatchNorm statistics, and every class somewhere the most likely."""
+    torch.manual_seed(0)
+    net = build_network(ModelSettings(decoder), len(CLASSES))
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.3)
+    net.eval()
+    with torch.no_grad():
+        net.core.segmentation_head[0].bias -= net(torch.randn(1, 1, 128, 128)).mean((0, 2, 3))
+    halo, bounded = measure_halo(net, 1)
+    assert bounded
+    return NetPredictor(net, ModelSettings(decoder), CLASSES, AS_IS, halo)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.integers(0, 6), st.integers(1, 5), st.integers(0, 99))
+def test_tiles_equal_the_whole(height: int, width: int, tile: int, reach: int, stride: int, seed: int) -> None:
+    predictor = Smoother(reach, stride)
+    image = np.random.default_rng(seed).normal(size=(1, height, width)).astype(np.float32)
+    pixels: list[int] = []
+    found = predict_slice(predictor, image, tile, on_tile=pixels.append)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, predictor.predict_probs(image[None])[0], rtol=0, atol=1e-6)
+    assert sum(pixels) == height * width
+
+
+def test_a_halo_that_is_too_small_shows() -> None:
+    predictor = Smoother(reach=4, stride=2)
+    image = np.random.default_rng(0).normal(size=(1, 30, 30)).astype(np.float32)
+    whole = predict_slice(predictor, image, 30)
+    assert np.abs(predict_slice(predictor, image, 10, halo=3) - whole).max() > 0.01
+
+
+def test_small_images_are_predicted_in_one_piece() -> None:
+    pixels: list[int] = []
+    predict_slice(Smoother(1, 1), np.zeros((1, 10, 12), np.float32), 12, on_tile=pixels.append)
+    assert pixels == [120]
+
+
+@pytest.mark.parametrize("wrong", [{"tile": 0}, {"tile": -32}, {"halo": -1}])
+def test_impossible_tiles_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(SettingsError):
+        predict_slice(Smoother(1, 1), np.zeros((1, 4, 4), np.float32), **wrong)
+
+
+@pytest.mark.parametrize("decoder", ["unet", "linknet"])
+def test_tiles_of_a_network_equal_the_whole(decoder: str) -> None:
+    predictor = build_predictor(decoder)
+    image = np.random.default_rng(0).normal(size=(1, 75, 845)).astype(np.float32)
+    image.flags.writeable = False  # as a memory-mapped file is
+    whole = predict_slice(predictor, image, 1024)
+    tiles = predict_slice(predictor, image, 288)
+    assert whole.shape == (3, 75, 845)
+    np.testing.assert_allclose(whole.sum(0), 1, rtol=0, atol=1e-6)
+    assert (np.bincount(whole.argmax(0).ravel(), minlength=3) > 1000).all()
+    assert np.abs(tiles - whole).max() <= TOLERANCE
+    # a label may differ only where the whole's two best classes are tied within the tolerance
+    assert (tiles.argmax(0) == whole.argmax(0)).all()
+    rough = predict_slice(predictor, image, 288, halo=32)
+    assert np.abs(rough - whole).max() > 100 * TOLERANCE
+    assert (rough.argmax(0) != whole.argmax(0)).any()
+    print(decoder, predictor.halo, np.abs(tiles - whole).max(), np.abs(rough - whole).max())
