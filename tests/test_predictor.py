@@ -111,9 +111,10 @@ def test_tiles_of_a_network_equal_the_whole(decoder: str) -> None:
     np.testing.assert_allclose(whole.sum(0), 1, rtol=0, atol=1e-6)
     assert (np.bincount(whole.argmax(0).ravel(), minlength=3) > 1000).all()
     assert np.abs(tiles - whole).max() <= TOLERANCE
-    # a label may differ only where the whole's two best classes are tied within the tolerance
-    assert (tiles.argmax(0) == whole.argmax(0)).all()
+    second, first = np.sort(whole, axis=0)[-2:]
+    certain = first - second > 2 * TOLERANCE
+    assert certain.mean() > 0.999
+    np.testing.assert_array_equal(tiles.argmax(0)[certain], whole.argmax(0)[certain])
     rough = predict_slice(predictor, image, 288, halo=32)
     assert np.abs(rough - whole).max() > 100 * TOLERANCE
     assert (rough.argmax(0) != whole.argmax(0)).any()
-    print(decoder, predictor.halo, np.abs(tiles - whole).max(), np.abs(rough - whole).max())

@@ -56,9 +56,7 @@ class ClassSet:
         if len(set(self.names)) != len(self.names):
             raise DatasetError(f"class names must differ, found {', '.join(self.names)}.")
         if not 0 <= self.ignore <= 255 or self.ignore < len(self.names):
-            raise DatasetError(
-                f"the ignore value {self.ignore} must lie in {len(self.names)}..255, beside the class ids."
-            )
+            raise DatasetError(f"the ignore value {self.ignore} must lie in {len(self.names)}..255, beside the class ids.")
         if self.palette not in PALETTES:
             raise SettingsError(unknown("palette", self.palette, PALETTES))
         object.__setattr__(self, "colours", self._choose_colours())
@@ -84,8 +82,7 @@ class ClassSet:
         ids = sorted(classes, key=str) if not all(isinstance(i, int) for i in classes) else sorted(classes)
         if ids != list(range(len(ids))):
             raise DatasetError(
-                f"class ids must be 0, 1, 2, ... without a gap, found {', '.join(map(str, ids))}; "
-                "renumber the labels."
+                f"class ids must be 0, 1, 2, ... without a gap, found {', '.join(map(str, ids))}; renumber the labels."
             )
         return cls(tuple(str(classes[i]) for i in ids), ignore)
 

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import accuracy_score, classification_report, f1_score, jaccard_score
+
+from neurotome.classes import ClassSet
+from neurotome.errors import DatasetError
+from neurotome.evaluate import FEWEST_IMAGES, RESAMPLES, bootstrap, format_scores, score_images
+
+CLASSES = ClassSet(("background", "vessel", "cell", "axon"))
+NAMES = list(CLASSES.names)
+
+Labels = tuple[str, np.ndarray, np.ndarray]
+
+pairs = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9).flatmap(
+    lambda shape: st.tuples(
+        st.just("image"),
+        hnp.arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 2, 3, 255])),
+        hnp.arrays(np.uint8, shape, elements=st.integers(0, 3)),
+    )
+)
+
+
+def draw_images(count: int, seed: int = 0, wrong: float = 0.2) -> list[Labels]:
+    """Images of which a share of pixels is predicted at random."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for i in range(count):
+        truth = rng.choice([0, 1, 2, 3, 255], (32, 32), p=[0.5, 0.2, 0.15, 0.1, 0.05]).astype(np.uint8)
+        lost = (rng.random(truth.shape) < wrong) | (truth == 255)
+        images.append((f"image{i}", truth, np.where(lost, rng.integers(0, 4, truth.shape), truth).astype(np.uint8)))
+    return images
+
+
+@settings(deadline=None)
+@given(st.lists(pairs, min_size=1, max_size=4))
+def test_pooled_scores_equal_sklearn_to_the_last_digit(images: list[Labels]) -> None:
+    result = score_images("toy", "test", CLASSES, images)
+    true = np.concatenate([truth.ravel() for _, truth, _ in images])
+    found = np.concatenate([predicted.ravel() for _, _, predicted in images])
+    true, found = true[true != 255], found[true != 255]
+    assert np.sum(result["confusion"]) == true.size
+    present = [i for i in range(4) if (true == i).any() or (found == i).any()]
+    for i in set(range(4)) - set(present):
+        absent = result["per_class"][NAMES[i]]
+        assert absent == {"precision": None, "recall": None, "f1": None, "iou": None, "support": 0}
+    if not present:
+        assert result["accuracy"] is None
+        assert set(result["macro"].values()) == {None}
+        return
+    report = classification_report(
+        true, found, labels=present, target_names=[NAMES[i] for i in present], output_dict=True, zero_division=0
+    )
+    for mean in ("macro", "weighted"):
+        for score, key in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+            assert result[mean][score] == report[f"{mean} avg"][key]
+            for i in present:
+                assert result["per_class"][NAMES[i]][score] == report[NAMES[i]][key]
+        assert result[mean]["iou"] == jaccard_score(true, found, labels=present, average=mean, zero_division=0)
+    assert result["accuracy"] == accuracy_score(true, found)
+
+
+def test_every_image_is_also_scored_by_itself() -> None:
+    images = draw_images(3)
+    result = score_images("toy", "val", CLASSES, iter(images))
+    f1, iou = [], []
+    for _, truth, predicted in images:
+        valid = truth != 255
+        f1.append(f1_score(truth[valid], predicted[valid], average="macro"))
+        iou.append(jaccard_score(truth[valid], predicted[valid], average="macro"))
+    assert result["per_image"] == {
+        "name": ["image0", "image1", "image2"],
+        "macro_f1": f1,
+        "mean_iou": iou,
+        "mean": {"macro_f1": np.mean(f1), "mean_iou": np.mean(iou)},
+    }
+    assert (result["dataset"], result["split"], result["classes"]) == ("toy", "val", NAMES)
+
+
+def test_an_image_without_a_labelled_pixel_has_no_score_and_spoils_none() -> None:
+    blank = ("blank", np.full((4, 4), 255, np.uint8), np.zeros((4, 4), np.uint8))
+    alone = score_images("toy", "test", CLASSES, [blank])
+    assert alone["per_image"]["macro_f1"] == [None]
+    assert alone["per_image"]["mean"] == {"macro_f1": None, "mean_iou": None}
+    beside = score_images("toy", "test", CLASSES, [blank, *draw_images(2)])
+    without = score_images("toy", "test", CLASSES, draw_images(2))
+    assert beside["macro"] == without["macro"]
+    assert beside["per_image"]["mean"] == without["per_image"]["mean"]
+    json.dumps([alone, beside], allow_nan=False)
+    assert "–" in format_scores(alone)
+
+
+def test_no_labelled_pixel_in_any_of_many_images() -> None:
+    blank = ("blank", np.full((4, 4), 255, np.uint8), np.zeros((4, 4), np.uint8))
+    result = score_images("toy", "test", CLASSES, [blank] * 6)
+    assert result["intervals"]["macro_f1"] is None
+    assert result["intervals"]["accuracy"] is None
+    assert set(result["intervals"]["f1"].values()) == {None}
+    assert "interval" not in format_scores(result)
+
+
+def test_no_image_is_an_error() -> None:
+    with pytest.raises(DatasetError, match="toy: no image to score in split 'test'"):
+        score_images("toy", "test", CLASSES, [])
+
+
+def test_few_images_have_no_interval() -> None:
+    assert score_images("toy", "test", CLASSES, draw_images(FEWEST_IMAGES - 1))["intervals"] is None
+    assert score_images("toy", "test", CLASSES, draw_images(FEWEST_IMAGES))["intervals"] is not None
+
+
+def test_intervals_contain_the_estimate_and_repeat_themselves() -> None:
+    result = score_images("toy", "test", CLASSES, draw_images(40))
+    found = result["intervals"]
+    assert found == score_images("toy", "test", CLASSES, draw_images(40))["intervals"]
+    estimates = {"macro_f1": result["macro"]["f1"], "accuracy": result["accuracy"]}
+    for score, estimate in estimates.items():
+        low, high = found[score]
+        assert low < estimate < high < low + 0.05
+    for name in NAMES:
+        low, high = found["f1"][name]
+        assert low < result["per_class"][name]["f1"] < high
+
+
+def test_intervals_equal_a_plain_loop_over_the_same_draws() -> None:
+    confusions = np.random.default_rng(1).integers(0, 50, (6, 3, 3))
+    confusions[1:, 2] = confusions[1:, :, 2] = 0  # the third class is in the first image only, so some draws lack it
+    found = bootstrap(confusions, ("a", "b", "c"), seed=3)
+    assert found is not None
+    macro, accuracy, third = [], [], []
+    for times in np.random.default_rng(3).multinomial(6, [1 / 6] * 6, RESAMPLES):
+        pooled = sum(n * matrix for n, matrix in zip(times, confusions, strict=True))
+        f1 = [2 * pooled[i, i] / (pooled[i].sum() + pooled[:, i].sum()) for i in range(3) if pooled[i].any()]
+        macro.append(np.mean(f1))
+        accuracy.append(np.trace(pooled) / pooled.sum())
+        third.extend(f1[2:])
+    assert len(third) < RESAMPLES
+    for interval, values in ((found["macro_f1"], macro), (found["accuracy"], accuracy), (found["f1"]["c"], third)):
+        np.testing.assert_allclose(interval, np.percentile(values, [2.5, 97.5]), rtol=1e-12)
+
+
+def test_the_table_by_hand() -> None:
+    truth = np.array([[0, 0, 0, 1, 255]], np.uint8)
+    predicted = np.array([[0, 0, 1, 1, 2]], np.uint8)
+    lines = format_scores(score_images("toy", "test", CLASSES, [("a", truth, predicted)])).splitlines()
+    assert lines[0] == "toy, split test, 1 image, pooled over pixels"
+    assert [line.split() for line in lines[1:]] == [
+        ["precision", "recall", "F1", "IoU", "pixels"],
+        ["background", "1.000", "0.667", "0.800", "0.667", "3"],
+        ["vessel", "0.500", "1.000", "0.667", "0.500", "1"],
+        ["cell", "–", "–", "–", "–", "0"],
+        ["axon", "–", "–", "–", "–", "0"],
+        ["macro", "mean", "0.750", "0.833", "0.733", "0.583"],
+        ["weighted", "mean", "0.875", "0.750", "0.767", "0.625"],
+        ["accuracy", "0.750"],
+        ["mean", "over", "images:", "macro", "F1", "0.733,", "mean", "IoU", "0.583"],
+        ["no", "interval:", "fewer", "than", "5", "images"],
+    ]
+    assert len({len(line) for line in lines[1:6]}) == 1
+
+
+def test_the_table_says_how_sure_it_is() -> None:
+    table = format_scores(score_images("toy", "test", CLASSES, draw_images(8)))
+    assert table.splitlines()[-1].startswith("macro F1, 95 % interval 0.")
