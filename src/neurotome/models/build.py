@@ -25,6 +25,9 @@ EXTRA_ARGUMENTS = {"dpt": {"dynamic_img_size": True}}
 MINIMUM_EDGE = {"pan": 128}
 """Decoders that pool their coarsest features further and need pixels left to pool."""
 
+HEADS = ("fc", "_fc", "last_linear", "head", "classifier")
+"""Layers that files of ImageNet weights end in and encoders lack."""
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -94,6 +97,11 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
             f"decoder {settings.decoder!r} cannot be built on encoder {settings.encoder!r}: {error} "
             "Choose another pair; unet on resnet18 always works."
         ) from error
+    if 32 % core.encoder.output_stride:
+        raise ModelError(
+            f"encoder {settings.encoder!r} works on patches of {core.encoder.output_stride} pixels, which decoder "
+            f"{settings.decoder!r} cannot join; choose one with patches of 8, 16 or 32 pixels."
+        )
     if settings.encoder_weights not in ("none", "imagenet"):
         _load_encoder(core.encoder, Path(settings.encoder_weights), settings.in_channels)
     return Network(core, minimum=MINIMUM_EDGE.get(settings.decoder, 1))
@@ -178,20 +186,21 @@ def _explain_download(settings: ModelSettings, error: BaseException) -> str:
 def _load_encoder(encoder: Any, path: Path, in_channels: int) -> None:
     """Loads weights from a safetensors file; three-channel first filters are fitted to `in_channels`.
 
-    One channel sums the three filters, other numbers repeat them scaled by 3 / in_channels, so that a grey image gives
-    the response that its three copies would.
+    As with downloaded weights, one channel sums the three filters, so that a grey image gives the response that its three
+    copies would, and other numbers repeat them scaled by 3 / in_channels.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        found = load_file(path)
+        content = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"{path}: not a readable safetensors file ({error}). Pickled weights (.pth, .ckpt) are not loaded, because "
             "they can run code; convert them with safetensors.torch.save_file."
         ) from error
     wanted = encoder.state_dict()
+    found = {key: weight for key, weight in content.items() if key in wanted or key.split(".")[0] not in HEADS}
     for key, weight in found.items():
         if key in wanted and weight.ndim == 4 and weight.shape[1] == 3 and wanted[key].shape[1] == in_channels != 3:
             repeated = weight[:, [i % 3 for i in range(in_channels)]] * (3 / in_channels)
@@ -205,5 +214,8 @@ def _load_encoder(encoder: Any, path: Path, in_channels: int) -> None:
             for what, keys in (("missing", missing), ("not of this encoder", extra), ("of another shape", wrong))
             if keys
         )
-        raise ModelError(f"{path}: these are not the weights of this encoder: tensors {problems}.")
+        raise ModelError(
+            f"{path}: these are not the weights of this encoder: tensors {problems}. Expected its state_dict() under "
+            "the names that segmentation_models_pytorch gives; choose the encoder that the file is of."
+        )
     encoder.load_state_dict(found)

@@ -118,7 +118,7 @@ def load_model(path: Path) -> NetPredictor:
             voxel_size_um=None if size is None else (float(size[0]), float(size[1]), float(size[2])),
             facts=content["facts"],
         )
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, DatasetError, SafetensorError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, DatasetError, SafetensorError) as error:
         raise ModelError(f"{folder}: damaged model folder ({error}); copy it again or train again.") from error
 
 

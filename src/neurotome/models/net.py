@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +33,7 @@ class Network(nn.Module):
         super().__init__()
         self.core = core
         self.minimum = minimum
-        self.stride = math.lcm(32, int(getattr(core.encoder, "output_stride", 32)))
+        self.stride = max(32, int(getattr(core.encoder, "output_stride", 32)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits.

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from neurotome.classes import ClassSet
+from neurotome.errors import ModelError
+from neurotome.models.build import ModelSettings, build_network
+from neurotome.models.folder import find_model, load_model, save_model
+from neurotome.models.net import NetPredictor
+from neurotome.normalize import Normalization
+
+
+@pytest.fixture(scope="module")
+def predictor() -> NetPredictor:
+    torch.manual_seed(0)
+    settings = ModelSettings("linknet", "resnet18", encoder_weights="imagenet", in_channels=3)
+    net = build_network(dataclasses.replace(settings, encoder_weights="none"), 3)
+    with torch.no_grad():
+        net(torch.randn(2, 3, 64, 64))  # moves the BatchNorm statistics
+    return NetPredictor(
+        net=net,
+        settings=settings,
+        classes=ClassSet(("background", "vessel", "cell"), ignore=9),
+        normalization=Normalization("dataset", 123.4, 1 / 3, "uint16"),
+        halo=256,
+        bounded=True,
+        patch=192,
+        voxel_size_um=(1.17, 1.17, 1.17),
+        facts={"licence": "CC-BY-4.0"},
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(predictor: NetPredictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    save_model(predictor, folder)
+    return folder
+
+
+@pytest.fixture
+def model(saved: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def edit(folder: Path, /, **changes: object) -> None:
+    path = folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_loaded_model_predicts_the_same_bits_without_network(
+    predictor: NetPredictor, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was touched")
+
+    for name in ("__init__", "connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    found = load_model(model)
+    image = np.random.default_rng(0).normal(size=(1, 3, 70, 45)).astype(np.float32)
+    np.testing.assert_array_equal(found.predict_probs(image), predictor.predict_probs(image))
+    assert found.settings == dataclasses.replace(predictor.settings, encoder_weights="none")
+    for fact in ("classes", "normalization", "halo", "bounded", "patch", "voxel_size_um", "facts", "in_channels", "stride"):
+        assert getattr(found, fact) == getattr(predictor, fact)
+
+
+def test_the_folder_says_where_the_weights_came_from(model: Path) -> None:
+    assert sorted(path.name for path in model.iterdir()) == ["model.json", "model.safetensors"]
+    content = json.loads((model / "model.json").read_text())
+    assert content["pretraining"] == "imagenet"
+    assert content["facts"] == {"licence": "CC-BY-4.0"}
+
+
+def test_a_saved_model_is_replaced(predictor: NetPredictor, model: Path) -> None:
+    save_model(predictor, model, {"epoch": 7})
+    assert load_model(model).facts == {"epoch": 7}
+
+
+def test_run_and_model_folders_are_found(model: Path) -> None:
+    run = model.parent
+    assert find_model(model) == model
+    assert find_model(run) == model
+    with pytest.raises(ModelError, match="nowhere: no such run or model folder"):
+        load_model(run / "nowhere")
+
+
+def test_folders_without_a_model_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no model\.json here or in its model/ folder"):
+        load_model(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ModelError, match="this run has no model yet; run its training command again"):
+        load_model(tmp_path)
+
+
+def test_one_flipped_bit_in_the_weights_is_found(model: Path) -> None:
+    path = model / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.safetensors: the weights are not those that model\.json describes"):
+        load_model(model)
+
+
+def test_missing_weights_are_found(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model\.safetensors: missing; copy the whole model folder"):
+        load_model(model)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, -10])
+def test_a_truncated_description_is_found(model: Path, kept: int) -> None:
+    path = model / "model.json"
+    path.write_text(path.read_text()[:kept])
+    with pytest.raises(ModelError, match="damaged model folder"):
+        load_model(model)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", "\x00"])
+def test_a_description_that_is_none_is_found(model: Path, content: str) -> None:
+    (model / "model.json").write_text(content)
+    with pytest.raises(ModelError, match="damaged model folder"):
+        load_model(model)
+
+
+def test_a_later_format_is_refused(model: Path) -> None:
+    edit(model, format=2)
+    with pytest.raises(ModelError, match=r"model\.json: format 2; this version reads format 1"):
+        load_model(model)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": {"names": ["a", "a"], "ignore": 255}},
+        {"classes": {"names": ["a", "b"], "ignore": 255}},  # the weights are for three
+        {"model": {"decoder": "linknet", "depth": 5}},
+        {"normalization": {"mode": "slice", "mean": 0, "std": 1, "dtype": "uint8"}},
+        {"halo": None},
+        {"voxel_size_um": [1.0, 1.0]},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_contradicting_descriptions_are_refused(model: Path, changes: dict[str, object]) -> None:
+    edit(model, **changes)
+    with pytest.raises(ModelError, match="damaged model folder"):
+        load_model(model)
+
+
+def test_a_description_cannot_ask_for_a_download(model: Path) -> None:
+    edit(model, model={"encoder_weights": "imagenet"})
+    with pytest.raises(ModelError, match="encoder_weights must be none"):
+        load_model(model)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from neurotome.classes import ClassSet
+from neurotome.models.build import ModelSettings, build_network
+from neurotome.models.net import UNBOUNDED_HALO, NetPredictor, Network, measure_halo
+from neurotome.normalize import Normalization
+
+CLASSES = ClassSet(("background", "vessel", "cell"))
+
+
+class Core(nn.Module):
+    """Stands for a network: notes what it is given, and answers with `layer`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.encoder = nn.Identity()
+        self.layer = layer
+        self.given = torch.empty(0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.given = images
+        out: Tensor = self.layer(images)
+        return out
+
+
+class Centre(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images - images.mean((2, 3), keepdim=True)
+
+
+def set_all_paths_open(module: nn.Module) -> nn.Module:
+    """Makes every weight positive and every layer linear, so that each pixel in reach has a gradient."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.MaxPool2d):
+            setattr(module, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
+        elif isinstance(child, nn.ReLU):
+            setattr(module, name, nn.Identity())
+        elif isinstance(child, nn.Conv2d):
+            nn.init.constant_(child.weight, 1 / child.weight[0].numel())
+        else:
+            set_all_paths_open(child)
+    return module
+
+
+def test_images_are_padded_by_their_edge_and_cropped_back() -> None:
+    core = Core(nn.Identity())
+    images = torch.arange(1, 7.0).reshape(1, 1, 2, 3)
+    assert torch.equal(Network(core)(images), images)
+    assert core.given.shape == (1, 1, 32, 32)
+    assert core.given[0, 0, :3, :5].tolist() == [[1, 2, 3, 3, 3], [4, 5, 6, 6, 6], [4, 5, 6, 6, 6]]
+    assert Network(core, minimum=128)(torch.zeros(1, 1, 140, 5)).shape == (1, 1, 140, 5)
+    assert core.given.shape == (1, 1, 160, 128)
+    fitting = torch.rand(1, 1, 64, 32)
+    Network(core)(fitting)
+    assert core.given is fitting
+
+
+@pytest.mark.parametrize(("kernel", "halo"), [(1, 0), (3, 32), (65, 32), (67, 64)])
+def test_halo_of_one_convolution(kernel: int, halo: int) -> None:
+    convolution = nn.Conv2d(1, 2, (kernel, 1), padding=(kernel // 2, 0))
+    assert measure_halo(Network(Core(convolution)), 1) == (halo, True)
+
+
+def test_what_averages_the_whole_image_is_unbounded() -> None:
+    assert measure_halo(Network(Core(nn.Sequential(nn.Conv2d(1, 2, 1), Centre()))), 1) == (UNBOUNDED_HALO, False)
+    assert measure_halo(build_network(ModelSettings("pspnet"), 2), 1) == (UNBOUNDED_HALO, False)
+
+
+@pytest.mark.parametrize("decoder", ["unet", "linknet"])
+def test_halo_is_the_reach_of_all_paths(decoder: str) -> None:
+    net = build_network(ModelSettings(decoder), 3)
+    halo, bounded = measure_halo(net, 1)
+    assert bounded
+    set_all_paths_open(net)
+    assert measure_halo(net, 1) == (halo, True)
+
+
+def test_measuring_leaves_the_network_as_it_was() -> None:
+    net = build_network(ModelSettings("linknet"), 3).train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    measure_halo(net, 1)
+    assert net.training
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_probabilities_are_the_softmax_of_the_logits() -> None:
+    net = build_network(ModelSettings("linknet", in_channels=3), 3)
+    predictor = NetPredictor(net, ModelSettings(in_channels=3), CLASSES, Normalization("dataset", 0, 1, "uint8"), 256)
+    assert (predictor.in_channels, predictor.stride, predictor.device.type) == (3, 32, "cpu")
+    assert not net.training
+    patches = np.random.default_rng(0).normal(size=(2, 3, 40, 50)).astype(np.float32)
+    patches.flags.writeable = False
+    probs = predictor.predict_probs(patches)
+    assert probs.dtype == np.float32
+    assert probs.shape == (2, 3, 40, 50)
+    with torch.inference_mode():
+        expected = np.exp(net(torch.tensor(patches)).double().numpy())
+    np.testing.assert_allclose(probs, expected / expected.sum(1, keepdims=True), rtol=0, atol=1e-6)
