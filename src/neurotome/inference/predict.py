@@ -33,6 +33,9 @@ class PredictSettings:
     overlay: bool = False
     """Write <output>_overlay.png (a .tif for stacks): the image with the classes laid over it."""
 
+    show: tuple[str, ...] = ()
+    """Classes that the overlay shows; all but class 0 if none is named."""
+
     confidence: bool = False
     """Write <output>_confidence.png (a .tif for stacks): the probability of the chosen class times 255."""
 
@@ -74,6 +77,7 @@ def predict(
             f"tile is {settings.tile} (at least 32) and halo {settings.halo} (at least 0, or -1 for the model's own)."
         )
     predictor = load_model(Path(model))
+    shown = [predictor.classes.index(name) for name in settings.show] or list(range(1, len(predictor.classes)))
     predictor.net.to(choose_device(settings.device))
     if not isinstance(input, (str, Path)):
         check_grey(np.asarray(input), "the array")
@@ -103,7 +107,8 @@ def predict(
             write_image(_beside(target, "confidence"), confidence)
         if settings.overlay:
             classes = predictor.classes.with_palette(settings.palette)
-            write_colours(_beside(target, "overlay"), classes.overlay(to_display(grey), labels))
+            coloured = classes.overlay(to_display(grey), np.where(np.isin(labels, shown), labels, 0))
+            write_colours(_beside(target, "overlay"), coloured)
         write_labels(target, labels)
         progress.finish(f"{target}")
     return [target for _, target in pairs]

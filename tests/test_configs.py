@@ -1,0 +1,33 @@
+"""Every YAML that ships trains for two steps, and says what the founding report did."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from test_cli import run, write_dataset
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_config_trains_for_two_steps(config, tmp_path):
+    assert CONFIGS
+    write_dataset(tmp_path / "data")
+    small = ["--model.encoder-weights", "none", "--sample.patch", "32", "--sample.batch", "2"]
+    short = ["--train.epochs", "1", "--train.steps-per-epoch", "2", "--train.device", "cpu"]
+    out = tmp_path / "run"
+    assert run("train", tmp_path / "data", "--out", out, "--config", config, *small, *short) == 0
+    kept, asked = yaml.safe_load((out / "config.yaml").read_text()), yaml.safe_load(config.read_text())
+    for section, values in asked.items():
+        for key, value in values.items():
+            if f"--{section}.{key}".replace("_", "-") not in (*small, *short):
+                assert kept[section][key] == value, (section, key)
+
+
+def test_the_founding_report_is_all_there():
+    names = {path.stem for path in CONFIGS if path.parent.name == "founding_report"}
+    nets = {f"{d}-resnet{e}-focal-lr3e-2" for d in ("unet", "linknet") for e in (18, 34, 50)}
+    assert names == nets | {f"{d}-resnet18-ce-lr{lr}" for d in ("unet", "linknet") for lr in ("3e-2", "5e-2")}
+    assert np.isclose(-123.24 / 31.018, yaml.safe_load(CONFIGS[0].read_text())["augment"]["fill"], atol=1e-3)
