@@ -85,6 +85,33 @@ def test_a_saved_model_is_replaced(predictor: NetPredictor, model: Path) -> None
     assert load_model(model).facts == {"epoch": 7}
 
 
+@pytest.mark.parametrize("renames", range(4))
+def test_a_model_whose_replacement_was_killed_still_loads(
+    predictor: NetPredictor, model: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    """Dies before the first, second, third rename; after the third the new model is there."""
+    replace, done = Path.replace, []
+
+    def die_after(self: Path, target: Path) -> Path:
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(target)
+        return replace(self, target)
+
+    other = dataclasses.replace(predictor, facts={"new": True})
+    with torch.no_grad():
+        next(predictor.net.parameters()).mul_(2)
+    monkeypatch.setattr(Path, "replace", die_after)
+    try:
+        save_model(other, model)
+    except KeyboardInterrupt:
+        assert renames < 3
+    finally:
+        with torch.no_grad():
+            next(predictor.net.parameters()).div_(2)
+    assert load_model(model).facts.get("new", False) == (renames >= 2)
+
+
 def test_run_and_model_folders_are_found(model: Path) -> None:
     run = model.parent
     assert find_model(model) == model

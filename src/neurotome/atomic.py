@@ -31,6 +31,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sweep_partials(folder: Path) -> None:
+    """Deletes what killed writers left in a folder and below; the caller knows that nobody writes there now."""
+    for left in folder.rglob(".*.partial*"):
+        left.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes `content` to `path` in one step."""
     with atomic_path(path) as temporary:

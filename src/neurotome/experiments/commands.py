@@ -29,7 +29,7 @@ from neurotome.inference.predict import choose_device, predict_volume
 from neurotome.io.images import write_labels
 from neurotome.losses import LossSettings
 from neurotome.models.build import ModelSettings
-from neurotome.models.folder import load_model
+from neurotome.models.folder import add_facts, load_model
 from neurotome.predictor import Predictor
 from neurotome.progress import Progress
 from neurotome.training.fit import TrainSettings, check_run_folder, fit, is_finished, prepare
@@ -90,6 +90,7 @@ def train(
     predictor = load_model(out)
     predictor.net.to(choose_device(train.device))
     score_splits(predictor, data, out)
+    _note_scores(out)
     from neurotome.report import build_report
 
     return build_report(out, data)
@@ -168,6 +169,12 @@ def score_split(predictor: Predictor, dataset: Dataset, split: str, predictions:
     found = score_images(dataset.name, split, dataset.classes, predict_all())
     progress.finish()
     return found
+
+
+def _note_scores(run: Path) -> None:
+    """Adds the scores to the model, so that they go with it when it is shared."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted((run / "scores").glob("*.json"))}
+    add_facts(run / "model", {"macro_f1": {split: content["macro"]["f1"] for split, content in found.items()}})
 
 
 def _add(progress: Progress, before: float, mpixels: float) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
     from neurotome.models.net import NetPredictor
 
 FORMAT = 1
+NEXT = "model.next.json"
 
 
 def save_model(predictor: NetPredictor, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
-    """Writes a model folder; the description is renamed into place last and names the weights' digest.
+    """Writes a model folder that is whole at every moment.
+
+    The description names the weights' digest. It is written beside the old one before the new weights take their place, so
+    whatever weights are there, one of the two describes them.
 
     Args:
         predictor: What to save.
@@ -32,26 +37,31 @@ def save_model(predictor: NetPredictor, folder: Path, facts: Mapping[str, Any] |
     from safetensors.torch import save_file
 
     weights = {key: value.detach().cpu().contiguous() for key, value in predictor.net.state_dict().items()}
+    voxel_size = predictor.voxel_size_um
+    description = {
+        "format": FORMAT,
+        "model": {**dataclasses.asdict(predictor.settings), "encoder_weights": "none"},
+        "pretraining": predictor.settings.encoder_weights,
+        "classes": predictor.classes.to_json(),
+        "normalization": predictor.normalization.to_json(),
+        "halo": predictor.halo,
+        "bounded": predictor.bounded,
+        "patch": predictor.patch,
+        "voxel_size_um": None if voxel_size is None else list(voxel_size),
+        "versions": {name: metadata.version(name) for name in ("neurotome", "torch", "segmentation-models-pytorch", "timm")},
+        "facts": dict(predictor.facts if facts is None else facts),
+    }
     with atomic_path(folder / "model.safetensors") as temporary:
         save_file(weights, temporary)
-        digest = _hash(temporary)
-    voxel_size = predictor.voxel_size_um
-    write_json(
-        folder / "model.json",
-        {
-            "format": FORMAT,
-            "model": {**dataclasses.asdict(predictor.settings), "encoder_weights": "none"},
-            "pretraining": predictor.settings.encoder_weights,
-            "classes": predictor.classes.to_json(),
-            "normalization": predictor.normalization.to_json(),
-            "halo": predictor.halo,
-            "bounded": predictor.bounded,
-            "patch": predictor.patch,
-            "voxel_size_um": None if voxel_size is None else list(voxel_size),
-            "weights_sha256": digest,
-            "facts": dict(predictor.facts if facts is None else facts),
-        },
-    )
+        description["weights_sha256"] = _hash(temporary)
+        write_json(folder / NEXT, description)
+    (folder / NEXT).replace(folder / "model.json")
+
+
+def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Adds facts, such as scores, to the description of a model that is there."""
+    content = json.loads((folder / "model.json").read_text())
+    write_json(folder / "model.json", {**content, "facts": {**content["facts"], **facts}})
 
 
 def find_model(path: Path) -> Path:
@@ -61,7 +71,7 @@ def find_model(path: Path) -> Path:
         ModelError: There is none.
     """
     for folder in (path, path / "model"):
-        if (folder / "model.json").is_file():
+        if (folder / "model.json").is_file() or (folder / NEXT).is_file():
             return folder
     if not path.exists():
         raise ModelError(f"{path}: no such run or model folder.")
@@ -87,7 +97,7 @@ def load_model(path: Path) -> NetPredictor:
     folder = find_model(path)
     weights_path = folder / "model.safetensors"
     try:
-        content = json.loads((folder / "model.json").read_text())
+        content = _read_description(folder)
         if content.get("format") != FORMAT:
             raise ModelError(
                 f"{folder / 'model.json'}: format {content.get('format')!r}; this version reads format {FORMAT}. "
@@ -96,13 +106,6 @@ def load_model(path: Path) -> NetPredictor:
         settings = ModelSettings(**content["model"])
         classes = ClassSet.from_json(content["classes"])
         size = content["voxel_size_um"]
-        if not weights_path.is_file():
-            raise ModelError(f"{weights_path}: missing; copy the whole model folder.")
-        if _hash(weights_path) != content["weights_sha256"]:
-            raise ModelError(
-                f"{weights_path}: the weights are not those that model.json describes (SHA-256 differs); copy the model "
-                "folder again."
-            )
         if settings.encoder_weights != "none":
             raise ModelError(f"{folder / 'model.json'}: encoder_weights must be none in a trained model.")
         net = build_network(settings, len(classes))
@@ -120,6 +123,22 @@ def load_model(path: Path) -> NetPredictor:
         )
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, DatasetError, SafetensorError) as error:
         raise ModelError(f"{folder}: damaged model folder ({error}); copy it again or train again.") from error
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    """Returns the description that fits the weights."""
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise ModelError(f"{weights}: missing; copy the whole model folder.")
+    digest = _hash(weights)
+    for path in (folder / "model.json", folder / NEXT):
+        if path.is_file():
+            content: dict[str, Any] = json.loads(path.read_text())
+            if content["weights_sha256"] == digest:
+                return content
+    raise ModelError(
+        f"{weights}: the weights are not those that model.json describes (SHA-256 differs); copy the model folder again."
+    )
 
 
 def _hash(path: Path) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from neurotome.atomic import atomic_path, write_json, write_text
+from neurotome.atomic import atomic_path, sweep_partials, write_json, write_text
 from neurotome.augment import AugmentSettings, check_augment
 from neurotome.datasets.base import Dataset
 from neurotome.errors import RunError, SettingsError
@@ -210,6 +210,7 @@ def fit(module: SegmentationModule, run: Path) -> None:
     import lightning
 
     settings = module.settings
+    sweep_partials(run)
     last = run / "checkpoints" / "last.ckpt"
     with _quiet_lightning():
         trainer = lightning.Trainer(
