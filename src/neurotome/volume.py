@@ -42,9 +42,7 @@ class Volume:
         z, y, x = self.data.shape
         return z, y, x
 
-    def read_context(
-        self, z: int, slices: int, rows: slice = slice(None), columns: slice = slice(None)
-    ) -> NDArray[Any]:
+    def read_context(self, z: int, slices: int, rows: slice = slice(None), columns: slice = slice(None)) -> NDArray[Any]:
         """Returns slice `z` with its neighbours as channels; beyond the ends the last slice is repeated.
 
         Args:

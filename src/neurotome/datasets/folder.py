@@ -149,9 +149,7 @@ def _read_voxel_size(content: Mapping[str, Any], config: Path) -> tuple[float, f
     if sizes is None:
         return None
     numbers = sizes if isinstance(sizes, list) else []
-    if len(numbers) != 3 or not all(
-        type(size) in (int, float) and math.isfinite(size) and size > 0 for size in numbers
-    ):
+    if len(numbers) != 3 or not all(type(size) in (int, float) and math.isfinite(size) and size > 0 for size in numbers):
         raise DatasetError(
             f"{config}: voxel_size_um is {sizes!r}; expected three positive numbers [z, y, x] in micrometres."
         )
@@ -164,9 +162,7 @@ def _read_splits(content: Mapping[str, Any], config: Path) -> dict[str, list[Ent
         if split not in SPLITS:
             raise DatasetError(f"{config}: {unknown('split', str(split), SPLITS)}")
         if not isinstance(entries, list) or not entries:
-            raise DatasetError(
-                f"{config}: split {split} is {_kind(entries)}; list at least one image id, or leave it out."
-            )
+            raise DatasetError(f"{config}: split {split} is {_kind(entries)}; list at least one image id, or leave it out.")
         splits[split] = [_read_entry(entry, split, config) for entry in entries]
     return {split: splits[split] for split in SPLITS if split in splits}
 
@@ -239,8 +235,7 @@ def _cut(whole: Cutout, entry: Entry, config: Path) -> Cutout:
     volume, labels = whole.volume, whole.labels
     if stop > volume.shape[0]:
         raise DatasetError(
-            f"{config}: slices {start}..{stop} of {entry.image_id} are asked for, but {volume.path} has "
-            f"{volume.shape[0]}."
+            f"{config}: slices {start}..{stop} of {entry.image_id} are asked for, but {volume.path} has {volume.shape[0]}."
         )
     view: NDArray[Any] = volume.data[start:stop]
     part = Volume(view, entry.name, volume.voxel_size_um, (start, 0, 0), volume.path)

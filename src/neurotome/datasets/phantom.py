@@ -64,9 +64,7 @@ class PhantomSettings:
             if name not in REGIONS:
                 raise SettingsError(unknown("region", name, REGIONS))
         if not self.regions or len(set(self.regions)) < len(self.regions):
-            raise SettingsError(
-                f"regions are {', '.join(self.regions) or 'empty'}; expected at least one, each named once."
-            )
+            raise SettingsError(f"regions are {', '.join(self.regions) or 'empty'}; expected at least one, each named once.")
         for name in ("height", "width", "train_depth", "val_depth", "test_depth"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; expected at least 1 voxel.")

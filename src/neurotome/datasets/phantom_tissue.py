@@ -211,9 +211,7 @@ def _grow_capillaries(length: float, shape: Shape, rng: Generator) -> tuple[NDAr
     for edge, extent in zip(edges[chosen], lengths[chosen], strict=True):
         t = np.linspace(0, 1, int(extent / 0.6) + 2)[:, None]
         start, stop = nodes[edge]
-        bulge = rng.normal(0, 0.07 * extent, 3) * np.sin(np.pi * t) + rng.normal(0, 0.02 * extent, 3) * np.sin(
-            2 * np.pi * t
-        )
+        bulge = rng.normal(0, 0.07 * extent, 3) * np.sin(np.pi * t) + rng.normal(0, 0.02 * extent, 3) * np.sin(2 * np.pi * t)
         points.append(start + (stop - start) * t + bulge)
         radii.append(np.full(len(t), max(rng.normal(*CAPILLARY_RADIUS), 1.0)))
     return np.concatenate(points), np.concatenate(radii)

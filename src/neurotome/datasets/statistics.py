@@ -73,9 +73,7 @@ def measure_dataset(dataset: Dataset) -> dict[str, Any]:
         "licence": dataset.licence,
         "citation": dataset.citation,
         "histogram_edges": edges.tolist(),
-        "splits": {
-            split: _measure_split(group, dataset.classes, edges) for split, group in dataset.splits.items() if group
-        },
+        "splits": {split: _measure_split(group, dataset.classes, edges) for split, group in dataset.splits.items() if group},
     }
 
 
@@ -92,9 +90,7 @@ def _measure_split(cutouts: Sequence[Cutout], classes: ClassSet, edges: NDArray[
         "pixels": pixels,
         "ignored": pixels - sum(counts),
         "counts": dict(zip(classes.names, counts, strict=True)),
-        "share": {
-            name: count / sum(counts) if present else None for name, count in zip(classes.names, counts, strict=True)
-        },
+        "share": {name: count / sum(counts) if present else None for name, count in zip(classes.names, counts, strict=True)},
         "mean": mean,
         "std": std,
         "min": low,

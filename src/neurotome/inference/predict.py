@@ -93,9 +93,7 @@ def predict(
     for number, (source, target) in enumerate(pairs, start=1):
         volume = read_image(source)
         if volume.shape[0] > 1 and target.suffix.lower() == ".png":
-            raise RunError(
-                f"{target}: a PNG file holds one slice, {source} has {volume.shape[0]}. Use the suffix .tif."
-            )
+            raise RunError(f"{target}: a PNG file holds one slice, {source} has {volume.shape[0]}. Use the suffix .tif.")
         title = f"predicting {source.name}" + (f" ({number} of {len(pairs)})" if len(pairs) > 1 else "")
         progress = Progress(title, volume.data.size / 1e6, "Mpixel")
         labels, confidence = predict_volume(predictor, volume, settings, progress.update)
@@ -192,9 +190,7 @@ def _pair_files(source: Path, target: Path, settings: PredictSettings) -> list[t
         for stem in stems:
             if stems.count(stem) > 1:
                 raise ImageError(f"{source}: more than one image is named {stem!r}; their label files would collide.")
-        pairs = [
-            (image, target / f"{image.stem}{'.png' if image.suffix.lower() == '.png' else '.tif'}") for image in images
-        ]
+        pairs = [(image, target / f"{image.stem}{'.png' if image.suffix.lower() == '.png' else '.tif'}") for image in images]
     kept = [pair for pair in pairs if settings.existing != "skip" or not pair[1].exists()]
     for _, place in kept:
         _check_free(place, settings)

@@ -117,8 +117,7 @@ def check_grey(data: NDArray[Any], where: str) -> None:
         )
     if not varies:
         raise ImageError(
-            f"{where}: every pixel is {first:g}; a constant image shows nothing. "
-            "Check how it was exported, or leave it out."
+            f"{where}: every pixel is {first:g}; a constant image shows nothing. Check how it was exported, or leave it out."
         )
 
 
@@ -355,8 +354,7 @@ def _read_tiff(path: Path) -> NDArray[Any]:
 def _check_complaints(path: Path, complaints: list[str]) -> None:
     if complaints:
         raise ImageError(
-            f"{path} is damaged or incomplete ({complaints[0]}). Copy or export it again "
-            "(in Fiji: File > Save As > Tiff)."
+            f"{path} is damaged or incomplete ({complaints[0]}). Copy or export it again (in Fiji: File > Save As > Tiff)."
         )
 
 
