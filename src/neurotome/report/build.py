@@ -1,0 +1,239 @@
+"""build_report: a run folder as one self-contained page of scores, pictures, data and settings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neurotome import __version__
+from neurotome.atomic import write_text
+from neurotome.classes import ClassSet
+from neurotome.datasets.base import SPLITS, Dataset
+from neurotome.datasets.statistics import measure_dataset
+from neurotome.errors import RunError
+from neurotome.report.slides import Slide, embed, encode_layers, load_slides, rank_images, spread
+
+SLIDES = 8
+EXAMPLES = 3
+EXTREMES = 5
+FIRST_SPLITS = ("test", "val", "train")
+"""Splits by how much their scores say."""
+
+
+def build_report(
+    run: Path,
+    dataset: Dataset,
+    *,
+    comparisons: Mapping[str, Mapping[str, Any]] | None = None,
+    title: str | None = None,
+) -> Path:
+    """Writes `run/report.html`, one page that needs no other file and no network, and `run/figures/*.png`.
+
+    What a run folder lacks, as that of a baseline lacks a training curve, the page leaves out; scores it must have.
+
+    Args:
+        run: Run folder.
+        dataset: What it was trained and scored on.
+        comparisons: Scores of other methods by their name, each like `scores/<split>.json`.
+        title: Heading of the page.
+
+    Returns:
+        The report.
+
+    Raises:
+        RunError: There are no scores, a file of the run cannot be read, the dataset is another one, or a comparison has
+            this run's name.
+        ImageError: A prediction is missing or damaged.
+    """
+    scores = _read_scores(run, dataset.classes)
+    split = next(iter(scores))
+    config = _read_config(run)
+    training = _read_json(run / "training.json") or {}
+    environment = _read_json(run / "environment.json") or {}
+    rows = _read_metrics(run / "metrics.csv")
+    statistics = measure_dataset(dataset)
+    ranked = rank_images(scores[split])
+    slides = []
+    if (run / "predictions" / split).is_dir():
+        slides = load_slides(run, dataset, split, spread(ranked, SLIDES))
+    method = _name_method(config, run)
+    if comparisons and method in comparisons:
+        raise RunError(f"comparisons: {method!r} is this run's own name; give the other method another one.")
+    compared = {method: scores[split], **comparisons} if comparisons else {}
+    page = _fill_template(
+        title=title or f"{method} on {dataset.name}",
+        run=run.resolve().name,
+        method=method,
+        dataset=dataset,
+        chips=_list_chips(dataset.classes),
+        split=split,
+        scores=scores,
+        training=training,
+        environment=environment,
+        config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
+        commands=_list_commands(run, config, environment),
+        compared=compared,
+        figures=_draw_figures(run, dataset.classes, scores[split], rows, statistics, slides, compared),
+        statistics=statistics,
+        worst=ranked[:EXTREMES] if len(ranked) > 2 * EXTREMES else ranked,
+        best=ranked[-EXTREMES:] if len(ranked) > 2 * EXTREMES else [],
+        slides=[{"slide": slide, "layers": encode_layers(slide, dataset.classes)} for slide in slides],
+        version=__version__,
+    )
+    write_text(run / "report.html", page)
+    return run / "report.html"
+
+
+def _read_scores(run: Path, classes: ClassSet) -> dict[str, dict[str, Any]]:
+    """Returns the scores of every split that has them, the most telling first."""
+    found = {split: _read_json(run / "scores" / f"{split}.json") for split in FIRST_SPLITS}
+    scores = {split: one for split, one in found.items() if one is not None}
+    if not scores:
+        raise RunError(
+            f"{run}: found no scores/<split>.json for any of {', '.join(SPLITS)}, so there is nothing to report; give the "
+            "run's neurotome train command again to finish it."
+        )
+    for split, one in scores.items():
+        if tuple(one.get("classes", ())) != classes.names:
+            raise RunError(
+                f"{run / 'scores' / f'{split}.json'}: scores of the classes {', '.join(map(str, one.get('classes', ())))}, "
+                f"but the dataset has {', '.join(classes.names)}. Give the dataset that the run was scored on."
+            )
+    return scores
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is no valid JSON ({error}); delete it and give the run's command again.") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} holds a {type(content).__name__}; expected a JSON object. Delete it and run again.")
+    return content
+
+
+def _read_config(run: Path) -> dict[str, Any]:
+    path = run / "config.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is no valid YAML ({error}); restore it, or train into a new folder.") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} holds no settings; restore it, or train into a new folder.")
+    return content
+
+
+def _read_metrics(path: Path) -> list[dict[str, float | None]]:
+    if not path.is_file():
+        return []
+    try:
+        table = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
+        return [{key: float(value) if value else None for key, value in row.items()} for row in table]
+    except (csv.Error, TypeError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read as a table of numbers ({error}); delete it to report without it.") from error
+
+
+def _name_method(config: Mapping[str, Any], run: Path) -> str:
+    model = config.get("model")
+    if isinstance(model, dict) and {"decoder", "encoder"} <= set(model):
+        return f"{model['decoder']}, {model['encoder']}"
+    return run.resolve().name
+
+
+def _list_commands(run: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> list[dict[str, str]]:
+    commands = []
+    if environment.get("command"):
+        commands.append({"what": "As it was given", "text": str(environment["command"])})
+    if {"dataset", "model", "train"} <= set(config):
+        text = shlex.join(["neurotome", "train", "--config", str(run / "config.yaml"), "--out", f"{run}-again"])
+        commands.append({"what": "From the complete settings, into a new folder", "text": text})
+    return commands
+
+
+def _draw_figures(
+    run: Path,
+    classes: ClassSet,
+    scores: Mapping[str, Any],
+    rows: Sequence[Mapping[str, float | None]],
+    statistics: Mapping[str, Any],
+    slides: Sequence[Slide],
+    compared: Mapping[str, Mapping[str, Any]],
+) -> dict[str, str]:
+    """Draws into `run/figures/`; returns each picture as a data URL by its name."""
+    from neurotome import figures
+
+    drawn = {
+        "class_scores": figures.plot_class_scores(scores, classes),
+        "confusion": figures.plot_confusion(scores, classes),
+        "class_shares": figures.plot_class_shares(statistics, classes),
+    }
+    first = next(iter(statistics["splits"]))
+    drawn[f"histograms_{first}"] = figures.plot_histograms(statistics, first, classes)
+    if rows:
+        drawn["training"] = figures.plot_training(rows, classes)
+    if compared:
+        drawn["methods"] = figures.plot_methods(compared)
+    if slides:
+        drawn["examples"] = figures.plot_examples(
+            [
+                figures.Example(f"{slide.name}\nmacro F1 {slide.macro_f1:.3f}", slide.grey, slide.truth, slide.predicted)
+                for slide in spread(slides, EXAMPLES)
+            ],
+            classes,
+        )
+    pictures = {}
+    for name, figure in drawn.items():
+        path = run / "figures" / f"{name}.png"
+        figures.save_figure(figure, path)
+        pictures[name.partition("_")[0] if name.startswith("histograms") else name] = embed(path)
+    return pictures
+
+
+def _fill_template(**content: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("neurotome", "report"),
+        autoescape=True,  # names of classes, images and datasets come from strangers
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"score": _show_score, "share": _show_share, "time": _show_time, "bytes": _show_bytes}
+    return environment.get_template("template.html.j2").render(content)
+
+
+def _list_chips(classes: ClassSet) -> list[dict[str, str]]:
+    colours = ("#{:02x}{:02x}{:02x}".format(*colour) for colour in classes.colours)
+    return [{"name": name, "colour": colour} for name, colour in zip(classes.names, colours, strict=True)]
+
+
+def _show_score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _show_share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f} %"
+
+
+def _show_time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _show_bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

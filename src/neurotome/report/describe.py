@@ -1,0 +1,171 @@
+"""describe: what is in a dataset, as numbers and pictures, before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.atomic import write_json
+from neurotome.augment import AugmentSettings, check_augment
+from neurotome.augment import augment as transform
+from neurotome.datasets import open_dataset
+from neurotome.datasets.base import Cutout, Dataset, DatasetOrName
+from neurotome.datasets.statistics import measure_dataset
+from neurotome.errors import DatasetError, RunError
+from neurotome.normalize import fit_normalization
+from neurotome.volume import to_display
+
+Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
+SAMPLES = 4
+DRAWS = 6
+LARGEST = 1024
+"""Pictures show at most this many pixels along an axis: the middle of larger slices."""
+
+AUGMENTED = 256
+"""The augmentation is shown on a patch of this size, as large as a usual training patch."""
+
+
+def describe(
+    dataset: DatasetOrName,
+    *,
+    out: Path | None = None,
+    palette: Literal["colour-blind-safe", "founding-report"] = "colour-blind-safe",
+    augment: AugmentSettings = AugmentSettings(),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measures a dataset, and draws samples, augmentation, grey values and class shares.
+
+    Args:
+        dataset: Folder with dataset.yaml, mtneuro:FOLDER, or phantom.
+        out: Folder that gets statistics.json and the pictures; without it nothing is written.
+        palette: Colours of the classes.
+        augment: Augmentation that is shown.
+        seed: Seed of the augmentation.
+
+    Returns:
+        The statistics, see `measure_dataset`.
+
+    Raises:
+        NeurotomeError: The dataset or a setting cannot be used; nothing has been written then.
+    """
+    check_augment(augment)
+    if out is not None and out.exists() and not out.is_dir():
+        raise RunError(f"{out}: a file is in the way; choose another folder with --out.")
+    opened = open_dataset(dataset)
+    classes = opened.classes.with_palette(palette)
+    statistics = measure_dataset(opened)
+    if out is None:
+        return statistics
+
+    from neurotome import figures
+
+    samples = [
+        (_name_slice(cutout, z), to_display(grey), labels)
+        for cutout, z in choose_slices(opened, SAMPLES)
+        for grey, labels in [_crop(cutout, z, LARGEST)]
+    ]
+    before, after = draw_augmentation(opened, augment, seed)
+    pictures = {
+        "samples": figures.plot_samples(samples, classes),
+        "augmentation": figures.plot_augmentation(before, after, classes),
+        "class_shares": figures.plot_class_shares(statistics, classes),
+    }
+    for split in statistics["splits"]:
+        pictures[f"histograms_{split}"] = figures.plot_histograms(statistics, split, classes)
+    write_json(out / "statistics.json", statistics)
+    for name, picture in pictures.items():
+        figures.save_figure(picture, out / f"{name}.png")
+    return statistics
+
+
+def choose_slices(dataset: Dataset, count: int) -> list[tuple[Cutout, int]]:
+    """Returns cutout and z of at most `count` slices, evenly spread over the first split that has images."""
+    every = [(cutout, z) for cutout in _first_split(dataset) for z in range(cutout.volume.shape[0])]
+    count = min(count, len(every))
+    return [every[(2 * i + 1) * len(every) // (2 * count)] for i in range(count)]
+
+
+def draw_augmentation(dataset: Dataset, settings: AugmentSettings, seed: int) -> tuple[Sample, list[Sample]]:
+    """Draws the augmentation several times for one patch, as training would.
+
+    Args:
+        dataset: Its first split gives the patch, the middle of a slice, and the grey-value scale.
+        settings: What may happen.
+        seed: Same seed, same pictures.
+
+    Returns:
+        The patch before, and after each of `DRAWS` draws: grey values (y, x) as uint8 on one common scale, and labels
+        (y, x) as uint8 with the ignore value where a pixel was invented.
+    """
+    import torch
+
+    volumes = [cutout.volume for cutout in _first_split(dataset)]
+    shared = len({volume.data.dtype for volume in volumes}) == 1
+    normalization = fit_normalization(volumes, "dataset" if shared else "image")
+    cutout, z = choose_slices(dataset, 1)[0]
+    grey, labels = _crop(cutout, z, min(AUGMENTED, *cutout.volume.shape[1:]))
+    # The patch's own percentiles for all pictures, so that brightness and contrast can be compared.
+    low, high = (None, None) if grey.dtype == np.uint8 else map(float, np.percentile(grey, (0.5, 99.5)))
+    bounds = (0.0, 255.0) if low is None else (low, high)
+    scale = normalization.scale_for(cutout.volume)
+    images = torch.from_numpy(scale.apply(grey)).expand(DRAWS, 1, -1, -1).contiguous()
+    truth = torch.from_numpy(labels).expand(DRAWS, -1, -1).contiguous()
+    generator = torch.Generator().manual_seed(seed)
+    moved, moved_labels = transform(images, truth, settings, dataset.classes.ignore, generator)
+    restored = moved[:, 0].numpy() * np.float32(scale.std) + np.float32(scale.mean)
+    after = [(to_display(g, *bounds), t) for g, t in zip(restored, moved_labels.numpy(), strict=True)]
+    return (to_display(grey, *bounds), labels), after
+
+
+def format_statistics(statistics: Mapping[str, Any]) -> str:
+    """Returns statistics as plain text for the terminal: per split its size and grey values, and pixels per class."""
+    sizes = statistics["voxel_size_um"]
+    voxel = "not known" if sizes is None else " x ".join(f"{size:g}" for size in sizes) + " um (z, y, x)"
+    lines = [f"{statistics['dataset']}: {len(statistics['classes'])} classes, voxel size {voxel}"]
+    lines += [f"{key}: {statistics[key]}" for key in ("licence", "citation") if statistics[key]]
+    width = max(len(name) for name in (*statistics["classes"], "not labelled"))
+    for split, found in statistics["splits"].items():
+        imbalance = "not known" if found["imbalance"] is None else f"{found['imbalance']:.3g}"
+        lines += [
+            "",
+            f"{split}: {_count(found['images'], 'image')}, {_count(found['slices'], 'slice')}, {found['pixels']:,} pixels",
+            f"  grey values {found['min']:g} to {found['max']:g}, mean {found['mean']:.4g}, "
+            f"standard deviation {found['std']:.4g}",
+            f"  imbalance {imbalance} (most frequent class over the rarest)",
+            f"  {'':<{width}}{'pixels':>16}{'share':>9}",
+        ]
+        for name in statistics["classes"]:
+            share = found["share"][name]
+            percent = "–" if share is None else f"{100 * share:.2f} %"
+            lines.append(f"  {name:<{width}}{found['counts'][name]:>16,}{percent:>9}")
+        if found["ignored"]:
+            lines.append(f"  {'not labelled':<{width}}{found['ignored']:>16,}")
+    return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _first_split(dataset: Dataset) -> tuple[Cutout, ...]:
+    for cutouts in dataset.splits.values():
+        if cutouts:
+            return cutouts
+    raise DatasetError(f"{dataset.name} has no image; expected at least one.")
+
+
+def _name_slice(cutout: Cutout, z: int) -> str:
+    return cutout.name if cutout.volume.shape[0] == 1 else f"{cutout.name}, z {z}"
+
+
+def _crop(cutout: Cutout, z: int, largest: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """Returns grey values and labels of the middle of a slice, at most `largest` pixels along an axis."""
+    rows, columns = (
+        slice((size - min(size, largest)) // 2, (size + min(size, largest)) // 2) for size in cutout.volume.shape[1:]
+    )
+    return np.asarray(cutout.volume.data[z, rows, columns]), cutout.read_labels(z, rows, columns)

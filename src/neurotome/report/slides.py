@@ -1,0 +1,176 @@
+"""Slices for the report's viewer and examples: image, ground truth, prediction and errors."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.classes import ClassSet
+from neurotome.datasets.base import Cutout, Dataset
+from neurotome.errors import RunError
+from neurotome.io.images import find_image, read_labels
+from neurotome.volume import to_display
+
+T = TypeVar("T")
+
+LARGEST = 1024
+"""A slide shows at most this many pixels along an axis, so that the page stays small: the middle of larger slices."""
+
+ERROR = (214, 39, 40)
+
+
+@dataclass(frozen=True, eq=False)
+class Slide:
+    """One slice, or the middle of it.
+
+    Attributes:
+        name: As in the scores.
+        macro_f1: Of the whole slice.
+        grey: Shape (y, x).
+        truth: Shape (y, x), class ids or the ignore value.
+        predicted: Shape (y, x), class ids.
+        size: Pixels (y, x) of the whole slice.
+    """
+
+    name: str
+    macro_f1: float
+    grey: NDArray[np.uint8]
+    truth: NDArray[np.uint8]
+    predicted: NDArray[np.uint8]
+    size: tuple[int, int]
+
+    @property
+    def cropped(self) -> bool:
+        """Whether the slice is larger than what is shown."""
+        return self.grey.shape != self.size
+
+
+def rank_images(scores: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Returns name and macro F1 of every image that has one, the worst first."""
+    single = scores["per_image"]
+    scored = [(n, f1) for n, f1 in zip(single["name"], single["macro_f1"], strict=True) if f1 is not None]
+    return sorted(scored, key=lambda found: found[1])
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Returns at most `count` of them: the first, the last, and evenly spread ones between."""
+    count = min(count, len(items))
+    return [items[i * (len(items) - 1) // max(1, count - 1)] for i in range(count)]
+
+
+def load_slides(run: Path, dataset: Dataset, split: str, chosen: Sequence[tuple[str, float]]) -> list[Slide]:
+    """Reads images, ground truth and predictions of slices.
+
+    Args:
+        run: Has `predictions/<split>/`.
+        dataset: What was predicted.
+        split: Which images.
+        chosen: Name and macro F1 of the slices, as in the scores.
+
+    Returns:
+        One slide each, in the same order.
+
+    Raises:
+        RunError: The dataset has no such slice, or a prediction does not fit its image.
+        ImageError: A prediction is missing or cannot be read.
+    """
+    places: dict[str, tuple[Cutout, int]] = {}
+    for cutout in dataset.split(split):
+        depth = cutout.volume.shape[0]
+        for z in range(depth):
+            places[cutout.name if depth == 1 else f"{cutout.name}/{z:04d}"] = cutout, z
+    slides = []
+    for name, macro_f1 in chosen:
+        if name not in places:
+            raise RunError(
+                f"{run}: the scores of split {split} name the image {name!r}, which the dataset {dataset.name} does not "
+                "have. Give the dataset that the run was scored on, or score it again."
+            )
+        cutout, z = places[name]
+        path = find_image(run / "predictions" / split, cutout.name)
+        predicted = read_labels(path)
+        if predicted.shape != cutout.volume.shape:
+            raise RunError(
+                f"{path}: shape {predicted.shape}, but the image has {cutout.volume.shape}. Delete the run's predictions "
+                "and scores, and score it again."
+            )
+        wrong = predicted[z][predicted[z] >= len(dataset.classes)]
+        if wrong.size:
+            raise RunError(
+                f"{path}: {wrong.size} pixels of slice {z} are no class, such as {wrong[0]}; expected 0.."
+                f"{len(dataset.classes) - 1}. Delete the run's predictions and scores, and score it again."
+            )
+        height, width = cutout.volume.shape[1:]
+        rows, columns = _middle(height), _middle(width)
+        slides.append(
+            Slide(
+                name,
+                macro_f1,
+                to_display(np.asarray(cutout.volume.data[z, rows, columns])),
+                cutout.read_labels(z, rows, columns),
+                predicted[z, rows, columns].astype(np.uint8),
+                (height, width),
+            )
+        )
+    return slides
+
+
+def find_errors(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: ClassSet) -> NDArray[np.bool_]:
+    """Returns where a labelled pixel was given another class; shape (y, x)."""
+    wrong: NDArray[np.bool_] = (truth != predicted) & (truth != classes.ignore)
+    return wrong
+
+
+def encode_layers(slide: Slide, classes: ClassSet) -> dict[str, str]:
+    """Returns the image and its transparent layers as data URLs.
+
+    The image is a JPEG, which keeps the page small; layers are PNG, so that no pixel gets a colour of no class. Class 0
+    and what is no error are transparent; pixels without a label are grey.
+
+    Returns:
+        `image`, `truth`, `predicted` and `errors`.
+    """
+    colours = classes.paint(np.arange(256))
+    errors = find_errors(slide.truth, slide.predicted, classes).astype(np.uint8)
+    return {
+        "image": _encode_grey(slide.grey),
+        "truth": _encode_layer(slide.truth, colours),
+        "predicted": _encode_layer(slide.predicted, colours),
+        "errors": _encode_layer(errors, np.full((256, 3), ERROR, np.uint8)),
+    }
+
+
+def embed(path: Path) -> str:
+    """Returns a PNG file as a data URL."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _middle(size: int) -> slice:
+    shown = min(size, LARGEST)
+    return slice((size - shown) // 2, (size + shown) // 2)
+
+
+def _encode_grey(grey: NDArray[np.uint8]) -> str:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(grey)).save(stream, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _encode_layer(values: NDArray[np.uint8], colours: NDArray[np.uint8]) -> str:
+    """Returns a PNG whose palette has a colour per value, shape (256, 3); 0 is transparent."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(values))
+    picture.putpalette(colours.tobytes())
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", optimize=True, transparency=0)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

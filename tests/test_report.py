@@ -1,0 +1,326 @@
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from neurotome.classes import ClassSet
+from neurotome.datasets.base import Cutout, Dataset
+from neurotome.errors import ImageError, NeurotomeError, RunError
+from neurotome.evaluate import score_images
+from neurotome.io.images import write_labels
+from neurotome.report import build_report
+from neurotome.report.slides import LARGEST, Slide, encode_layers, find_errors, load_slides, rank_images, spread
+from neurotome.volume import Volume
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+def make_cutout(name, seed, depth=1, size=24):
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((depth, size, size + 4), np.uint8)
+    labels[:, 2:9, 3:15] = 1
+    labels[:, 12:20, 5:20] = 2
+    labels[:, :, 0] = 255
+    return Cutout(Volume(rng.integers(0, 200, labels.shape).astype(np.uint8), name), labels)
+
+
+def make_dataset(names=("background", "vessel", "cell"), depth=1, name="toy"):
+    cutouts = [make_cutout(f"s{i}", i, depth) for i in range(6)]
+    splits = {"train": tuple(cutouts[:2]), "val": (cutouts[2],), "test": tuple(cutouts[3:])}
+    return Dataset(name, ClassSet(names), splits, licence="CC0", citation="Someone (2020)")
+
+
+def predict(cutout, wrong):
+    """The truth, of which the first `wrong` rows are said to be background."""
+    labels = np.where(cutout.labels == 255, 0, cutout.labels).astype(np.uint8)
+    labels[:, :wrong] = 0
+    return labels
+
+
+def write_run(run, dataset, splits=("val", "test")):
+    for split in splits:
+        images = []
+        for i, cutout in enumerate(dataset.split(split)):
+            labels = predict(cutout, 4 * i)
+            flat = len(labels) == 1
+            write_labels(run / "predictions" / split / f"{cutout.name}{'.png' if flat else '.tif'}", labels)
+            for z in range(len(labels)):
+                name = cutout.name if flat else f"{cutout.name}/{z:04d}"
+                images.append((name, cutout.read_labels(z), labels[z]))
+        (run / "scores").mkdir(parents=True, exist_ok=True)
+        scores = score_images(dataset.name, split, dataset.classes, images)
+        (run / "scores" / f"{split}.json").write_text(json.dumps(scores))
+    return run
+
+
+def complete_run(run, dataset):
+    """Adds all that a training writes."""
+    model = {"decoder": "unet", "encoder": "resnet18"}
+    (run / "config.yaml").write_text(yaml.safe_dump({"dataset": "toy", "model": model, "train": {"epochs": 2}}))
+    environment = {
+        "started": "2025-01-02T03:04:05+00:00",
+        "command": "neurotome train toy --out runs/a",
+        "packages": {"torch": "2.9"},
+        "git_commit": None,
+    }
+    (run / "environment.json").write_text(json.dumps(environment))
+    training = {
+        "finished": True,
+        "epochs": 2,
+        "steps": 1234,
+        "seconds": 75.2,
+        "best_val_macro_f1": 0.5,
+        "peak_memory_bytes": 2_500_000_000,
+        "precision": "32-true",
+        "device": "cpu",
+    }
+    (run / "training.json").write_text(json.dumps(training))
+    keys = ["epoch", "step", "seconds", "learning_rate", "train_loss", "val_loss", "val_macro_f1"]
+    keys += [f"val_f1_{name}" for name in dataset.classes.names]
+    with (run / "metrics.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(keys)
+        writer.writerow([0, 10, 3.0, 1e-3, 1.5, "", *[""] * (len(keys) - 6)])
+        writer.writerow([1, 20, 6.0, 1e-4, 1.2, 1.3, 0.5, *[0.5] * (len(keys) - 7)])
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.open = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += data
+
+    def find(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def dataset():
+    return make_dataset()
+
+
+@pytest.fixture
+def run(tmp_path, dataset):
+    run = write_run(tmp_path / "a run", dataset)
+    complete_run(run, dataset)
+    return run
+
+
+def read(path):
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_complete_run(run, dataset):
+    report = build_report(run, dataset)
+    assert report == run / "report.html"
+    page = read(report)
+    assert not page.open
+    scores = json.loads((run / "scores" / "test.json").read_text())
+    assert f"{scores['macro']['f1']:.3f}" in page.text
+    for expected in ("unet, resnet18 on toy", "1 min 15 s", "2.50 GB", "2025-01-02 03:04:05 UTC", "CC0", "Someone (2020)"):
+        assert expected in page.text
+    assert "neurotome train toy --out runs/a" in page.text
+    assert f"neurotome train --config '{run / 'config.yaml'}' --out '{run}-again'" in page.text
+    assert "encoder: resnet18" in page.text
+    drawn = {path.stem for path in (run / "figures").glob("*.png")}
+    assert drawn == {"class_scores", "confusion", "class_shares", "histograms_train", "training", "examples"}
+
+
+def test_is_one_file_without_network(run, dataset):
+    text = build_report(run, dataset).read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)\s*=\s*\"(?!data:image/|#)", text)
+    assert not re.search(r"url\(|@import|https?://", text)
+    page = Page(text)
+    assert all(image["alt"] for image in page.find("img"))
+    assert len(page.find("img")) == 6 + 3 * 4  # figures, and three slides of an image and three layers
+
+
+def test_same_run_gives_same_page(run, dataset):
+    first = build_report(run, dataset).read_bytes()
+    assert build_report(run, dataset).read_bytes() == first
+
+
+def test_test_split_leads(run, dataset):
+    text = read(build_report(run, dataset)).text
+    assert text.index("Split test,") < text.index("Split val,")
+    assert "Macro F1, split test" in text
+
+
+def test_baseline_folder_has_scores_only(tmp_path, dataset):
+    run = write_run(tmp_path / "forest", dataset)
+    page = read(build_report(run, dataset))
+    assert "forest on toy" in page.text
+    assert "Complete settings" not in page.text
+    assert {"id": "training"} not in page.find("section")
+    assert {"id": "viewer"} in page.find("section")
+
+
+def test_without_predictions(tmp_path, dataset):
+    run = write_run(tmp_path / "run", dataset, splits=("val",))
+    for path in (run / "predictions" / "val").iterdir():
+        path.unlink()
+    (run / "predictions" / "val").rmdir()
+    page = read(build_report(run, dataset))
+    assert {"id": "viewer"} not in page.find("section")
+    assert "Macro F1, split val" in page.text
+
+
+def test_comparison(run, dataset):
+    other = json.loads((run / "scores" / "test.json").read_text())
+    other["macro"]["f1"] = 0.12345
+    page = read(build_report(run, dataset, comparisons={"a forest": other}, title="Both"))
+    assert (run / "figures" / "methods.png").is_file()
+    assert page.text.index("unet, resnet18") < page.text.index("a forest")
+    assert "0.123" in page.text
+    assert page.text.count("Both") == 2  # title and heading
+
+
+def test_comparison_may_not_hide_this_run(run, dataset):
+    other = json.loads((run / "scores" / "test.json").read_text())
+    with pytest.raises(RunError, match="'unet, resnet18' is this run's own name"):
+        build_report(run, dataset, comparisons={"unet, resnet18": other})
+
+
+def test_strangers_names_are_text(tmp_path):
+    dataset = make_dataset(("background", SCRIPT, '"><img src=x onerror=alert(1)>'), name=f"toy{SCRIPT}")
+    run = write_run(tmp_path / "run", dataset)
+    complete_run(run, dataset)
+    (run / "config.yaml").write_text(yaml.safe_dump({"model": {"decoder": SCRIPT, "encoder": "</pre><b>"}}))
+    other = json.loads((run / "scores" / "test.json").read_text())
+    text = build_report(run, dataset, comparisons={SCRIPT * 2: other}).read_text(encoding="utf-8")
+    assert SCRIPT not in text
+    page = Page(text)
+    assert SCRIPT in page.text
+    assert len(page.find("script")) == 1
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert not [image for image in page.find("img") if not image["src"].startswith("data:image/")]
+
+
+def test_absent_class_is_a_dash(tmp_path):
+    dataset = make_dataset(("background", "vessel", "cell", "axon"))
+    page = read(build_report(write_run(tmp_path / "run", dataset), dataset))
+    assert "–: class absent" in page.text
+    assert re.search(r"axon\s*––––", page.text)
+
+
+def test_intervals(tmp_path):
+    dataset = make_dataset(depth=3)
+    run = write_run(tmp_path / "run", dataset)
+    low, high = json.loads((run / "scores" / "test.json").read_text())["intervals"]["macro_f1"]
+    page = read(build_report(run, dataset))
+    assert f"95 % interval {low:.3f} to {high:.3f}" in page.text
+    assert "lower bound" in page.text
+    assert "8 of 9 images of split test" in page.text
+
+
+@pytest.mark.parametrize("name", ["scores/test.json", "config.yaml", "training.json", "environment.json", "metrics.csv"])
+def test_damaged_file_is_named(run, dataset, name):
+    (run / name).write_text("epoch\n[1\n" if name != "config.yaml" else "[1")
+    with pytest.raises(RunError, match=re.escape(name.split("/")[-1])):
+        build_report(run, dataset)
+    assert not (run / "report.html").exists()
+
+
+def test_run_without_scores(tmp_path, dataset):
+    with pytest.raises(RunError, match=r"no scores/<split>.json"):
+        build_report(tmp_path, dataset)
+
+
+def test_other_dataset(run):
+    with pytest.raises(RunError, match="but the dataset has background, vessel, axon"):
+        build_report(run, make_dataset(("background", "vessel", "axon")))
+
+
+def test_missing_prediction(run, dataset):
+    (run / "predictions" / "test" / "s4.png").unlink()
+    with pytest.raises(ImageError, match="s4"):
+        build_report(run, dataset)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [(np.zeros((1, 5, 5), np.uint8), "has \\(1, 24, 28\\)"), (np.full((1, 24, 28), 7, np.uint8), "672 pixels")],
+)
+def test_prediction_that_does_not_fit(run, dataset, labels, message):
+    write_labels(run / "predictions" / "test" / "s3.png", labels)
+    with pytest.raises(RunError, match=message):
+        load_slides(run, dataset, "test", [("s3", 0.5)])
+
+
+def test_scores_of_unknown_image(run, dataset):
+    with pytest.raises(NeurotomeError, match="name the image 'nowhere'"):
+        load_slides(run, dataset, "test", [("nowhere", 0.5)])
+
+
+def test_slides_of_stacks(tmp_path):
+    dataset = make_dataset(depth=2)
+    run = write_run(tmp_path, dataset)
+    cutout = dataset.split("test")[1]
+    (slide,) = load_slides(run, dataset, "test", [("s4/0001", 0.5)])
+    np.testing.assert_array_equal(slide.grey, cutout.volume.data[1])
+    np.testing.assert_array_equal(slide.truth, cutout.labels[1])
+    np.testing.assert_array_equal(slide.predicted, predict(cutout, 4)[1])
+    assert not slide.cropped
+
+
+def test_large_slice_shows_its_middle(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (1, 5, LARGEST + 3)).astype(np.uint8)
+    cutout = Cutout(Volume(rng.integers(0, 255, labels.shape).astype(np.uint8), "wide"), labels)
+    dataset = Dataset("wide", ClassSet(("a", "b")), {"test": (cutout,)})
+    write_labels(tmp_path / "predictions" / "test" / "wide.png", labels)
+    (slide,) = load_slides(tmp_path, dataset, "test", [("wide", 1.0)])
+    assert slide.cropped
+    assert slide.size == (5, LARGEST + 3)
+    np.testing.assert_array_equal(slide.truth, labels[0, :, 1 : LARGEST + 1])
+    np.testing.assert_array_equal(slide.grey, cutout.volume.data[0, :, 1 : LARGEST + 1])
+
+
+def test_layers_have_exact_colours(tmp_path):
+    import base64
+    import io
+
+    classes = ClassSet(("background", "vessel", "cell"))
+    truth = np.array([[0, 1, 2, 255]], np.uint8)
+    predicted = np.array([[1, 1, 0, 2]], np.uint8)
+    slide = Slide("x", 0.5, np.array([[0, 80, 160, 240]], np.uint8), truth, predicted, (1, 4))
+
+    def decode(url):
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGBA"))[0].tolist()
+
+    layers = encode_layers(slide, classes)
+    vessel, cell = ([*classes.colours[i], 255] for i in (1, 2))
+    assert decode(layers["truth"])[0][3] == 0
+    assert decode(layers["truth"])[1:] == [vessel, cell, [128, 128, 128, 255]]
+    assert decode(layers["predicted"])[:2] == [vessel, vessel]
+    assert decode(layers["predicted"])[2][3] == 0
+    assert [pixel[3] for pixel in decode(layers["errors"])] == [255, 0, 255, 0]
+    np.testing.assert_array_equal(find_errors(truth, predicted, classes), [[True, False, True, False]])
+
+
+def test_ranks_and_spreads():
+    scores = {"per_image": {"name": ["a", "b", "c"], "macro_f1": [0.5, None, 0.2]}}
+    assert rank_images(scores) == [("c", 0.2), ("a", 0.5)]
+    assert spread([1], 8) == [1]
+    assert spread([], 8) == []
+    assert spread(list(range(10)), 4) == [0, 3, 6, 9]
+    assert spread(list(range(3)), 8) == [0, 1, 2]
