@@ -17,6 +17,7 @@ from neurotome.figures.style import INK, PALE_GREY, STYLE, Rgb, bar_colours, che
 
 SCORES = {"precision": "Precision", "recall": "Recall", "f1": "F1", "iou": "IoU"}
 MEAN = "macro mean"
+WHISKERS = "whiskers: 95 % interval of F1"
 
 
 @matplotlib.rc_context(STYLE)
@@ -46,8 +47,9 @@ def plot_class_scores(scores: Mapping[str, Any], classes: ClassSet) -> Figure:
         [*bar_colours(classes), INK],
         {name: [intervals.get(name) if key == "f1" else None for key in SCORES] for name in names},
     )
-    whiskers = "; whiskers: 95 % interval of F1" if known else ""
-    axes.set(title=f"{scores['dataset']}, split {scores['split']}, pooled over all pixels{whiskers}", ylabel="score")
+    axes.set(title=f"{scores['dataset']}, split {scores['split']}", ylabel="score, pooled over all pixels")
+    if known:
+        axes.set_xlabel(WHISKERS, fontsize=9)
     draw_legend(figure, [*class_patches(classes), Patch(color=INK, label=MEAN)])
     return figure
 
@@ -118,7 +120,7 @@ def plot_methods(scores: Mapping[str, Mapping[str, Any]]) -> Figure:
         draw_bars(axes, [SCORES[key] for key in keys], values, colours, whiskers)
         axes.set_title(title)
     if any(found["intervals"] for found in scores.values()):
-        panels[0].set_title("Mean over classes; whiskers: 95 % interval of F1")
-    panels[0].set_ylabel("score")
+        panels[0].set_xlabel(WHISKERS, fontsize=9)
+    panels[0].set_ylabel("score, pooled over all pixels")
     draw_legend(figure, [Patch(color=colour, label=name) for name, colour in zip(scores, colours, strict=True)])
     return figure

@@ -52,7 +52,7 @@ def plot_histograms(statistics: Mapping[str, Any], split: str, classes: ClassSet
         beyond = ", the outermost 0.1 % of pixels not shown"
     axes.set_xlabel(f"grey value (bins of {edges[1] - edges[0]:.3g}{beyond})")
     axes.grid(True, axis="y")
-    axes.legend(loc="upper right")
+    axes.legend()
     return figure
 
 

@@ -35,6 +35,7 @@ STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
     "text.color": INK,
+    "text.parse_math": False,  # a dollar in the name of a class is a dollar
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "savefig.facecolor": "white",

@@ -16,6 +16,8 @@ from neurotome.classes import ClassSet
 from neurotome.errors import RunError
 from neurotome.figures.style import INK, MID_GREY, STYLE, Rgb, line_colours
 
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 
 @matplotlib.rc_context(STYLE)
 def plot_training(rows: Sequence[Mapping[str, float | None]], classes: ClassSet) -> Figure:
@@ -56,7 +58,7 @@ def plot_training(rows: Sequence[Mapping[str, float | None]], classes: ClassSet)
     rates = _column(rows, "learning_rate")
     power = math.floor(math.log10(np.nanmax(rates, initial=1e-12)))
     _draw_line(right, steps, rates, INK, "learning rate")
-    right.set(title="Learning rate", ylabel=f"learning rate (× $10^{{{power}}}$)")
+    right.set(title="Learning rate", ylabel=f"learning rate (× 10{str(power).translate(SUPERSCRIPTS)})")
     right.set_ylim(bottom=0)
     right.ticklabel_format(axis="y", style="sci", scilimits=(power, power))
     right.yaxis.get_offset_text().set_visible(False)

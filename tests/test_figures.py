@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from neurotome import figures
+from neurotome.classes import ClassSet
+from neurotome.datasets.base import Cutout, Dataset
+from neurotome.datasets.statistics import measure_dataset
+from neurotome.errors import DatasetError, ImageError, RunError, SettingsError
+from neurotome.evaluate import score_images
+from neurotome.volume import Volume
+
+CLASSES = ClassSet(("background", "vessel", "cell", "axon"))
+OTHERS = ClassSet(("background", "nucleus"))
+TRUTH = np.array([[0, 0, 0, 1], [0, 0, 1, 1], [3, 3, 255, 255]], np.uint8)
+PREDICTED = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [3, 0, 0, 1]], np.uint8)
+GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+DRAWN_SCORES = ("precision", "recall", "f1", "iou")
+
+
+def score(images: int = 1, classes: ClassSet = CLASSES, truth: Any = TRUTH, predicted: Any = PREDICTED) -> dict[str, Any]:
+    """Scores in which class 2, cell, is absent."""
+    return score_images("tiny", "test", classes, [(f"image{i}", truth, predicted) for i in range(images)])
+
+
+def row(epoch: int, **changed: float | None) -> dict[str, float | None]:
+    """A row of metrics.csv."""
+    found: dict[str, float | None] = {
+        "epoch": epoch,
+        "step": 10 * (epoch + 1),
+        "seconds": 60.0 * (epoch + 1),
+        "learning_rate": 1e-3 / (epoch + 1),
+        "train_loss": 1 / (epoch + 1),
+        "val_loss": 1.5 / (epoch + 1),
+        "val_macro_f1": 0.5 + 0.1 * epoch,
+        **{f"val_f1_{name}": 0.4 + 0.1 * epoch for name in CLASSES.names},
+    }
+    return {**found, **changed}
+
+
+def make_dataset(shape: tuple[int, int, int] = (2, 6, 8)) -> Dataset:
+    """Two splits without any cell; the test split has one image."""
+    rng = np.random.default_rng(0)
+
+    def cutout(name: str) -> Cutout:
+        grey = rng.integers(0, 200, shape).astype(np.uint8)
+        return Cutout(Volume(grey, name), rng.choice(np.array([0, 0, 1, 3, 255], np.uint8), shape))
+
+    return Dataset("tiny", CLASSES, {"train": (cutout("a"), cutout("b")), "test": (cutout("c"),)})
+
+
+def render(figure: Figure, folder: Any) -> np.ndarray:
+    """Pixels of the saved figure, which shows that it can be drawn without a warning."""
+    path = folder / "figure.png"
+    figures.save_figure(figure, path)
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def heights(axes: Axes) -> list[float]:
+    """Heights of the bars from left to right."""
+    bars = sorted((p for p in axes.patches if isinstance(p, Rectangle)), key=lambda bar: bar.get_x())
+    return [bar.get_height() for bar in bars]
+
+
+def texts(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+class TestSaveFigure:
+    def test_writes_a_png_of_150_dots_per_inch_and_the_same_bytes_for_the_same(self, tmp_path):
+        for name in ("a", "b"):
+            figure = Figure(figsize=(2, 1))
+            figure.subplots().plot([0, 1])
+            figures.save_figure(figure, tmp_path / "new" / f"{name}.png")
+        with Image.open(tmp_path / "new" / "a.png") as image:
+            assert image.format == "PNG"
+            assert image.size == (300, 150)
+        assert (tmp_path / "new" / "a.png").read_bytes() == (tmp_path / "new" / "b.png").read_bytes()
+
+    def test_keeps_the_old_file_if_drawing_fails(self, tmp_path):
+        class Broken(Figure):
+            def savefig(self, fname: Any, **_: Any) -> None:
+                fname.write_bytes(b"half")
+                raise OSError("disk full")
+
+        path = tmp_path / "a.png"
+        path.write_bytes(b"old")
+        with pytest.raises(OSError, match="disk full"):
+            figures.save_figure(Broken(), path)
+        assert path.read_bytes() == b"old"
+        assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+    def test_refuses_another_suffix(self, tmp_path):
+        with pytest.raises(SettingsError, match=r"a\.pdf.*\.png"):
+            figures.save_figure(Figure(), tmp_path / "a.pdf")
+
+    def test_leaves_global_state_alone(self, tmp_path):
+        before = dict(matplotlib.rcParams)
+        render(figures.plot_class_scores(score(), CLASSES), tmp_path)
+        assert dict(matplotlib.rcParams) == before
+
+    def test_does_not_import_pyplot(self):
+        code = (
+            "import sys; from neurotome import figures; from neurotome.classes import ClassSet;"
+            "figures.plot_methods({'m': {k: dict(precision=1, recall=1, f1=1) for k in ('macro', 'weighted')}"
+            " | {'intervals': None}}); sys.exit('matplotlib.pyplot' in sys.modules)"
+        )
+        assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+class TestTraining:
+    def test_draws_what_the_rows_say(self, tmp_path):
+        rows = [row(0), row(1), row(2, val_macro_f1=0.2)]
+        figure = figures.plot_training(rows, CLASSES)
+        losses, f1, rate = figure.axes
+        train, val = losses.get_lines()
+        np.testing.assert_array_equal(train.get_xdata(), [10, 20, 30])
+        np.testing.assert_allclose(train.get_ydata(), [1, 1 / 2, 1 / 3])
+        np.testing.assert_allclose(val.get_ydata(), [1.5, 0.75, 0.5])
+        curves = {line.get_label(): line.get_ydata() for line in f1.get_lines()}
+        np.testing.assert_allclose(curves["cell"], [0.4, 0.5, 0.6])
+        np.testing.assert_allclose(curves["macro mean"], [0.5, 0.6, 0.2])
+        assert "0.600 at step 20" in f1.get_title("left")
+        assert "3.0 minutes" in f1.get_xlabel()
+        assert rate.get_ylabel() == "learning rate (× 10⁻³)"
+        assert legend(figure) == [*CLASSES.names, "macro mean"]
+        render(figure, tmp_path)
+
+    def test_one_epoch_is_drawn_as_points(self, tmp_path):
+        figure = figures.plot_training([row(0)], CLASSES)
+        assert all(line.get_marker() == "o" for line in figure.axes[0].get_lines())
+        render(figure, tmp_path)
+
+    def test_missing_values_are_gaps(self, tmp_path):
+        absent: dict[str, None] = dict.fromkeys(("val_loss", "val_macro_f1", *(f"val_f1_{n}" for n in CLASSES.names)))
+        figure = figures.plot_training([row(0, **absent), row(1, **absent)], CLASSES)
+        assert all(np.isnan(line.get_ydata()).all() for line in figure.axes[1].get_lines())
+        assert figure.axes[1].get_title("left") == "Validation F1"
+        render(figure, tmp_path)
+
+    def test_a_wild_first_epoch_does_not_flatten_the_rest(self, tmp_path):
+        figure = figures.plot_training([row(0, val_loss=600), row(1), row(2)], CLASSES)
+        assert figure.axes[0].get_yscale() == "log"
+        assert "logarithmic" in figure.axes[0].get_ylabel()
+        render(figure, tmp_path)
+
+    def test_names_what_is_missing(self):
+        with pytest.raises(RunError, match="no epoch"):
+            figures.plot_training([], CLASSES)
+        with pytest.raises(RunError, match="val_f1_nucleus"):
+            figures.plot_training([row(0)], OTHERS)
+
+
+class TestClassScores:
+    def test_bars_are_as_high_as_the_scores_and_an_absent_class_is_a_gap(self, tmp_path):
+        scores = score()
+        assert scores["per_class"]["cell"]["f1"] is None
+        figure = figures.plot_class_scores(scores, CLASSES)
+        (axes,) = figure.axes
+        expected = []
+        for key in DRAWN_SCORES:
+            expected += [scores["per_class"][name][key] for name in ("background", "vessel", "axon")]
+            expected.append(scores["macro"][key])
+        np.testing.assert_allclose(heights(axes), expected)
+        assert texts(axes).count("absent") == 4
+        assert len(axes.collections) == 0
+        assert legend(figure) == [*CLASSES.names, "macro mean"]
+        render(figure, tmp_path)
+
+    def test_whiskers_are_the_intervals(self, tmp_path):
+        rng = np.random.default_rng(0)
+        images = [(str(i), TRUTH, np.where(rng.random(TRUTH.shape) < 0.3, 0, TRUTH)) for i in range(6)]
+        images = [(name, truth, np.where(found == 255, 0, found).astype(np.uint8)) for name, truth, found in images]
+        scores = score_images("tiny", "test", CLASSES, images)
+        figure = figures.plot_class_scores(scores, CLASSES)
+        drawn = [line.get_segments()[0][:, 1].tolist() for line in figure.axes[0].collections]
+        intervals = scores["intervals"]
+        assert drawn == [*(intervals["f1"][n] for n in ("background", "vessel", "axon")), intervals["macro_f1"]]
+        assert "95 %" in figure.axes[0].get_xlabel()
+        render(figure, tmp_path)
+
+    def test_nothing_labelled_is_all_absent(self, tmp_path):
+        figure = figures.plot_class_scores(score(truth=np.full_like(TRUTH, 255)), CLASSES)
+        assert heights(figure.axes[0]) == []
+        assert set(texts(figure.axes[0])) == {"absent"}
+        render(figure, tmp_path)
+
+    def test_bars_have_the_class_colours(self):
+        figure = figures.plot_class_scores(score(), CLASSES)
+        bars = [bar for bar in figure.axes[0].patches if isinstance(bar, Rectangle)]
+        colours = {tuple(round(255 * part) for part in bar.get_facecolor()[:3]) for bar in bars}
+        assert CLASSES.colours[1] in colours
+        assert CLASSES.colours[0] not in colours  # too dark beside the others
+
+    def test_refuses_other_classes(self):
+        with pytest.raises(SettingsError, match="background, nucleus"):
+            figures.plot_class_scores(score(), OTHERS)
+
+
+class TestConfusion:
+    def test_text_is_share_and_count(self, tmp_path):
+        figure = figures.plot_confusion(score(), CLASSES)
+        axes = figure.axes[0]
+        # background 4 right and 1 called vessel; vessel 3 right; no cell; axon 1 right and 1 called background
+        rows = [texts(axes)[4 * i : 4 * i + 4] for i in range(4)]
+        assert rows[0] == ["80.0 %\n4", "20.0 %\n1", "0.0 %\n0", "0.0 %\n0"]
+        assert rows[1] == ["0.0 %\n0", "100.0 %\n3", "0.0 %\n0", "0.0 %\n0"]
+        assert rows[2] == ["0", "0", "0", "0"]
+        assert rows[3] == ["50.0 %\n1", "0.0 %\n0", "0.0 %\n0", "50.0 %\n1"]
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["background", "vessel", "cell\n(absent)", "axon"]
+        shown = np.ma.filled(axes.images[0].get_array(), np.nan)
+        np.testing.assert_allclose(np.nansum(shown, 1), [1, 1, 0, 1])
+        render(figure, tmp_path)
+
+    @settings(max_examples=15, deadline=None)
+    @given(st.lists(st.lists(st.integers(0, 10**9), min_size=3, max_size=3), min_size=3, max_size=3))
+    def test_every_count_is_written(self, confusion):
+        classes = ClassSet(("a", "b", "c"))
+        scores = {"dataset": "d", "split": "s", "classes": ["a", "b", "c"], "confusion": confusion}
+        drawn = [
+            int(text.split("\n")[-1].replace(",", "")) for text in texts(figures.plot_confusion(scores, classes).axes[0])
+        ]
+        assert drawn == [count for line in confusion for count in line]
+
+    def test_a_dollar_is_a_dollar(self, tmp_path):
+        classes = ClassSet(("back$ground", r"$\bad$"))
+        scores = {"dataset": "$_$", "split": "s", "classes": list(classes.names), "confusion": [[1, 2], [3, 4]]}
+        render(figures.plot_confusion(scores, classes), tmp_path)
+
+
+class TestMethods:
+    def test_bars_are_as_high_as_the_scores(self, tmp_path):
+        methods = {"network": score(6), "majority": score(1, predicted=np.zeros_like(TRUTH))}
+        figure = figures.plot_methods(methods)
+        for axes, mean in zip(figure.axes, ("macro", "weighted"), strict=True):
+            expected = [methods[name][mean][key] for key in ("precision", "recall", "f1") for name in methods]
+            np.testing.assert_allclose(heights(axes), expected)
+        (whisker,) = figure.axes[0].collections
+        assert whisker.get_segments()[0][:, 1].tolist() == methods["network"]["intervals"]["macro_f1"]
+        assert legend(figure) == ["network", "majority"]
+        render(figure, tmp_path)
+
+    def test_one_method_with_nothing_to_score(self, tmp_path):
+        figure = figures.plot_methods({"network": score(6, truth=np.full_like(TRUTH, 255))})
+        assert heights(figure.axes[0]) == []
+        render(figure, tmp_path)
+
+    def test_refuses_none(self):
+        with pytest.raises(SettingsError, match="no method"):
+            figures.plot_methods({})
+
+
+class TestExamples:
+    def test_errors_are_the_labelled_pixels_that_differ(self, tmp_path):
+        figure = figures.plot_examples([figures.Example("slice 7", GREY, TRUTH, PREDICTED)], CLASSES)
+        image, truth, _, errors = figure.axes
+        assert image.get_ylabel() == "slice 7\n4 × 3 pixels"
+        np.testing.assert_array_equal(image.images[0].get_array()[..., 0], GREY)
+        red = (np.asarray(errors.images[0].get_array()) == (190, 0, 70)).all(-1)
+        np.testing.assert_array_equal(red, (TRUTH != PREDICTED) & (TRUTH != 255))
+        assert errors.get_xlabel() == "20.0 % of labelled pixels wrong"
+        shown = np.asarray(truth.images[0].get_array())
+        np.testing.assert_array_equal(shown[TRUTH == 0][:, 0], GREY[TRUTH == 0])  # class 0 stays as the image is
+        assert legend(figure) == ["vessel", "cell", "axon", "not labelled", "wrong"]
+        render(figure, tmp_path)
+
+    def test_images_of_different_sizes_and_all_ignored(self, tmp_path):
+        wide = figures.Example(
+            "wide", np.zeros((2, 9), np.uint8), np.full((2, 9), 255, np.uint8), np.zeros((2, 9), np.uint8)
+        )
+        figure = figures.plot_examples([figures.Example("a", GREY, TRUTH, PREDICTED), wide], CLASSES)
+        assert figure.axes[7].get_xlabel() == "0.0 % of labelled pixels wrong"
+        render(figure, tmp_path)
+
+    def test_names_the_example_whose_shapes_differ(self):
+        with pytest.raises(ImageError, match=r"slice 7.*\(3, 4\).*\(2, 4\)"):
+            figures.plot_examples([figures.Example("slice 7", GREY, TRUTH[:2], PREDICTED)], CLASSES)
+        with pytest.raises(ImageError, match="no image"):
+            figures.plot_examples([], CLASSES)
+
+
+class TestSamples:
+    @pytest.mark.parametrize("count", [1, 4, 5])
+    def test_each_slice_has_its_name_above_and_its_labels_below(self, tmp_path, count):
+        figure = figures.plot_samples([(f"s{i}", GREY.astype(np.float32), TRUTH) for i in range(count)], CLASSES)
+        titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+        assert titles == [f"s{i}" for i in range(count)]
+        assert sum(len(axes.images) for axes in figure.axes) == 2 * count
+        assert "not labelled" in legend(figure)
+        render(figure, tmp_path)
+
+    def test_fully_labelled_needs_no_word_for_unlabelled(self):
+        figure = figures.plot_samples([("s", GREY, np.zeros_like(TRUTH))], CLASSES)
+        assert legend(figure) == ["vessel", "cell", "axon"]
+
+
+class TestAugmentation:
+    def test_all_share_black_and_white(self, tmp_path):
+        before = np.linspace(0, 1000, 12, dtype=np.float32).reshape(3, 4)
+        figure = figures.plot_augmentation((before, TRUTH), [(before * 0.5, TRUTH), (before[::-1], TRUTH[::-1])], CLASSES)
+        whites = [int(np.asarray(axes.images[0].get_array()).max()) for axes in figure.axes[:3]]
+        assert whites[0] == whites[2] == 255
+        assert whites[1] == pytest.approx(128, abs=2)
+        assert [axes.get_title() for axes in figure.axes[:3]] == ["As it is", "Augmented 1", "Augmented 2"]
+        render(figure, tmp_path)
+
+    def test_refuses_none(self):
+        with pytest.raises(ImageError, match="no image"):
+            figures.plot_augmentation((GREY, TRUTH), [], CLASSES)
+
+
+class TestStatistics:
+    def test_histograms_are_percentages_of_each_class(self, tmp_path):
+        statistics = measure_dataset(make_dataset())
+        figure = figures.plot_histograms(statistics, "train", CLASSES)
+        (axes,) = figure.axes
+        lines = [patch for patch in axes.patches if not patch.get_fill()]
+        for patch, name in zip(lines, ("background", "vessel", "axon"), strict=True):
+            values, edges, _ = patch.get_data()
+            counts = np.asarray(statistics["splits"]["train"]["histogram"][name])
+            np.testing.assert_allclose(values, 100 * counts / counts.sum())
+            np.testing.assert_allclose(edges, statistics["histogram_edges"])
+        assert "cell (absent)" in [text.get_text() for text in axes.get_legend().get_texts()]
+        assert "not shown" not in axes.get_xlabel()
+        render(figure, tmp_path)
+
+    def test_a_far_outlier_does_not_squash_the_rest(self, tmp_path):
+        grey = np.random.default_rng(0).normal(0, 1, (1, 80, 80)).astype(np.float32)
+        grey[0, 0, 0] = 50
+        dataset = Dataset("far", OTHERS, {"train": (Cutout(Volume(grey, "a"), np.zeros(grey.shape, np.uint8)),)})
+        figure = figures.plot_histograms(measure_dataset(dataset), "train", OTHERS)
+        assert figure.axes[0].get_xlim()[1] < 6
+        assert "outermost 0.1 % of pixels not shown" in figure.axes[0].get_xlabel()
+        render(figure, tmp_path)
+
+    def test_shares_are_percentages_per_split(self, tmp_path):
+        statistics = measure_dataset(make_dataset())
+        figure = figures.plot_class_shares(statistics, CLASSES)
+        (axes,) = figure.axes
+        expected = [
+            100 * split["share"][name]
+            for split in statistics["splits"].values()
+            for name in ("background", "vessel", "axon")
+        ]
+        np.testing.assert_allclose(heights(axes), expected)
+        assert texts(axes).count("absent") == 2
+        labels = [label.get_text() for label in axes.get_xticklabels()]
+        assert labels == ["train\n2 images, 4 slices", "test\n1 image, 2 slices"]
+        render(figure, tmp_path)
+
+    def test_a_rare_class_is_never_written_as_none(self):
+        statistics = measure_dataset(make_dataset())
+        statistics["splits"]["test"]["share"]["axon"] = 0.00032
+        assert "0.03" in texts(figures.plot_class_shares(statistics, CLASSES).axes[0])
+
+    def test_names_what_does_not_fit(self):
+        statistics = measure_dataset(make_dataset())
+        with pytest.raises(DatasetError, match="Did you mean"):
+            figures.plot_histograms(statistics, "trian", CLASSES)
+        with pytest.raises(SettingsError, match="nucleus"):
+            figures.plot_class_shares(statistics, OTHERS)
