@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -18,7 +19,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import SPLITS, Dataset
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import RunError
-from neurotome.report.slides import Slide, embed, encode_layers, load_slides, rank_images, spread
+from neurotome.report.slides import ERROR, Slide, encode_layers, load_slides, rank_images, spread
 
 SLIDES = 8
 EXAMPLES = 3
@@ -84,6 +85,8 @@ def build_report(
         statistics=statistics,
         worst=ranked[:EXTREMES] if len(ranked) > 2 * EXTREMES else ranked,
         best=ranked[-EXTREMES:] if len(ranked) > 2 * EXTREMES else [],
+        error_colour=_to_css(*ERROR),
+        some_ignored=any((slide.truth == dataset.classes.ignore).any() for slide in slides),
         slides=[{"slide": slide, "layers": encode_layers(slide, dataset.classes)} for slide in slides],
         version=__version__,
     )
@@ -169,8 +172,8 @@ def _draw_figures(
     statistics: Mapping[str, Any],
     slides: Sequence[Slide],
     compared: Mapping[str, Mapping[str, Any]],
-) -> dict[str, str]:
-    """Draws into `run/figures/`; returns each picture as a data URL by its name."""
+) -> dict[str, dict[str, Any]]:
+    """Draws into `run/figures/`; returns each picture by its name."""
     from neurotome import figures
 
     drawn = {
@@ -196,8 +199,17 @@ def _draw_figures(
     for name, figure in drawn.items():
         path = run / "figures" / f"{name}.png"
         figures.save_figure(figure, path)
-        pictures[name.partition("_")[0] if name.startswith("histograms") else name] = embed(path)
+        pictures[name.partition("_")[0] if name.startswith("histograms") else name] = _embed(path)
     return pictures
+
+
+def _embed(path: Path) -> dict[str, Any]:
+    """Returns a PNG file as data URL, and the width that shows it in the size it was drawn for, in CSS pixels."""
+    from neurotome.figures.style import DPI
+
+    content = path.read_bytes()
+    pixels = int.from_bytes(content[16:20], "big")  # of the header, which comes first in every PNG file
+    return {"source": "data:image/png;base64," + base64.b64encode(content).decode(), "width": round(pixels * 96 / DPI)}
 
 
 def _fill_template(**content: Any) -> str:
@@ -215,8 +227,14 @@ def _fill_template(**content: Any) -> str:
 
 
 def _list_chips(classes: ClassSet) -> list[dict[str, str]]:
-    colours = ("#{:02x}{:02x}{:02x}".format(*colour) for colour in classes.colours)
-    return [{"name": name, "colour": colour} for name, colour in zip(classes.names, colours, strict=True)]
+    from neurotome.figures.style import bar_colours
+
+    colours = (tuple(round(255 * part) for part in colour) for colour in bar_colours(classes))
+    return [{"name": name, "colour": _to_css(*colour)} for name, colour in zip(classes.names, colours, strict=True)]
+
+
+def _to_css(red: int, green: int, blue: int) -> str:
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def _show_score(value: float | None) -> str:

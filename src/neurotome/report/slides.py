@@ -23,7 +23,8 @@ T = TypeVar("T")
 LARGEST = 1024
 """A slide shows at most this many pixels along an axis, so that the page stays small: the middle of larger slices."""
 
-ERROR = (214, 39, 40)
+ERROR = (190, 0, 70)
+"""As in the figures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,11 +146,6 @@ def encode_layers(slide: Slide, classes: ClassSet) -> dict[str, str]:
         "predicted": _encode_layer(slide.predicted, colours),
         "errors": _encode_layer(errors, np.full((256, 3), ERROR, np.uint8)),
     }
-
-
-def embed(path: Path) -> str:
-    """Returns a PNG file as a data URL."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _middle(size: int) -> slice:
