@@ -8,12 +8,12 @@ import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from neurotome import __version__
 from neurotome.atomic import write_text
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import SPLITS, Dataset
@@ -88,7 +88,7 @@ def build_report(
         error_colour=_to_css(*ERROR),
         some_ignored=any((slide.truth == dataset.classes.ignore).any() for slide in slides),
         slides=[{"slide": slide, "layers": encode_layers(slide, dataset.classes)} for slide in slides],
-        version=__version__,
+        version=metadata.version("neurotome"),
     )
     write_text(run / "report.html", page)
     return run / "report.html"
