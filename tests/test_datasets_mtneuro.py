@@ -38,9 +38,7 @@ def test_published_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slices == {"train": 1076, "val": 116, "test": 200}
 
 
-@pytest.mark.parametrize(
-    ("variant", "regions", "classes"), [("4class", 3, 4), ("4class-with-zi", 4, 4), ("3class", 4, 3)]
-)
+@pytest.mark.parametrize(("variant", "regions", "classes"), [("4class", 3, 4), ("4class-with-zi", 4, 4), ("3class", 4, 3)])
 def test_regions_are_cut(tmp_path: Path, variant: str, regions: int, classes: int) -> None:
     written = {split: write_split(tmp_path, split) for split in DEPTHS}
     dataset = open_dataset(f"mtneuro:{tmp_path}@{variant}")

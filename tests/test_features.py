@@ -114,9 +114,7 @@ def test_blocks_with_halo_equal_the_whole(height, width, edge, sigmas):
     for block in plan_blocks(image.shape, (edge, edge), (margin, margin)):
         part = compute_features(image[block.read], chosen)
         # float32 rounding of grey values of order 1
-        np.testing.assert_allclose(
-            part[(slice(None), *block.crop)], whole[(slice(None), *block.core)], atol=1e-5, rtol=0
-        )
+        np.testing.assert_allclose(part[(slice(None), *block.crop)], whole[(slice(None), *block.core)], atol=1e-5, rtol=0)
 
 
 def test_halo_is_not_larger_than_needed():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import cyclopts
+import yaml
 
 from neurotome import __version__
 from neurotome.errors import NeurotomeError, SettingsError
@@ -25,6 +26,7 @@ app = cyclopts.App(
     ),
     default_parameter=cyclopts.Parameter(negative_iterable=()),
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 COMMANDS = {
     "demo": ("neurotome.experiments.demo", "The main job on a phantom: data, training, comparison, report."),
@@ -60,18 +62,28 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
-def _take_config(tokens: list[str]) -> list[Any]:
-    """Removes `--config FILE` from the tokens and returns the settings source it names."""
-    configs = []
+def _take_config(tokens: list[str]) -> list[cyclopts.config.Dict]:
+    """Removes `--config FILE` from the tokens and returns the settings that the file holds.
+
+    Raises:
+        SettingsError: There is no such file, or it does not hold settings.
+    """
     for index, token in enumerate(tokens):
         if token == "--config" or token.startswith("--config="):
             value = token.partition("=")[2] if "=" in token else "".join(tokens[index + 1 : index + 2])
+            del tokens[index : index + (1 if "=" in token else 2)]
             if not Path(value).is_file():
                 raise SettingsError(f"--config {value}: no such file; expected a YAML file of settings.")
-            del tokens[index : index + (1 if "=" in token else 2)]
-            configs.append(cyclopts.config.Yaml(value, must_exist=True, use_commands_as_keys=False))
-            break
-    return configs
+            try:
+                content = yaml.safe_load(Path(value).read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise SettingsError(f"--config {value}: not a YAML file ({error}).") from error
+            if not isinstance(content, dict):
+                raise SettingsError(f"--config {value}: expected settings such as 'train: {{epochs: 10}}'.")
+            # under the command's name, because `train` is a command and a group of settings too
+            command = next((name for name in tokens if name in COMMANDS), "")
+            return [cyclopts.config.Dict({command: content}, source=value)]
+    return []
 
 
 def _show(result: Any) -> None:

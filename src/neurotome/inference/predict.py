@@ -80,8 +80,10 @@ def predict(
     shown = [predictor.classes.index(name) for name in settings.show] or list(range(1, len(predictor.classes)))
     predictor.net.to(choose_device(settings.device))
     if not isinstance(input, (str, Path)):
-        check_grey(np.asarray(input), "the array")
+        if input.ndim not in (2, 3):
+            raise ImageError(f"the array: shape {input.shape}; expected (y, x) or (z, y, x).")
         volume = Volume(input if input.ndim == 3 else input[None], "array")
+        check_grey(volume.data, "the array")
         labels, _ = predict_volume(predictor, volume, settings)
         if output is not None:
             _check_free(Path(output), settings)
