@@ -43,17 +43,17 @@ class AugmentSettings:
     """Turn by 0, 90, 180 or 270 degrees, each equally likely; needs square patches."""
     rotate_degrees: tuple[float, float] = (-45.0, 45.0)
     """Range of rotation, counter-clockwise; (0, 0) is off. Quarter turns and -45..45 reach every angle."""
-    rotate_probability: float = 0.3
+    rotate_probability: float = 0.15
     """Probability of rotating."""
     scale: tuple[float, float] = (0.85, 1.2)
     """Range of zoom factors, drawn log-uniformly; above 1 enlarges, (1, 1) is off."""
-    scale_probability: float = 0.3
+    scale_probability: float = 0.15
     """Probability of zooming."""
     elastic_pixels: float = 6.0
     """Largest elastic displacement along an axis, in pixels (about 0.28 of it is typical); 0 is off."""
     elastic_spacing: float = 32.0
     """Distance between the control points of the elastic deformation, in pixels."""
-    elastic_probability: float = 0.3
+    elastic_probability: float = 0.1
     """Probability of deforming."""
     padding: Literal["reflection", "constant"] = "reflection"
     """Image beyond its border: mirrored, or `fill`."""
@@ -71,7 +71,7 @@ class AugmentSettings:
     """Largest standard deviation of added Gaussian noise, in that of the training images; 0 is off."""
     blur: float = 1.0
     """Largest standard deviation of Gaussian blur, in pixels; 0 is off."""
-    intensity_probability: float = 0.3
+    intensity_probability: float = 0.15
     """Probability of each of brightness, contrast, gamma, noise and blur."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,8 @@ REPORT_COLOURS: Mapping[str, Colour] = {
     "axon": (238, 227, 171),
 }
 
-PALETTES = ("colour-blind-safe", "founding-report")
+Palette = Literal["colour-blind-safe", "founding-report"]
+PALETTES = get_args(Palette)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import yaml
 import neurotome
 from neurotome.atomic import write_json, write_text
 from neurotome.augment import AugmentSettings
+from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
 from neurotome.errors import ModelError, RunError
@@ -49,6 +50,7 @@ def train(
     augment: AugmentSettings = AugmentSettings(),
     loss: LossSettings = LossSettings(),
     train: TrainSettings = TrainSettings(),
+    palette: Palette = "colour-blind-safe",
 ) -> Path:
     """Trains a network, scores it on every split and writes a report.
 
@@ -62,6 +64,7 @@ def train(
         augment: What may happen to them.
         loss: What is minimised.
         train: How.
+        palette: Colours of the report's pictures.
 
     Returns:
         The report, `out/report.html`.
@@ -71,6 +74,7 @@ def train(
     """
     check_run_folder(out)
     data = open_dataset(dataset)
+    coloured = dataclasses.replace(data, classes=data.classes.with_palette(palette))
     for split in ("train", "val"):
         data.split(split)
     config = {
@@ -93,7 +97,7 @@ def train(
     _note_scores(out)
     from neurotome.report import build_report
 
-    return build_report(out, data)
+    return build_report(out, coloured)
 
 
 def evaluate(

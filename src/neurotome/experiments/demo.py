@@ -83,7 +83,7 @@ def demo(
         data,
         out=run,
         sample=SampleSettings(patch=128, batch=8),
-        train=TrainSettings(max_time=settings.train_time, seed=settings.seed, learning_rate=3e-3),
+        train=TrainSettings(max_time=settings.train_time, seed=settings.seed),
     )
     report = build_report(run, dataset, comparisons=comparisons, title="neurotome demo: a phantom of brain microCT")
 

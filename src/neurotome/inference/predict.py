@@ -12,6 +12,7 @@ import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
 
+from neurotome.classes import Palette
 from neurotome.errors import ImageError, RunError, SettingsError
 from neurotome.io.images import SUFFIXES, check_grey, read_image, write_colours, write_image, write_labels
 from neurotome.models.folder import load_model
@@ -39,7 +40,7 @@ class PredictSettings:
     confidence: bool = False
     """Write <output>_confidence.png (a .tif for stacks): the probability of the chosen class times 255."""
 
-    palette: Literal["colour-blind-safe", "founding-report"] = "colour-blind-safe"
+    palette: Palette = "colour-blind-safe"
     """Colours of the overlay."""
 
     existing: Literal["refuse", "skip", "replace"] = "refuse"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from neurotome.atomic import write_json
 from neurotome.augment import AugmentSettings, check_augment
 from neurotome.augment import augment as transform
+from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Cutout, Dataset, DatasetOrName
 from neurotome.datasets.statistics import measure_dataset
@@ -34,7 +35,7 @@ def describe(
     dataset: DatasetOrName,
     *,
     out: Path | None = None,
-    palette: Literal["colour-blind-safe", "founding-report"] = "colour-blind-safe",
+    palette: Palette = "colour-blind-safe",
     augment: AugmentSettings = AugmentSettings(),
     seed: int = 0,
 ) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class TrainSettings:
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """Optimiser; sgd has Nesterov momentum 0.9."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     """Highest learning rate."""
 
     weight_decay: float = 0.01
@@ -70,7 +70,7 @@ class TrainSettings:
     clip: float = 1.0
     """Largest norm of the gradient; 0: not clipped."""
 
-    average: float = 0.0
+    average: float = 0.98
     """Decay of a moving average of the weights that is validated and saved instead of them; 0: none."""
 
     precision: Literal["auto", "32", "bf16", "16"] = "auto"

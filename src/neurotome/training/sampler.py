@@ -33,7 +33,7 @@ class SampleSettings:
     order: Literal["random", "sequential"] = "random"
     """random, or sequential: fixed tiles, slice after slice, without shuffling (the founding report's)."""
 
-    rare: float = 0.33
+    rare: float = 0.2
     """Share of random patches placed on a pixel of a class drawn evenly, so that rare classes are seen."""
 
 
