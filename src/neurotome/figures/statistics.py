@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -44,7 +45,7 @@ def plot_histograms(statistics: Mapping[str, Any], split: str, classes: ClassSet
         else:
             axes.plot([], [], color=colour, label=f"{name} (absent)")
     axes.set(ylabel="% of the class's pixels per bin", title=f"Grey values, {statistics['dataset']}, split {split}")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, _cut_peaks(axes, histogram, edges, classes))
     low, high = _trim(histogram.sum(0), edges)
     beyond = ""
     if high - low < (edges[-1] - edges[0]) / 2:
@@ -54,6 +55,24 @@ def plot_histograms(statistics: Mapping[str, Any], split: str, classes: ClassSet
     axes.grid(True, axis="y")
     axes.legend()
     return figure
+
+
+def _cut_peaks(axes: Axes, histogram: NDArray[np.float64], edges: NDArray[np.float64], classes: ClassSet) -> float:
+    """Returns the top of the axis; single bins that dwarf all others (clipped values) are cut and told in words."""
+    percent = 100 * histogram / np.maximum(histogram.sum(1, keepdims=True), 1)
+    highest = np.sort(percent.ravel())[::-1]
+    usual = float(highest[min(len(classes), highest.size - 1)])
+    if usual == 0 or highest[0] <= 3 * usual:
+        return 1.05 * float(highest[0])
+    for one, bin_ in np.argwhere(percent > 1.3 * usual):
+        grey = (edges[bin_] + edges[bin_ + 1]) / 2
+        axes.annotate(
+            f"{classes.names[one]}: {percent[one, bin_]:.0f} % at {grey:.3g}".replace("$", r"\$"),
+            (grey, 1.2 * usual - 0.07 * usual * one),
+            xytext=(8, 0),
+            textcoords="offset points",
+        )
+    return 1.3 * usual
 
 
 @matplotlib.rc_context(STYLE)
