@@ -375,3 +375,20 @@ class TestStatistics:
             figures.plot_histograms(statistics, "trian", CLASSES)
         with pytest.raises(SettingsError, match="nucleus"):
             figures.plot_class_shares(statistics, OTHERS)
+
+
+def test_names_of_any_script_and_with_dollars_are_drawn(tmp_path):
+    strange = ClassSet(("background", r"$\frac$", "细胞", "axon"))
+    scores = score(classes=strange)
+    for number, figure in enumerate((figures.plot_class_scores(scores, strange), figures.plot_confusion(scores, strange))):
+        figures.save_figure(figure, tmp_path / f"{number}.png")
+        assert (tmp_path / f"{number}.png").stat().st_size > 5000
+
+
+def test_a_clipped_value_does_not_hide_the_rest():
+    labels = np.repeat(np.array([[[0], [1]]], np.uint8), 400, 2)
+    grey = np.stack([np.arange(400) % 200, np.where(np.arange(400) < 300, 0, np.arange(400) % 200)])[None].astype(np.uint8)
+    dataset = Dataset("clipped", OTHERS, {"train": (Cutout(Volume(grey, "a"), labels),)})
+    axes = figures.plot_histograms(measure_dataset(dataset), "train", OTHERS).axes[0]
+    assert axes.get_ylim()[1] < 3
+    assert "nucleus: 75 % at 0" in texts(axes)

@@ -67,7 +67,7 @@ def _cut_peaks(axes: Axes, histogram: NDArray[np.float64], edges: NDArray[np.flo
     for one, bin_ in np.argwhere(percent > 1.3 * usual):
         grey = (edges[bin_] + edges[bin_ + 1]) / 2
         axes.annotate(
-            f"{classes.names[one]}: {percent[one, bin_]:.0f} % at {grey:.3g}".replace("$", r"\$"),
+            f"{classes.names[one]}: {percent[one, bin_]:.0f} % at {grey:.3g}",
             (grey, 1.2 * usual - 0.07 * usual * one),
             xytext=(8, 0),
             textcoords="offset points",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise SettingsError(f"{path}: figures are written as PNG; expected a name that ends in .png.")
     # without the version of matplotlib in it, the same figure is the same file
-    with atomic_path(path) as temporary, matplotlib.rc_context(STYLE):
+    with atomic_path(path) as temporary, matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # a class named in a script that the font lacks is drawn as boxes; the report's page has it in letters
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
 
 
