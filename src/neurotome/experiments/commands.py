@@ -72,13 +72,43 @@ def train(
     Raises:
         NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
     """
-    check_run_folder(out)
     data = open_dataset(dataset)
     coloured = dataclasses.replace(data, classes=data.classes.with_palette(palette))
+    name = str(dataset) if isinstance(dataset, (str, Path)) else data.name
+    train_and_score(data, name, out, model=model, sample=sample, augment=augment, loss=loss, train=train)
+    from neurotome.report import build_report
+
+    return build_report(out, coloured)
+
+
+def train_and_score(
+    data: Dataset,
+    name: str,
+    out: Path,
+    *,
+    model: ModelSettings = ModelSettings(),
+    sample: SampleSettings = SampleSettings(),
+    augment: AugmentSettings = AugmentSettings(),
+    loss: LossSettings = LossSettings(),
+    train: TrainSettings = TrainSettings(),
+) -> None:
+    """Does what `train` does, but for the report.
+
+    Args:
+        data: What to train on.
+        name: What `config.yaml` calls it, so that its settings repeat the run.
+        out: Run folder.
+        model: Which network.
+        sample: How patches are drawn.
+        augment: What may happen to them.
+        loss: What is minimised.
+        train: How.
+    """
+    check_run_folder(out)
     for split in ("train", "val"):
         data.split(split)
     config = {
-        "dataset": str(dataset) if isinstance(dataset, (str, Path)) else data.name,
+        "dataset": name,
         "model": dataclasses.asdict(model),
         "sample": dataclasses.asdict(sample),
         "augment": dataclasses.asdict(augment),
@@ -95,9 +125,6 @@ def train(
     predictor.net.to(choose_device(train.device))
     score_splits(predictor, data, out)
     _note_scores(out)
-    from neurotome.report import build_report
-
-    return build_report(out, coloured)
 
 
 def evaluate(

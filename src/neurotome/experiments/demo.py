@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from neurotome.baselines.majority import fit_majority
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.phantom import PhantomSettings, make_phantom, write_phantom
+from neurotome.errors import RunError
 from neurotome.evaluate import format_scores
-from neurotome.experiments.commands import score_split, train
+from neurotome.experiments.commands import score_split, train_and_score
 from neurotome.inference.predict import PredictSettings, predict
 from neurotome.io.images import write_image
 from neurotome.predictor import Predictor
@@ -39,6 +41,9 @@ class DemoSettings:
 
     train_time: str = "120s"
     """Time for training the network."""
+
+    edge: int = 192
+    """Edge of the phantom's slices in pixels."""
 
     seed: int = 0
     """Seed of the phantom and of the training."""
@@ -61,10 +66,11 @@ def demo(
     Raises:
         RunError: `out` holds something else, or a demo of other settings.
     """
+    _claim(out, settings)
     data = out / "data"
     if not (data / "dataset.yaml").is_file():
         _say(f"1/5 making a phantom in {data}")
-        write_phantom(data, PhantomSettings(seed=settings.seed))
+        write_phantom(data, PhantomSettings(seed=settings.seed, height=settings.edge, width=settings.edge))
     dataset = open_dataset(data)
     _say(f"2/5 describing it in {out / 'describe'}")
     describe(dataset, out=out / "describe", seed=settings.seed)
@@ -79,18 +85,18 @@ def demo(
 
     _say(f"4/5 training a network for {settings.train_time}")
     run = out / "network"
-    train(
-        data,
-        out=run,
-        sample=SampleSettings(patch=128, batch=8),
+    train_and_score(
+        dataset,
+        str(data),
+        run,
+        sample=SampleSettings(patch=min(128, settings.edge), batch=8),
         train=TrainSettings(max_time=settings.train_time, seed=settings.seed),
     )
     report = build_report(run, dataset, comparisons=comparisons, title="neurotome demo: a phantom of brain microCT")
 
     _say("5/5 labelling new slices with it")
     unseen = out / "new" / "images"
-    if not unseen.is_dir():
-        _write_unseen(unseen, settings.seed + 1)
+    _write_unseen(unseen, 2 * settings.edge, settings.seed + 1)
     predict(run, unseen, out / "new" / "labels", settings=PredictSettings(overlay=True, existing="replace"))
     scores = json.loads((run / "scores" / "test.json").read_text())
     _say(f"\n{format_scores(scores)}\n")
@@ -100,8 +106,19 @@ def demo(
     return report
 
 
-def _write_unseen(folder: Path, seed: int) -> None:
-    settings = PhantomSettings(seed=seed, height=384, width=384, train_depth=1, val_depth=1, test_depth=1)
+def _claim(out: Path, settings: DemoSettings) -> None:
+    """Marks a new folder as a demo of these settings; any other folder is refused."""
+    mark, wanted = out / "demo.json", dataclasses.asdict(settings)
+    if mark.is_file():
+        if json.loads(mark.read_text()) != wanted:
+            raise RunError(f"{out}: holds a demo of other settings; choose another folder with --out.")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out}: holds something else; choose a new folder with --out.")
+    write_json(mark, wanted)
+
+
+def _write_unseen(folder: Path, edge: int, seed: int) -> None:
+    settings = PhantomSettings(seed=seed, height=edge, width=edge, train_depth=1, val_depth=1, test_depth=1)
     for cutout in make_phantom(settings).split("test"):
         write_image(folder / f"{cutout.name.removeprefix('test_')}.png", cutout.volume.data)
 
