@@ -109,19 +109,19 @@ class SegmentationModule(lightning.LightningModule):
         """Returns the optimiser; its learning rate is set before every step."""
         settings = self.settings
         parameters = list(self.net.parameters())
+        # on a GPU, gradient scaling and clipping do not go with fused steps
+        common: dict[str, Any] = {
+            "lr": settings.learning_rate,
+            "weight_decay": settings.weight_decay,
+            "fused": self.device.type == "cpu",
+        }
         match settings.optimizer:
             case "adam":
-                return torch.optim.Adam(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+                return torch.optim.Adam(parameters, **common)
             case "adamw":
-                return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+                return torch.optim.AdamW(parameters, **common)
             case "sgd":
-                return torch.optim.SGD(
-                    parameters,
-                    settings.learning_rate,
-                    momentum=0.9,
-                    nesterov=True,
-                    weight_decay=settings.weight_decay,
-                )
+                return torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **common)
 
     def on_train_start(self) -> None:
         """Starts the clock."""
