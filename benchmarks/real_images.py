@@ -21,7 +21,7 @@ from neurotome.experiments.commands import score_split
 from neurotome.losses import LossSettings
 from neurotome.models.build import ModelSettings
 from neurotome.normalize import fit_normalization
-from neurotome.training.fit import TrainSettings
+from neurotome.training.fit import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 
 DATASETS = ("vnc_sstem", "axon_sem")
@@ -29,7 +29,7 @@ REPORT = Path(__file__).parents[1] / "configs" / "founding_report" / "unet-resne
 
 
 def train_default(data: Path, run: Path, limit: str) -> None:
-    train(data, out=run, train=TrainSettings(max_time=limit))
+    train(data, out=run, recipe=Recipe(train=TrainSettings(max_time=limit)))
 
 
 def train_report(data: Path, run: Path, limit: str) -> None:
@@ -37,15 +37,14 @@ def train_report(data: Path, run: Path, limit: str) -> None:
     asked = yaml.safe_load(REPORT.read_text())
     scale = fit_normalization([cutout.volume for cutout in open_dataset(data).split("train")])
     asked["augment"] |= {"fill": -scale.mean / scale.std, "rotate_degrees": tuple(asked["augment"]["rotate_degrees"])}
-    train(
-        data,
-        out=run,
+    recipe = Recipe(
         model=ModelSettings(**{**asked["model"], "encoder_weights": "none"}),
         sample=SampleSettings(**asked["sample"]),
         augment=AugmentSettings(**asked["augment"]),
         loss=LossSettings(**asked["loss"]),
         train=TrainSettings(**{**asked["train"], "max_time": limit}),
     )
+    train(data, out=run, recipe=recipe)
 
 
 def train_forest(data: Path, run: Path, limit: str) -> None:

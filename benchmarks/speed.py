@@ -27,7 +27,7 @@ from neurotome.io.images import read_image
 from neurotome.models.build import ModelSettings, build_network, import_smp
 from neurotome.models.net import NetPredictor
 from neurotome.normalize import Normalization
-from neurotome.training.fit import TrainSettings, prepare
+from neurotome.training.fit import Recipe, TrainSettings, prepare
 
 
 def time_in_turn(functions: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
@@ -54,7 +54,7 @@ def describe(title: str, found: dict[str, list[float]]) -> None:
 
 def measure_step(repetitions: int) -> None:
     dataset = make_phantom(PhantomSettings(height=256, width=256, train_depth=2, val_depth=1, test_depth=1))
-    module = prepare(dataset, train=TrainSettings(device="cpu"))
+    module = prepare(dataset, Recipe(train=TrainSettings(device="cpu")))
     optimizer = module.configure_optimizers()
     step = iter(range(10**6))
 

@@ -14,7 +14,7 @@ from scipy import ndimage
 from neurotome.datasets import open_dataset
 from neurotome.datasets import phantom as module
 from neurotome.datasets.base import check_labels
-from neurotome.datasets.phantom import PhantomSettings, make_cutout, make_phantom, write_phantom
+from neurotome.datasets.phantom import PhantomSettings, make_cutout, make_phantom, phantom
 from neurotome.datasets.phantom_image import add_artefacts, paint_tissue
 from neurotome.datasets.phantom_regions import REGIONS
 from neurotome.datasets.phantom_tissue import build_tissue, locate_fibres, sample_field, stamp_tubes
@@ -137,7 +137,7 @@ def test_dataset_has_names_sizes_and_classes() -> None:
 
 
 def test_folder_holds_what_was_made(tmp_path: Path) -> None:
-    folder = write_phantom(tmp_path / "made", SMALL)
+    folder = phantom(out=tmp_path / "made", settings=SMALL)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made"]
     content = yaml.safe_load((folder / "dataset.yaml").read_text())
     assert content["classes"] == {0: "background", 1: "blood vessel", 2: "cell", 3: "axon"}
@@ -154,7 +154,7 @@ def test_folder_holds_what_was_made(tmp_path: Path) -> None:
 
 
 def test_folder_is_read_back_by_open_dataset(tmp_path: Path) -> None:
-    read = open_dataset(write_phantom(tmp_path / "made", SMALL))
+    read = open_dataset(phantom(out=tmp_path / "made", settings=SMALL))
     made = make_phantom(SMALL)
     assert read.classes == made.classes
     assert read.voxel_size_um == made.voxel_size_um
@@ -167,7 +167,7 @@ def test_folder_is_read_back_by_open_dataset(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert (write_phantom(tmp_path / "empty", SMALL) / "dataset.yaml").is_file()
+    assert (phantom(out=tmp_path / "empty", settings=SMALL) / "dataset.yaml").is_file()
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
@@ -179,7 +179,7 @@ def test_nothing_is_written_over(tmp_path: Path, kind: str) -> None:
     else:
         out.write_text("mine")
     with pytest.raises(RunError, match="taken exists already"):
-        write_phantom(out, SMALL)
+        phantom(out=out, settings=SMALL)
     assert (out / "mine.txt" if kind == "folder" else out).read_text() == "mine"
 
 
@@ -189,7 +189,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(module, "write_text", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_phantom(tmp_path / "made", SMALL)
+        phantom(out=tmp_path / "made", settings=SMALL)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,7 +15,8 @@ from neurotome.losses import LossSettings
 from neurotome.models.build import ModelSettings
 from neurotome.models.folder import load_model
 from neurotome.training import fit as fitting
-from neurotome.training.fit import TrainSettings, parse_duration, prepare
+from neurotome.training import keeper
+from neurotome.training.fit import Recipe, TrainSettings, parse_duration, prepare
 from neurotome.training.sampler import SampleSettings
 from neurotome.volume import Volume
 
@@ -28,7 +29,7 @@ SMALL = {
 
 
 def run_fit(dataset, run, **settings):
-    fitting.fit(prepare(dataset, **settings), run)
+    fitting.fit(prepare(dataset, Recipe(**settings)), run)
 
 
 def make_dataset(dtype=np.uint8, slices=1):
@@ -62,7 +63,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     # dies in the middle of the third epoch, and once more while the fourth is being saved
     for place in ("draw", "save_model"):
         calls = {"left": {"draw": 7, "save_model": 0}[place]}
-        owner = fitting.PatchSampler if place == "draw" else fitting
+        owner = fitting.PatchSampler if place == "draw" else keeper
         original = getattr(owner, place)
 
         def die(*args, calls=calls, original=original):

@@ -75,22 +75,6 @@ class PhantomSettings:
 DEFAULTS = PhantomSettings()
 
 
-def phantom(*, out: Path, settings: Annotated[PhantomSettings, Parameter(name="*")] = DEFAULTS) -> Path:
-    """Writes a synthetic dataset: brain tissue with blood vessels, cells and axons, and its exact labels.
-
-    Args:
-        out: Folder to write; it must be new or empty.
-        settings: Seed, sizes, regions.
-
-    Returns:
-        The folder.
-
-    Raises:
-        RunError: The folder holds something already.
-    """
-    return write_phantom(out, settings)
-
-
 def make_phantom(settings: PhantomSettings = DEFAULTS) -> Dataset:
     """Makes the dataset in memory.
 
@@ -136,8 +120,10 @@ def make_cutout(
     return image[kept].copy(), tissue.labels[kept].copy()
 
 
-def write_phantom(out: Path, settings: PhantomSettings = DEFAULTS) -> Path:
-    """Writes the dataset as a folder (`dataset.yaml`, `images/*.tif`, `labels/*.tif`), whole or not at all.
+def phantom(*, out: Path, settings: Annotated[PhantomSettings, Parameter(name="*")] = DEFAULTS) -> Path:
+    """Writes a synthetic dataset: brain tissue with blood vessels, cells and axons, and its exact labels.
+
+    The folder (`dataset.yaml`, `images/*.tif`, `labels/*.tif`) is there whole or not at all.
 
     Args:
         out: Folder to write; it must be new or empty.
@@ -149,7 +135,6 @@ def write_phantom(out: Path, settings: PhantomSettings = DEFAULTS) -> Path:
     Raises:
         RunError: The folder holds something already, or `out` is a file.
     """
-    out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} exists already and is not an empty folder; choose another name or delete it.")
     dataset = make_phantom(settings)

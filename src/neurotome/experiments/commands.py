@@ -14,27 +14,24 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
+from cyclopts import Parameter
 
 import neurotome
 from neurotome.atomic import write_json, write_text
-from neurotome.augment import AugmentSettings
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
 from neurotome.errors import ModelError, RunError
-from neurotome.evaluate import score_images
+from neurotome.evaluate import format_scores, score_images
 from neurotome.inference.predict import choose_device, predict_volume
 from neurotome.io.images import write_labels
-from neurotome.losses import LossSettings
-from neurotome.models.build import ModelSettings
 from neurotome.models.folder import add_facts, load_model
 from neurotome.predictor import Predictor
 from neurotome.progress import Progress
-from neurotome.training.fit import TrainSettings, check_run_folder, fit, is_finished, prepare
-from neurotome.training.sampler import SampleSettings
+from neurotome.training.fit import Recipe, check_run_folder, fit, is_finished, prepare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,11 +42,7 @@ def train(
     dataset: DatasetOrName,
     *,
     out: Path,
-    model: ModelSettings = ModelSettings(),
-    sample: SampleSettings = SampleSettings(),
-    augment: AugmentSettings = AugmentSettings(),
-    loss: LossSettings = LossSettings(),
-    train: TrainSettings = TrainSettings(),
+    recipe: Annotated[Recipe, Parameter(name="*")] = Recipe(),
     palette: Palette = "colour-blind-safe",
 ) -> Path:
     """Trains a network, scores it on every split and writes a report.
@@ -59,11 +52,7 @@ def train(
     Args:
         dataset: Folder with dataset.yaml, mtneuro:FOLDER, or phantom.
         out: Run folder; new, or one of the same settings.
-        model: Which network.
-        sample: How patches are drawn.
-        augment: What may happen to them.
-        loss: What is minimised.
-        train: How.
+        recipe: Settings of model, sample, augment, loss and train.
         palette: Colours of the report's pictures.
 
     Returns:
@@ -75,54 +64,35 @@ def train(
     data = open_dataset(dataset)
     coloured = dataclasses.replace(data, classes=data.classes.with_palette(palette))
     name = str(dataset) if isinstance(dataset, (str, Path)) else data.name
-    train_and_score(data, name, out, model=model, sample=sample, augment=augment, loss=loss, train=train)
+    train_and_score(data, name, out, recipe)
+    last = next(split for split in reversed(SPLITS) if (out / "scores" / f"{split}.json").is_file())
+    sys.stderr.write(f"\n{format_scores(json.loads((out / 'scores' / f'{last}.json').read_text()))}\n\n")
     from neurotome.report import build_report
 
     return build_report(out, coloured)
 
 
-def train_and_score(
-    data: Dataset,
-    name: str,
-    out: Path,
-    *,
-    model: ModelSettings = ModelSettings(),
-    sample: SampleSettings = SampleSettings(),
-    augment: AugmentSettings = AugmentSettings(),
-    loss: LossSettings = LossSettings(),
-    train: TrainSettings = TrainSettings(),
-) -> None:
+def train_and_score(data: Dataset, name: str, out: Path, recipe: Recipe) -> None:
     """Does what `train` does, but for the report.
 
     Args:
         data: What to train on.
         name: What `config.yaml` calls it, so that its settings repeat the run.
         out: Run folder.
-        model: Which network.
-        sample: How patches are drawn.
-        augment: What may happen to them.
-        loss: What is minimised.
-        train: How.
+        recipe: Settings.
     """
     check_run_folder(out)
     for split in ("train", "val"):
         data.split(split)
-    config = {
-        "dataset": name,
-        "model": dataclasses.asdict(model),
-        "sample": dataclasses.asdict(sample),
-        "augment": dataclasses.asdict(augment),
-        "loss": dataclasses.asdict(loss),
-        "train": dataclasses.asdict(train),
-    }
+    config = {"dataset": name, **dataclasses.asdict(recipe)}
     hashes = {split: data.fingerprint(split) for split in ("train", "val")}
     check_same_run(out, config, hashes)
     if not is_finished(out):
-        module = prepare(data, model=model, sample=sample, augment=augment, loss=loss, train=train)
+        module = prepare(data, recipe)
         _claim_run(out, config, hashes)
         fit(module, out)
     predictor = load_model(out)
-    predictor.net.to(choose_device(train.device))
+    predictor.net.to(choose_device(recipe.train.device))
     score_splits(predictor, data, out)
     _note_scores(out)
 
@@ -198,7 +168,7 @@ def score_split(predictor: Predictor, dataset: Dataset, split: str, predictions:
                 yield name, cutout.read_labels(z), labels[z]
 
     found = score_images(dataset.name, split, dataset.classes, predict_all())
-    progress.finish()
+    progress.finish(f"macro F1 {found['macro']['f1']:.3f}" if found["macro"]["f1"] is not None else "")
     return found
 
 

@@ -17,7 +17,7 @@ from neurotome.baselines.forest import ForestSettings, fit_forest
 from neurotome.baselines.majority import fit_majority
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset
-from neurotome.datasets.phantom import PhantomSettings, make_phantom, write_phantom
+from neurotome.datasets.phantom import PhantomSettings, make_phantom, phantom
 from neurotome.errors import RunError
 from neurotome.evaluate import format_scores
 from neurotome.experiments.commands import score_split, train_and_score
@@ -26,7 +26,7 @@ from neurotome.io.images import write_image
 from neurotome.predictor import Predictor
 from neurotome.report import build_report
 from neurotome.report.describe import describe
-from neurotome.training.fit import TrainSettings
+from neurotome.training.fit import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 
 BASELINES: dict[str, Callable[[Dataset], Predictor]] = {
@@ -70,7 +70,7 @@ def demo(
     data = out / "data"
     if not (data / "dataset.yaml").is_file():
         _say(f"1/5 making a phantom in {data}")
-        write_phantom(data, PhantomSettings(seed=settings.seed, height=settings.edge, width=settings.edge))
+        phantom(out=data, settings=PhantomSettings(seed=settings.seed, height=settings.edge, width=settings.edge))
     dataset = open_dataset(data)
     _say(f"2/5 describing it in {out / 'describe'}")
     describe(dataset, out=out / "describe", seed=settings.seed)
@@ -85,13 +85,11 @@ def demo(
 
     _say(f"4/5 training a network for {settings.train_time}")
     run = out / "network"
-    train_and_score(
-        dataset,
-        str(data),
-        run,
+    recipe = Recipe(
         sample=SampleSettings(patch=min(128, settings.edge), batch=8),
         train=TrainSettings(max_time=settings.train_time, seed=settings.seed),
     )
+    train_and_score(dataset, str(data), run, recipe)
     report = build_report(run, dataset, comparisons=comparisons, title="neurotome demo: a phantom of brain microCT")
 
     _say("5/5 labelling new slices with it")

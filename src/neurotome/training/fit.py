@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import math
-import os
 import re
 import signal
-import sys
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import psutil
-
-from neurotome.atomic import atomic_path, sweep_partials, write_json, write_text
+from neurotome.atomic import sweep_partials
 from neurotome.augment import AugmentSettings, check_augment
 from neurotome.datasets.base import Dataset
 from neurotome.errors import RunError, SettingsError
 from neurotome.lazy import import_extra, mend_torchvision
 from neurotome.losses import LossSettings, build_loss
 from neurotome.models.build import ModelSettings, build_network
-from neurotome.models.folder import save_model
 from neurotome.normalize import fit_normalization
-from neurotome.progress import Progress
 from neurotome.training.sampler import PatchSampler, SampleSettings, collect_slices
 
 if TYPE_CHECKING:
-    import lightning
-
     from neurotome.training.module import SegmentationModule
 
 
@@ -138,37 +126,45 @@ def check_training(settings: TrainSettings) -> None:
     parse_duration(settings.max_time)
 
 
-def prepare(
-    dataset: Dataset,
-    *,
-    model: ModelSettings = ModelSettings(),
-    sample: SampleSettings = SampleSettings(),
-    augment: AugmentSettings = AugmentSettings(),
-    loss: LossSettings = LossSettings(),
-    train: TrainSettings = TrainSettings(),
-) -> SegmentationModule:
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that is decided before training."""
+
+    model: ModelSettings = ModelSettings()
+    """Which network."""
+
+    sample: SampleSettings = SampleSettings()
+    """How patches are drawn."""
+
+    augment: AugmentSettings = AugmentSettings()
+    """What may happen to them."""
+
+    loss: LossSettings = LossSettings()
+    """What is minimised."""
+
+    train: TrainSettings = TrainSettings()
+    """How."""
+
+
+def prepare(dataset: Dataset, recipe: Recipe = Recipe()) -> SegmentationModule:
     """Builds all that training needs and checks every setting; writes nothing.
 
     Args:
         dataset: Has the splits train and val.
-        model: Which network.
-        sample: How patches are drawn.
-        augment: What happens to them.
-        loss: What is minimised.
-        train: How.
+        recipe: Settings.
 
     Raises:
         NeurotomeError: A setting cannot work, or the data do not suit it.
     """
+    model, sample, train = recipe.model, recipe.sample, recipe.train
     check_training(train)
-    check_augment(augment)
-    criterion_of = partial(build_loss, loss, dataset.classes)
+    check_augment(recipe.augment)
     normalization = fit_normalization((c.volume for c in dataset.split("train")), train.normalization)
     held_out = dataset.split("val")
     for cutout in held_out:
         normalization.scale_for(cutout.volume)
     sampler = PatchSampler(dataset, sample, normalization, model.in_channels, train.seed)
-    criterion = criterion_of(sampler.counts.sum(0))
+    criterion = build_loss(recipe.loss, dataset.classes, sampler.counts.sum(0))
 
     mend_torchvision()  # torchmetrics imports it, and lightning torchmetrics
     import torch
@@ -191,7 +187,7 @@ def prepare(
     net.train()
     validation = [(held_out[c], z) for c, z in collect_slices(held_out, train.val_slices)]
     steps = train.steps_per_epoch or choose_steps(sampler)
-    return SegmentationModule(predictor, criterion, sampler, validation, augment, train, steps)
+    return SegmentationModule(predictor, criterion, sampler, validation, recipe.augment, train, steps)
 
 
 def fit(module: SegmentationModule, run: Path) -> None:
@@ -209,6 +205,8 @@ def fit(module: SegmentationModule, run: Path) -> None:
     """
     import lightning
 
+    from neurotome.training.keeper import Keeper
+
     settings = module.settings
     sweep_partials(run)
     last = run / "checkpoints" / "last.ckpt"
@@ -220,7 +218,7 @@ def fit(module: SegmentationModule, run: Path) -> None:
             max_epochs=settings.epochs,
             gradient_clip_val=settings.clip or None,
             logger=_build_logger(run) if settings.tensorboard else False,
-            callbacks=[_build_keeper(run, module)],
+            callbacks=[Keeper(run, module)],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -267,21 +265,6 @@ def choose_precision(settings: TrainSettings) -> Literal["32-true", "bf16-mixed"
     return names[settings.precision]
 
 
-def measure_peak_memory() -> int:
-    """Returns the peak memory in bytes: of the GPU if one is used, otherwise of this process."""
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated())
-    memory = psutil.Process().memory_info()
-    if sys.platform == "win32":
-        return int(memory.peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
-
-
 def _build_logger(run: Path) -> Any:
     import_extra("tensorboard", "track")
     from lightning.pytorch.loggers import TensorBoardLogger
@@ -303,95 +286,6 @@ def _quiet_lightning() -> Iterator[None]:
         yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
-
-
-def _build_keeper(run: Path, module: SegmentationModule) -> lightning.Callback:
-    """Returns the callback that shows progress and keeps the run folder true."""
-    import lightning
-
-    class Keeper(lightning.Callback):
-        def __init__(self) -> None:
-            self.progress = Progress("training", 1.0)
-            self.first_step_seconds: float | None = None
-            self.step_seconds: list[float] = []
-            self.step_began = 0.0
-
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            self.progress.start_at(module.share_done())
-
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            self.step_began = time.monotonic()
-            if self.first_step_seconds is None:
-                self.first_step_seconds = time.time() - psutil.Process().create_time()
-
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            self.step_seconds.append(time.monotonic() - self.step_began)
-            self.progress.update(module.share_done(), self.describe())
-            if module.settings.max_seconds and module.elapsed() >= module.settings.max_seconds:
-                trainer.should_stop = True
-
-        def describe(self) -> str:
-            scored = [row["val_macro_f1"] for row in module.history if row["val_macro_f1"] is not None]
-            best = f", val macro F1 {scored[-1]:.3f} (best {max(scored):.3f})" if scored else ""
-            return f"step {module.global_step}, loss {module.last_loss:.3f}{best}"
-
-        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            score = module.history[-1]["val_macro_f1"]
-            improved = score is not None and score > module.best
-            module.stale = 0 if improved else module.stale + 1
-            if improved or not (run / "model" / "model.json").is_file():
-                module.best = score if score is not None else module.best
-                save_model(module.predictor, run / "model", {**module.predictor.facts, "val_macro_f1": score})
-            if module.settings.patience and module.stale >= module.settings.patience:
-                trainer.should_stop = True
-            checkpoints = run / "checkpoints"
-            with atomic_path(checkpoints / "last.ckpt") as temporary:
-                trainer.save_checkpoint(temporary)
-            if improved:
-                _link(checkpoints / "last.ckpt", checkpoints / "best.ckpt")
-            write_text(run / "metrics.csv", _format_rows(module.history))
-            self.write_summary(finished=False)
-
-        def write_summary(self, *, finished: bool) -> None:
-            steps = sorted(self.step_seconds)
-            write_json(
-                run / "training.json",
-                {
-                    "finished": finished,
-                    "epochs": len(module.history),
-                    "steps": module.global_step,
-                    "seconds": round(module.elapsed(), 3),
-                    "best_val_macro_f1": module.best if math.isfinite(module.best) else None,
-                    "seconds_to_first_step": self.first_step_seconds,
-                    "median_step_seconds": steps[len(steps) // 2] if steps else None,
-                    "peak_memory_bytes": measure_peak_memory(),
-                    "precision": choose_precision(module.settings),
-                    "device": str(module.device),
-                },
-            )
-
-        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            self.write_summary(finished=True)
-            self.progress.finish(self.describe())
-
-    return Keeper()
-
-
-def _link(source: Path, target: Path) -> None:
-    """Gives a file a second name; a copy where the file system has no hard links."""
-    with atomic_path(target) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            temporary.write_bytes(source.read_bytes())
-
-
-def _format_rows(rows: list[dict[str, float | None]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
-    return text.getvalue()
 
 
 def check_run_folder(run: Path) -> None:
