@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from neurotome.atomic import atomic_path, write_bytes, write_json, write_text
+from neurotome.atomic import atomic_path, hold_folder, write_bytes, write_json, write_text
+from neurotome.errors import RunError
 
 
 def list_names(folder: Path) -> list[str]:
@@ -87,3 +88,20 @@ def test_nan_is_refused_before_anything_is_touched(tmp_path: Path) -> None:
         write_json(target, {"f1": float("nan")})
     assert json.loads(target.read_text()) == {"f1": 1.0}
     assert list_names(tmp_path) == ["scores.json"]
+
+
+def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from neurotome.atomic import hold_folder\n"
+        "with hold_folder(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match="another process is working"), hold_folder(tmp_path / "run"):
+            pass
+        other.kill()
+    with hold_folder(tmp_path / "run"):
+        pass

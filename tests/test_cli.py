@@ -366,3 +366,13 @@ def test_help_does_not_wait_for_torch():
         "assert not {'lightning', 'matplotlib', 'sklearn'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_device_that_is_not_there_is_refused(dataset, tmp_path, capsys):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert run("train", dataset, "--out", tmp_path / "out", *TINY, "--train.device", "cuda") == 1
+    assert "device 'cuda' is not on this machine; found cpu" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

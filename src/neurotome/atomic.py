@@ -6,9 +6,12 @@ import contextlib
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from neurotome.errors import RunError
 
 
 @contextlib.contextmanager
@@ -29,6 +32,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Creates a folder if need be and keeps other processes from working in it.
+
+    The hold ends with the process, however it ends. Windows has no such hold on a folder; there the block just runs.
+
+    Raises:
+        RunError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise RunError(f"{folder}: another process is working in this folder; wait for it or choose another.") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sweep_partials(folder: Path) -> None:

@@ -20,13 +20,13 @@ import yaml
 from cyclopts import Parameter
 
 import neurotome
-from neurotome.atomic import write_json, write_text
+from neurotome.atomic import hold_folder, write_json, write_text
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
 from neurotome.errors import ModelError, RunError
 from neurotome.evaluate import format_scores, score_images
-from neurotome.inference.predict import choose_device, predict_volume
+from neurotome.inference.predict import predict_volume
 from neurotome.io.images import write_labels
 from neurotome.models.folder import add_facts, load_model
 from neurotome.predictor import Predictor
@@ -36,6 +36,8 @@ from neurotome.training.fit import Recipe, check_run_folder, fit, is_finished, p
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from neurotome.models.net import NetPredictor
 
 
 def train(
@@ -87,14 +89,14 @@ def train_and_score(data: Dataset, name: str, out: Path, recipe: Recipe) -> None
     config = {"dataset": name, **dataclasses.asdict(recipe)}
     hashes = {split: data.fingerprint(split) for split in ("train", "val")}
     check_same_run(out, config, hashes)
-    if not is_finished(out):
-        module = prepare(data, recipe)
-        _claim_run(out, config, hashes)
-        fit(module, out)
-    predictor = load_model(out)
-    predictor.net.to(choose_device(recipe.train.device))
-    score_splits(predictor, data, out)
-    _note_scores(out)
+    module = None if is_finished(out) else prepare(data, recipe)
+    with hold_folder(out):
+        if module is not None:
+            _claim_run(out, config, hashes)
+            fit(module, out)
+            del module  # the optimiser's memory is not needed for scoring
+        score_splits(_load(out, recipe.train.device), data, out)
+        _note_scores(out)
 
 
 def evaluate(
@@ -117,9 +119,8 @@ def evaluate(
     """
     opened = open_dataset(data)
     opened.split(split)
-    predictor = load_model(Path(model))
+    predictor = _load(Path(model), device)
     check_classes(predictor, opened, str(model))
-    predictor.net.to(choose_device(device))
     found = score_split(predictor, opened, split)
     if out is not None:
         write_json(out, found)
@@ -170,6 +171,14 @@ def score_split(predictor: Predictor, dataset: Dataset, split: str, predictions:
     found = score_images(dataset.name, split, dataset.classes, predict_all())
     progress.finish(f"macro F1 {found['macro']['f1']:.3f}" if found["macro"]["f1"] is not None else "")
     return found
+
+
+def _load(model: Path, device: str) -> NetPredictor:
+    from neurotome.models.net import choose_device
+
+    predictor = load_model(model)
+    predictor.net.to(choose_device(device))
+    return predictor
 
 
 def _note_scores(run: Path) -> None:

@@ -77,6 +77,8 @@ def predict(
         raise SettingsError(
             f"tile is {settings.tile} (at least 32) and halo {settings.halo} (at least 0, or -1 for the model's own)."
         )
+    from neurotome.models.net import choose_device
+
     predictor = load_model(Path(model))
     shown = [predictor.classes.index(name) for name in settings.show] or list(range(1, len(predictor.classes)))
     predictor.net.to(choose_device(settings.device))
@@ -156,23 +158,6 @@ def predict_volume(
         labels[z] = probs.argmax(0)
         confidence[z] = (probs.max(0) * 255).round()
     return labels, confidence
-
-
-def choose_device(name: str) -> str:
-    """Returns the device to use; `auto` takes a GPU if there is one.
-
-    Raises:
-        SettingsError: This machine has no such device.
-    """
-    import torch
-
-    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return "cuda" if have["cuda"] else "mps" if have["mps"] else "cpu"
-    if not have[name]:
-        found = ", ".join(device for device, there in have.items() if there)
-        raise SettingsError(f"device {name!r} is not on this machine; found {found}. Use --device auto.")
-    return name
 
 
 def _pair_files(source: Path, target: Path, settings: PredictSettings) -> list[tuple[Path, Path]]:

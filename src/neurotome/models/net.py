@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurotome.classes import ClassSet
+from neurotome.errors import SettingsError
 from neurotome.models.build import ModelSettings
 from neurotome.normalize import Normalization
 
@@ -136,3 +137,18 @@ def measure_halo(net: Network, in_channels: int) -> tuple[int, bool]:
         return UNBOUNDED_HALO, False
     reach = max(centre - first, last - (centre + net.stride - 1))
     return -(-reach // net.stride) * net.stride, True
+
+
+def choose_device(name: str) -> str:
+    """Returns the device to use; `auto` takes a GPU if there is one.
+
+    Raises:
+        SettingsError: This machine has no such device.
+    """
+    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if have["cuda"] else "mps" if have["mps"] else "cpu"
+    if not have[name]:
+        found = ", ".join(device for device, there in have.items() if there)
+        raise SettingsError(f"device {name!r} is not on this machine; found {found}. Use --device auto.")
+    return name

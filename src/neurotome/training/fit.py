@@ -169,9 +169,10 @@ def prepare(dataset: Dataset, recipe: Recipe = Recipe()) -> SegmentationModule:
     mend_torchvision()  # torchmetrics imports it, and lightning torchmetrics
     import torch
 
-    from neurotome.models.net import NetPredictor, measure_halo
+    from neurotome.models.net import NetPredictor, choose_device, measure_halo
     from neurotome.training.module import SegmentationModule
 
+    choose_device(train.device)
     torch.manual_seed(train.seed)
     net = build_network(model, len(dataset.classes))
     halo, bounded = measure_halo(net, model.in_channels)
