@@ -43,7 +43,7 @@ class TrainSettings:
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """Optimiser; sgd has Nesterov momentum 0.9."""
 
-    learning_rate: float = 5e-3
+    learning_rate: float = 3e-3
     """Highest learning rate."""
 
     weight_decay: float = 0.01
