@@ -342,12 +342,12 @@ def test_a_stopped_run_goes_on(dataset, tmp_path, sent):
     command = [sys.executable, "-m", "neurotome", "train", str(dataset), "--out", str(tmp_path / "run"), *TINY]
     command += ["--train.device", "cpu", "--train.steps-per-epoch", "5", "--train.epochs", "6"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    for _ in range(600):
+    for _ in range(1800):
         if (tmp_path / "run" / "metrics.csv").is_file():
             break
         time.sleep(0.1)
     process.send_signal(sent)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=180)
     if sent != signal.SIGKILL:
         assert process.returncode == 130
         assert "the same command goes on" in error
