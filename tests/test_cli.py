@@ -340,7 +340,7 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_goes_on(dataset, tmp_path, sent):
     command = [sys.executable, "-m", "neurotome", "train", str(dataset), "--out", str(tmp_path / "run"), *TINY]
-    command += ["--train.device", "cpu", "--train.steps-per-epoch", "5", "--train.epochs", "6"]
+    command += ["--train.device", "cpu", "--train.steps-per-epoch", "5", "--train.epochs", "15"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for _ in range(1800):
         if (tmp_path / "run" / "metrics.csv").is_file():
@@ -356,7 +356,7 @@ def test_a_stopped_run_goes_on(dataset, tmp_path, sent):
     assert not summary["finished"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (tmp_path / "run" / "report.html").is_file(), done.stderr
-    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 7
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 16
 
 
 def test_help_does_not_wait_for_torch():
