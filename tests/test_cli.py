@@ -341,7 +341,9 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
 def test_a_stopped_run_goes_on(dataset, tmp_path, sent):
     command = [sys.executable, "-m", "neurotome", "train", str(dataset), "--out", str(tmp_path / "run"), *TINY]
     command += ["--train.device", "cpu", "--train.steps-per-epoch", "5", "--train.epochs", "15"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # a test run started in the background ignores SIGINT, and its children would inherit that
+    ctrl_c = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **ctrl_c)
     for _ in range(1800):
         if (tmp_path / "run" / "metrics.csv").is_file():
             break
