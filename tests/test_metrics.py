@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -18,7 +17,7 @@ from sklearn.metrics import (
 
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
-from neurotome.metrics import confusion, confusion_torch, image_scores, scores
+from neurotome.metrics import confusion, image_scores, scores
 
 CLASSES = ClassSet(("background", "vessel", "cell", "axon"))
 NAMES = CLASSES.names
@@ -44,7 +43,7 @@ def test_confusion_counts_by_hand() -> None:
 
 @settings(deadline=None)
 @given(label_maps)
-def test_confusion_equals_sklearn_and_torch(maps: tuple[np.ndarray, np.ndarray]) -> None:
+def test_confusion_equals_sklearn(maps: tuple[np.ndarray, np.ndarray]) -> None:
     truth, predicted = maps
     valid = truth != 255
     expected = np.zeros((4, 4), np.int64)
@@ -53,9 +52,6 @@ def test_confusion_equals_sklearn_and_torch(maps: tuple[np.ndarray, np.ndarray])
     found = confusion(truth, predicted, CLASSES)
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found, expected)
-    on_device = confusion_torch(torch.from_numpy(truth), torch.from_numpy(predicted).long(), 4, 255)
-    assert on_device.dtype == torch.int64
-    np.testing.assert_array_equal(on_device.numpy(), expected)
 
 
 def test_confusion_reads_memmaps_of_any_dtype_and_order(tmp_path: Path) -> None:
@@ -75,8 +71,6 @@ def test_confusion_reads_memmaps_of_any_dtype_and_order(tmp_path: Path) -> None:
 
 def test_confusion_of_nothing_is_zero() -> None:
     assert not confusion(np.zeros((0, 5), np.uint8), np.zeros((0, 5), np.uint8), CLASSES).any()
-    ignored = torch.full((2, 3, 3), 255, dtype=torch.uint8)
-    assert not confusion_torch(ignored, torch.zeros_like(ignored), 4, 255).any()
 
 
 @pytest.mark.parametrize(
@@ -96,11 +90,6 @@ def test_confusion_of_nothing_is_zero() -> None:
 def test_confusion_refuses(truth: np.ndarray, predicted: np.ndarray, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         confusion(truth, predicted, CLASSES)
-
-
-def test_confusion_torch_refuses_shapes_that_would_broadcast() -> None:
-    with pytest.raises(DatasetError, match="expected the same shape"):
-        confusion_torch(torch.zeros(2, 3, 3), torch.zeros(1, 3, 3), 4, 255)
 
 
 def test_scores_by_hand() -> None:

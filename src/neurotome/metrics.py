@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
-from neurotome.lazy import lazy_import
-
-if TYPE_CHECKING:
-    import torch
-else:
-    torch = lazy_import("torch")
 
 SCORES = ("precision", "recall", "f1", "iou")
 
@@ -69,32 +63,6 @@ def _check_ids(labels: NDArray[np.int64], name: str, classes: ClassSet) -> None:
             f"{name} labels contain {wrong[0]}; expected 0..{len(classes) - 1} ({', '.join(classes.names)}) "
             f"wherever the true label is not {classes.ignore}."
         )
-
-
-def confusion_torch(truth: torch.Tensor, predicted: torch.Tensor, classes: int, ignore: int) -> torch.Tensor:
-    """Counts pixels by true and predicted class, on the device where the labels are.
-
-    Args:
-        truth: True labels of any shape, integers: class ids, or the ignore value where pixels are left out.
-        predicted: Predicted class ids, same shape, integers.
-        classes: Number of classes.
-        ignore: Ignore value.
-
-    Returns:
-        int64, shape (classes, classes), rows true, columns predicted.
-
-    Raises:
-        DatasetError: Shapes differ.
-    """
-    if truth.shape != predicted.shape:
-        raise DatasetError(
-            f"true labels have shape {tuple(truth.shape)}, predicted labels {tuple(predicted.shape)}; "
-            "expected the same shape."
-        )
-    # Ignored pixels get a bin of their own, which is cheaper than to select the others first.
-    cell = torch.where(truth == ignore, classes**2, truth.long() * classes + predicted.long())
-    counts = torch.bincount(cell.reshape(-1), minlength=classes**2 + 1)
-    return counts[: classes**2].reshape(classes, classes)
 
 
 def scores(confusion: NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]:
