@@ -62,7 +62,7 @@ class TrainSettings:
     """Decay of a moving average of the weights that is validated and saved instead of them; 0: none."""
 
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
-    """Arithmetic; auto: mixed precision on a GPU, 32 bit on a CPU, where it is faster."""
+    """Arithmetic; auto: mixed precision on a GPU and on a CPU with AMX (measured: 2 to 3 times faster), 32 bit elsewhere."""
 
     patience: int = 0
     """Stop after this many epochs without a better validation macro F1; 0: never."""
@@ -251,13 +251,19 @@ def choose_steps(sampler: PatchSampler) -> int:
 
 
 def choose_precision(settings: TrainSettings) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
-    """Returns Lightning's name of the arithmetic; `auto` is mixed only where that was measured to be faster."""
+    """Returns Lightning's name of the arithmetic; `auto` is mixed only where that was measured to be faster.
+
+    UNet on ResNet18, 8 patches of 192 x 192, on 2 cores with AMX: 0.5 s a step in 32 bit, 0.19 to 0.27 s in bf16. A CPU
+    without such units converts back and forth and gains nothing.
+    """
     import torch
+
+    from neurotome.models.net import choose_device, has_fast_bf16
 
     if settings.precision == "auto":
         if settings.device in ("auto", "cuda") and torch.cuda.is_available():
             return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-        return "32-true"
+        return "bf16-mixed" if choose_device(settings.device) == "cpu" and has_fast_bf16() else "32-true"
     names: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
         "32": "32-true",
         "bf16": "bf16-mixed",

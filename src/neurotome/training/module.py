@@ -109,11 +109,11 @@ class SegmentationModule(lightning.LightningModule):
         """Returns the optimiser; its learning rate is set before every step."""
         settings = self.settings
         parameters = list(self.net.parameters())
-        # on a GPU, gradient scaling and clipping do not go with fused steps
+        # on a GPU and in mixed precision, gradient scaling and clipping do not go with fused steps
         common: dict[str, Any] = {
             "lr": settings.learning_rate,
             "weight_decay": settings.weight_decay,
-            "fused": self.device.type == "cpu",
+            "fused": self.device.type == "cpu" and self.trainer.precision == "32-true",
         }
         match settings.optimizer:
             case "adam":
@@ -140,9 +140,12 @@ class SegmentationModule(lightning.LightningModule):
             TrainingError: The loss is not a finite number.
         """
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.global_step)
-        images, labels = augment(*batch, self.augment_settings, self.predictor.classes.ignore, generator)
+        # only the network runs in mixed precision: rounded to 8 bits, deformations jump and losses lose their small terms
+        with torch.autocast(self.device.type, enabled=False):
+            images, labels = augment(*batch, self.augment_settings, self.predictor.classes.ignore, generator)
         logits = self.net(images.contiguous(memory_format=torch.channels_last))
-        loss = self.loss(logits.float(), labels)
+        with torch.autocast(self.device.type, enabled=False):
+            loss = self.loss(logits.float(), labels)
         self.last_loss = loss.item()
         if not math.isfinite(self.last_loss):
             raise TrainingError(
