@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from neurotome.atomic import atomic_path, write_json
 from neurotome.classes import ClassSet
@@ -23,7 +23,12 @@ FORMAT = 1
 NEXT = "model.next.json"
 
 
-def save_model(predictor: NetPredictor, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+Storage = Literal["float32", "float16"]
+
+
+def save_model(
+    predictor: NetPredictor, folder: Path, facts: Mapping[str, Any] | None = None, storage: Storage = "float32"
+) -> None:
     """Writes a model folder that is whole at every moment.
 
     The description names the weights' digest. It is written beside the old one before the new weights take their place, so
@@ -33,14 +38,29 @@ def save_model(predictor: NetPredictor, folder: Path, facts: Mapping[str, Any] |
         predictor: What to save.
         folder: Created if missing.
         facts: Scores, licence, citation, training data, versions; JSON values.
+        storage: How weights are written; float16 halves the file and rounds them to 11 bits. What a network counts, such as
+            the statistics of batch normalisation, stays float32, and loading gives float32.
+
+    Raises:
+        ModelError: A weight is too large for float16.
     """
+    import torch
     from safetensors.torch import save_file
 
     weights = {key: value.detach().cpu().contiguous() for key, value in predictor.net.state_dict().items()}
+    if storage == "float16":
+        for key, parameter in predictor.net.named_parameters():
+            weights[key] = weights[key].to(torch.float16)
+            if not torch.isfinite(weights[key]).all() and torch.isfinite(parameter).all():
+                raise ModelError(
+                    f"{folder}: weight {key} reaches {parameter.abs().max():.3g}, more than the 65504 that float16 holds; "
+                    "use storage float32."
+                )
     voxel_size = predictor.voxel_size_um
     description = {
         "format": FORMAT,
         "model": {**dataclasses.asdict(predictor.settings), "encoder_weights": "none"},
+        "storage": storage,
         "pretraining": predictor.settings.encoder_weights,
         "classes": predictor.classes.to_json(),
         "normalization": predictor.normalization.to_json(),

@@ -61,7 +61,8 @@ class Keeper(lightning.Callback):
         self.module.stale = 0 if improved else self.module.stale + 1
         if improved or not (self.run / "model" / "model.json").is_file():
             self.module.best = score if score is not None else self.module.best
-            save_model(self.module.predictor, self.run / "model", {**self.module.predictor.facts, "val_macro_f1": score})
+            facts = {**self.module.predictor.facts, "val_macro_f1": score}
+            save_model(self.module.predictor, self.run / "model", facts, self.module.settings.storage)
         if self.module.settings.patience and self.module.stale >= self.module.settings.patience:
             trainer.should_stop = True
         checkpoints = self.run / "checkpoints"
