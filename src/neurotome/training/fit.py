@@ -70,8 +70,12 @@ class TrainSettings:
     val_slices: int = 0
     """Validate on this many slices, evenly spread; 0: on all."""
 
-    normalization: Literal["dataset", "image"] = "dataset"
-    """Scale grey values by the training data's mean and standard deviation, or by each image's own."""
+    normalization: Literal["dataset", "image", "tissue"] = "dataset"
+    """Scale grey values by the training data's mean and standard deviation, by each image's own, or by the grey of each
+    image's tissue and darkest pixels, which survives another scanner's grey scale."""
+
+    storage: Literal["float32", "float16"] = "float32"
+    """How the model's weights are written; float16 halves the file and rounds them to 3 digits."""
 
     seed: int = 0
     """Seed of the weights, the patches and the augmentation."""

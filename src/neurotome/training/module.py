@@ -74,6 +74,9 @@ class SegmentationModule(lightning.LightningModule):
             assert isinstance(averaged, Network)
             predictor.net = averaged.eval()
         self.loss, self.sampler, self.validation = loss, sampler, validation
+        # once, because an image's own scale is measured on the whole image
+        cutouts = {id(cutout): cutout for cutout, _ in validation}
+        self.scales = {key: predictor.normalization.scale_for(cutout.volume) for key, cutout in cutouts.items()}
         self.augment_settings, self.settings = augment_settings, settings
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * settings.epochs
@@ -173,8 +176,7 @@ class SegmentationModule(lightning.LightningModule):
         """Predicts a whole slice and counts it."""
         cutout, z = self.validation[index]
         classes = self.predictor.classes
-        scale = self.predictor.normalization.scale_for(cutout.volume)
-        image = scale.apply(cutout.volume.read_context(z, self.predictor.in_channels))
+        image = self.scales[id(cutout)].apply(cutout.volume.read_context(z, self.predictor.in_channels))
         probs = predict_slice(self.predictor, image)
         truth = cutout.read_labels(z)
         self.confusion += confusion(truth, probs.argmax(0), classes)
