@@ -172,7 +172,7 @@ def test_patience_stops_early(tmp_path, monkeypatch):
 
 
 def test_time_limit_ends_the_schedule(tmp_path):
-    settings = TrainSettings(epochs=100, steps_per_epoch=50, max_time="4s", device="cpu", schedule="cosine")
+    settings = TrainSettings(epochs=100, steps_per_epoch=50, max_time="4s", device="cpu", learning_rate=3e-3)
     run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
     last = read_rows(tmp_path / "run")[-1]
     assert int(last["step"]) < 5000

@@ -64,7 +64,7 @@ def predict(
     """Labels images with a trained model.
 
     Args:
-        model: Run folder or model folder.
+        model: Run folder, model folder or the name of a packaged model.
         input: An image or stack (.png, .tif, .npy), a folder of them, or an array (y, x) or (z, y, x).
         output: Label file, or for a folder the folder to write label files to; not needed for an array.
         settings: How the model is applied.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from neurotome.atomic import atomic_path, write_json
 from neurotome.classes import ClassSet
-from neurotome.errors import DatasetError, ModelError
+from neurotome.errors import DatasetError, ModelError, unknown
 from neurotome.models.build import ModelSettings, build_network
 from neurotome.normalize import Normalization
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 NEXT = "model.next.json"
+
+ZOO = Path(__file__).parent / "zoo"
+"""Models that come with the package, a folder each."""
 
 
 Storage = Literal["float32", "float16"]
@@ -84,15 +87,28 @@ def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     write_json(folder / "model.json", {**content, "facts": {**content["facts"], **facts}})
 
 
+def list_packaged() -> list[str]:
+    """Returns the names of the models that come with the package."""
+    return sorted(path.parent.name for path in ZOO.glob("*/model.json"))
+
+
 def find_model(path: Path) -> Path:
-    """Returns the model folder of a run folder or model folder.
+    """Returns the model folder of a run folder, a model folder or a packaged model.
+
+    Args:
+        path: A folder; or where none is there, the bare name of a model that comes with the package.
 
     Raises:
         ModelError: There is none.
     """
+    known = list_packaged() if len(path.parts) == 1 and not path.exists() else []
+    if path.name in known:
+        return ZOO / path.name
     for folder in (path, path / "model"):
         if (folder / "model.json").is_file() or (folder / NEXT).is_file():
             return folder
+    if known:
+        raise ModelError(f"{path}: no such run or model folder; {unknown('packaged model', path.name, known)}")
     if not path.exists():
         raise ModelError(f"{path}: no such run or model folder.")
     if (path / "config.yaml").is_file():
@@ -100,11 +116,26 @@ def find_model(path: Path) -> Path:
     raise ModelError(f"{path}: no model.json here or in its model/ folder; expected a run or a model folder.")
 
 
+def read_digest(path: Path) -> str:
+    """Returns the SHA-256 of a model's weights.
+
+    Args:
+        path: Run folder, model folder or the name of a packaged model.
+
+    Raises:
+        ModelError: It is missing or damaged.
+    """
+    folder = find_model(path)
+    if not (folder / "model.safetensors").is_file():
+        raise ModelError(f"{folder / 'model.safetensors'}: missing; copy the whole model folder.")
+    return _hash(folder / "model.safetensors")
+
+
 def load_model(path: Path) -> NetPredictor:
     """Loads a trained model.
 
     Args:
-        path: Run folder or model folder.
+        path: Run folder, model folder or the name of a packaged model.
 
     Raises:
         ModelError: It is missing, damaged, or of another format.

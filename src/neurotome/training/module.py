@@ -79,6 +79,8 @@ class SegmentationModule(lightning.LightningModule):
         self.scales = {key: predictor.normalization.scale_for(cutout.volume) for key, cutout in cutouts.items()}
         self.augment_settings, self.settings = augment_settings, settings
         self.steps_per_epoch = steps_per_epoch
+        norms = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.instancenorm._InstanceNorm)
+        self.frozen = [m for m in self.net.modules() if isinstance(m, norms)] if settings.freeze_statistics else []
         self.total_steps = steps_per_epoch * settings.epochs
         self.history: list[dict[str, float | None]] = []
         self.best = -math.inf
@@ -131,7 +133,9 @@ class SegmentationModule(lightning.LightningModule):
         self.clock = time.monotonic()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Sets the learning rate from the share of training that is done."""
+        """Sets the learning rate from the share of training that is done; keeps frozen statistics frozen."""
+        for norm in self.frozen:
+            norm.eval()
         factor = schedule_factor(self.settings.schedule, self.share_done(), self.settings.warmup)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.settings.learning_rate * factor
@@ -186,6 +190,10 @@ class SegmentationModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Adds the epoch's row to the history."""
+        self.add_row()
+
+    def add_row(self) -> None:
+        """Adds a row to the history; its scores are empty if nothing was validated."""
         found = scores(self.confusion, self.predictor.classes.names)
         row: dict[str, float | None] = {
             "epoch": self.current_epoch,
