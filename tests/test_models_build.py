@@ -170,3 +170,46 @@ def test_imagenet_without_network_says_at_once_what_to_do(encoder: str) -> None:
     with pytest.raises(ModelError, match=advice):
         build_network(ModelSettings(encoder=encoder, encoder_weights="imagenet"), 2)
     assert time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+@pytest.mark.parametrize("decoder", ["unet", "linknet"])
+def test_a_shorter_network_holds_only_what_it_uses(decoder: str, depth: int) -> None:
+    net = build_network(ModelSettings(decoder, encoder_depth=depth), 4)
+    stages = {key.split(".")[2] for key in net.state_dict() if key.startswith("core.encoder.layer")}
+    assert stages == {f"layer{i}" for i in range(1, depth)}
+    assert net.training
+    assert all(parameter.grad is None for parameter in net.parameters())
+    images = torch.randn(1, 1, 70, 45)
+    net(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    # resnet18: 64, 64, 128, 256 channels; the last stage alone has three quarters of the encoder's weights
+    full = build_network(ModelSettings(decoder), 4)
+    assert sum(p.numel() for p in net.parameters()) < 0.26 * sum(p.numel() for p in full.parameters())
+
+
+def test_a_shorter_unet_takes_the_last_channels() -> None:
+    net = build_network(ModelSettings(encoder_depth=4), 2)
+    # resnet18 gives 256 channels at 1/16 and 128 at 1/8
+    assert [block.conv1[0].in_channels for block in net.core.decoder.blocks] == [256 + 128, 128 + 64, 64 + 64, 32]
+    assert [block.conv2[0].out_channels for block in net.core.decoder.blocks] == [128, 64, 32, 16]
+
+
+def test_a_shorter_encoder_still_starts_from_a_file(tmp_path: Path) -> None:
+    weights = write_encoder(tmp_path / "weights.safetensors")
+    settings = ModelSettings(encoder_depth=4, encoder_weights=str(tmp_path / "weights.safetensors"), in_channels=3)
+    assert torch.equal(build_network(settings, 2).core.encoder.layer3[0].conv1.weight, weights["layer3.0.conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (ModelSettings("fpn", encoder_depth=4), r"'fpn' .* cannot work with model\.encoder_depth 4: .* makes 128 x 128"),
+        (ModelSettings("dpt", "vit_tiny_patch16_224", encoder_depth=3), r"'dpt' .* cannot work with model\.encoder_depth 3"),
+        (ModelSettings(encoder_depth=2), r"model\.encoder_depth is 2; expected 3, 4 or 5"),
+        (ModelSettings(encoder_depth=6), r"model\.encoder_depth is 6; expected 3, 4 or 5"),
+    ],
+)
+def test_depths_that_cannot_work_are_refused(settings: ModelSettings, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        build_network(settings, 2)

@@ -80,6 +80,53 @@ def test_the_folder_says_where_the_weights_came_from(model: Path) -> None:
     assert content["facts"] == {"licence": "CC-BY-4.0"}
 
 
+def test_float16_halves_the_file_and_keeps_the_statistics(predictor: NetPredictor, model: Path) -> None:
+    before = (model / "model.safetensors").stat().st_size
+    save_model(predictor, model, storage="float16")
+    assert (model / "model.safetensors").stat().st_size < 0.51 * before
+    assert json.loads((model / "model.json").read_text())["storage"] == "float16"
+    found, there = load_model(model).net.state_dict(), predictor.net.state_dict()
+    parameters = dict(predictor.net.named_parameters())
+    for key, value in there.items():
+        assert found[key].dtype == value.dtype
+        expected = value.half().float() if key in parameters else value
+        assert torch.equal(found[key], expected)
+    image = np.random.default_rng(0).normal(size=(1, 3, 70, 45)).astype(np.float32)
+    np.testing.assert_allclose(load_model(model).predict_probs(image), predictor.predict_probs(image), atol=1e-2)
+
+
+def test_weights_that_float16_cannot_hold_are_refused(predictor: NetPredictor, model: Path) -> None:
+    first = next(predictor.net.parameters())
+    kept = first.detach().clone()
+    with torch.no_grad():
+        first[0, 0, 0, 0] = 1e5
+    try:
+        with pytest.raises(ModelError, match=r"core\.encoder\.conv1\.weight reaches 1e\+05, more than the 65504"):
+            save_model(predictor, model, storage="float16")
+    finally:
+        with torch.no_grad():
+            first.copy_(kept)
+    assert load_model(model).facts == predictor.facts
+
+
+@pytest.mark.parametrize("missing", ["encoder_depth", "storage"])
+def test_descriptions_from_before_a_field_still_load(model: Path, missing: str) -> None:
+    content = json.loads((model / "model.json").read_text())
+    content.pop(missing, None)
+    content["model"].pop(missing, None)
+    (model / "model.json").write_text(json.dumps(content))
+    assert load_model(model).settings.encoder_depth == 5
+
+
+def test_a_shorter_network_is_saved_short(tmp_path: Path, predictor: NetPredictor) -> None:
+    settings = ModelSettings(encoder_depth=3)
+    short = dataclasses.replace(predictor, net=build_network(settings, 3), settings=settings)
+    save_model(short, tmp_path)
+    found = load_model(tmp_path)
+    assert found.settings == settings
+    assert not any("layer3" in key or "layer4" in key for key in found.net.state_dict())
+
+
 def test_a_saved_model_is_replaced(predictor: NetPredictor, model: Path) -> None:
     save_model(predictor, model, {"epoch": 7})
     assert load_model(model).facts == {"epoch": 7}

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from neurotome.errors import ImageError, SettingsError
-from neurotome.normalize import Normalization, Scale, fit_normalization, measure_grey
+from neurotome.io.images import read_image
+from neurotome.normalize import MOST_VALUES, Normalization, Scale, _thin, fit_normalization, measure_grey, measure_tissue
 from neurotome.volume import Volume
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "microct_patches"
 
 RANDOM = np.random.default_rng(0)
 
@@ -59,6 +66,84 @@ def test_image_mode_scales_every_volume_by_itself() -> None:
     assert trained.scale_for(volumes[1]) == Scale(2, 2)
     with pytest.raises(ImageError, match="every pixel is 7; a constant image"):
         trained.scale_for(Volume(np.full((2, 2, 2), 7, np.uint16), "c"))
+
+
+def make_tissue(seed: int, edge: int = 64) -> np.ndarray:
+    """Neuropil of grey 100, an eighth dark vessels, a sixteenth bright fibres."""
+    rng = np.random.default_rng(seed)
+    grey = rng.normal(100, 6, (1, edge, edge))
+    grey[:, : edge // 8] = rng.normal(20, 4, (edge // 8, edge))
+    grey[:, edge // 8 : edge // 8 + edge // 16] = rng.normal(130, 6, (edge // 16, edge))
+    return grey.clip(0, 255).round().astype(np.uint8)
+
+
+def test_tissue_scale_by_hand() -> None:
+    # the lowest two are alike and the highest two, so that the percentiles at the ends are they
+    volume = Volume(np.array([[[0, 0, 50, 100, 100, 100, 100, 100, 100, 120, 120]]], np.uint8), "a")
+    assert measure_tissue(volume) == Scale(100, 25)  # the median of the 9 above 30, and a quarter of the way down to 0
+    expected = [-4, -4, -2, 0, 0, 0, 0, 0, 0, 0.8, 0.8]
+    np.testing.assert_allclose(measure_tissue(volume).apply(volume.data).ravel(), expected, atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 9),
+    factor=st.floats(1e-3, 1e3),
+    offset=st.floats(-3, 3),
+    dtype=st.sampled_from(["uint8", "uint16", "float32"]),
+)
+def test_another_grey_scale_gives_the_same_scaled_tissue(seed: int, factor: float, offset: float, dtype: str) -> None:
+    grey = make_tissue(seed)
+    if dtype == "uint16":
+        other = (grey.astype(np.uint16) * max(1, round(abs(factor) % 250)) + round(abs(offset) * 500)).astype(np.uint16)
+    elif dtype == "uint8":
+        other = grey + np.uint8(round(abs(offset) * 30))
+    else:
+        other = (grey * factor + offset * factor * 255).astype(np.float32)
+    trained = fit_normalization([Volume(grey, "a")], "tissue")
+    first, second = Volume(grey, "a"), Volume(other, "b")
+    expected = trained.scale_for(first).apply(grey)
+    np.testing.assert_allclose(trained.scale_for(second).apply(other), expected, atol=1e-3)
+    assert (trained.mean, trained.std) == (trained.scale_for(first).mean, trained.scale_for(first).std)
+
+
+def test_tissue_scale_does_not_move_with_air_or_fibres() -> None:
+    grey = make_tissue(0, 128)
+    air = np.concatenate([np.zeros_like(grey), grey], axis=2)
+    assert measure_tissue(Volume(air, "a")).mean == pytest.approx(measure_tissue(Volume(grey, "b")).mean, abs=1)
+
+
+@pytest.mark.parametrize("shape", [(1, 9000, 3000), (300, 300, 300), (5000, 100, 100), (1, 1, 5_000_000)])
+def test_a_large_volume_is_thinned_evenly(shape: tuple[int, int, int]) -> None:
+    picked = _thin(np.broadcast_to(np.arange(shape[-1], dtype=np.float32), shape), MOST_VALUES)
+    assert MOST_VALUES / 3 < picked.size <= MOST_VALUES
+    assert picked.mean() == pytest.approx(shape[-1] / 2, rel=0.02)
+
+
+def test_inverted_contrast_is_refused_with_its_numbers() -> None:
+    grey = make_tissue(0)
+    # inverted: tissue 155, fibres 125 at the dark end, vessels 235 at the bright one
+    with pytest.raises(
+        ImageError, match=r"b: the contrast seems inverted: .*a ratio of 0\.\d\d; expected about 2.*--invert"
+    ):
+        measure_tissue(Volume(255 - grey, "b"))
+
+
+def test_constant_and_nearly_constant_images() -> None:
+    with pytest.raises(ImageError, match="every pixel is 7; a constant image"):
+        fit_normalization([Volume(np.full((2, 2, 2), 7, np.uint16), "c")], "tissue")
+    nearly = np.full((1, 100, 100), 8.0, np.float32)
+    nearly[0, 0, 0] = 0
+    assert measure_tissue(Volume(nearly, "d")) == Scale(8, 2)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are not here")
+def test_real_patches_are_accepted_and_alike() -> None:
+    found = [measure_tissue(read_image(path)) for path in sorted(SHARED.glob("images/*.png"))]
+    assert len(found) == 4
+    assert all(139 <= scale.mean <= 159 and 34 <= scale.std <= 40 for scale in found)
+    for path in sorted(SHARED.glob("unlabelled/*.png")):
+        assert measure_tissue(read_image(path)).mean == pytest.approx(132, abs=2)
 
 
 @pytest.mark.parametrize("mode", ["dataset", "image"])

@@ -172,7 +172,7 @@ def test_patience_stops_early(tmp_path, monkeypatch):
 
 
 def test_time_limit_ends_the_schedule(tmp_path):
-    settings = TrainSettings(epochs=100, steps_per_epoch=50, max_time="4s", device="cpu", schedule="cosine")
+    settings = TrainSettings(epochs=100, steps_per_epoch=50, max_time="4s", device="cpu", learning_rate=3e-3)
     run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
     last = read_rows(tmp_path / "run")[-1]
     assert int(last["step"]) < 5000
@@ -194,3 +194,58 @@ def test_settings_out_of_range_are_named(tmp_path, wrong):
     with pytest.raises(SettingsError, match=f"train.{next(iter(wrong))}"):
         run_fit(make_dataset(), tmp_path / "run", train=TrainSettings(**wrong), loss=LossSettings())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("amx", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_a_cpu_trains_in_bf16_only_where_it_has_units_for_it(monkeypatch, amx, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert fitting.choose_precision(TrainSettings(device="cpu")) == expected
+    assert fitting.choose_precision(TrainSettings(device="cpu", precision="32")) == "32-true"
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert fitting.choose_precision(TrainSettings(device="cpu")) == "32-true"
+
+
+def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):
+    from neurotome.training import module as training
+
+    seen = {}
+    original_augment, original_build, original_probs = training.augment, fitting.build_loss, training.predict_slice
+
+    def augment(images, *rest):
+        images, labels = original_augment(images, *rest)
+        seen["augment"] = (images.dtype, torch.is_autocast_enabled("cpu"))
+        return images, labels
+
+    def build(*args):
+        criterion = original_build(*args)
+
+        def loss(logits, labels):
+            seen["loss"] = (logits.dtype, torch.is_autocast_enabled("cpu"))
+            return criterion(logits, labels)
+
+        return loss
+
+    def predict_slice(predictor, image):
+        probs = original_probs(predictor, image)
+        with torch.autocast("cpu", enabled=False):
+            assert np.array_equal(probs, original_probs(predictor, image))
+        seen["validated"] = torch.is_autocast_enabled("cpu")
+        return probs
+
+    monkeypatch.setattr(training, "augment", augment)
+    monkeypatch.setattr(training, "predict_slice", predict_slice)
+    monkeypatch.setattr(fitting, "build_loss", build)
+    settings = TrainSettings(epochs=1, steps_per_epoch=1, device="cpu", precision="bf16")
+    module = prepare(make_dataset(), Recipe(train=settings, **SMALL))
+    module.net.register_forward_hook(lambda _, __, out: seen.update(logits=out.dtype))
+    fitting.fit(module, tmp_path / "run")
+    assert seen == {
+        "augment": (torch.float32, False),
+        "logits": torch.bfloat16,
+        "loss": (torch.float32, False),
+        "validated": True,
+    }
+    assert {p.dtype for p in module.net.parameters()} == {torch.float32}
+    first = next(p for p in module.net.parameters() if p.ndim == 4 and p.shape[1] > 1)
+    assert first.is_contiguous(memory_format=torch.channels_last)

@@ -12,7 +12,18 @@ from numpy.typing import NDArray
 from neurotome.errors import ImageError, SettingsError, unknown
 from neurotome.volume import Volume
 
-MODES = ("dataset", "image")
+MODES = ("dataset", "image", "tissue")
+
+MOST_VALUES = 4_000_000
+"""Voxels of a volume that mode `tissue` looks at; larger volumes are thinned evenly."""
+
+FEWEST_DARK = 0.6
+"""Distance of the 1st percentile from the tissue's grey over that of the 99th, below which an image must be inverted.
+
+Measured on two real slices of brain, in 580 windows of 128 pixels and 132 of 256: half of them have 1.9 or more, 1 in 20
+about 1 or less, none less than 0.6; whole slices have 1.5. Inverted, windows have 0.63 (the median) and whole slices 0.9, so
+only clear cases are found: refusing real images would be worse.
+"""
 
 
 @dataclass(frozen=True)
@@ -32,9 +43,10 @@ class Normalization:
     """How grey values are scaled before a predictor sees them.
 
     Attributes:
-        mode: `dataset`: by the training data's mean and standard deviation; `image`: by each volume's own.
-        mean: Mean of the training data's grey values.
-        std: Standard deviation of the training data's grey values.
+        mode: `dataset`: by the training data's mean and standard deviation; `image`: by each volume's own; `tissue`: by
+            the grey of each volume's tissue and of its darkest pixels, see `measure_tissue`.
+        mean: Mean of the training data's grey values; in mode `tissue` the median of the volumes' tissue grey.
+        std: Standard deviation of the training data's grey values; in mode `tissue` the median of the volumes' unit.
         dtype: Their dtype; in mode `dataset` other grey scales are refused.
     """
 
@@ -47,7 +59,8 @@ class Normalization:
         """Returns the scale for one volume.
 
         Raises:
-            ImageError: The mode is `dataset` and the volume has another dtype, or `image` and it is constant.
+            ImageError: The mode is `dataset` and the volume has another dtype, or another and it is constant, or `tissue`
+                and its contrast is inverted.
         """
         if self.mode == "dataset":
             if volume.data.dtype.name != self.dtype:
@@ -57,6 +70,8 @@ class Normalization:
                     "to that scale, or train with --train.normalization image."
                 )
             return Scale(self.mean, self.std)
+        if self.mode == "tissue":
+            return measure_tissue(volume)
         mean, std = measure_grey([volume.data])
         if std == 0:
             raise ImageError(f"{volume.path or volume.name}: every pixel is {mean:g}; a constant image has no scale.")
@@ -77,6 +92,52 @@ class Normalization:
         if mode not in MODES or not std > 0:
             raise ValueError(f"normalisation {mode!r} with standard deviation {std}")
         return cls(mode, float(content["mean"]), std, str(content["dtype"]))
+
+
+def measure_tissue(volume: Volume) -> Scale:
+    """Returns the scale by which tissue lies at 0 and the darkest pixels at -4, whatever the scanner's grey scale.
+
+    Both ends are fixed by what every image of brain holds: neuropil, its most frequent grey, and vessels, nuclei or air,
+    its darkest. Neither moves much with the share of cells or fibres, as mean and standard deviation do. Tissue is
+    what lies above a quarter of the range between the 0.1st and the 99.9th percentile. Any map g -> a * g + b with a > 0
+    leaves the scaled image as it is.
+
+    Args:
+        volume: Of any real dtype; at most `MOST_VALUES` of its voxels are looked at, evenly spread.
+
+    Raises:
+        ImageError: The volume is constant, or its contrast is inverted: its bright end is far longer than its dark one.
+    """
+    where = volume.path or volume.name
+    values = _thin(volume.data, MOST_VALUES)
+    low, dark, bright, high = (float(v) for v in np.percentile(values, (0.1, 1, 99, 99.9)))
+    if low == high:  # fewer than 1 pixel in 1000 differs
+        low, high = float(values.min()), float(values.max())
+    if low == high:
+        raise ImageError(f"{where}: every pixel is {low:g}; a constant image has no scale.")
+    # a hair below the quarter, so that rounding does not decide about a grey value that lies on it
+    centre = float(np.median(values[values > low + (0.25 - 1e-4) * (high - low)]))
+    below, above = centre - dark, bright - centre
+    if below < FEWEST_DARK * above:
+        raise ImageError(
+            f"{where}: the contrast seems inverted: tissue has grey {centre:.4g}, the darkest 1 % lie {below:.4g} below and "
+            f"the brightest 1 % {above:.4g} above, a ratio of {below / above:.2f}; expected about 2, at least "
+            f"{FEWEST_DARK}, because cells, vessels and air are darker than tissue. Predict with --invert if the image's "
+            "contrast is inverted; images to train on must be inverted before."
+        )
+    return Scale(centre, (centre - low) / 4)
+
+
+def _thin(data: NDArray[Any], most: int) -> NDArray[np.float64]:
+    """Returns at most `most` voxels of a volume in float64, flat, on a grid that is even along every axis."""
+    steps = [1, 1, 1]
+    counts = list(data.shape)
+    while counts[0] * counts[1] * counts[2] > most:
+        longest = counts.index(max(counts))
+        steps[longest] += 1
+        counts[longest] = -(-data.shape[longest] // steps[longest])
+    picked = data[:: steps[0], :: steps[1], :: steps[2]]
+    return np.asarray(picked, np.float64).reshape(-1)
 
 
 def measure_grey(arrays: Iterable[NDArray[Any]]) -> tuple[float, float]:
@@ -105,11 +166,12 @@ def fit_normalization(volumes: Iterable[Volume], mode: str = "dataset") -> Norma
 
     Args:
         volumes: The training volumes.
-        mode: `dataset` or `image`, see `Normalization`.
+        mode: `dataset`, `image` or `tissue`, see `Normalization`.
 
     Raises:
         SettingsError: The mode is not known.
-        ImageError: Every pixel has the same value, or the volumes' dtypes differ in mode `dataset`.
+        ImageError: Every pixel has the same value, the volumes' dtypes differ in mode `dataset`, or a volume's contrast is
+            inverted in mode `tissue`.
     """
     if mode not in MODES:
         raise SettingsError(unknown("normalisation", mode, MODES))
@@ -120,6 +182,10 @@ def fit_normalization(volumes: Iterable[Volume], mode: str = "dataset") -> Norma
             f"the training images have the dtypes {', '.join(dtypes)}, so they share no grey scale; convert them to one, or "
             "use --train.normalization image."
         )
+    if mode == "tissue" and volumes:
+        scales = [measure_tissue(volume) for volume in volumes]
+        mean, std = float(np.median([s.mean for s in scales])), float(np.median([s.std for s in scales]))
+        return Normalization(mode, mean, std, dtypes[0])
     mean, std = measure_grey(volume.data for volume in volumes)
     if std == 0:
         raise ImageError(f"every pixel of the training images is {mean:g}; constant images cannot be learned from.")

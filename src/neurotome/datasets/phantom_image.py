@@ -28,7 +28,6 @@ NUCLEUS_DISTANCE = (0.0, 0.15, 0.3, 0.5, 0.7)
 SMALLEST_WITH_NUCLEUS = 4.2  # radius
 
 FADE_SIGMA = 12.0  # capillaries are fainter here and there
-BUNDLE_STREAK_SIGMA = (1.8, 1.5, 8.0)  # texture across (z, plane) and along the fibres of a bundle
 LOW_FREQUENCY_SIGMA = 12.0
 SPECK_GREY = 140.0  # above the neuropil, at a speck's centre
 AIR_GREY = 3.0
@@ -49,13 +48,13 @@ def paint_tissue(region: Region, tissue: Tissue, rng: Generator) -> NDArray[np.f
     shape = tissue.labels.shape
     image = region.strand_sd * sample_field(rng, tissue.fibres, region.strand_sigma)
     if region.axon_share > 0:
-        streaks = region.streak_sd * sample_field(rng, tissue.fibres, BUNDLE_STREAK_SIGMA)
+        streaks = region.streak_sd * sample_field(rng, tissue.fibres, region.streak_sigma)
         image += tissue.bundles * (region.axon - region.neuropil + streaks - image)
     image += region.neuropil + region.low_sd * sample_slow_field(rng, shape, LOW_FREQUENCY_SIGMA)
     for cell in tissue.cells:
         _paint_cell(image, cell, region.soma)
     where = tissue.labels == VESSEL
-    fade = np.clip(0.25 * sample_slow_field(rng, shape, FADE_SIGMA)[where], 0, 0.6)
+    fade = np.clip(0.3 * sample_slow_field(rng, shape, FADE_SIGMA)[where], 0, 0.6)
     image[where] = region.capillary + fade * (region.neuropil - region.capillary)
     image[tissue.lumens] = region.lumen
     specks = rng.integers(0, shape, (rng.poisson(region.specks_per_mvox * 1e-6 * image.size), 3))
@@ -111,6 +110,8 @@ def _add_streaks(image: NDArray[np.float32], instrument: Instrument, rng: Genera
         rows = slice(max(y, 0), max(y + int(rng.integers(20, 41)), 0))
         image[z, rows, x] -= instrument.streak_depth
         image[z, rows, x - 1 : x + 2] -= 0.4 * instrument.streak_depth
+    if rng.random() < instrument.seam:
+        image[:, :, int(rng.integers(0, width))] -= 2 * instrument.streak_depth
 
 
 def _paint_cell(image: NDArray[np.float32], cell: Cell, soma: float) -> None:

@@ -47,6 +47,7 @@ class Region:
         strand_sd: Standard deviation of the texture along the fibres in neuropil.
         strand_sigma: Correlation lengths of that texture across (z, plane) and along the fibres.
         streak_sd: Standard deviation of the texture along the fibres in bundles.
+        streak_sigma: Correlation lengths of that texture: longer along the fibres than in neuropil.
         noise_sd: Standard deviation of the noise.
         low_sd: Standard deviation of the slow change of brightness.
         specks_per_mvox: Bright specks per 10^6 voxels.
@@ -74,6 +75,7 @@ class Region:
     strand_sd: float
     strand_sigma: tuple[float, float, float]
     streak_sd: float
+    streak_sigma: tuple[float, float, float]
     noise_sd: float
     low_sd: float
     specks_per_mvox: float
@@ -90,6 +92,7 @@ class Instrument:
         noise_sigma_zyx: Correlation of the noise.
         streaks: Dark vertical streaks per 256 x 256 slice, within one band.
         streak_depth: Grey values that a streak takes away.
+        seam: Chance of a dark vertical line from top to bottom, where two scans were joined.
         air: Share of the cutout that lies outside the tissue, 0 for none.
         rim: Grey values added where tissue meets air.
         shift: Grey values added before clipping at 0: how much of the undershoot survives.
@@ -102,6 +105,7 @@ class Instrument:
     noise_sigma_zyx: tuple[float, float, float]
     streaks: float
     streak_depth: float
+    seam: float
     air: float
     rim: float
     shift: float
@@ -131,6 +135,7 @@ _CORTEX = Region(
     strand_sd=2.0,
     strand_sigma=(1.5, 1.3, 6.0),
     streak_sd=0.0,
+    streak_sigma=(1.8, 1.6, 16.0),
     noise_sd=12.0,
     low_sd=3.0,
     specks_per_mvox=20.0,
@@ -181,10 +186,12 @@ REGIONS: Mapping[str, Region] = {
         cells_per_mvox=74.0,
         cell_diameter=(11.3, 1.9),
         cell_clusters=0.3,
-        capillary_length=3.0e-3,
-        dashes_per_mvox=60.0,
+        capillary_length=2.6e-3,
+        dashes_per_mvox=160.0,
         lumens=((1.5, 7.0, 16.0), (0.6, 30.0, 43.0)),
         neuropil=140.0,
+        capillary_radius=(1.45, 0.3),
+        capillary=45.0,
         strand_sd=8.0,
         strand_sigma=(1.6, 1.4, 7.0),
         streak_sd=8.0,
@@ -201,6 +208,7 @@ INSTRUMENT = Instrument(
     noise_sigma_zyx=(1.2, 1.45, 1.0),
     streaks=0.0,
     streak_depth=30.0,
+    seam=0.0,
     air=0.0,
     rim=40.0,
     shift=0.0,
@@ -232,7 +240,10 @@ def draw_region(base: Region, rng: np.random.Generator) -> Region:
     neuropil = base.neuropil + rng.uniform(-12, 12)
     axon = neuropil + rng.uniform(18, 55)
     across = factor(4, 16)
-    texture = factor(0.5, 1.5)
+    texture = factor(0.7, 1.4)
+    # texture as strong as fibres' own is found where there are no bundles to be told from it
+    strands = rng.uniform(4, 12) if share < 0.2 and rng.random() < 0.5 else rng.uniform(1, 6)
+    capillary = rng.uniform(0, 60)
     return replace(
         base,
         axon_share=float(share),
@@ -244,27 +255,28 @@ def draw_region(base: Region, rng: np.random.Generator) -> Region:
         cells_per_mvox=base.cells_per_mvox * factor(0.5, 2.0),
         cell_diameter=(base.cell_diameter[0] * factor(0.8, 1.2), base.cell_diameter[1] * factor(0.7, 1.3)),
         cell_clusters=float(rng.uniform(0, 0.7)),
-        capillary_length=base.capillary_length * factor(0.6, 1.7),
+        capillary_length=base.capillary_length * factor(0.6, 1.6),
         capillary_radius=(base.capillary_radius[0] * factor(0.75, 1.3), base.capillary_radius[1] * factor(0.7, 1.5)),
         dashes_per_mvox=float(rng.choice([0.0, 1.0])) * factor(20, 150),
-        lumens=((factor(0.5, 3), 7.0, 20.0), (factor(0.1, 1.0), 20.0, 70.0)),
+        lumens=((factor(0.5, 3), 7.0, 20.0), (factor(0.1, 1.0), 20.0, 80.0)),
         neuropil=float(neuropil),
         axon=float(axon),
         soma=float(neuropil * rng.uniform(0.35, 0.7)),
         cell_contrast=(float(rng.uniform(0.45, 0.75)), float(rng.uniform(0.9, 1.15))),
-        capillary=float(rng.uniform(0, 60)),
+        capillary=float(capillary),
         lumen=float(rng.uniform(-25, 25)),
-        strand_sd=float(rng.uniform(1, 12)),
-        strand_sigma=(texture * factor(1.2, 2), texture * factor(1.0, 1.8), texture * factor(4, 12)),
-        streak_sd=float(rng.uniform(2, 13)),
-        noise_sd=float(rng.uniform(6, 20)),
+        strand_sd=float(strands),
+        strand_sigma=(texture * factor(1.2, 2), texture * factor(1.0, 1.8), texture * factor(3, 9)),
+        streak_sd=float(rng.uniform(3, 10)),
+        streak_sigma=(texture * factor(1.4, 2.4), texture * factor(1.2, 2.2), factor(8, 40)),
+        noise_sd=float(rng.uniform(6, 18)),
         low_sd=float(rng.uniform(1, 10)),
         specks_per_mvox=factor(3, 100),
     )
 
 
 def draw_instrument(rng: np.random.Generator) -> Instrument:
-    """Draws an instrument from the ranges around the measured one; every fourth cutout reaches into air."""
+    """Draws an instrument from the ranges around the measured one; every fifth cutout reaches into air."""
     correlation = np.exp(rng.uniform(np.log(0.75), np.log(1.3)))
     return Instrument(
         blur_sigma=float(rng.uniform(0.75, 1.4)),
@@ -277,7 +289,8 @@ def draw_instrument(rng: np.random.Generator) -> Instrument:
         ),
         streaks=float(rng.uniform(0, 8)) if rng.random() < 0.3 else 0.0,
         streak_depth=float(rng.uniform(10, 50)),
-        air=float(rng.uniform(0.02, 0.6)) if rng.random() < 0.25 else 0.0,
+        seam=0.1,
+        air=float(rng.uniform(0.02, 0.6)) if rng.random() < 0.2 else 0.0,
         rim=float(rng.uniform(0, 90)),
         shift=float(rng.uniform(0, 30)),
         gain=float(rng.uniform(0.8, 1.25)),

@@ -28,10 +28,11 @@ from neurotome.errors import ModelError, RunError
 from neurotome.evaluate import format_scores, score_images
 from neurotome.inference.predict import predict_volume
 from neurotome.io.images import write_labels
-from neurotome.models.folder import add_facts, load_model
+from neurotome.models.folder import add_facts, load_model, read_digest
 from neurotome.predictor import Predictor
 from neurotome.progress import Progress
-from neurotome.training.fit import Recipe, check_run_folder, fit, is_finished, prepare
+from neurotome.training.fit import Recipe, check_run_folder, fit, is_finished, list_splits, prepare
+from neurotome.training.start import settle_recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +55,7 @@ def train(
     Args:
         dataset: Folder with dataset.yaml, mtneuro:FOLDER, phantom, or phantom-stream.
         out: Run folder; new, or one of the same settings.
-        recipe: Settings of model, sample, augment, loss, train and stream.
+        recipe: Settings of model, sample, augment, loss, train and stream, and the model to start from.
         palette: Colours of the report's pictures.
 
     Returns:
@@ -84,15 +85,16 @@ def train_and_score(data: Dataset, name: str, out: Path, recipe: Recipe) -> None
         recipe: Settings.
     """
     check_run_folder(out)
-    for split in ("train", "val"):
-        data.split(split)
+    splits = list_splits(data, recipe)
+    recipe = settle_recipe(data, recipe)
     config = {"dataset": name, **dataclasses.asdict(recipe)}
-    hashes = {split: data.fingerprint(split) for split in ("train", "val")}
-    check_same_run(out, config, hashes)
+    hashes = {split: data.fingerprint(split) for split in splits}
+    init = read_digest(Path(recipe.init)) if recipe.init else None
+    check_same_run(out, config, hashes, init)
     module = None if is_finished(out) else prepare(data, recipe)
     with hold_folder(out):
         if module is not None:
-            _claim_run(out, config, hashes)
+            _claim_run(out, config, hashes, init)
             fit(module, out)
             del module  # the optimiser's memory is not needed for scoring
         score_splits(_load(out, recipe.train.device), data, out)
@@ -105,7 +107,7 @@ def evaluate(
     """Scores a trained model on a split of a dataset.
 
     Args:
-        model: Run folder or model folder.
+        model: Run folder, model folder or the name of a packaged model.
         data: Dataset with the same classes as the model.
         split: Which images: train, val or test.
         out: File to write the scores to.
@@ -219,16 +221,17 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def check_same_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str]) -> None:
+def check_same_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str], init: str | None = None) -> None:
     """Checks that a folder is free, or holds the run of these settings and data.
 
     Args:
         run: Run folder.
         config: The complete settings.
         data: SHA-256 per split.
+        init: SHA-256 of the weights that training starts from, if any.
 
     Raises:
-        RunError: It holds a run of other settings or other data.
+        RunError: It holds a run of other settings, other data or other first weights.
     """
     if (run / "config.yaml").is_file():
         there = yaml.safe_load((run / "config.yaml").read_text())
@@ -238,16 +241,21 @@ def check_same_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str]
                 f"{run}: holds another run, which differs in {'; '.join(differing[:5])}. Choose another folder with --out, "
                 "or repeat that run's settings to go on with it."
             )
-        known = json.loads((run / "environment.json").read_text())["data_sha256"]
-        if known != dict(data):
+        environment = json.loads((run / "environment.json").read_text())
+        if environment.get("init_sha256") != init:
+            raise RunError(
+                f"{run}: the model that this run began with (init {config['init']}) has other weights now. Restore it to go "
+                "on, or use a new --out."
+            )
+        if environment["data_sha256"] != dict(data):
             raise RunError(f"{run}: the training or validation data changed since this run began. Use a new --out.")
 
 
-def _claim_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str]) -> None:
+def _claim_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str], init: str | None) -> None:
     if (run / "config.yaml").is_file():
         return
     plain = json.loads(json.dumps(config))
-    write_json(run / "environment.json", {**describe_environment(), "data_sha256": dict(data)})
+    write_json(run / "environment.json", {**describe_environment(), "data_sha256": dict(data), "init_sha256": init})
     write_text(run / "config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 

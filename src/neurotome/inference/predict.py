@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ class PredictSettings:
     palette: Palette = "colour-blind-safe"
     """Colours of the overlay."""
 
+    invert: bool = False
+    """Flip the grey values first: for images in which vessels and cells are brighter than the tissue around them."""
+
     existing: Literal["refuse", "skip", "replace"] = "refuse"
     """What to do where an output is there already; skip finishes a folder that was stopped."""
 
@@ -60,7 +64,7 @@ def predict(
     """Labels images with a trained model.
 
     Args:
-        model: Run folder or model folder.
+        model: Run folder, model folder or the name of a packaged model.
         input: An image or stack (.png, .tif, .npy), a folder of them, or an array (y, x) or (z, y, x).
         output: Label file, or for a folder the folder to write label files to; not needed for an array.
         settings: How the model is applied.
@@ -140,6 +144,8 @@ def predict_volume(
             f"{settings.tile} pixels only approximate it. Raise tile above {max(volume.shape[1:])} if memory allows.",
             stacklevel=2,
         )
+    if settings.invert:
+        volume = invert_grey(volume)
     scale = predictor.normalization.scale_for(volume)
     labels = np.empty(volume.shape, np.uint8)
     confidence = np.empty(volume.shape, np.uint8)
@@ -158,6 +164,14 @@ def predict_volume(
         labels[z] = probs.argmax(0)
         confidence[z] = (probs.max(0) * 255).round()
     return labels, confidence
+
+
+def invert_grey(volume: Volume) -> Volume:
+    """Returns a volume whose grey values are flipped between its lowest and its highest; same dtype."""
+    low = min(plane.min() for plane in volume.data)
+    high = max(plane.max() for plane in volume.data)
+    # in this order every step fits into the dtype
+    return dataclasses.replace(volume, data=(high - volume.data) + low)
 
 
 def _pair_files(source: Path, target: Path, settings: PredictSettings) -> list[tuple[Path, Path]]:

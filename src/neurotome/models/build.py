@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import socket
 import warnings
@@ -25,6 +26,11 @@ EXTRA_ARGUMENTS = {"dpt": {"dynamic_img_size": True}}
 MINIMUM_EDGE = {"pan": 128}
 """Decoders that pool their coarsest features further and need pixels left to pool."""
 
+DECODER_CHANNELS = (256, 128, 64, 32, 16)
+"""Channels after each of a decoder's steps, for those that take them; a shorter decoder has the last of them."""
+
+DEEPEST = 5
+
 HEADS = ("fc", "_fc", "last_linear", "head", "classifier")
 """Layers that files of ImageNet weights end in and encoders lack."""
 
@@ -44,6 +50,9 @@ class ModelSettings:
 
     in_channels: int = 1
     """Input channels: an odd number of neighbouring slices, the predicted one in the middle."""
+
+    encoder_depth: int = 5
+    """Stages of the encoder, 3 to 5; fewer: a smaller and faster network that sees less. 5: all that the decoder uses."""
 
 
 def import_smp() -> Any:
@@ -73,6 +82,8 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
         raise ModelError(
             f"model.in_channels is {settings.in_channels}; expected an odd number of neighbouring slices (1, 3, 5, ...)."
         )
+    if not 3 <= settings.encoder_depth <= DEEPEST:
+        raise ModelError(f"model.encoder_depth is {settings.encoder_depth}; expected 3, 4 or 5 stages of the encoder.")
     smp = import_smp()
     decoders = smp.MODEL_ARCHITECTURES_MAPPING
     if settings.decoder not in decoders:
@@ -87,12 +98,15 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
                 in_channels=settings.in_channels,
                 classes=classes,
                 **EXTRA_ARGUMENTS.get(settings.decoder, {}),
+                **_choose_depth(settings, decoders[settings.decoder]),
             )
     except ModelError:
         raise
     except Exception as error:
         if _is_download_error(error):
             raise ModelError(_explain_download(settings, error)) from error
+        if settings.encoder_depth < DEEPEST:
+            raise ModelError(_explain_depth(settings, str(error))) from error
         raise ModelError(
             f"decoder {settings.decoder!r} cannot be built on encoder {settings.encoder!r}: {error} "
             "Choose another pair; unet on resnet18 always works."
@@ -104,7 +118,67 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
         )
     if settings.encoder_weights not in ("none", "imagenet"):
         _load_encoder(core.encoder, Path(settings.encoder_weights), settings.in_channels)
-    return Network(core, minimum=MINIMUM_EDGE.get(settings.decoder, 1))
+    net = Network(core, minimum=MINIMUM_EDGE.get(settings.decoder, 1))
+    if settings.encoder_depth < DEEPEST:
+        _drop_unused(net, settings)
+    return net
+
+
+def _choose_depth(settings: ModelSettings, decoder: Any) -> dict[str, Any]:
+    """Returns the arguments that make encoder and decoder shorter; none at the full depth, which decoders choose."""
+    if settings.encoder_depth == DEEPEST:
+        return {}
+    chosen: dict[str, Any] = {"encoder_depth": settings.encoder_depth}
+    if "decoder_channels" in inspect.signature(decoder).parameters and settings.decoder in ("unet", "unetplusplus", "manet"):
+        chosen["decoder_channels"] = DECODER_CHANNELS[-settings.encoder_depth :]
+    return chosen
+
+
+def _drop_unused(net: Network, settings: ModelSettings) -> None:
+    """Removes the layers that a shorter network still holds but never uses, such as the last stage of a ResNet.
+
+    They are those whose parameters get no gradient; each is replaced by a layer without parameters, so that what refers to
+    it stays whole.
+
+    Raises:
+        ModelError: The decoder does not give an output of the input's size at this depth.
+    """
+    import torch
+
+    was_training = net.training
+    net.eval()
+    edge = max(2 * net.stride, net.minimum)
+    try:
+        with torch.enable_grad():
+            # without the padding and cropping of Network, which would hide an output of another size
+            logits = net.core(torch.zeros(1, settings.in_channels, edge, edge))
+            logits.sum().backward()
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ModelError(_explain_depth(settings, str(error))) from error
+    if logits.shape[-2:] != (edge, edge):
+        found = " x ".join(map(str, logits.shape[-2:]))
+        raise ModelError(_explain_depth(settings, f"from {edge} x {edge} pixels it makes {found}."))
+    _replace_unused(net)
+    net.zero_grad(set_to_none=True)
+    net.train(was_training)
+
+
+def _replace_unused(module: Any) -> None:
+    from torch import nn
+
+    for name, child in module.named_children():
+        parameters = list(child.parameters())
+        if parameters and all(parameter.grad is None for parameter in parameters):
+            setattr(module, name, nn.Identity())
+        else:
+            _replace_unused(child)
+
+
+def _explain_depth(settings: ModelSettings, reason: str) -> str:
+    return (
+        f"decoder {settings.decoder!r} on encoder {settings.encoder!r} cannot work with model.encoder_depth "
+        f"{settings.encoder_depth}: {reason} Use encoder_depth 5, or decoder unet, which takes 3, 4 and 5."
+    )
 
 
 def find_encoder(name: str) -> str:

@@ -8,11 +8,11 @@ import json
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from neurotome.atomic import atomic_path, write_json
 from neurotome.classes import ClassSet
-from neurotome.errors import DatasetError, ModelError
+from neurotome.errors import DatasetError, ModelError, unknown
 from neurotome.models.build import ModelSettings, build_network
 from neurotome.normalize import Normalization
 
@@ -22,8 +22,16 @@ if TYPE_CHECKING:
 FORMAT = 1
 NEXT = "model.next.json"
 
+ZOO = Path(__file__).parent / "zoo"
+"""Models that come with the package, a folder each."""
 
-def save_model(predictor: NetPredictor, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+
+Storage = Literal["float32", "float16"]
+
+
+def save_model(
+    predictor: NetPredictor, folder: Path, facts: Mapping[str, Any] | None = None, storage: Storage = "float32"
+) -> None:
     """Writes a model folder that is whole at every moment.
 
     The description names the weights' digest. It is written beside the old one before the new weights take their place, so
@@ -33,14 +41,29 @@ def save_model(predictor: NetPredictor, folder: Path, facts: Mapping[str, Any] |
         predictor: What to save.
         folder: Created if missing.
         facts: Scores, licence, citation, training data, versions; JSON values.
+        storage: How weights are written; float16 halves the file and rounds them to 11 bits. What a network counts, such as
+            the statistics of batch normalisation, stays float32, and loading gives float32.
+
+    Raises:
+        ModelError: A weight is too large for float16.
     """
+    import torch
     from safetensors.torch import save_file
 
     weights = {key: value.detach().cpu().contiguous() for key, value in predictor.net.state_dict().items()}
+    if storage == "float16":
+        for key, parameter in predictor.net.named_parameters():
+            weights[key] = weights[key].to(torch.float16)
+            if not torch.isfinite(weights[key]).all() and torch.isfinite(parameter).all():
+                raise ModelError(
+                    f"{folder}: weight {key} reaches {parameter.abs().max():.3g}, more than the 65504 that float16 holds; "
+                    "use storage float32."
+                )
     voxel_size = predictor.voxel_size_um
     description = {
         "format": FORMAT,
         "model": {**dataclasses.asdict(predictor.settings), "encoder_weights": "none"},
+        "storage": storage,
         "pretraining": predictor.settings.encoder_weights,
         "classes": predictor.classes.to_json(),
         "normalization": predictor.normalization.to_json(),
@@ -64,15 +87,28 @@ def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     write_json(folder / "model.json", {**content, "facts": {**content["facts"], **facts}})
 
 
+def list_packaged() -> list[str]:
+    """Returns the names of the models that come with the package."""
+    return sorted(path.parent.name for path in ZOO.glob("*/model.json"))
+
+
 def find_model(path: Path) -> Path:
-    """Returns the model folder of a run folder or model folder.
+    """Returns the model folder of a run folder, a model folder or a packaged model.
+
+    Args:
+        path: A folder; or where none is there, the bare name of a model that comes with the package.
 
     Raises:
         ModelError: There is none.
     """
+    known = list_packaged() if len(path.parts) == 1 and not path.exists() else []
+    if path.name in known:
+        return ZOO / path.name
     for folder in (path, path / "model"):
         if (folder / "model.json").is_file() or (folder / NEXT).is_file():
             return folder
+    if known:
+        raise ModelError(f"{path}: no such run or model folder; {unknown('packaged model', path.name, known)}")
     if not path.exists():
         raise ModelError(f"{path}: no such run or model folder.")
     if (path / "config.yaml").is_file():
@@ -80,11 +116,26 @@ def find_model(path: Path) -> Path:
     raise ModelError(f"{path}: no model.json here or in its model/ folder; expected a run or a model folder.")
 
 
+def read_digest(path: Path) -> str:
+    """Returns the SHA-256 of a model's weights.
+
+    Args:
+        path: Run folder, model folder or the name of a packaged model.
+
+    Raises:
+        ModelError: It is missing or damaged.
+    """
+    folder = find_model(path)
+    if not (folder / "model.safetensors").is_file():
+        raise ModelError(f"{folder / 'model.safetensors'}: missing; copy the whole model folder.")
+    return _hash(folder / "model.safetensors")
+
+
 def load_model(path: Path) -> NetPredictor:
     """Loads a trained model.
 
     Args:
-        path: Run folder or model folder.
+        path: Run folder, model folder or the name of a packaged model.
 
     Raises:
         ModelError: It is missing, damaged, or of another format.

@@ -99,8 +99,13 @@ class NetPredictor:
         return next(self.net.parameters()).device
 
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns class probabilities, shape (n, classes, y, x), for patches (n, in_channels, y, x)."""
-        with torch.inference_mode():
+        """Returns class probabilities, shape (n, classes, y, x), for patches (n, in_channels, y, x).
+
+        On a CPU always in 32 bit, also while training runs in mixed precision: tiles then equal the whole slice, and what
+        validation scores is what prediction gives.
+        """
+        mixed = self.device.type != "cpu" and torch.is_autocast_enabled(self.device.type)
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=mixed):
             images = torch.from_numpy(np.require(patches, np.float32, ["C", "W"])).to(self.device)
             logits = self.net(images.contiguous(memory_format=torch.channels_last))
             probs: NDArray[np.float32] = logits.float().softmax(1).cpu().numpy()
@@ -137,6 +142,14 @@ def measure_halo(net: Network, in_channels: int) -> tuple[int, bool]:
         return UNBOUNDED_HALO, False
     reach = max(centre - first, last - (centre + net.stride - 1))
     return -(-reach // net.stride) * net.stride, True
+
+
+def has_fast_bf16() -> bool:
+    """Says whether this CPU multiplies matrices of bfloat16 in units made for it (AMX)."""
+    # not public, so its absence must not stop anybody; torch 2.13 has it
+    found = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    units = found is not None and bool(found())
+    return units and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def choose_device(name: str) -> str:

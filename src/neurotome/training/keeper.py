@@ -55,13 +55,16 @@ class Keeper(lightning.Callback):
         return f"step {self.module.global_step}, loss {self.module.last_loss:.3f}{best}"
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Keeps the model if it is the best, then checkpoint, metrics and summary."""
+        """Keeps the model if it is the best or none can be told, then checkpoint, metrics and summary."""
+        if not self.module.validation:
+            self.module.add_row()
         score = self.module.history[-1]["val_macro_f1"]
-        improved = score is not None and score > self.module.best
+        improved = not self.module.validation or (score is not None and score > self.module.best)
         self.module.stale = 0 if improved else self.module.stale + 1
         if improved or not (self.run / "model" / "model.json").is_file():
             self.module.best = score if score is not None else self.module.best
-            save_model(self.module.predictor, self.run / "model", {**self.module.predictor.facts, "val_macro_f1": score})
+            facts = {**self.module.predictor.facts, "val_macro_f1": score}
+            save_model(self.module.predictor, self.run / "model", facts, self.module.settings.storage)
         if self.module.settings.patience and self.module.stale >= self.module.settings.patience:
             trainer.should_stop = True
         checkpoints = self.run / "checkpoints"

@@ -74,8 +74,13 @@ class SegmentationModule(lightning.LightningModule):
             assert isinstance(averaged, Network)
             predictor.net = averaged.eval()
         self.loss, self.sampler, self.validation = loss, sampler, validation
+        # once, because an image's own scale is measured on the whole image
+        cutouts = {id(cutout): cutout for cutout, _ in validation}
+        self.scales = {key: predictor.normalization.scale_for(cutout.volume) for key, cutout in cutouts.items()}
         self.augment_settings, self.settings = augment_settings, settings
         self.steps_per_epoch = steps_per_epoch
+        norms = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.instancenorm._InstanceNorm)
+        self.frozen = [m for m in self.net.modules() if isinstance(m, norms)] if settings.freeze_statistics else []
         self.total_steps = steps_per_epoch * settings.epochs
         self.history: list[dict[str, float | None]] = []
         self.best = -math.inf
@@ -109,11 +114,11 @@ class SegmentationModule(lightning.LightningModule):
         """Returns the optimiser; its learning rate is set before every step."""
         settings = self.settings
         parameters = list(self.net.parameters())
-        # on a GPU, gradient scaling and clipping do not go with fused steps
+        # on a GPU and in mixed precision, gradient scaling and clipping do not go with fused steps
         common: dict[str, Any] = {
             "lr": settings.learning_rate,
             "weight_decay": settings.weight_decay,
-            "fused": self.device.type == "cpu",
+            "fused": self.device.type == "cpu" and self.trainer.precision == "32-true",
         }
         match settings.optimizer:
             case "adam":
@@ -128,7 +133,9 @@ class SegmentationModule(lightning.LightningModule):
         self.clock = time.monotonic()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Sets the learning rate from the share of training that is done."""
+        """Sets the learning rate from the share of training that is done; keeps frozen statistics frozen."""
+        for norm in self.frozen:
+            norm.eval()
         factor = schedule_factor(self.settings.schedule, self.share_done(), self.settings.warmup)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.settings.learning_rate * factor
@@ -140,9 +147,12 @@ class SegmentationModule(lightning.LightningModule):
             TrainingError: The loss is not a finite number.
         """
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.global_step)
-        images, labels = augment(*batch, self.augment_settings, self.predictor.classes.ignore, generator)
+        # only the network runs in mixed precision: rounded to 8 bits, deformations jump and losses lose their small terms
+        with torch.autocast(self.device.type, enabled=False):
+            images, labels = augment(*batch, self.augment_settings, self.predictor.classes.ignore, generator)
         logits = self.net(images.contiguous(memory_format=torch.channels_last))
-        loss = self.loss(logits.float(), labels)
+        with torch.autocast(self.device.type, enabled=False):
+            loss = self.loss(logits.float(), labels)
         self.last_loss = loss.item()
         if not math.isfinite(self.last_loss):
             raise TrainingError(
@@ -170,8 +180,7 @@ class SegmentationModule(lightning.LightningModule):
         """Predicts a whole slice and counts it."""
         cutout, z = self.validation[index]
         classes = self.predictor.classes
-        scale = self.predictor.normalization.scale_for(cutout.volume)
-        image = scale.apply(cutout.volume.read_context(z, self.predictor.in_channels))
+        image = self.scales[id(cutout)].apply(cutout.volume.read_context(z, self.predictor.in_channels))
         probs = predict_slice(self.predictor, image)
         truth = cutout.read_labels(z)
         self.confusion += confusion(truth, probs.argmax(0), classes)
@@ -181,6 +190,10 @@ class SegmentationModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Adds the epoch's row to the history."""
+        self.add_row()
+
+    def add_row(self) -> None:
+        """Adds a row to the history; its scores are empty if nothing was validated."""
         found = scores(self.confusion, self.predictor.classes.names)
         row: dict[str, float | None] = {
             "epoch": self.current_epoch,

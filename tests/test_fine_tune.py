@@ -1,0 +1,204 @@
+"""Training that starts from a trained model, and models that come with the package."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from neurotome.classes import ClassSet
+from neurotome.errors import DatasetError, ModelError, SettingsError
+from neurotome.models import folder as folders
+from neurotome.models.build import ModelSettings, build_network
+from neurotome.models.folder import find_model, list_packaged, load_model, save_model
+from neurotome.models.net import NetPredictor
+from neurotome.normalize import Normalization
+from neurotome.training.fit import Recipe, TrainSettings, fit, list_splits, prepare
+from neurotome.training.sampler import SampleSettings
+from neurotome.training.start import settle_recipe
+from test_cli import run, write_dataset
+from test_training import make_dataset
+
+NETWORK = ModelSettings("linknet", "mobilenetv3_small_050", encoder_depth=3)
+SHORT = TrainSettings(epochs=1, steps_per_epoch=2, device="cpu")
+
+
+def write_model(folder: Path, names: tuple[str, ...] = ("background", "cell")) -> Path:
+    torch.manual_seed(5)
+    net = build_network(NETWORK, len(names))
+    scaling = Normalization("image", 100, 25, "uint8")
+    save_model(NetPredictor(net, NETWORK, ClassSet(names), scaling, 64, facts={"licence": "BSD-3-Clause"}), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("start") / "model")
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A packaged model of the classes of test_cli's dataset, and an empty working directory."""
+    write_model(tmp_path / "zoo" / "micro-base", ("background", "vessel", "cell"))
+    monkeypatch.setattr(folders, "ZOO", tmp_path / "zoo")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "zoo"
+
+
+def make_recipe(start: Path, /, **changes: object) -> Recipe:
+    sample = SampleSettings(patch=32, batch=2)
+    return dataclasses.replace(Recipe(sample=sample, train=SHORT, init=str(start)), **changes)
+
+
+def test_training_begins_with_the_models_weights_network_and_scaling(model: Path) -> None:
+    module = prepare(make_dataset(), make_recipe(model))
+    there = load_model(model)
+    assert module.predictor.settings == NETWORK
+    assert module.predictor.normalization == there.normalization
+    assert module.predictor.halo == 64
+    for key, value in there.net.state_dict().items():
+        assert torch.equal(module.net.state_dict()[key], value)
+    digest = json.loads((model / "model.json").read_text())["weights_sha256"]
+    assert module.predictor.facts["init"] == {"name": str(model), "weights_sha256": digest, "licence": "BSD-3-Clause"}
+
+
+def test_the_learning_rate_is_lower_from_a_model(model: Path) -> None:
+    dataset = make_dataset()
+    assert settle_recipe(dataset, make_recipe(model, init="")).train.learning_rate == 3e-3
+    settled = settle_recipe(dataset, make_recipe(model))
+    assert settled.train.learning_rate == 3e-4
+    assert settled.train.normalization == "image"
+    assert settle_recipe(dataset, settled) == settled
+    asked = make_recipe(model, train=TrainSettings(learning_rate=0.1))
+    assert settle_recipe(dataset, asked).train.learning_rate == 0.1
+
+
+def test_the_usual_patch_shrinks_to_small_images() -> None:
+    # 48 x 64 pixels
+    with pytest.warns(UserWarning, match="smaller than the usual patch of 256 pixels; patches of 32 are used"):
+        assert settle_recipe(make_dataset(), Recipe()).sample.patch == 32
+    asked = Recipe(sample=SampleSettings(patch=128))
+    assert settle_recipe(make_dataset(), asked).sample.patch == 128
+
+
+def test_another_network_or_scaling_is_refused(model: Path) -> None:
+    dataset = make_dataset()
+    other = make_recipe(model, model=ModelSettings("fpn", in_channels=3))
+    message = (
+        r"the model's network is another .*model\.decoder \(fpn asked, linknet there\); model\.in_channels \(3 asked, 1"
+    )
+    with pytest.raises(SettingsError, match=message):
+        prepare(dataset, other)
+    same = make_recipe(model, model=NETWORK)
+    assert settle_recipe(dataset, same).model == NETWORK
+    with pytest.raises(SettingsError, match=r"train\.normalization is 'tissue', but .* was trained with 'image'"):
+        prepare(dataset, make_recipe(model, train=dataclasses.replace(SHORT, normalization="tissue")))
+
+
+@pytest.mark.parametrize("names", [("background", "axon"), ("cell", "background"), ("background", "cell", "axon")])
+def test_other_classes_are_refused(model: Path, names: tuple[str, ...]) -> None:
+    dataset = dataclasses.replace(make_dataset(), classes=ClassSet(names))
+    with pytest.raises(ModelError, match=rf"classes are background, cell, the dataset toy has {', '.join(names)}"):
+        prepare(dataset, make_recipe(model))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_statistics_stay_and_weights_move(model: Path, tmp_path: Path, frozen: bool) -> None:
+    train = dataclasses.replace(SHORT, epochs=2, freeze_statistics=frozen, average=0.5)
+    module = prepare(make_dataset(), make_recipe(model, train=train))
+    before = {key: value.clone() for key, value in module.net.state_dict().items()}
+    fit(module, tmp_path / "run")
+    for found in (module.net.state_dict(), load_model(tmp_path / "run").net.state_dict()):
+        for key, value in before.items():
+            if "running" in key or "num_batches" in key:
+                assert torch.equal(found[key], value) == frozen, key
+        assert not torch.equal(found["core.encoder.model.conv_stem.weight"], before["core.encoder.model.conv_stem.weight"])
+
+
+@pytest.mark.filterwarnings("default:toy. no split val")
+def test_without_a_split_val_the_last_weights_are_kept(model: Path, tmp_path: Path) -> None:
+    whole = make_dataset()
+    dataset = dataclasses.replace(whole, splits={k: v for k, v in whole.splits.items() if k != "val"})
+    with pytest.raises(DatasetError, match="unknown split 'val'"):
+        list_splits(dataset, Recipe())
+    train = dataclasses.replace(SHORT, epochs=2, average=0.0)
+    with pytest.warns(UserWarning, match="no split val, so nothing is validated and the weights of the last epoch are kept"):
+        module = prepare(dataset, make_recipe(model, train=train))
+    fit(module, tmp_path / "run")
+    saved = load_model(tmp_path / "run")
+    for key, value in module.net.state_dict().items():
+        assert torch.equal(saved.net.state_dict()[key], value)
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["val_macro_f1"], row["val_loss"]) for row in rows] == [("2", "", ""), ("4", "", "")]
+    assert all(float(row["train_loss"]) > 0 for row in rows)
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["best_val_macro_f1"] is None
+    with pytest.raises(SettingsError, match=r"train\.patience is 3, but toy has no split val"):
+        prepare(dataset, make_recipe(model, train=dataclasses.replace(train, patience=3)))
+
+
+def test_a_packaged_model_is_found_by_its_name(zoo: Path) -> None:
+    assert list_packaged() == ["micro-base"]
+    assert find_model(Path("micro-base")) == zoo / "micro-base"
+    with pytest.raises(ModelError, match=r"micro-bass: .*unknown packaged model 'micro-bass'\. Did you mean 'micro-base'"):
+        load_model(Path("micro-bass"))
+    with pytest.raises(ModelError, match=r"elsewhere/micro-base: no such run or model folder\."):
+        load_model(Path("elsewhere/micro-base"))
+
+
+def test_a_folder_of_that_name_comes_first(zoo: Path) -> None:
+    shutil.copytree(zoo / "micro-base", "micro-base")
+    assert find_model(Path("micro-base")) == Path("micro-base")
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_predict_and_fine_tune_by_name(zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_dataset(tmp_path / "data")
+    content = yaml.safe_load((data / "dataset.yaml").read_text())
+    content["splits"] = {"train": ["a", "b"], "test": ["c", "d"]}
+    (data / "dataset.yaml").write_text(yaml.safe_dump(content))
+    assert run("predict", "micro-base", data / "images" / "a.png", "labels.png", "--device", "cpu") == 0
+    assert np.asarray(Image.open("labels.png")).shape == (40, 48)
+    preset = Path(__file__).parents[1] / "configs" / "fine_tune.yaml"
+    short = ["--train.epochs", "1", "--train.steps-per-epoch", "2", "--train.device", "cpu"]
+    command = ["train", data, "--out", "mine", "--init", "micro-base", "--config", preset, *short]
+    assert run(*command) == 0
+    shown = capsys.readouterr().err
+    assert "note: toy: no split val" in shown
+    assert "patches of 32 are used" in shown
+    config = yaml.safe_load(Path("mine/config.yaml").read_text())
+    assert (config["init"], config["model"]["decoder"], config["train"]["learning_rate"]) == ("micro-base", "linknet", 3e-4)
+    assert sorted(path.name for path in Path("mine/scores").iterdir()) == ["test.json", "train.json"]
+    assert Path("mine/report.html").is_file()
+    # its own config.yaml repeats it, and so does the same command
+    assert run("train", "--config", "mine/config.yaml", "--out", "again") == 0
+    assert Path("again/model/model.safetensors").read_bytes() == Path("mine/model/model.safetensors").read_bytes()
+    assert run(*command) == 0
+    # a run that began with other weights is not gone on with
+    capsys.readouterr()
+    with torch.no_grad():
+        other = load_model(zoo / "micro-base")
+        next(other.net.parameters()).mul_(2)
+    save_model(other, zoo / "micro-base")
+    assert run(*command) == 1
+    assert "mine: the model that this run began with (init micro-base) has other weights now" in capsys.readouterr().err
+    elsewhere = str(zoo / "micro-base")
+    assert run(*[elsewhere if word == "micro-base" else word for word in command]) == 1
+    assert f"init (micro-base there, {elsewhere} asked)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list_packaged())
+def test_packaged_models_are_complete(name: str) -> None:
+    folder = find_model(folders.ZOO / name)
+    assert load_model(folder).facts["licence"]
+    assert (folder / "README.md").read_text().startswith(f"# {name}")
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 15e6
