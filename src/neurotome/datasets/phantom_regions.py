@@ -258,7 +258,7 @@ def draw_region(base: Region, rng: np.random.Generator) -> Region:
         capillary_length=base.capillary_length * factor(0.6, 1.6),
         capillary_radius=(base.capillary_radius[0] * factor(0.75, 1.3), base.capillary_radius[1] * factor(0.7, 1.5)),
         dashes_per_mvox=float(rng.choice([0.0, 1.0])) * factor(20, 150),
-        lumens=((factor(0.5, 3), 7.0, 20.0), (factor(0.1, 1.0), 20.0, 80.0)),
+        lumens=((factor(0.5, 3), 7.0, 20.0), (factor(0.05, 0.6), 20.0, 80.0)),
         neuropil=float(neuropil),
         axon=float(axon),
         soma=float(neuropil * rng.uniform(0.35, 0.7)),
