@@ -15,9 +15,9 @@ from neurotome.datasets import open_dataset
 from neurotome.datasets import phantom as module
 from neurotome.datasets.base import check_labels
 from neurotome.datasets.phantom import PhantomSettings, make_cutout, make_phantom, phantom
-from neurotome.datasets.phantom_image import add_artefacts, paint_tissue
-from neurotome.datasets.phantom_regions import REGIONS
-from neurotome.datasets.phantom_tissue import build_tissue, locate_fibres, sample_field, stamp_tubes
+from neurotome.datasets.phantom_image import record_image
+from neurotome.datasets.phantom_regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
+from neurotome.datasets.phantom_tissue import locate_fibres, sample_field, stamp_tubes
 from neurotome.errors import RunError, SettingsError
 
 SMALL = PhantomSettings(height=40, width=48, train_depth=3, val_depth=1, test_depth=2)
@@ -36,7 +36,7 @@ def cutouts() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Several pieces of each region, because large vessels are rare."""
     made = {}
     for name, region in REGIONS.items():
-        pieces = [make_cutout(region, (1, 192, 192), np.random.default_rng(seed)) for seed in range(8)]
+        pieces = [make_cutout(region, INSTRUMENT, (1, 192, 192), np.random.default_rng(seed)) for seed in range(8)]
         made[name] = np.stack([p[0] for p in pieces]), np.stack([p[1] for p in pieces])
     return made
 
@@ -48,7 +48,7 @@ def test_class_shares_are_near_the_measured_ones(name: str, cutouts: dict) -> No
     vessel, cell, axon = MEASURED[name][0]
     assert shares[1] == pytest.approx(vessel, rel=0.8)  # one large vessel more or less
     assert shares[2] == pytest.approx(cell, rel=0.35)
-    assert shares[3] == pytest.approx(axon, rel=0.05)
+    assert shares[3] == pytest.approx(axon, rel=0.15)
 
 
 @pytest.mark.parametrize("name", REGIONS)
@@ -75,30 +75,56 @@ def test_cells_are_as_many_as_measured(name: str, cutouts: dict) -> None:
 
 
 def test_large_vessels_are_black_with_a_bright_halo() -> None:
-    region = REGIONS["zi"]
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        tissue = build_tissue(region, (8, 128, 128), rng)
-        if tissue.lumen_calibre.max() > 30 and tissue.lumen_distance.min() < -10:
-            break
-    image = add_artefacts(paint_tissue(region, tissue, rng), region, rng).astype(float)
-    near = (tissue.labels == 0) & (tissue.lumen_calibre > 30)
-    far = image[(tissue.labels == 0) & (tissue.lumen_distance > 10)].mean()
-    offsets = [image[near & (abs(tissue.lumen_distance - d) < 0.5)].mean() - far for d in (1, 3, 4, 7)]
-    assert image[tissue.lumen_distance < -3].mean() < 5
-    assert offsets == pytest.approx([-62, 35, 28, 0], abs=12)
+    lumens = np.hypot(*np.mgrid[-48:48, -48:48])[None].repeat(12, 0) <= 12
+    painted = np.where(lumens, REGIONS["zi"].lumen, REGIONS["zi"].neuropil).astype(np.float32)
+    quiet = replace(REGIONS["zi"], noise_sd=0.01)
+    image = record_image(painted, None, quiet, INSTRUMENT, np.random.default_rng(0))[6].astype(float)
+    distance = ndimage.distance_transform_edt(~lumens[6])
+    offsets = [image[abs(distance - d) < 0.5].mean() - quiet.neuropil for d in (1, 2, 3, 4, 7)]
+    assert image[40:56, 40:56].mean() < 10
+    assert offsets[0] < -10
+    assert offsets[2:] == pytest.approx([35, 28, 0], abs=12)
 
 
 def test_noise_correlates_like_the_measured_noise() -> None:
     flat = np.full((20, 128, 128), 128, np.float32)
-    quiet = replace(REGIONS["cortex"], low_sd=0.0, specks_per_mvox=0.0)
-    noise = add_artefacts(flat, quiet, np.random.default_rng(0)).astype(float) - 128
-    assert noise.std() == pytest.approx(quiet.noise_sd, rel=0.03)
+    noise = record_image(flat, None, REGIONS["cortex"], INSTRUMENT, np.random.default_rng(0)).astype(float) - 128
+    assert noise.std() == pytest.approx(REGIONS["cortex"].noise_sd, rel=0.03)
     variance = (noise**2).mean()
     along_y = [(noise[:, lag:] * noise[:, :-lag]).mean() / variance for lag in (1, 2, 3)]
     along_x = [(noise[..., lag:] * noise[..., :-lag]).mean() / variance for lag in (1, 2, 3)]
     assert along_y == pytest.approx([0.89, 0.63, 0.34], abs=0.04)
     assert along_x == pytest.approx([0.75, 0.38, 0.10], abs=0.04)
+
+
+def test_air_is_dark_background_behind_a_bright_rim() -> None:
+    instrument = replace(INSTRUMENT, air=0.4, rim=60.0)
+    image, labels = make_cutout(REGIONS["cortex"], instrument, (4, 128, 128), np.random.default_rng(2))
+    tissue = ndimage.binary_closing(image[2] > 60, iterations=6)
+    assert (~tissue).mean() == pytest.approx(0.4, abs=0.1)
+    depth = ndimage.distance_transform_edt(tissue)
+    assert (labels[2][depth == 0] == 0).mean() > 0.97
+    assert image[2][(depth > 1) & (depth < 4)].mean() > image[2][depth > 15].mean() + 20
+
+
+def test_streaks_run_down_and_are_thin() -> None:
+    flat = np.full((1, 128, 128), 128, np.float32)
+    instrument = replace(INSTRUMENT, streaks=40.0, streak_depth=60.0)
+    image = record_image(flat, None, replace(REGIONS["cortex"], noise_sd=0.01), instrument, np.random.default_rng(0))[0]
+    marked, count = ndimage.label(image < 90)
+    boxes = ndimage.find_objects(marked)
+    assert count > 3
+    assert np.median([box[0].stop - box[0].start for box in boxes]) >= 15
+    assert np.median([box[1].stop - box[1].start for box in boxes]) <= 3
+
+
+def test_randomised_phantoms_differ_more_than_faithful_ones() -> None:
+    greys = {
+        mode: [c.volume.data.mean() for c in make_phantom(replace(SMALL, mode=mode, regions=("cortex",))).split("train")]
+        + [c.volume.data.mean() for c in make_phantom(replace(SMALL, mode=mode, seed=5, regions=("cortex",))).split("train")]
+        for mode in ("faithful", "randomised")
+    }
+    assert np.ptp(greys["randomised"]) > np.ptp(greys["faithful"])
 
 
 def test_same_seed_same_voxels_and_other_seed_other_voxels() -> None:
@@ -123,7 +149,7 @@ def test_splits_share_no_voxels() -> None:
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
         for one, two in zip(dataset.split(a), dataset.split(b), strict=True):
             correlation = np.corrcoef(one.volume.data.ravel(), two.volume.data.ravel())[0, 1]
-            assert abs(correlation) < 0.3
+            assert abs(correlation) < 0.45
 
 
 def test_dataset_has_names_sizes_and_classes() -> None:
@@ -215,8 +241,10 @@ def test_wrong_settings_are_refused(wrong: dict, message: str) -> None:
     name=st.sampled_from(sorted(REGIONS)),
     seed=st.integers(0, 2**32),
 )
-def test_any_size_can_be_made(shape: tuple[int, int, int], name: str, seed: int) -> None:
-    image, labels = make_cutout(REGIONS[name], shape, np.random.default_rng(seed))
+def test_any_size_can_be_made_with_any_numbers(shape: tuple[int, int, int], name: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    region, instrument = draw_region(REGIONS[name], rng), draw_instrument(rng)
+    image, labels = make_cutout(region, instrument, shape, rng)
     assert image.shape == labels.shape == shape
     assert labels.max() <= 3
 

@@ -8,18 +8,20 @@ from pathlib import Path
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.folder import open_folder
 from neurotome.datasets.mtneuro import open_mtneuro
+from neurotome.datasets.phantom_stream import StreamSettings, open_stream
 from neurotome.errors import DatasetError, unknown
 
-KINDS = ("mtneuro:<folder>", "mtneuro:<folder>@<variant>", "phantom", "<folder with dataset.yaml>")
+KINDS = ("mtneuro:<folder>", "mtneuro:<folder>@<variant>", "phantom", "phantom-stream", "<folder with dataset.yaml>")
 
 
-def open_dataset(spec: str | Path | Dataset) -> Dataset:
+def open_dataset(spec: str | Path | Dataset, stream: StreamSettings = StreamSettings()) -> Dataset:
     """Opens a dataset of any kind; an open one is returned as it is.
 
     Args:
         spec: A folder with dataset.yaml, `mtneuro:<folder>` or `mtneuro:<folder>@<variant>` with the variant
-            4class, 4class-with-zi or 3class, or `phantom` for a synthetic one with default settings. Write
-            `./phantom` for a folder of that name.
+            4class, 4class-with-zi or 3class, `phantom` for a synthetic one with default settings, or
+            `phantom-stream` for synthetic tissue made during training. Write `./phantom` for a folder of that name.
+        stream: How the tissue of `phantom-stream` is made.
 
     Raises:
         DatasetError: There is no such folder or kind, or the dataset contradicts itself.
@@ -31,6 +33,8 @@ def open_dataset(spec: str | Path | Dataset) -> Dataset:
         from neurotome.datasets.phantom import PhantomSettings, make_phantom
 
         return make_phantom(PhantomSettings())
+    if isinstance(spec, str) and spec == "phantom-stream":
+        return open_stream(stream)
     # Two letters at least: a single one is a drive of Windows.
     prefix = re.match(r"(\w[\w-]+):(.*)", str(spec), re.DOTALL)
     if prefix is None or Path(spec).exists():

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from cyclopts import Parameter
@@ -42,6 +42,16 @@ class Cutout:
         return np.asarray(self.labels[z, rows, columns]).astype(np.uint8)
 
 
+class CutoutStream(Protocol):
+    """Training cutouts that change as training goes on."""
+
+    waited_seconds: float
+
+    def window(self, step: int) -> list[tuple[int, Cutout]]:
+        """Returns the cutouts, each with a number of its own, from which a step draws; the same for the same step."""
+        ...
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Cutouts by split.
@@ -52,6 +62,7 @@ class Dataset:
         splits: Cutouts per split; a split that is absent has no entry.
         licence: Licence of the data, "" if not stated.
         citation: How to cite it, "" if not stated.
+        stream: Training cutouts that are made as training goes on; the split train holds those of the first step.
     """
 
     name: str
@@ -59,6 +70,7 @@ class Dataset:
     splits: Mapping[str, tuple[Cutout, ...]]
     licence: str = ""
     citation: str = ""
+    stream: CutoutStream | None = None
 
     def split(self, name: str) -> tuple[Cutout, ...]:
         """Returns the cutouts of a split.

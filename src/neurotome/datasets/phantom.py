@@ -13,7 +13,7 @@ import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from cyclopts import Parameter
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from neurotome.atomic import write_text
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import SPLITS, Cutout, Dataset
-from neurotome.datasets.phantom_image import add_artefacts, paint_tissue
-from neurotome.datasets.phantom_regions import REGIONS, Region
-from neurotome.datasets.phantom_tissue import build_tissue
+from neurotome.datasets.phantom_image import paint_tissue, record_image
+from neurotome.datasets.phantom_regions import INSTRUMENT, REGIONS, Instrument, Region, draw_instrument, draw_region
+from neurotome.datasets.phantom_tissue import BACKGROUND, build_tissue, grow_air
 from neurotome.errors import RunError, SettingsError, unknown
 from neurotome.volume import Volume
 
@@ -46,6 +46,8 @@ class PhantomSettings:
 
     seed: int = 0
     """Same seed, same voxels."""
+    mode: Literal["faithful", "randomised"] = "faithful"
+    """faithful: the measured numbers; randomised: every number drawn anew for each cutout from a range around them."""
     height: int = 192
     """Voxels along y of every cutout."""
     width: int = 192
@@ -93,7 +95,10 @@ def make_phantom(settings: PhantomSettings = DEFAULTS) -> Dataset:
             key = (number, names.index(name))
             rng = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=key))
             shape = (depths[split], settings.height, settings.width)
-            image, labels = make_cutout(REGIONS[name], shape, rng)
+            region, instrument = REGIONS[name], INSTRUMENT
+            if settings.mode == "randomised":
+                region, instrument = draw_region(region, rng), draw_instrument(rng)
+            image, labels = make_cutout(region, instrument, shape, rng)
             volume = Volume(image, f"{split}_{name}", (VOXEL_SIZE_UM,) * 3)
             cutouts.append(Cutout(volume, labels))
         splits[split] = tuple(cutouts)
@@ -101,23 +106,28 @@ def make_phantom(settings: PhantomSettings = DEFAULTS) -> Dataset:
 
 
 def make_cutout(
-    region: Region, shape: tuple[int, int, int], rng: np.random.Generator
+    region: Region, instrument: Instrument, shape: tuple[int, int, int], rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Makes a piece of a brain region.
 
     Args:
         region: What it looks like.
+        instrument: What recording it does.
         shape: Voxels (z, y, x).
         rng: Source of everything random.
 
     Returns:
         Image and labels, both uint8 of shape (z, y, x).
     """
-    z, y, x = shape
-    tissue = build_tissue(region, (z + 2 * PAD, y + 2 * PAD, x + 2 * PAD), rng)
-    image = add_artefacts(paint_tissue(region, tissue, rng), region, rng)
+    padded = (shape[0] + 2 * PAD, shape[1] + 2 * PAD, shape[2] + 2 * PAD)
+    tissue = build_tissue(region, padded, rng)
+    air = grow_air(padded, instrument.air, rng) if instrument.air > 0 else None
+    image = record_image(paint_tissue(region, tissue, rng), air, region, instrument, rng)
+    labels = tissue.labels
+    if air is not None:
+        labels[air > 0] = BACKGROUND
     kept = (slice(PAD, -PAD),) * 3
-    return image[kept].copy(), tissue.labels[kept].copy()
+    return image[kept].copy(), labels[kept].copy()
 
 
 def phantom(*, out: Path, settings: Annotated[PhantomSettings, Parameter(name="*")] = DEFAULTS) -> Path:

@@ -1,14 +1,23 @@
-"""Region, REGIONS: what four regions of the mouse thalamocortical axis look like in X-ray microCT.
+"""Region, Instrument: what brain tissue and the microscope look like, as measured and as drawn for training.
 
-Sizes, densities and grey values were measured, in voxels of 1.17 um, on two real slices and 128 human-drawn
-label maps of Prasad et al. (2020), doi:10.1038/s41597-020-00692-y. What could not be measured (fields of
-bundles and texture, number of large vessels) is chosen so that shares and grey values come out as measured.
+`REGIONS` and `INSTRUMENT` hold what was measured, in voxels of 1.17 um and grey values 0..255, on two real slices
+and 128 human-drawn label maps of Prasad et al. (2020), doi:10.1038/s41597-020-00692-y. What could not be measured
+(shape of the bundle field, number of large vessels, texture of fibres) is chosen so that shares, counts and grey
+values come out as measured; `docs/phantom.md` shows how near they come.
+
+`draw_region` and `draw_instrument` draw all of it from ranges around these numbers: domain randomisation, as
+SynthSeg does for MRI (Billot et al. 2023, doi:10.1016/j.media.2023.102789). A network that has seen every number
+within a range does not depend on any one of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -20,15 +29,25 @@ class Region:
         fibre_angle_deg: Mean angle of the fibres above the x axis.
         fibre_fan: Distance at which the fibres would meet; small means that they fan.
         fibre_sigma: Correlation lengths of the bundles across (in z and in the plane) and along the fibres.
+        bundle_edge: Width of a bundle's edge, in standard deviations of the field it is cut from.
         cells_in_axon: Chance that a cell is kept where there are fibres.
         cells_per_mvox: Cells per 10^6 voxels.
         cell_diameter: Mean and standard deviation of the diameter of the sphere of a cell's volume.
+        cell_clusters: Share of cells that are put beside another one.
         capillary_length: Voxels of capillary per voxel of tissue.
+        capillary_radius: Mean and standard deviation.
+        dashes_per_mvox: Short vessels along the fibres per 10^6 voxels.
         lumens: Larger vessels, as (number per 256 x 256 slice, smallest calibre, largest calibre).
         neuropil: Mean grey value between cells.
         axon: Mean grey value of axon bundles.
+        soma: Grey value within a cell.
+        cell_contrast: Smallest and largest; 1 is as dark as `soma`, 0 invisible.
+        capillary: Grey value within a capillary, before blur.
+        lumen: Grey value within a large vessel: below 0, the reconstruction undershoots.
         strand_sd: Standard deviation of the texture along the fibres in neuropil.
+        strand_sigma: Correlation lengths of that texture across (z, plane) and along the fibres.
         streak_sd: Standard deviation of the texture along the fibres in bundles.
+        streak_sigma: Correlation lengths of that texture: longer along the fibres than in neuropil.
         noise_sd: Standard deviation of the noise.
         low_sd: Standard deviation of the slow change of brightness.
         specks_per_mvox: Bright specks per 10^6 voxels.
@@ -38,91 +57,241 @@ class Region:
     fibre_angle_deg: float
     fibre_fan: float
     fibre_sigma: tuple[float, float, float]
+    bundle_edge: float
     cells_in_axon: float
     cells_per_mvox: float
-    cell_diameter: tuple[float, float]
+    cell_diameter: Span
+    cell_clusters: float
     capillary_length: float
+    capillary_radius: Span
+    dashes_per_mvox: float
     lumens: tuple[tuple[float, float, float], ...]
     neuropil: float
     axon: float
+    soma: float
+    cell_contrast: Span
+    capillary: float
+    lumen: float
     strand_sd: float
+    strand_sigma: tuple[float, float, float]
     streak_sd: float
+    streak_sigma: tuple[float, float, float]
     noise_sd: float
     low_sd: float
     specks_per_mvox: float
 
 
+@dataclass(frozen=True)
+class Instrument:
+    """What the microscope and the reconstruction do to the tissue; lengths in voxels.
+
+    Attributes:
+        blur_sigma: Standard deviation of the blur; edges are about 2 voxels wide.
+        edge_gain: Strength of the phase-contrast edge: how much of the difference to a wider blur is added.
+        edge_sigma: Standard deviation of that wider blur.
+        noise_sigma_zyx: Correlation of the noise.
+        streaks: Dark vertical streaks per 256 x 256 slice, within one band.
+        streak_depth: Grey values that a streak takes away.
+        seam: Chance of a dark vertical line from top to bottom, where two scans were joined.
+        air: Share of the cutout that lies outside the tissue, 0 for none.
+        rim: Grey values added where tissue meets air.
+        shift: Grey values added before clipping at 0: how much of the undershoot survives.
+        gain: Factor on grey values before clipping.
+    """
+
+    blur_sigma: float
+    edge_gain: float
+    edge_sigma: float
+    noise_sigma_zyx: tuple[float, float, float]
+    streaks: float
+    streak_depth: float
+    seam: float
+    air: float
+    rim: float
+    shift: float
+    gain: float
+
+
+_CORTEX = Region(
+    axon_share=0.0,
+    fibre_angle_deg=0.0,
+    fibre_fan=2000.0,
+    fibre_sigma=(8.0, 6.0, 42.0),
+    bundle_edge=0.3,
+    cells_in_axon=1.0,
+    cells_per_mvox=87.0,
+    cell_diameter=(8.3, 1.5),
+    cell_clusters=0.25,
+    capillary_length=1.5e-3,
+    capillary_radius=(1.65, 0.35),
+    dashes_per_mvox=0.0,
+    lumens=((1.0, 7.0, 14.0),),
+    neuropil=118.0,
+    axon=150.0,
+    soma=62.0,
+    cell_contrast=(0.55, 1.15),
+    capillary=32.0,
+    lumen=5.0,
+    strand_sd=2.0,
+    strand_sigma=(1.5, 1.3, 6.0),
+    streak_sd=0.0,
+    streak_sigma=(1.8, 1.6, 16.0),
+    noise_sd=12.0,
+    low_sd=3.0,
+    specks_per_mvox=20.0,
+)
+
 REGIONS: Mapping[str, Region] = {
-    "cortex": Region(
-        axon_share=0.0,
-        fibre_angle_deg=0.0,
-        fibre_fan=2000.0,
-        fibre_sigma=(8.0, 6.0, 42.0),
-        cells_in_axon=1.0,
-        cells_per_mvox=87.0,
-        cell_diameter=(8.3, 1.5),
-        capillary_length=1.5e-3,
-        lumens=((2.0, 7.0, 14.0),),
-        neuropil=117.0,
-        axon=117.0,
-        strand_sd=5.0,
-        streak_sd=0.0,
-        noise_sd=13.0,
-        low_sd=3.0,
-        specks_per_mvox=20.0,
-    ),
-    "striatum": Region(
+    "cortex": _CORTEX,
+    "striatum": replace(
+        _CORTEX,
         axon_share=0.173,
-        fibre_angle_deg=0.0,
-        fibre_fan=1200.0,
         fibre_sigma=(9.0, 7.0, 30.0),
+        fibre_fan=1200.0,
         cells_in_axon=0.05,
         cells_per_mvox=68.0,
         cell_diameter=(9.9, 1.5),
+        cell_clusters=0.35,
         capillary_length=1.2e-3,
-        lumens=((1.4, 7.0, 23.0),),
-        neuropil=117.0,
-        axon=158.0,
-        strand_sd=3.0,
-        streak_sd=10.0,
-        noise_sd=12.5,
+        lumens=((1.0, 7.0, 23.0),),
+        axon=160.0,
+        streak_sd=6.0,
+        noise_sd=11.5,
         low_sd=4.0,
-        specks_per_mvox=20.0,
     ),
-    "vp": Region(
+    "vp": replace(
+        _CORTEX,
         axon_share=0.571,
         fibre_angle_deg=30.0,
         fibre_fan=260.0,
         fibre_sigma=(8.0, 7.0, 30.0),
-        cells_in_axon=0.25,
+        cells_in_axon=0.2,
         cells_per_mvox=38.0,
         cell_diameter=(10.9, 1.6),
-        capillary_length=2.2e-3,
-        lumens=((2.0, 7.0, 16.0), (0.3, 30.0, 43.0)),
-        neuropil=120.0,
+        cell_clusters=0.6,
+        capillary_length=1.7e-3,
+        dashes_per_mvox=60.0,
+        lumens=((1.5, 7.0, 16.0), (0.3, 30.0, 43.0)),
+        neuropil=119.0,
         axon=151.0,
-        strand_sd=7.0,
-        streak_sd=17.0,
-        noise_sd=16.0,
+        strand_sd=5.0,
+        streak_sd=7.0,
+        noise_sd=14.0,
         low_sd=6.0,
         specks_per_mvox=50.0,
     ),
-    "zi": Region(
-        axon_share=0.0,
-        fibre_angle_deg=30.0,
-        fibre_fan=2000.0,
-        fibre_sigma=(8.0, 7.0, 30.0),
-        cells_in_axon=1.0,
+    "zi": replace(
+        _CORTEX,
+        fibre_angle_deg=50.0,
         cells_per_mvox=74.0,
         cell_diameter=(11.3, 1.9),
-        capillary_length=4.0e-3,
-        lumens=((3.0, 7.0, 16.0), (0.8, 30.0, 43.0)),
-        neuropil=139.0,
-        axon=139.0,
-        strand_sd=9.0,
-        streak_sd=9.0,
-        noise_sd=19.0,
+        cell_clusters=0.3,
+        capillary_length=2.6e-3,
+        dashes_per_mvox=160.0,
+        lumens=((1.5, 7.0, 16.0), (0.6, 30.0, 43.0)),
+        neuropil=140.0,
+        capillary_radius=(1.45, 0.3),
+        capillary=45.0,
+        strand_sd=8.0,
+        strand_sigma=(1.6, 1.4, 7.0),
+        streak_sd=8.0,
+        noise_sd=15.0,
         low_sd=5.0,
         specks_per_mvox=50.0,
     ),
 }
+
+INSTRUMENT = Instrument(
+    blur_sigma=1.15,
+    edge_gain=1.7,
+    edge_sigma=2.8,
+    noise_sigma_zyx=(1.2, 1.45, 1.0),
+    streaks=0.0,
+    streak_depth=30.0,
+    seam=0.0,
+    air=0.0,
+    rim=40.0,
+    shift=0.0,
+    gain=1.0,
+)
+
+
+def draw_region(base: Region, rng: np.random.Generator) -> Region:
+    """Draws a region from the ranges around a measured one.
+
+    Densities, sizes and contrasts are multiplied by log-uniform factors; grey values move by a few tens; a part
+    of the regions changes its share of axons altogether, because what lies between the measured places
+    (white matter, their borders) is not among them.
+
+    Args:
+        base: The measured region.
+        rng: Source of the draw.
+    """
+
+    def factor(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    share = base.axon_share
+    kind = rng.random()
+    if kind < 0.12:
+        share = rng.uniform(0.75, 1.0)
+    elif kind < 0.45 or share > 0:
+        share = rng.beta(1.0, 1.6)
+    neuropil = base.neuropil + rng.uniform(-12, 12)
+    axon = neuropil + rng.uniform(18, 55)
+    across = factor(4, 16)
+    texture = factor(0.7, 1.4)
+    # texture as strong as fibres' own is found where there are no bundles to be told from it
+    strands = rng.uniform(4, 12) if share < 0.2 and rng.random() < 0.5 else rng.uniform(1, 6)
+    capillary = rng.uniform(0, 60)
+    return replace(
+        base,
+        axon_share=float(share),
+        fibre_angle_deg=float(rng.uniform(0, 180)),
+        fibre_fan=factor(200, 2000),
+        fibre_sigma=(across * factor(0.8, 1.5), across, across * factor(1.5, 8)),
+        bundle_edge=factor(0.08, 0.6),
+        cells_in_axon=float(rng.uniform(0.05, 0.4)),
+        cells_per_mvox=base.cells_per_mvox * factor(0.5, 2.0),
+        cell_diameter=(base.cell_diameter[0] * factor(0.8, 1.2), base.cell_diameter[1] * factor(0.7, 1.3)),
+        cell_clusters=float(rng.uniform(0, 0.7)),
+        capillary_length=base.capillary_length * factor(0.6, 1.6),
+        capillary_radius=(base.capillary_radius[0] * factor(0.75, 1.3), base.capillary_radius[1] * factor(0.7, 1.5)),
+        dashes_per_mvox=float(rng.choice([0.0, 1.0])) * factor(20, 150),
+        lumens=((factor(0.5, 3), 7.0, 20.0), (factor(0.05, 0.6), 20.0, 80.0)),
+        neuropil=float(neuropil),
+        axon=float(axon),
+        soma=float(neuropil * rng.uniform(0.35, 0.7)),
+        cell_contrast=(float(rng.uniform(0.45, 0.75)), float(rng.uniform(0.9, 1.15))),
+        capillary=float(capillary),
+        lumen=float(rng.uniform(-25, 25)),
+        strand_sd=float(strands),
+        strand_sigma=(texture * factor(1.2, 2), texture * factor(1.0, 1.8), texture * factor(3, 9)),
+        streak_sd=float(rng.uniform(3, 10)),
+        streak_sigma=(texture * factor(1.4, 2.4), texture * factor(1.2, 2.2), factor(8, 40)),
+        noise_sd=float(rng.uniform(6, 18)),
+        low_sd=float(rng.uniform(1, 10)),
+        specks_per_mvox=factor(3, 100),
+    )
+
+
+def draw_instrument(rng: np.random.Generator) -> Instrument:
+    """Draws an instrument from the ranges around the measured one; every fifth cutout reaches into air."""
+    correlation = np.exp(rng.uniform(np.log(0.75), np.log(1.3)))
+    return Instrument(
+        blur_sigma=float(rng.uniform(0.75, 1.4)),
+        edge_gain=float(rng.uniform(0.8, 2.8)),
+        edge_sigma=float(rng.uniform(2.0, 3.4)),
+        noise_sigma_zyx=(
+            float(1.2 * correlation),
+            float(correlation * rng.uniform(0.95, 1.6)),
+            float(correlation * rng.uniform(0.85, 1.2)),
+        ),
+        streaks=float(rng.uniform(0, 8)) if rng.random() < 0.3 else 0.0,
+        streak_depth=float(rng.uniform(10, 50)),
+        seam=0.1,
+        air=float(rng.uniform(0.02, 0.6)) if rng.random() < 0.2 else 0.0,
+        rim=float(rng.uniform(0, 90)),
+        shift=float(rng.uniform(0, 30)),
+        gain=float(rng.uniform(0.8, 1.25)),
+    )

@@ -20,7 +20,7 @@ Generator = np.random.Generator
 BACKGROUND, VESSEL, CELL, AXON = range(4)
 
 CELL_ASPECT = 1.4
-CAPILLARY_RADIUS = (1.6, 0.25)  # mean, standard deviation
+GRID_SIGMA = 1.5  # a field's smoothing on its own grid, in that grid's steps
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Cell:
         centre: Shape (3,), zyx.
         to_sphere: Shape (3, 3); maps an offset from the centre so that the surface lies at length 1.
         radius: Radius of the sphere of its volume.
-        contrast: 1 is as dark as the mean cell in focus, 0 invisible.
-        nucleus: Grey value at the centre of a cell large enough to show its nucleus.
+        contrast: 1 is as dark as the soma can be, 0 invisible.
+        nucleus: Grey values by which the nucleus of a large cell is lighter than the soma.
+        nucleolus: The same at the centre.
     """
 
     centre: NDArray[np.float64]
@@ -40,6 +41,7 @@ class Cell:
     radius: float
     contrast: float
     nucleus: float
+    nucleolus: float
 
 
 @dataclass(frozen=True)
@@ -50,35 +52,33 @@ class Tissue:
         labels: uint8 (z, y, x), class ids.
         cells: The cell bodies.
         fibres: float32 (3, z, y, x): every voxel's coordinates in z, across and along the fibres.
-        lumen_distance: float32 (z, y, x): voxels to the nearest large vessel's wall, negative within.
-        lumen_calibre: float32 (z, y, x): calibre of that vessel.
+        bundles: float32 (z, y, x): 1 within axon bundles, 0 outside, between at their edges.
+        lumens: bool (z, y, x): within a large vessel.
     """
 
     labels: NDArray[np.uint8]
     cells: tuple[Cell, ...]
     fibres: NDArray[np.float32]
-    lumen_distance: NDArray[np.float32]
-    lumen_calibre: NDArray[np.float32]
+    bundles: NDArray[np.float32]
+    lumens: NDArray[np.bool_]
 
 
 def build_tissue(region: Region, shape: Shape, rng: Generator) -> Tissue:
     """Lays out fibres, vessels and cells, and labels them; vessels win over cells, cells over axons."""
     fibres = locate_fibres(shape, region.fibre_angle_deg, region.fibre_fan, rng)
     bundles = _grow_bundles(region, fibres, rng)
-    distance, calibre = _grow_lumens(region, shape, rng)
-    vessels = distance <= 0
-    stamp_tubes(vessels, *_grow_capillaries(region.capillary_length, shape, rng))
+    lumens = _grow_lumens(region, shape, rng)
+    vessels = lumens.copy()
+    stamp_tubes(vessels, *_grow_capillaries(region, shape, rng))
+    stamp_tubes(vessels, *_grow_dashes(region, shape, fibres, rng))
     labels = np.zeros(shape, np.uint8)
-    cells = _place_cells(region, bundles, distance, rng)
+    cells = _place_cells(region, bundles > 0.5, lumens, rng)
     for cell in cells:
         box, reach = locate_cell(cell, shape, 1.0)
         labels[box][reach <= 1] = CELL
     labels[vessels] = VESSEL
-    if region.axon_share > 0:
-        free = labels == BACKGROUND
-        share = min(region.axon_share * labels.size / max(int(free.sum()), 1), 1.0)
-        labels[free & (bundles >= np.quantile(bundles[free], 1 - share))] = AXON
-    return Tissue(labels, cells, fibres, distance, calibre)
+    labels[(labels == BACKGROUND) & (bundles > 0.5)] = AXON
+    return Tissue(labels, cells, fibres, bundles, lumens)
 
 
 def locate_fibres(shape: Shape, angle_deg: float, fan: float, rng: Generator) -> NDArray[np.float32]:
@@ -96,10 +96,17 @@ def locate_fibres(shape: Shape, angle_deg: float, fan: float, rng: Generator) ->
     fan = max(fan, 0.75 * float(np.hypot(*shape[1:])))  # fibres must not meet within the field
     angle = np.deg2rad(angle_deg + rng.normal(0, 4))
     side = rng.choice([-1.0, 1.0])
-    z, y, x = np.meshgrid(*(np.arange(n, dtype=np.float32) - n / 2 for n in shape), indexing="ij", sparse=True)
+    y, x = np.meshgrid(*(np.arange(n, dtype=np.float32) - n / 2 for n in shape[1:]), indexing="ij", sparse=True)
     along = side * (np.cos(angle) * x - np.sin(angle) * y) + fan
-    across = np.sin(angle) * x + np.cos(angle) * y + rng.normal(0, 0.25) * z
-    return np.stack(np.broadcast_arrays(z, fan * np.arctan2(across, along), np.hypot(across, along)), dtype=np.float32)
+    across = np.sin(angle) * x + np.cos(angle) * y
+    z = (np.arange(shape[0], dtype=np.float32) - shape[0] / 2)[:, None, None]
+    # tilted in z: the field shifts sideways and along from slice to slice
+    tilt = rng.normal(0, 0.25, 2)
+    frame = np.empty((3, *shape), np.float32)
+    frame[0] = z
+    frame[1] = fan * np.arctan2(across, along) + tilt[0] * z
+    frame[2] = np.hypot(across, along) + tilt[1] * z
+    return frame
 
 
 def sample_field(rng: Generator, coordinates: NDArray[np.float32], sigmas: Sequence[float]) -> NDArray[np.float32]:
@@ -115,21 +122,73 @@ def sample_field(rng: Generator, coordinates: NDArray[np.float32], sigmas: Seque
     Returns:
         float32, shape (z, y, x).
     """
-    from scipy.ndimage import gaussian_filter, map_coordinates
+    from scipy.ndimage import map_coordinates
 
-    grid_sigma = 2.0
-    steps = [sigma / grid_sigma for sigma in sigmas]
-    low = coordinates.min(axis=(1, 2, 3))
-    sizes = [int(np.ceil((c.max() - c.min()) / s)) + 2 for c, s in zip(coordinates, steps, strict=True)]
+    steps = [sigma / GRID_SIGMA for sigma in sigmas]
+    where = np.empty_like(coordinates)
+    sizes = []
+    for axis, (values, step) in enumerate(zip(coordinates, steps, strict=True)):
+        low, high = float(values.min()), float(values.max())
+        np.subtract(values, low, out=where[axis])
+        where[axis] /= step
+        sizes.append(int(np.ceil((high - low) / step)) + 2)
+    return np.asarray(map_coordinates(_smooth_noise(rng, sizes), where, np.float32, order=1, mode="nearest"))
+
+
+def sample_slow_field(rng: Generator, shape: Sequence[int], sigma: float) -> NDArray[np.float32]:
+    """Samples a Gaussian random field like `sample_field`, the same in every direction, along the voxel grid."""
+    step = sigma / GRID_SIGMA
+    grid = _smooth_noise(rng, [int(np.ceil(n / step)) + 1 for n in shape])
+    # one axis after the other: a weighted sum of two planes each, much cheaper than interpolating in 3D
+    for axis, n in enumerate(shape):
+        at = np.arange(n) / step
+        low = at.astype(int)
+        weight = (at - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+        high = np.minimum(low + 1, grid.shape[axis] - 1)
+        grid = grid.take(low, axis) * (1 - weight) + grid.take(high, axis) * weight
+    return grid
+
+
+def _smooth_noise(rng: Generator, sizes: Sequence[int]) -> NDArray[np.float32]:
+    from scipy.ndimage import gaussian_filter
+
     white = rng.standard_normal(sizes, dtype=np.float32)
     # variance of white noise after a Gaussian filter: 1 / (2 sqrt(pi) sigma) per axis
-    grid = gaussian_filter(white, grid_sigma, mode="wrap") * (2 * np.sqrt(np.pi) * grid_sigma) ** 1.5
-    where = np.stack([(c - o) / s for c, o, s in zip(coordinates, low, steps, strict=True)])
-    return np.asarray(map_coordinates(grid, where, np.float32, order=1, mode="nearest"))
+    return gaussian_filter(white, GRID_SIGMA, mode="wrap", truncate=3) * np.float32((2 * np.sqrt(np.pi) * GRID_SIGMA) ** 1.5)
+
+
+def grow_air(shape: Shape, share: float, rng: Generator) -> NDArray[np.float32]:
+    """Returns how deep every voxel lies in the air around the tissue, float32 (z, y, x), negative within the tissue.
+
+    Args:
+        shape: Voxels (z, y, x).
+        share: Share of the voxels that are air.
+        rng: Chooses the side and the wavy border.
+    """
+    angle = rng.uniform(0, 2 * np.pi)
+    z, y, x = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij", sparse=True)
+    height = np.float32(np.cos(angle)) * y + np.float32(np.sin(angle)) * x + np.float32(rng.normal(0, 0.3)) * z
+    height = height + np.float32(rng.uniform(2, 14)) * sample_slow_field(rng, shape, 25.0)
+    height += np.float32(rng.uniform(0, 2)) * sample_slow_field(rng, shape, 4.0)
+    return np.asarray(height - np.quantile(height[:, ::2, ::2], 1 - share), np.float32)
+
+
+def grow_debris(shape: Shape, rng: Generator) -> NDArray[np.bool_]:
+    """Returns threads that lie about in the air, bool (z, y, x)."""
+    threads = np.zeros(shape, bool)
+    for _ in range(rng.integers(0, 5)):
+        start = rng.uniform(0, shape)
+        steps = np.cumsum(rng.normal(0, 0.15, (int(rng.integers(40, 400)), 3)), axis=0) * (0.2, 1, 1)
+        steps += rng.normal(size=3) * (0, 1, 1)
+        path = start + np.cumsum(steps / np.linalg.norm(steps, axis=1, keepdims=True), axis=0)
+        stamp_tubes(threads, path, np.full(len(path), rng.uniform(0.9, 2.0)))
+    return threads
 
 
 def stamp_tubes(mask: NDArray[np.bool_], points: NDArray[np.float64], radii: NDArray[np.float64]) -> None:
     """Sets the voxels of `mask` (z, y, x) within `radii` (n,) of `points` (n, 3); none outside."""
+    if not len(points):
+        return
     reach = int(np.ceil(radii.max()))
     near = ((points > -reach - 1) & (points < np.array(mask.shape) + reach)).all(1)
     points, radii = points[near].astype(np.float32), radii[near].astype(np.float32)
@@ -145,47 +204,70 @@ def stamp_tubes(mask: NDArray[np.bool_], points: NDArray[np.float64], radii: NDA
 
 
 def _grow_bundles(region: Region, fibres: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:
-    """Returns a field whose highest values are the axon bundles: long along the fibres, with rough edges."""
-    if region.axon_share == 0:
+    """Returns the axon bundles, 1 within and 0 outside: long along the fibres, with rough and more or less soft edges."""
+    if region.axon_share <= 0:
         return np.zeros(fibres.shape[1:], np.float32)
-    return sample_field(rng, fibres, region.fibre_sigma) + 0.25 * sample_field(rng, fibres, (2.5, 2.0, 7.0))
+    field = sample_field(rng, fibres, region.fibre_sigma) + 0.2 * sample_field(rng, fibres, (2.5, 2.0, 7.0))
+    threshold = np.quantile(field[:, ::2, ::2], 1 - region.axon_share)
+    return np.asarray(np.clip((field - threshold) / region.bundle_edge + 0.5, 0, 1), np.float32)
 
 
-def _grow_lumens(region: Region, shape: Shape, rng: Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Returns distance to the nearest large vessel's wall and its calibre, float32 (z, y, x)."""
-    distance = np.full(shape, 1e3, np.float32)
-    calibre = np.zeros(shape, np.float32)
+def _grow_lumens(region: Region, shape: Shape, rng: Generator) -> NDArray[np.bool_]:
+    """Returns where the large vessels are, bool (z, y, x): bent tubes, most of which cross the plane."""
+    lumens = np.zeros(shape, bool)
     grid = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij", sparse=True)
     for expected, smallest, largest in region.lumens:
         # rounding at random, not a Poisson number: small pieces of tissue differ enough already
         for _ in range(int(expected * shape[1] * shape[2] / 256**2 + rng.random())):
-            radius = rng.uniform(smallest, largest) / 2
+            radius = np.float32(rng.uniform(smallest, largest) / 2)
             centre = rng.uniform(0, shape)
-            course = rng.normal(size=3) * (1.0, 0.4, 0.4)  # most cross the plane
+            course = rng.normal(size=3) * (1.0, 0.6, 0.6)
             course /= np.linalg.norm(course)
             sway = np.cross(course, rng.normal(size=3))
-            sway *= 0.1 * radius / np.linalg.norm(sway)
-            offset = [g - c for g, c in zip(grid, centre, strict=True)]
-            t = sum(o * d for o, d in zip(offset, course, strict=True))
-            bend = np.sin(t / (3 * radius) + rng.uniform(0, 2 * np.pi))
+            sway *= rng.uniform(0.05, 0.4) * radius / np.linalg.norm(sway)
+            phase = rng.uniform(0, 2 * np.pi)
+            offset = [g - np.float32(c) for g, c in zip(grid, centre, strict=True)]
+            t = sum(o * np.float32(d) for o, d in zip(offset, course, strict=True))
+            bend = np.sin(t / (3 * radius) + np.float32(phase))
             squared: Any = 0.0
             for o, d, s in zip(offset, course, sway, strict=True):
-                squared = squared + (o - t * d - bend * s) ** 2
-            wall = (np.sqrt(squared) - radius).astype(np.float32)
-            nearer = wall < distance
-            distance[nearer] = wall[nearer]
-            calibre[nearer] = 2 * radius
-    return distance, calibre
+                squared = squared + (o - t * np.float32(d) - bend * np.float32(s)) ** 2
+            lumens |= squared <= (radius * (1 + 0.12 * np.sin(t / (2 * radius)))) ** 2
+    return lumens
 
 
-def _grow_capillaries(length: float, shape: Shape, rng: Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _grow_dashes(
+    region: Region, shape: Shape, fibres: NDArray[np.float32], rng: Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns points (n, 3) and radii (n,) of short vessels that run along the fibres."""
+    count = rng.poisson(region.dashes_per_mvox * 1e-6 * np.prod(shape))
+    if not count:
+        return np.empty((0, 3)), np.empty(0)
+    middle = shape[0] // 2
+    # the fibres' direction is where their coordinate across does not change
+    gradient = np.stack(np.gradient(fibres[1, middle]))
+    points, radii = [], []
+    for _ in range(count):
+        centre = rng.uniform(0, shape)
+        dy, dx = gradient[:, int(centre[1]), int(centre[2])]
+        norm = max(float(np.hypot(dy, dx)), 1e-6)
+        course = np.array([rng.normal(0, 0.25), dx / norm, -dy / norm])
+        aside = np.array([0.0, dy / norm, dx / norm])
+        length = np.clip(rng.gamma(2.5, 5), 5, 45)
+        t = np.linspace(-0.5, 0.5, int(length / 0.6) + 2)[:, None]
+        points.append(centre + length * (t * course + rng.normal(0, 0.05) * np.cos(np.pi * t) * aside))
+        radii.append(np.full(len(t), max(0.85 * rng.normal(*region.capillary_radius), 0.9)))
+    return np.concatenate(points), np.concatenate(radii)
+
+
+def _grow_capillaries(region: Region, shape: Shape, rng: Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns points (n, 3) and radii (n,) along a connected network of capillaries.
 
     Random branch points are joined by their minimum spanning tree, then loops are closed along short edges of
     their Delaunay triangulation until the network is as long as asked.
 
     Args:
-        length: Voxels of capillary per voxel of tissue.
+        region: Length and radius.
         shape: Voxels (z, y, x).
         rng: Source of everything random.
     """
@@ -193,6 +275,7 @@ def _grow_capillaries(length: float, shape: Shape, rng: Generator) -> tuple[NDAr
     from scipy.sparse.csgraph import minimum_spanning_tree
     from scipy.spatial import Delaunay
 
+    length = region.capillary_length
     # a random minimum spanning tree is 0.65 density^(2/3) long per volume; it shall be 60 % of the network
     density = (0.6 * length / 0.65) ** 1.5
     margin = density ** (-1 / 3)
@@ -204,8 +287,9 @@ def _grow_capillaries(length: float, shape: Shape, rng: Generator) -> tuple[NDAr
     lengths = np.linalg.norm(nodes[edges[:, 0]] - nodes[edges[:, 1]], axis=1)
     tree = minimum_spanning_tree(coo_array((lengths, tuple(edges.T)), (len(nodes), len(nodes)))).tocoo()
     chosen = np.isin(edges[:, 0] * len(nodes) + edges[:, 1], tree.row.astype(np.int64) * len(nodes) + tree.col)
+    typical = np.median(lengths)
     missing = length * size.prod() - lengths[chosen].sum()
-    spare = rng.permutation(np.flatnonzero(~chosen & (lengths < np.median(lengths))))
+    spare = rng.permutation(np.flatnonzero(~chosen & (lengths > 0.6 * typical) & (lengths < typical)))
     chosen[spare[np.cumsum(lengths[spare]) < missing]] = True
     points, radii = [], []
     for edge, extent in zip(edges[chosen], lengths[chosen], strict=True):
@@ -213,42 +297,46 @@ def _grow_capillaries(length: float, shape: Shape, rng: Generator) -> tuple[NDAr
         start, stop = nodes[edge]
         bulge = rng.normal(0, 0.07 * extent, 3) * np.sin(np.pi * t) + rng.normal(0, 0.02 * extent, 3) * np.sin(2 * np.pi * t)
         points.append(start + (stop - start) * t + bulge)
-        radii.append(np.full(len(t), max(rng.normal(*CAPILLARY_RADIUS), 1.0)))
+        radii.append(np.full(len(t), max(rng.normal(*region.capillary_radius), 0.9)))
     return np.concatenate(points), np.concatenate(radii)
 
 
-def _place_cells(
-    region: Region, bundles: NDArray[np.float32], lumen_distance: NDArray[np.float32], rng: Generator
-) -> tuple[Cell, ...]:
-    """Returns cells that hardly overlap, avoid large vessels, and are rarer among fibres."""
+def _place_cells(region: Region, bundles: NDArray[np.bool_], lumens: NDArray[np.bool_], rng: Generator) -> tuple[Cell, ...]:
+    """Returns cells that hardly overlap, avoid large vessels, form clusters, and are rarer among fibres."""
     shape = np.array(bundles.shape)
     margin = 8.0  # a cell whose centre lies outside still reaches in
     wanted = int(region.cells_per_mvox * 1e-6 * (shape + 2 * margin).prod() + rng.random())
-    fibrous = float(np.quantile(bundles, 1 - region.axon_share)) if region.axon_share else np.inf
     centres, radii = np.empty((wanted, 3)), np.empty(wanted)
     cells: list[Cell] = []
     for _ in range(40 * wanted):
-        if len(cells) == wanted:
-            break
         n = len(cells)
-        centre = rng.uniform(-margin, shape + margin)
+        if n == wanted:
+            break
         radius = float(np.clip(rng.normal(*region.cell_diameter) / 2, 2.5, 9.0))
-        voxel = tuple(np.clip(centre, 0, shape - 1).astype(int))
-        crowded = np.linalg.norm(centres[:n] - centre, axis=1) < 0.9 * (radii[:n] + radius)
-        if crowded.any() or lumen_distance[voxel] < radius:
+        if n and rng.random() < region.cell_clusters:
+            beside = int(rng.integers(n))
+            direction = rng.normal(size=3)
+            centre = centres[beside] + direction / np.linalg.norm(direction) * (radii[beside] + radius) * rng.uniform(
+                0.9, 1.6
+            )
+        else:
+            centre = rng.uniform(-margin, shape + margin)
+        z, y, x = (int(v) for v in np.clip(centre, 0, shape - 1))
+        if (np.square(centres[:n] - centre).sum(1) < (0.9 * (radii[:n] + radius)) ** 2).any() or lumens[z, y, x]:
             continue
-        if bundles[voxel] >= fibrous and rng.random() >= region.cells_in_axon:
+        if bundles[z, y, x] and rng.random() >= region.cells_in_axon:
             continue
         centres[n], radii[n] = centre, radius
-        cells.append(_shape_cell(centre, radius, rng))
+        cells.append(_shape_cell(centre, radius, region, rng))
     return tuple(cells)
 
 
-def _shape_cell(centre: NDArray[np.float64], radius: float, rng: Generator) -> Cell:
+def _shape_cell(centre: NDArray[np.float64], radius: float, region: Region, rng: Generator) -> Cell:
     axes, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     aspect = max(rng.normal(CELL_ASPECT, 0.15), 1.0)
     lengths = radius * aspect ** (-1 / 3) * np.array([aspect, 1.0, 1.0])
-    return Cell(centre, axes.T / lengths[:, None], radius, rng.uniform(0.6, 1.1), rng.uniform(20, 110))
+    nucleus, nucleolus = rng.uniform(-15, 40), rng.uniform(-40, 10)
+    return Cell(centre, axes.T / lengths[:, None], radius, rng.uniform(*region.cell_contrast), nucleus, nucleolus)
 
 
 def locate_cell(cell: Cell, shape: Sequence[int], reach: float) -> tuple[tuple[slice, ...], NDArray[np.float64]]:
@@ -256,5 +344,5 @@ def locate_cell(cell: Cell, shape: Sequence[int], reach: float) -> tuple[tuple[s
     half = reach * 1.6 * cell.radius + 1
     low = np.clip(np.floor(cell.centre - half), 0, shape).astype(int)
     high = np.clip(np.ceil(cell.centre + half) + 1, 0, shape).astype(int)
-    offsets = np.stack(np.meshgrid(*map(np.arange, low, high), indexing="ij"), -1) - cell.centre
+    offsets = np.moveaxis(np.indices(high - low), 0, -1) + (low - cell.centre)
     return tuple(map(slice, low, high)), np.linalg.norm(offsets @ cell.to_sphere.T, axis=-1)

@@ -53,9 +53,9 @@ def train(
     The same command given again goes on where it was stopped; once all is done it changes nothing.
 
     Args:
-        dataset: Folder with dataset.yaml, mtneuro:FOLDER, or phantom.
+        dataset: Folder with dataset.yaml, mtneuro:FOLDER, phantom, or phantom-stream.
         out: Run folder; new, or one of the same settings.
-        recipe: Settings of model, sample, augment, loss and train, and the model to start from.
+        recipe: Settings of model, sample, augment, loss, train and stream, and the model to start from.
         palette: Colours of the report's pictures.
 
     Returns:
@@ -64,7 +64,7 @@ def train(
     Raises:
         NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
     """
-    data = open_dataset(dataset)
+    data = open_dataset(dataset, recipe.stream)
     coloured = dataclasses.replace(data, classes=data.classes.with_palette(palette))
     name = str(dataset) if isinstance(dataset, (str, Path)) else data.name
     train_and_score(data, name, out, recipe)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from neurotome.atomic import sweep_partials
 from neurotome.augment import AugmentSettings, check_augment
 from neurotome.datasets.base import Dataset
+from neurotome.datasets.phantom_stream import StreamSettings
 from neurotome.errors import RunError, SettingsError
 from neurotome.lazy import import_extra, mend_torchvision
 from neurotome.losses import LossSettings, build_loss
@@ -153,6 +154,9 @@ class Recipe:
 
     train: TrainSettings = TrainSettings()
     """How."""
+
+    stream: StreamSettings = StreamSettings()
+    """How tissue is made during training; only for the dataset phantom-stream."""
 
     init: str = ""
     """Model to start from: the name of a packaged model, a run or a model folder. Weights, network, classes and scaling of

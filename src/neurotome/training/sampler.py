@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.statistics import count_slices
 from neurotome.errors import SettingsError
-from neurotome.normalize import Normalization
+from neurotome.normalize import Normalization, Scale
 
 Place = tuple[int, int, int, int]
 
@@ -66,6 +66,11 @@ class PatchSampler:
                 f"sample.patch is {settings.patch} (at least 8), sample.batch {settings.batch} (at least 1), sample.rare "
                 f"{settings.rare} (0 to 1)."
             )
+        if dataset.stream is not None and settings.order == "sequential":
+            raise SettingsError(
+                f"sample.order is sequential, but {dataset.name} has no end; use --sample.order random, or write a phantom "
+                "folder and train on that."
+            )
         largest = max(cutouts, key=lambda cutout: min(cutout.volume.shape[1:]))
         if settings.patch > min(largest.volume.shape[1:]):
             raise SettingsError(
@@ -75,11 +80,12 @@ class PatchSampler:
             )
         self.cutouts, self.classes, self.settings = cutouts, dataset.classes, settings
         self.in_channels, self.seed = in_channels, seed
+        self.normalization, self.stream = normalization, dataset.stream
+        self.known: dict[int, tuple[Scale, NDArray[np.int64]]] = {}
+        self.numbers = list(range(len(cutouts)))
         self.scales = [normalization.scale_for(cutout.volume) for cutout in cutouts]
-        self.slices = [(c, z) for c, cutout in enumerate(cutouts) for z in range(cutout.volume.shape[0])]
         self.counts = count_slices(dataset)
-        sizes = np.array([np.prod(cutouts[c].volume.shape[1:]) for c, _ in self.slices], float)
-        self.slice_probs = sizes / sizes.sum()
+        self._list_slices()
         self.tiles = self._plan_tiles() if settings.order == "sequential" else []
 
     @property
@@ -101,10 +107,38 @@ class PatchSampler:
             first = step % self.steps_per_pass * self.settings.batch
             places = self.tiles[first : first + self.settings.batch]
         else:
+            self._follow_stream(step)
             generator = np.random.default_rng([self.seed, step])
             places = [self._draw_place(generator) for _ in range(self.settings.batch)]
         images, labels = zip(*(self._cut(place) for place in places), strict=True)
         return np.stack(images), np.stack(labels)
+
+    def _list_slices(self) -> None:
+        """Lists the slices of the present cutouts and how likely each is drawn."""
+        self.slices = [(c, z) for c, cutout in enumerate(self.cutouts) for z in range(cutout.volume.shape[0])]
+        sizes = np.array([np.prod(self.cutouts[c].volume.shape[1:]) for c, _ in self.slices], float)
+        self.slice_probs = sizes / sizes.sum()
+
+    def _follow_stream(self, step: int) -> None:
+        """Takes the cutouts of a step, where they change with the step."""
+        if self.stream is None:
+            return
+        window = self.stream.window(step)
+        numbers = [number for number, _ in window]
+        if numbers == self.numbers:
+            return
+        self.numbers, self.cutouts = numbers, tuple(cutout for _, cutout in window)
+        known = self.known
+        self.known = {}
+        for number, cutout in window:
+            self.known[number] = known.get(number) or self._measure(cutout)
+        self.scales = [scale for scale, _ in self.known.values()]
+        self.counts = np.concatenate([counts for _, counts in self.known.values()])
+        self._list_slices()
+
+    def _measure(self, cutout: Cutout) -> tuple[Scale, NDArray[np.int64]]:
+        counts = np.stack([self.classes.count(cutout.read_labels(z)) for z in range(cutout.volume.shape[0])])
+        return self.normalization.scale_for(cutout.volume), counts
 
     def _plan_tiles(self) -> list[Place]:
         edge = self.settings.patch

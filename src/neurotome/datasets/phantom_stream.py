@@ -1,0 +1,199 @@
+"""phantom-stream: synthetic tissue made while a network trains on it, so that it never sees the same twice for long.
+
+Training draws from a pool of cutouts in which the oldest is replaced by a new one every few steps. Which cutouts a
+step draws from depends on the seed and the step alone, not on how many processes make them or how fast, so
+that a run that was stopped goes on with the same tissue.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.classes import ClassSet
+from neurotome.datasets.base import Cutout, Dataset
+from neurotome.datasets.phantom import CITATION, CLASSES, LICENCE, VOXEL_SIZE_UM, make_cutout
+from neurotome.datasets.phantom_regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
+from neurotome.errors import SettingsError
+from neurotome.progress import Progress
+from neurotome.volume import Volume
+
+Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
+TRAIN, HELD_OUT = 0, 1  # random streams
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How synthetic tissue is made during training (dataset phantom-stream only)."""
+
+    seed: int = 0
+    """Same seed, same tissue at the same step, however many workers make it."""
+
+    pool: int = 160
+    """Cutouts that patches are drawn from at a time."""
+
+    start: int = 24
+    """Cutouts that are made before the first step; the pool grows from there."""
+
+    every: int = 6
+    """Steps after which a new cutout enters the pool."""
+
+    edge: int = 256
+    """Voxels along y and x of a cutout."""
+
+    depth: int = 8
+    """Slices of a cutout."""
+
+    faithful: float = 0.15
+    """Share of cutouts with the measured numbers; those of the others are drawn from ranges around them."""
+
+    held_out: int = 12
+    """Slices of other tissue in each of the splits val and test."""
+
+    workers: int = 1
+    """Processes that make cutouts beside training; 0: training makes its own and waits for them."""
+
+
+def open_stream(settings: StreamSettings = StreamSettings()) -> Dataset:
+    """Opens the stream as a dataset: the first cutouts as split train, other tissue as val and test.
+
+    Raises:
+        SettingsError: A setting is out of range.
+    """
+    if min(settings.pool, settings.start, settings.every, settings.depth, settings.held_out) < 1 or settings.edge < 32:
+        raise SettingsError(
+            f"stream.pool is {settings.pool}, start {settings.start}, every {settings.every}, depth {settings.depth}, "
+            f"held_out {settings.held_out} (at least 1 each), edge {settings.edge} (at least 32)."
+        )
+    if not 0 <= settings.faithful <= 1 or settings.seed < 0 or settings.workers < 0 or settings.start > settings.pool:
+        raise SettingsError(
+            f"stream.faithful is {settings.faithful} (0 to 1), seed {settings.seed} and workers {settings.workers} (0 or "
+            f"more), start {settings.start} (at most the pool, {settings.pool})."
+        )
+    stream = PhantomStream(settings)
+    held_out = stream.make_held_out()
+    splits = {
+        "train": tuple(cutout for _, cutout in stream.window(0)),
+        "val": held_out[: settings.held_out],
+        "test": held_out[settings.held_out :],
+    }
+    citation = CITATION.format(seed=settings.seed)
+    return Dataset("phantom-stream", ClassSet(CLASSES), splits, LICENCE, citation, stream)
+
+
+class PhantomStream:
+    """The pool of cutouts, and the processes that fill it.
+
+    Attributes:
+        settings: Sizes and seed.
+        waited_seconds: Time that training has waited for tissue after its first step.
+    """
+
+    def __init__(self, settings: StreamSettings) -> None:
+        self.settings = settings
+        self.waited_seconds = 0.0
+        self._cutouts: dict[int, Cutout] = {}
+        self._coming: dict[int, Future[Pair]] = {}
+        self._executor: ProcessPoolExecutor | None = None
+
+    def window(self, step: int) -> list[tuple[int, Cutout]]:
+        """Returns the cutouts, with their numbers, from which a step draws; makes those that are missing.
+
+        Args:
+            step: Number of the training step, 0 or more.
+        """
+        newest = self.settings.start + step // self.settings.every
+        oldest = max(0, newest - self.settings.pool)
+        for number in [n for n in self._cutouts if not oldest <= n < newest]:
+            del self._cutouts[number]
+        for number in [n for n in self._coming if n < oldest]:
+            self._coming.pop(number).cancel()
+        missing = [n for n in range(oldest, newest) if n not in self._cutouts]
+        ahead = range(newest, newest + 2 * self.settings.workers)
+        for number in [*missing, *ahead] if self.settings.workers else []:
+            if number not in self._coming:
+                self._coming[number] = self._submit(TRAIN, number, self.settings.depth)
+        began = time.monotonic()
+        progress = Progress("making tissue", len(missing), "cutouts") if len(missing) > 4 else None
+        for done, number in enumerate(missing, start=1):
+            coming = self._coming.pop(number, None)
+            pair = coming.result() if coming else make_piece(self.settings, TRAIN, number, self.settings.depth)
+            self._cutouts[number] = _wrap(pair, f"tissue_{number:06d}")
+            if progress:
+                progress.update(done)
+        if progress:
+            progress.finish()
+        if step > 0 and len(missing) <= 4:
+            self.waited_seconds += time.monotonic() - began
+        return [(n, self._cutouts[n]) for n in range(oldest, newest)]
+
+    def make_held_out(self) -> tuple[Cutout, ...]:
+        """Returns single slices of tissue from which no training cutout is cut: half for val, half for test."""
+        numbers = range(2 * self.settings.held_out)
+        if self.settings.workers:
+            pairs: Iterator[Pair] = (f.result() for f in [self._submit(HELD_OUT, n, 1) for n in numbers])
+        else:
+            pairs = (make_piece(self.settings, HELD_OUT, n, 1) for n in numbers)
+        return tuple(_wrap(pair, f"held_out_{n:03d}") for n, pair in zip(numbers, pairs, strict=True))
+
+    def close(self) -> None:
+        """Ends the processes."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
+            self._coming.clear()
+
+    def _submit(self, stream: int, number: int, depth: int) -> Future[Pair]:
+        if self._executor is None:
+            self._executor = ProcessPoolExecutor(
+                self.settings.workers, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(),)
+            )
+        return self._executor.submit(make_piece, self.settings, stream, number, depth)
+
+
+def make_piece(settings: StreamSettings, stream: int, number: int, depth: int) -> Pair:
+    """Makes cutout `number` of a random stream; its voxels depend on nothing but these and the seed.
+
+    Args:
+        settings: Seed, size, share of faithful cutouts.
+        stream: `TRAIN` or `HELD_OUT`.
+        number: Which.
+        depth: Slices.
+
+    Returns:
+        Image and labels, uint8, shape (depth, edge, edge).
+    """
+    rng = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(stream, number)))
+    region, instrument = REGIONS[list(REGIONS)[rng.integers(len(REGIONS))]], INSTRUMENT
+    if rng.random() >= settings.faithful:
+        region, instrument = draw_region(region, rng), draw_instrument(rng)
+    return make_cutout(region, instrument, (depth, settings.edge, settings.edge), rng)
+
+
+def _wrap(pair: Pair, name: str) -> Cutout:
+    return Cutout(Volume(pair[0], name, (VOXEL_SIZE_UM,) * 3), pair[1])
+
+
+def _start_worker(parent: int) -> None:
+    """Lets training go first, leaves Ctrl-C to it, and ends when it has been killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        os.nice(10)
+
+    def watch(_: Any = None) -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
