@@ -47,6 +47,38 @@ def test_image_comes_back(tmp_path: Path, suffix: str, dtype: str, slices: int) 
     assert (volume.name, volume.voxel_size_um, volume.path) == ("stack.v2", (3.0, 2.0, 1.0), path)
 
 
+PER_UM = (1 / 0.65, 1 / 0.5)
+OME = {"PhysicalSizeX": 650, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.5, "axes": "ZYX"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"imagej": True, "resolution": PER_UM, "metadata": {"unit": "um", "axes": "ZYX"}}, (0.5, 0.5, 0.65)),
+        (
+            {"imagej": True, "resolution": PER_UM, "metadata": {"unit": "\\u00B5m", "spacing": 2.0, "axes": "ZYX"}},
+            (2.0, 0.5, 0.65),
+        ),
+        ({"imagej": True, "resolution": PER_UM, "metadata": {"unit": "mm", "axes": "ZYX"}}, (500, 500, 650)),
+        ({"imagej": True, "resolution": PER_UM, "metadata": {"unit": "pixel", "axes": "ZYX"}}, None),
+        ({"imagej": True, "resolution": PER_UM, "metadata": {"axes": "ZYX"}}, None),
+        ({"resolution": (1e4 / 0.65, 1e4 / 0.5), "resolutionunit": "CENTIMETER"}, (0.5, 0.5, 0.65)),
+        ({"resolution": (300, 300), "resolutionunit": "INCH"}, None),
+        ({"resolution": (1e-9, 1e-9), "resolutionunit": "CENTIMETER"}, None),
+        ({"ome": True, "metadata": {**OME, "PhysicalSizeZ": 2}}, (2.0, 0.5, 0.65)),
+        ({"ome": True, "metadata": OME}, (0.5, 0.5, 0.65)),
+        ({"ome": True, "metadata": {"axes": "ZYX"}}, None),
+        ({"ome": True, "metadata": {**OME, "PhysicalSizeYUnit": "pixel"}}, None),
+        ({}, None),
+    ],
+)
+def test_voxel_sizes_in_tiff_files(tmp_path: Path, options: dict[str, Any], expected: tuple[float, ...] | None) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, ramp("uint8"), photometric="minisblack", **options)
+    assert read_image(path).voxel_size_um == (None if expected is None else pytest.approx(expected, rel=1e-6))
+    assert read_image(path, voxel_size_um=(3.0, 2.0, 1.0)).voxel_size_um == (3.0, 2.0, 1.0)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_png_comes_back(tmp_path: Path, dtype: str) -> None:
     plane = (RAMP[0] * 97).astype(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from neurotome.classes import Palette
 from neurotome.errors import ImageError, RunError, SettingsError
+from neurotome.inference.resample import choose_shape, resize
 from neurotome.io.images import SUFFIXES, check_grey, read_image, write_colours, write_image, write_labels
 from neurotome.models.folder import load_model
 from neurotome.predictor import Predictor, predict_slice
@@ -46,6 +48,10 @@ class PredictSettings:
 
     invert: bool = False
     """Flip the grey values first: for images in which vessels and cells are brighter than the tissue around them."""
+
+    voxel_size_um: float = 0.0
+    """Edge of the image's pixels in micrometres; 0: what the file says. Where the model's differs, slices are resampled to
+    it and the labels brought back."""
 
     existing: Literal["refuse", "skip", "replace"] = "refuse"
     """What to do where an output is there already; skip finishes a folder that was stopped."""
@@ -81,6 +87,8 @@ def predict(
         raise SettingsError(
             f"tile is {settings.tile} (at least 32) and halo {settings.halo} (at least 0, or -1 for the model's own)."
         )
+    if not 0 <= settings.voxel_size_um < math.inf:
+        raise SettingsError(f"voxel_size_um is {settings.voxel_size_um}; expected micrometres, or 0 for what the file says.")
     from neurotome.models.net import choose_device
 
     predictor = load_model(Path(model))
@@ -91,6 +99,8 @@ def predict(
             raise ImageError(f"the array: shape {input.shape}; expected (y, x) or (z, y, x).")
         volume = Volume(input if input.ndim == 3 else input[None], "array")
         check_grey(volume.data, "the array")
+        volume = _place_voxels(volume, settings)
+        _note_unknown_size(volume, predictor.voxel_size_um)
         labels, _ = predict_volume(predictor, volume, settings)
         if output is not None:
             _check_free(Path(output), settings)
@@ -99,8 +109,10 @@ def predict(
     if output is None:
         raise SettingsError("no output named; expected a file, or a folder where the input is one.")
     pairs = _pair_files(Path(input), Path(output), settings)
+    noted = False
     for number, (source, target) in enumerate(pairs, start=1):
-        volume = read_image(source)
+        volume = _place_voxels(read_image(source), settings)
+        noted = noted or _note_unknown_size(volume, predictor.voxel_size_um)
         if volume.shape[0] > 1 and target.suffix.lower() == ".png":
             raise RunError(f"{target}: a PNG file holds one slice, {source} has {volume.shape[0]}. Use the suffix .tif.")
         title = f"predicting {source.name}" + (f" ({number} of {len(pairs)})" if len(pairs) > 1 else "")
@@ -127,7 +139,7 @@ def predict_volume(
     settings: PredictSettings = PredictSettings(),
     on_progress: Callable[[float], None] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Labels a volume slice by slice.
+    """Labels a volume slice by slice, at the predictor's voxel size if both sizes are known and differ.
 
     Args:
         predictor: A network or pixel classifier.
@@ -137,11 +149,15 @@ def predict_volume(
 
     Returns:
         Labels, and the probability of the chosen class times 255; uint8, shape (z, y, x).
+
+    Raises:
+        ImageError: The volume has no scale that fits the predictor, or a voxel size that cannot be right.
     """
-    if max(volume.shape[1:]) > settings.tile and not getattr(predictor, "bounded", True):
+    shape = choose_shape(volume, getattr(predictor, "voxel_size_um", None))
+    if max(shape) > settings.tile and not getattr(predictor, "bounded", True):
         warnings.warn(
             f"{volume.path or volume.name}: this network looks at the whole image at once, so tiles of "
-            f"{settings.tile} pixels only approximate it. Raise tile above {max(volume.shape[1:])} if memory allows.",
+            f"{settings.tile} pixels only approximate it. Raise tile above {max(shape)} if memory allows.",
             stacklevel=2,
         )
     if settings.invert:
@@ -149,21 +165,39 @@ def predict_volume(
     scale = predictor.normalization.scale_for(volume)
     labels = np.empty(volume.shape, np.uint8)
     confidence = np.empty(volume.shape, np.uint8)
-    done = 0
+    done = 0.0
 
     def count(pixels: int) -> None:
         nonlocal done
-        done += pixels
+        done += pixels * (volume.shape[1] * volume.shape[2]) / (shape[0] * shape[1])
         if on_progress is not None:
             on_progress(done / 1e6)
 
     for z in range(volume.shape[0]):
-        image = scale.apply(volume.read_context(z, predictor.in_channels))
+        image = resize(scale.apply(volume.read_context(z, predictor.in_channels)), shape)
         halo = None if settings.halo < 0 else settings.halo
-        probs = predict_slice(predictor, image, settings.tile, halo, count)
+        probs = resize(predict_slice(predictor, image, settings.tile, halo, count), volume.shape[1:])
         labels[z] = probs.argmax(0)
         confidence[z] = (probs.max(0) * 255).round()
     return labels, confidence
+
+
+def _place_voxels(volume: Volume, settings: PredictSettings) -> Volume:
+    """Returns a volume of the voxel size that was asked for, if one was."""
+    edge = settings.voxel_size_um
+    return dataclasses.replace(volume, voxel_size_um=(edge, edge, edge)) if edge else volume
+
+
+def _note_unknown_size(volume: Volume, expected_um: tuple[float, float, float] | None) -> bool:
+    """Says so if the model has a voxel size and the volume has none, and returns whether it has said so."""
+    if expected_um is None or volume.voxel_size_um is not None:
+        return False
+    warnings.warn(
+        f"{volume.path or volume.name}: the image's voxel size is not known; the model expects {expected_um[1]:.4g} x "
+        f"{expected_um[2]:.4g} um (y x x). If it differs, give --voxel-size-um, or sizes will mislead the model.",
+        stacklevel=3,
+    )
+    return True
 
 
 def invert_grey(volume: Volume) -> Volume:

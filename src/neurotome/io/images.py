@@ -29,6 +29,11 @@ GREY_DTYPES = ("uint8", "uint16", "float32")
 PNG_RATIO = 1100
 TIFF_RATIO = 100_000
 
+UNITS_UM = {"nm": 1e-3, "mm": 1e3, "cm": 1e4} | dict.fromkeys(
+    ("um", "µm", "μm", "\\u00B5m", "micron", "microns", "micrometer", "micrometers"), 1.0
+)
+"""Micrometres per unit; the micro sign comes as either of two letters, or written out by ImageJ."""
+
 GREY_REMEDY = "Save it as one grey channel (in Fiji: Image > Type > 8-bit)"
 STACK_REMEDY = (
     "expected one slice (y, x) or one stack (z, y, x) of one channel and one time. Save channels and times "
@@ -42,7 +47,7 @@ def read_image(path: str | Path, *, voxel_size_um: tuple[float, float, float] | 
 
     Args:
         path: .png, .tif, .tiff or .npy, 2D or 3D, uint8, uint16 or float32.
-        voxel_size_um: Edge lengths (z, y, x) in micrometres, None if not known.
+        voxel_size_um: Edge lengths (z, y, x) in micrometres; None: what the file says, see `read_voxel_size`.
 
     Returns:
         A volume named after the file; a 2D image has one slice. The data of a .npy file are memory-mapped.
@@ -54,7 +59,55 @@ def read_image(path: str | Path, *, voxel_size_um: tuple[float, float, float] | 
     path = Path(path)
     data = _read_array(path)
     check_grey(data, str(path))
-    return Volume(data, path.stem, voxel_size_um, path=path)
+    return Volume(data, path.stem, voxel_size_um or read_voxel_size(path), path=path)
+
+
+def read_voxel_size(path: Path) -> tuple[float, float, float] | None:
+    """Returns what a TIFF file says about the size of its voxels, (z, y, x) in micrometres.
+
+    Believed are ImageJ's and OME's descriptions and plain resolutions per centimetre. A resolution per inch is a printer's
+    or a default. A file that gives no distance of slices gets its pixels' height.
+
+    Returns:
+        None for other files and for a TIFF file that says nothing, or nothing plausible (1e-4 to 1e4 um).
+    """
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return None
+    import tifffile
+
+    try:
+        with _tiff_complaints(), tifffile.TiffFile(path) as file:
+            found = _find_ome_size(file) if file.is_ome else _find_tag_size(file)
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        return None  # a size that cannot be read is not known; the pixels were read before
+    return found if found is not None and all(1e-4 <= size <= 1e4 for size in found) else None
+
+
+def _find_tag_size(file: Any) -> tuple[float, float, float] | None:
+    import tifffile
+
+    tags = file.pages.first.tags
+    described = file.imagej_metadata or {}
+    unit = UNITS_UM.get(str(described.get("unit", "")).strip())
+    if unit is None and not file.is_imagej and tags["ResolutionUnit"].value == tifffile.RESUNIT.CENTIMETER:
+        unit = 1e4
+    if unit is None:
+        return None
+    x, y = (unit * tags[name].value[1] / tags[name].value[0] for name in ("XResolution", "YResolution"))
+    return unit * float(described.get("spacing", y / unit)), y, x
+
+
+def _find_ome_size(file: Any) -> tuple[float, float, float] | None:
+    import tifffile
+
+    image = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
+    pixels = image["Pixels"]
+    sizes = {
+        axis: float(pixels[f"PhysicalSize{axis}"]) * UNITS_UM[pixels.get(f"PhysicalSize{axis}Unit", "µm")]
+        for axis in "XYZ"
+        if f"PhysicalSize{axis}" in pixels
+    }
+    return sizes.get("Z", sizes["Y"]), sizes["Y"], sizes["X"]
 
 
 def read_labels(path: str | Path) -> NDArray[Any]:

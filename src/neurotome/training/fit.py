@@ -216,6 +216,14 @@ def prepare(dataset: Dataset, recipe: Recipe = Recipe()) -> SegmentationModule:
     if init is not None:
         origin = {key: init.facts[key] for key in ("dataset", "licence", "citation", "init") if key in init.facts}
         facts["init"] = {"name": recipe.init, "weights_sha256": read_digest(Path(recipe.init)), **origin}
+        sizes = dataset.voxel_size_um, init.voxel_size_um
+        if sizes[0] and sizes[1] and any(max(a / b, b / a) > 1.05 for a, b in zip(sizes[0][1:], sizes[1][1:], strict=True)):
+            warnings.warn(
+                f"{dataset.name}: voxels of {sizes[0][1]:.4g} x {sizes[0][2]:.4g} um, {recipe.init} was trained on "
+                f"{sizes[1][1]:.4g} x {sizes[1][2]:.4g} um (y x x). It will learn the new size, but less of what it knows "
+                "helps; resample the images to keep it.",
+                stacklevel=2,
+            )
     predictor = NetPredictor(
         net, model, dataset.classes, normalization, halo, bounded, sample.patch, dataset.voxel_size_um, facts
     )
