@@ -327,11 +327,12 @@ def _place_cells(region: Region, bundles: NDArray[np.bool_], lumens: NDArray[np.
         if bundles[z, y, x] and rng.random() >= region.cells_in_axon:
             continue
         centres[n], radii[n] = centre, radius
-        cells.append(_shape_cell(centre, radius, region, rng))
+        cells.append(shape_cell(centre, radius, region, rng))
     return tuple(cells)
 
 
-def _shape_cell(centre: NDArray[np.float64], radius: float, region: Region, rng: Generator) -> Cell:
+def shape_cell(centre: NDArray[np.float64], radius: float, region: Region, rng: Generator) -> Cell:
+    """Returns a cell of a radius at a place (3,), of random direction, contrast and nucleus."""
     axes, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     aspect = max(rng.normal(CELL_ASPECT, 0.15), 1.0)
     lengths = radius * aspect ** (-1 / 3) * np.array([aspect, 1.0, 1.0])
