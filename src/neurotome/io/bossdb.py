@@ -18,9 +18,9 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from neurotome.errors import FetchError, SettingsError
 
 if TYPE_CHECKING:
     import httpx2
+
+T = TypeVar("T")
 
 PUBLIC_TOKEN = "public"  # BossDB's own word for whoever has no account
 
@@ -81,6 +83,17 @@ class Box(NamedTuple):
     start: tuple[int, int, int]
     stop: tuple[int, int, int]
 
+    @classmethod
+    def at(cls, start: tuple[int, int, int], shape: Sequence[int]) -> Box:
+        """Returns the box of a shape that begins at a voxel."""
+        z, y, x = (a + size for a, size in zip(start, shape, strict=True))
+        return cls(start, (z, y, x))
+
+    def cut(self, index: tuple[slice, slice, slice]) -> Box:
+        """Returns the part of the box at an index of it."""
+        z, y, x = (a + part.start for a, part in zip(self.start, index, strict=True))
+        return Box.at((z, y, x), [part.stop - part.start for part in index])
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels (z, y, x)."""
@@ -129,7 +142,7 @@ class Frame:
     voxel_size_um: tuple[float, float, float] | None
 
 
-class Passing(Exception):
+class PassingError(Exception):
     """Something that may be gone at the next attempt; `wait_s` is what the server asks for."""
 
     def __init__(self, reason: str, wait_s: float = 0.0, attempts: int | None = None) -> None:
@@ -137,7 +150,7 @@ class Passing(Exception):
         self.wait_s, self.attempts = wait_s, attempts
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The client was told to stop while a request was under way."""
 
 
@@ -202,7 +215,7 @@ class BossDB:
         self._client.close()
 
     def stop(self) -> None:
-        """Makes requests that are waiting or under way in other threads end with `Stopped`."""
+        """Makes requests that are waiting or under way in other threads end with `StoppedError`."""
         self._stop.set()
 
     def open_channel(self, uri: str) -> Channel:
@@ -247,7 +260,7 @@ class BossDB:
 
         Raises:
             FetchError: They cannot be had; the message says why and what to do.
-            Stopped: `stop` was called.
+            StoppedError: `stop` was called.
         """
         if np.prod(box.shape) > max(1.0, self.connection.request_mvoxel * 1e6):
             axis = int(np.argmax(box.shape))
@@ -272,13 +285,13 @@ class BossDB:
     def _get_json(self, path: str, where: str) -> dict[str, Any]:
         return self._ask(path, "application/json", LARGEST_JSON, where, lambda body: _read_json(body, where))
 
-    def _ask(self, path: str, accept: str, limit: int, where: str, read: Callable[[bytes], Any]) -> Any:
+    def _ask(self, path: str, accept: str, limit: int, where: str, read: Callable[[bytes], T]) -> T:
         attempt = 0
         while True:
             attempt += 1
             try:
                 return read(self._receive(path, accept, limit, where))
-            except Passing as reason:
+            except PassingError as reason:
                 attempts = min(self.connection.attempts, reason.attempts or self.connection.attempts)
                 if attempt >= attempts:
                     raise FetchError(
@@ -290,14 +303,14 @@ class BossDB:
                 self.retries += 1
                 self.tell(f"{where}: {reason}; asking again in {wait:.1f} s")
                 if self._stop.wait(wait):
-                    raise Stopped from reason
+                    raise StoppedError from reason
 
     def _receive(self, path: str, accept: str, limit: int, where: str) -> bytes:
-        """Returns the body of an answer with status 200; a passing failure is `Passing`, a lasting one FetchError."""
+        """Returns the body of an answer with status 200; a passing failure is `PassingError`, a lasting one FetchError."""
         import httpx2
 
         if self._stop.is_set():
-            raise Stopped
+            raise StoppedError
         started = time.monotonic()
         headers = {"Accept": accept, "Content-Type": "application/json"}
         body = bytearray()
@@ -307,16 +320,16 @@ class BossDB:
                 for piece in answer.iter_bytes():
                     body += piece
                     if self._stop.is_set():
-                        raise Stopped
+                        raise StoppedError
                     if len(body) > (limit if good else LARGEST_JSON):
                         break
                     elapsed = time.monotonic() - started
                     if elapsed > self.connection.timeout_s and len(body) < SLOWEST_BYTES_PER_S * elapsed:
-                        raise Passing(f"the answer stalled after {len(body)} bytes")
+                        raise PassingError(f"the answer stalled after {len(body)} bytes")
         except httpx2.TimeoutException as error:
-            raise Passing(f"no answer for {self.connection.timeout_s:g} s") from error
+            raise PassingError(f"no answer for {self.connection.timeout_s:g} s") from error
         except (httpx2.TransportError, httpx2.DecodingError) as error:
-            raise Passing(f"the connection failed ({error or type(error).__name__})") from error
+            raise PassingError(f"the connection failed ({error or type(error).__name__})") from error
         self._check_answer(answer, body, where)
         if len(body) > limit:
             raise FetchError(
@@ -336,11 +349,11 @@ class BossDB:
             return
         said = self._quote(body)
         if status in (408, 425, 429) or status >= 500:
-            raise Passing(f"the server answered {status}{said}", _read_retry_after(answer.headers.get("Retry-After")))
+            raise PassingError(f"the server answered {status}{said}", _read_retry_after(answer.headers.get("Retry-After")))
         remedies = {
             400: "The range may lie outside the coordinate frame; check --range.",
             401: "The token is not accepted; set BOSSDB_TOKEN to yours, or unset it for public data.",
-            403: "This channel is not open to this token; set the environment variable BOSSDB_TOKEN to one that may read it.",
+            403: "This channel is not open to this token; set BOSSDB_TOKEN in the environment to one that may read it.",
             404: "Check the address: bossdb://collection/experiment/channel.",
             413: "Ask for smaller blocks: give the same command with a smaller --request-mvoxel (for example 1).",
         }
@@ -372,16 +385,16 @@ def decode_blosc(body: bytes, shape: tuple[int, int, int], dtype: np.dtype[Any],
         where: For messages.
 
     Raises:
-        Passing: The buffer is damaged.
+        PassingError: The buffer is damaged.
         FetchError: It holds another number of bytes than the shape needs.
     """
     from numcodecs import blosc
 
     if len(body) < BLOSC_HEADER:
-        raise Passing(f"the answer is damaged ({len(body)} bytes, less than a header)", attempts=DAMAGED_ATTEMPTS)
+        raise PassingError(f"the answer is damaged ({len(body)} bytes, less than a header)", attempts=DAMAGED_ATTEMPTS)
     nbytes, _, cbytes = np.frombuffer(body, "<u4", 3, 4).tolist()
     if body[0] != 2 or cbytes != len(body):
-        raise Passing(f"the answer is damaged or cut short ({len(body)} bytes)", attempts=DAMAGED_ATTEMPTS)
+        raise PassingError(f"the answer is damaged or cut short ({len(body)} bytes)", attempts=DAMAGED_ATTEMPTS)
     size = int(np.prod(shape))
     if nbytes != size * dtype.itemsize:
         guess = f", {nbytes // size} bytes per voxel" if nbytes % size == 0 else ", another shape"
@@ -393,7 +406,7 @@ def decode_blosc(body: bytes, shape: tuple[int, int, int], dtype: np.dtype[Any],
     try:
         blosc.decompress(body, voxels)
     except (RuntimeError, ValueError) as error:
-        raise Passing(f"the answer is damaged ({error})", attempts=DAMAGED_ATTEMPTS) from error
+        raise PassingError(f"the answer is damaged ({error})", attempts=DAMAGED_ATTEMPTS) from error
     return voxels
 
 
@@ -422,7 +435,7 @@ def _read_json(body: bytes, where: str) -> dict[str, Any]:
         content = None
     if not isinstance(content, dict):
         raise FetchError(
-            f"{where}: the answer is no JSON description; found {len(body)} bytes of something else. Check --host and --protocol."
+            f"{where}: the answer is no JSON object but {len(body)} bytes of something else. Check --host and --protocol."
         )
     return content
 

@@ -6,6 +6,7 @@ ledger of many blocks cheap; a line cut off by a crash is dropped when the ledge
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
@@ -68,9 +69,9 @@ class Ledger:
 
         Args:
             name: Its file within the folder, written and synced.
-            facts: What to write down besides the SHA-256 of the file.
+            facts: What to write down besides the time and the SHA-256 of the file.
         """
-        entry = {"sha256": hash_file(self.folder / name), **facts}
+        entry = {"sha256": hash_file(self.folder / name), "time": _now(), **facts}
         line = json.dumps({"block": name, **entry}) + "\n"
         with self._lock:
             with self.path.open("a", encoding="utf-8") as file:
@@ -83,6 +84,10 @@ class Ledger:
         """Returns whether a block is done and its file still what it was."""
         path = self.folder / name
         return name in self.entries and path.is_file() and hash_file(path) == self.entries[name]["sha256"]
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def hash_file(path: Path) -> str:

@@ -28,11 +28,11 @@ class StoredBlock(NamedTuple):
     """A part of an array that is one file.
 
     Attributes:
-        index: Where it is in the array.
+        place: Where it is in the array.
         file: Its file, relative to the store.
     """
 
-    index: tuple[slice, slice, slice]
+    place: tuple[slice, slice, slice]
     file: str
 
 
@@ -139,6 +139,6 @@ def read_block(array: zarr.Array[Any], block: StoredBlock) -> NDArray[Any] | Non
     if not (root / block.file).is_file():
         return None
     try:
-        return np.asarray(array[block.index])
+        return np.asarray(array[block.place])
     except (ValueError, RuntimeError, OSError):
         return None
