@@ -185,7 +185,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_channel(found.groups(), fault)
         found = re.fullmatch(r"/v1/collection/([^/]+)/experiment/([^/]+)/?", self.path)
         if found:
-            return self.send_json(200, name=found[2], collection=found[1], coord_frame=f"{found[2]}_frame", num_hierarchy_levels=5)
+            return self.send_json(
+                200, name=found[2], collection=found[1], coord_frame=f"{found[2]}_frame", num_hierarchy_levels=5
+            )
         if re.fullmatch(r"/v1/coord/[^/]+/?", self.path):
             return self.send_json(200, name="frame", **FRAME, **VOXEL)
         found = re.fullmatch(r"/v1/cutout/([^/]+)/([^/]+)/([^/]+)/0/(\d+):(\d+)/(\d+):(\d+)/(\d+):(\d+)/(\?.*)?", self.path)

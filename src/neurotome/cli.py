@@ -31,6 +31,7 @@ app = cyclopts.App(
 COMMANDS = {
     "demo": ("neurotome.experiments.demo", "The main job on a phantom: data, training, comparison, report."),
     "describe": ("neurotome.report.describe", "Statistics of a dataset, sample and augmentation pictures."),
+    "fetch": ("neurotome.datasets.fetch", "Get MTNeuro, or a box of any volume, from BossDB; goes on where it was."),
     "phantom": ("neurotome.datasets.phantom", "Write a synthetic dataset in the likeness of brain microCT."),
     "train": ("neurotome.experiments.commands", "Train a network, score it on every split, write a report."),
     "evaluate": ("neurotome.experiments.commands", "Score a trained model on a split of a dataset."),
