@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import platform
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome import __version__
 from neurotome.atomic import hold_folder, sweep_partials, write_json
 from neurotome.datasets.mtneuro import (
     CITATION,
@@ -299,12 +298,8 @@ def compare_counts(found: Mapping[str, Sequence[int]], expected: Mapping[str, Se
 
 def list_versions() -> dict[str, str]:
     """Returns the versions of all that took part in a transfer."""
-    libraries = ("numpy", "zarr", "numcodecs", "httpx2")
-    return {
-        "neurotome": __version__,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in libraries},
-    }
+    libraries = ("neurotome", "numpy", "zarr", "numcodecs", "httpx2")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in libraries}}
 
 
 def _list_facts(ledger: Ledger, name: str) -> list[str]:

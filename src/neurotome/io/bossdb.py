@@ -20,12 +20,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome import __version__
 from neurotome.errors import FetchError, SettingsError
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class BossDB:
         self._stop = threading.Event()
         self._client = httpx2.Client(
             base_url=f"{connection.protocol}://{connection.host}/v1",
-            headers={"Authorization": f"Token {token}", "User-Agent": f"neurotome/{__version__}"},
+            headers={"Authorization": f"Token {token}", "User-Agent": f"neurotome/{metadata.version('neurotome')}"},
             timeout=connection.timeout_s,
             limits=httpx2.Limits(max_connections=connection.workers, max_keepalive_connections=connection.workers),
         )
