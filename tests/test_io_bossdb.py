@@ -233,7 +233,7 @@ def test_wrong_addresses(uri):
 def test_no_server_at_all():
     with serve() as gone:
         pass
-    with connect(gone, attempts=2) as client, pytest.raises(FetchError, match="the connection failed .* Check the network"):
+    with connect(gone, attempts=2) as client, pytest.raises(FetchError, match=r"the connection failed .* Check the network"):
         client.open_channel(IMAGE)
 
 

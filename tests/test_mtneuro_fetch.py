@@ -136,7 +136,7 @@ def test_every_fault_leaves_what_a_rerun_finishes(server, tmp_path, kind, channe
         fetch_small(server, out, connection={"timeout_s": 0.3})
     assert any(remedy in str(found.value) for remedy in REMEDIES), found.value
     assert not (out / "provenance.json").exists()
-    with pytest.raises(DatasetError, match="the fetch has not ended. Go on with"):
+    with pytest.raises(DatasetError, match=r"the fetch has not ended\. Go on with"):
         open_dataset(f"mtneuro:{out}")
     assert not (out / f"task2.zarr/val/striatum/{'image' if channel == 'image' else 'labels'}/c").exists()
     done = set((out / "ledger.jsonl").read_text().split('"block": "')[1:])
