@@ -1,4 +1,4 @@
-"""fetch bossdb://...: a box of any channel becomes an OME-Zarr 0.5 that zarr reads and whose metadata are the specification's."""
+"""fetch bossdb://...: a box of any channel becomes an OME-Zarr 0.5 that zarr reads, with the specification's metadata."""
 
 from __future__ import annotations
 

@@ -56,5 +56,5 @@ def test_another_file_is_refused(tmp_path, content):
 
 def test_another_source_is_refused(tmp_path):
     Ledger(tmp_path / "ledger.jsonl", tmp_path, {"host": "x"})
-    with pytest.raises(RunError, match='"host": "x".*"host": "y"'):
+    with pytest.raises(RunError, match=r'"host": "x".*"host": "y"'):
         Ledger(tmp_path / "ledger.jsonl", tmp_path, {"host": "y"})
