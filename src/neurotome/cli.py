@@ -88,11 +88,15 @@ def _take_config(tokens: list[str]) -> list[cyclopts.config.Dict]:
 
 
 def _show(result: Any) -> None:
-    """Prints what a command returns: a scores table, statistics, or the paths of what it wrote."""
+    """Prints what a command returns: a scores table, statistics, a list of datasets, or the paths of what it wrote."""
     if isinstance(result, dict) and "per_class" in result:
         from neurotome.evaluate import format_scores
 
         print(format_scores(result))
+    elif isinstance(result, dict) and "splits" not in result:
+        from neurotome.report.describe import format_datasets
+
+        print(format_datasets(result))
     elif isinstance(result, dict):
         from neurotome.report.describe import format_statistics
 

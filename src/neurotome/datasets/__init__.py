@@ -7,10 +7,20 @@ from pathlib import Path
 
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.folder import open_folder
-from neurotome.datasets.mtneuro import open_mtneuro
+from neurotome.datasets.mtneuro import VARIANTS, open_mtneuro
 from neurotome.errors import DatasetError, unknown
 
 KINDS = ("mtneuro:<folder>", "mtneuro:<folder>@<variant>", "phantom", "<folder with dataset.yaml>")
+
+
+def list_datasets() -> dict[str, str]:
+    """Returns what `open_dataset` opens: every kind and every variant with one line that says what it is."""
+    return {
+        "<folder>": "your own: dataset.yaml, images/ and labels/",
+        "phantom": "a synthetic tissue, made when it is asked for",
+        "mtneuro:<folder>": "the same as mtneuro:<folder>@4class; the folder comes from neurotome fetch mtneuro",
+        **{f"mtneuro:<folder>@{name}": variant.description for name, variant in VARIANTS.items()},
+    }
 
 
 def open_dataset(spec: str | Path | Dataset) -> Dataset:
@@ -18,7 +28,7 @@ def open_dataset(spec: str | Path | Dataset) -> Dataset:
 
     Args:
         spec: A folder with dataset.yaml, `mtneuro:<folder>` or `mtneuro:<folder>@<variant>` with the variant
-            4class, 4class-with-zi or 3class, or `phantom` for a synthetic one with default settings. Write
+            one of those that `list_datasets` names, or `phantom` for a synthetic one with default settings. Write
             `./phantom` for a folder of that name.
 
     Raises:
