@@ -28,7 +28,7 @@ def server():
 
 
 def connect(server, **settings):
-    return Connection(server.host, "http", **{"timeout_s": 0.5, "backoff_s": 0.01, "attempts": 2, **settings})
+    return Connection(server.host, "http", **{"timeout_s": 20, "backoff_s": 0.01, "attempts": 2, **settings})
 
 
 def truth(make):

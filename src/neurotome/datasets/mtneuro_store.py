@@ -60,10 +60,9 @@ def open_arrays(
         RunError: They were begun with another shape or block.
     """
     block = (min(block_slices, shape[0]), *shape[1:])
-    image, labels = (
-        open_or_create(folder / STORE, f"{split}/{region}/{kind}", shape, np.dtype(np.uint8), block)
-        for kind in ("image", "labels")
-    )
+    place, dtype = f"{split}/{region}", np.dtype(np.uint8)
+    image = open_or_create(folder / STORE, f"{place}/image", shape, dtype, block, shuffle="noshuffle")
+    labels = open_or_create(folder / STORE, f"{place}/labels", shape, dtype, block, shuffle="bitshuffle")
     return image, labels
 
 

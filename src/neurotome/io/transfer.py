@@ -37,7 +37,8 @@ class Transfer:
         array: Where the voxels go.
         read: Returns the voxels of an index of the array, from wherever they come; is called from several threads.
         name: For messages.
-        largest: Largest value allowed, None for any. Values are narrowed to the array's dtype only within it.
+        largest: Largest value allowed, None for any. Values are narrowed to the array's dtype only within it, and the ledger
+            gets their counts.
     """
 
     array: zarr.Array[Any]
@@ -56,7 +57,7 @@ def find_missing(transfers: Sequence[Transfer], ledger: Ledger) -> list[tuple[Tr
             if block.file not in ledger.entries:
                 voxels = read_block(transfer.array, block)
                 if voxels is not None and not _list_wrong(voxels, transfer.largest):
-                    ledger.add(block.file)
+                    ledger.add(block.file, **_count(voxels, transfer.largest))
                     continue
             missing.append((transfer, block))
     return missing
@@ -145,8 +146,9 @@ def store_block(transfer: Transfer, block: StoredBlock, ledger: Ledger) -> None:
         )
     if transfer.largest is None and not np.can_cast(voxels.dtype, array.dtype):
         raise FetchError(f"{where}: dtype {voxels.dtype} does not fit into {array.dtype}; expected {array.dtype}.")
-    array[block.place] = voxels.astype(array.dtype, copy=False)
-    ledger.add(block.file, dtype=voxels.dtype.name)
+    narrow = voxels.astype(array.dtype, copy=False)
+    array[block.place] = narrow
+    ledger.add(block.file, dtype=voxels.dtype.name, **_count(narrow, transfer.largest))
 
 
 def _wait(
@@ -171,9 +173,17 @@ def count_mvoxel(blocks: Sequence[StoredBlock]) -> float:
     return sum(_count_mvoxel(block) for block in blocks)
 
 
+def _count(voxels: NDArray[Any], largest: int | None) -> dict[str, list[int]]:
+    """Returns how many voxels have each of the values 0..largest, for the ledger."""
+    if largest is None:
+        return {}
+    # four times as fast as bincount, which makes every label 64 bits wide first
+    return {"counts": [int(np.count_nonzero(voxels == value)) for value in range(largest + 1)]}
+
+
 def _list_wrong(voxels: NDArray[Any], largest: int | None) -> str:
     """Returns the values outside 0..largest with their counts, "" if there is none."""
-    if largest is None or (voxels.max() <= largest and voxels.min() >= 0):
+    if largest is None or (voxels.max() <= largest and (voxels.dtype.kind == "u" or voxels.min() >= 0)):
         return ""
     values, counts = np.unique(voxels[(voxels < 0) | (voxels > largest)], return_counts=True)
     listed = ", ".join(f"{value} ({count} voxels)" for value, count in zip(values[:8], counts[:8], strict=True))

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +70,7 @@ def open_or_create(
     dtype: np.dtype[Any],
     block: Sequence[int],
     chunk: Sequence[int] | None = None,
-    level: int = 3,
+    shuffle: Literal["shuffle", "bitshuffle", "noshuffle"] = "shuffle",
 ) -> zarr.Array[Any]:
     """Opens an array that was begun, or creates it empty.
 
@@ -81,7 +81,8 @@ def open_or_create(
         dtype: Of the voxels.
         block: Voxels per file (z, y, x).
         chunk: Voxels that are compressed together; a file then holds several (a shard). A file is one chunk if not given.
-        level: How hard zstd tries.
+        shuffle: How bytes are sorted before zstd: bitshuffle for labels, of which few bits are used (a tenth of the size);
+            it spoils noisy grey values of 8 bits.
 
     Raises:
         RunError: What is there has another shape, dtype or cut.
@@ -110,7 +111,7 @@ def open_or_create(
         chunks=chunks,
         shards=shards,
         compressors=(
-            BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=level, shuffle="bitshuffle"),
+            BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=3, shuffle=shuffle),
             Crc32cCodec(),
         ),
         fill_value=0,
