@@ -11,8 +11,6 @@ one message.
 
 from __future__ import annotations
 
-import datetime
-import email.utils
 import json
 import random
 import re
@@ -27,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import FetchError, SettingsError
+from neurotome.io.bossdb_answers import BLOSC_HEADER, PassingError, decode_blosc, read_json, read_retry_after
 
 if TYPE_CHECKING:
     import httpx2
@@ -36,12 +35,9 @@ T = TypeVar("T")
 PUBLIC_TOKEN = "public"  # BossDB's own word for whoever has no account
 
 LONGEST_WAIT_S = 60.0
-LONGEST_RETRY_AFTER_S = 600.0
 SLOWEST_BYTES_PER_S = 1000.0  # an answer that only drips holds a worker for hours without ever timing out
 
 LARGEST_JSON = 1 << 20
-BLOSC_HEADER = 16  # bytes; c-blosc, README_CHUNK_FORMAT: version, flags, then nbytes, blocksize, cbytes as uint32
-DAMAGED_ATTEMPTS = 3
 
 UNITS_UM = {"nanometers": 1e-3, "micrometers": 1.0, "millimeters": 1e3, "centimeters": 1e4}
 
@@ -140,14 +136,6 @@ class Frame:
 
     bounds: Box
     voxel_size_um: tuple[float, float, float] | None
-
-
-class PassingError(Exception):
-    """Something that may be gone at the next attempt; `wait_s` is what the server asks for."""
-
-    def __init__(self, reason: str, wait_s: float = 0.0, attempts: int | None = None) -> None:
-        super().__init__(reason)
-        self.wait_s, self.attempts = wait_s, attempts
 
 
 class StoppedError(Exception):
@@ -283,7 +271,7 @@ class BossDB:
         )
 
     def _get_json(self, path: str, where: str) -> dict[str, Any]:
-        return self._ask(path, "application/json", LARGEST_JSON, where, lambda body: _read_json(body, where))
+        return self._ask(path, "application/json", LARGEST_JSON, where, lambda body: read_json(body, where))
 
     def _ask(self, path: str, accept: str, limit: int, where: str, read: Callable[[bytes], T]) -> T:
         attempt = 0
@@ -349,7 +337,7 @@ class BossDB:
             return
         said = self._quote(body)
         if status in (408, 425, 429) or status >= 500:
-            raise PassingError(f"the server answered {status}{said}", _read_retry_after(answer.headers.get("Retry-After")))
+            raise PassingError(f"the server answered {status}{said}", read_retry_after(answer.headers.get("Retry-After")))
         remedies = {
             400: "The range may lie outside the coordinate frame; check --range.",
             401: "The token is not accepted; set BOSSDB_TOKEN to yours, or unset it for public data.",
@@ -375,41 +363,6 @@ class BossDB:
         return f" ({plain})" if plain else ""
 
 
-def decode_blosc(body: bytes, shape: tuple[int, int, int], dtype: np.dtype[Any], where: str) -> NDArray[Any]:
-    """Unpacks a cutout; nothing is allocated by what the body claims.
-
-    Args:
-        body: A blosc 1 buffer.
-        shape: Voxels (z, y, x) that were asked for.
-        dtype: Of the channel.
-        where: For messages.
-
-    Raises:
-        PassingError: The buffer is damaged.
-        FetchError: It holds another number of bytes than the shape needs.
-    """
-    from numcodecs import blosc
-
-    if len(body) < BLOSC_HEADER:
-        raise PassingError(f"the answer is damaged ({len(body)} bytes, less than a header)", attempts=DAMAGED_ATTEMPTS)
-    nbytes, _, cbytes = np.frombuffer(body, "<u4", 3, 4).tolist()
-    if body[0] != 2 or cbytes != len(body):
-        raise PassingError(f"the answer is damaged or cut short ({len(body)} bytes)", attempts=DAMAGED_ATTEMPTS)
-    size = int(np.prod(shape))
-    if nbytes != size * dtype.itemsize:
-        guess = f", {nbytes // size} bytes per voxel" if nbytes % size == 0 else ", another shape"
-        raise FetchError(
-            f"{where}: the server sent {nbytes} bytes of voxels{guess}; expected {size * dtype.itemsize} for shape {shape} "
-            f"of {dtype.name}, as the channel is described. Nothing of this block is kept; tell the operators of the server."
-        )
-    voxels = np.empty(shape, dtype)
-    try:
-        blosc.decompress(body, voxels)
-    except (RuntimeError, ValueError) as error:
-        raise PassingError(f"the answer is damaged ({error})", attempts=DAMAGED_ATTEMPTS) from error
-    return voxels
-
-
 def _check_connection(connection: Connection) -> None:
     if not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:\d{1,5})?", connection.host):
         raise SettingsError(
@@ -426,34 +379,6 @@ def _check_connection(connection: Connection) -> None:
         raise SettingsError(
             f"timeout-s is {connection.timeout_s} (above 0), backoff-s {connection.backoff_s} (0 or more), in seconds."
         )
-
-
-def _read_json(body: bytes, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(body)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise FetchError(
-            f"{where}: the answer is no JSON object but {len(body)} bytes of something else. Check --host and --protocol."
-        )
-    return content
-
-
-def _read_retry_after(value: str | None) -> float:
-    """Returns seconds; RFC 9110 allows a number or a date."""
-    if value is None:
-        return 0.0
-    if value.strip().isdigit():
-        seconds = float(value)
-    else:
-        try:
-            date = email.utils.parsedate_to_datetime(value)
-        except ValueError:
-            return 0.0
-        date = date if date.tzinfo is not None else date.replace(tzinfo=datetime.UTC)
-        seconds = (date - datetime.datetime.now(datetime.UTC)).total_seconds()
-    return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S)
 
 
 def _replace(corner: tuple[int, int, int], axis: int, value: int) -> tuple[int, int, int]:
