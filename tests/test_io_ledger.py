@@ -54,7 +54,19 @@ def test_another_file_is_refused(tmp_path, content):
     assert path.read_text() == content
 
 
+def test_a_source_that_gave_nothing_can_be_corrected(tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "zarr.json").write_text("{}")
+    Ledger(tmp_path / "ledger.jsonl", store, {"host": "x"})
+    Ledger(tmp_path / "ledger.jsonl", store, {"host": "y"})
+    (store / "block").write_text("")
+    with pytest.raises(RunError, match='"host": "y"'):
+        Ledger(tmp_path / "ledger.jsonl", store, {"host": "x"})
+
+
 def test_another_source_is_refused(tmp_path):
-    Ledger(tmp_path / "ledger.jsonl", tmp_path, {"host": "x"})
+    (tmp_path / "a").write_text("")
+    Ledger(tmp_path / "ledger.jsonl", tmp_path, {"host": "x"}).add("a")
     with pytest.raises(RunError, match=r'"host": "x".*"host": "y"'):
         Ledger(tmp_path / "ledger.jsonl", tmp_path, {"host": "y"})

@@ -85,8 +85,8 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     if not verification["accepted"]:
         raise DatasetError(
             f"{folder} holds other pixels per class than the founding report's Table 1: "
-            f"{'; '.join(verification['differences'])}. Accept them as they are with: {again} --no-verify-counts (what is "
-            "there is not fetched again), or delete the folder and fetch anew."
+            f"{'; '.join(verification['differences'])}. Accept them as they are with the command that fetched them and "
+            "--no-verify-counts (what is there is not fetched again), or delete the folder and fetch anew."
         )
     return dict(content)
 
