@@ -74,13 +74,15 @@ def measure_side(side, host):
     import zarr  # noqa: F401
 
     with tempfile.TemporaryDirectory(dir=ROOT) as folder:  # a real disk, not one in memory
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         if side == "bare":
             read_bare(connection)
         else:
             fetch_mtneuro(Path(folder) / "mtneuro", connection, verify_counts=False, z_ranges=TRAIN)
         seconds = time.perf_counter() - began
-    print(json.dumps({"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = used.ru_utime + used.ru_stime - began_cpu
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak_mb": used.ru_maxrss / 1024}))
 
 
 def run_side(side, host):
@@ -113,9 +115,11 @@ def main() -> None:
     for side, runs in found.items():
         seconds = sorted(run["seconds"] for run in runs)
         rate = voxels / statistics.median(seconds)
+        cpu = statistics.median(run["cpu"] for run in runs)
+        peak = max(run["peak_mb"] for run in runs)
         print(
             f"{side:5}: median {statistics.median(seconds):.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f}), "
-            f"{rate:.0f} Mvoxel/s, peak memory {max(run['peak_mb'] for run in runs):.0f} MB"
+            f"{rate:.0f} Mvoxel/s, CPU {cpu:.2f} s, peak memory {peak:.0f} MB"
         )
     ratios = sorted(one["seconds"] / other["seconds"] for one, other in zip(found["bare"], found["fetch"], strict=True))
     print(f"throughput of fetch over bare: median {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")

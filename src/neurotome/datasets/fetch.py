@@ -107,7 +107,7 @@ def fetch_volume(
         connection: How BossDB is asked.
         token: Proves who asks; never stored.
         voxel_size_um: Edge lengths (z, y, x) in micrometres; see `fetch`.
-        shard: Voxels per request and file (z, y, x); up to 32 MiB if not given.
+        shard: Voxels per request and file (z, y, x); up to 16 MiB if not given.
         chunk: Voxels that are compressed together; 64 x 64 x 64 if not given.
 
     Returns:

@@ -20,7 +20,7 @@ VERSION = "0.5"
 LEVEL = "0"
 
 CHUNK = (64, 64, 64)
-SHARD_BYTES = 32 << 20
+SHARD_BYTES = 16 << 20
 
 
 def create_ome_zarr(
@@ -44,7 +44,7 @@ def create_ome_zarr(
         voxel_size_um: Edge lengths (z, y, x) in micrometres.
         name: Of the image.
         origin_zyx: Voxel of a larger volume at which it begins; kept as a translation in micrometres.
-        shard: Voxels per file (z, y, x), a multiple of `chunk`; up to 32 MiB if not given.
+        shard: Voxels per file (z, y, x), a multiple of `chunk`; up to 16 MiB if not given.
         chunk: Voxels that are compressed together.
         notes: JSON that goes beside the metadata, under `neurotome`.
 

@@ -7,11 +7,13 @@ two steps leaves a file without a line; it is read back, checked again and writt
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,10 +76,13 @@ def transfer_blocks(
 ) -> None:
     """Reads, checks, stores and writes down blocks; the first error ends it, and what is done stays done.
 
+    Some threads read and check, as many store, so that the source is not kept waiting for the disk. Between them stand at
+    most `workers` blocks, checked and narrowed; when it ends early they are stored still.
+
     Args:
         missing: From `find_missing`.
         ledger: Gets a line per block.
-        workers: Blocks at once; each holds one block in its source's dtype and in the array's.
+        workers: Blocks that are read at once, and stored at once.
         progress: Counts million voxels.
         stop: Makes `read` return soon in all threads.
         note: Is shown beside the progress.
@@ -86,28 +91,42 @@ def transfer_blocks(
         FetchError: Voxels are not what they should be; or whatever `read` raises.
     """
     work: queue.SimpleQueue[tuple[Transfer, StoredBlock]] = queue.SimpleQueue()
+    checked: queue.Queue[tuple[Transfer, StoredBlock, CheckedVoxels] | None] = queue.Queue(workers)
     results: queue.SimpleQueue[StoredBlock | BaseException] = queue.SimpleQueue()
     ending = threading.Event()
     for item in missing:
         work.put(item)
 
-    def run() -> None:
+    def read() -> None:
         while not ending.is_set():
             try:
                 transfer, block = work.get_nowait()
             except queue.Empty:
                 return
-            try:
-                store_block(transfer, block, ledger)
-            except BaseException as error:
-                results.put(error)
-                return
+            checked.put((transfer, block, read_checked(transfer, block)))
+
+    def store() -> None:
+        while (item := checked.get()) is not None:
+            transfer, block, voxels = item
+            store_block(transfer, block, voxels, ledger)
             results.put(block)
 
-    threads = [threading.Thread(target=run, daemon=True, name=f"transfer-{i}") for i in range(min(workers, len(missing)))]
+    def guard(step: Callable[[], None]) -> None:
+        try:
+            step()
+        except BaseException as error:
+            results.put(error)
+            while step is store and checked.get() is not None:
+                pass  # whoever reads must not wait for a place in a queue that nobody empties
+
+    count = min(workers, len(missing))
+    readers, writers = (
+        [threading.Thread(target=guard, args=(step,), daemon=True, name=f"{step.__name__}-{i}") for i in range(count)]
+        for step in (read, store)
+    )
     done = progress.first
     try:
-        for thread in threads:
+        for thread in (*readers, *writers):
             thread.start()
         for _ in missing:
             result = _wait(results, progress, done, note)
@@ -118,15 +137,25 @@ def transfer_blocks(
     finally:
         ending.set()
         stop()
-        for thread in threads:
-            thread.join(JOIN_S)
+        _join(readers)
+        for _ in writers:
+            with contextlib.suppress(queue.Full):
+                checked.put(None, timeout=JOIN_S)
+        _join(writers)
 
 
-def store_block(transfer: Transfer, block: StoredBlock, ledger: Ledger) -> None:
-    """Reads one block, checks and narrows it, writes its file, then its line in the ledger.
+class CheckedVoxels(NamedTuple):
+    """Voxels of a block as they are stored, and what the ledger is told of them."""
+
+    voxels: NDArray[Any]
+    facts: dict[str, Any]
+
+
+def read_checked(transfer: Transfer, block: StoredBlock) -> CheckedVoxels:
+    """Reads one block, checks and narrows it.
 
     Raises:
-        FetchError: Shape, dtype or values are wrong; nothing is written then.
+        FetchError: Shape, dtype or values are wrong.
     """
     array = transfer.array
     where = f"{transfer.name}, {','.join(f'{part.start}:{part.stop}' for part in block.place)}"
@@ -147,8 +176,20 @@ def store_block(transfer: Transfer, block: StoredBlock, ledger: Ledger) -> None:
     if transfer.largest is None and not np.can_cast(voxels.dtype, array.dtype):
         raise FetchError(f"{where}: dtype {voxels.dtype} does not fit into {array.dtype}; expected {array.dtype}.")
     narrow = voxels.astype(array.dtype, copy=False)
-    array[block.place] = narrow
-    ledger.add(block.file, dtype=voxels.dtype.name, **_count(narrow, transfer.largest))
+    return CheckedVoxels(narrow, {"dtype": voxels.dtype.name, **_count(narrow, transfer.largest)})
+
+
+def store_block(transfer: Transfer, block: StoredBlock, checked: CheckedVoxels, ledger: Ledger) -> None:
+    """Writes the file of a block, then its line in the ledger."""
+    transfer.array[block.place] = checked.voxels
+    ledger.add(block.file, **checked.facts)
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
+    until = time.monotonic() + JOIN_S
+    for thread in threads:
+        if thread.ident is not None:
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 def _wait(
