@@ -1,6 +1,6 @@
 """neurotome: segment brain microstructure in X-ray microCT; train, compare, apply and measure.
 
-Each command of the command line is a function here: `describe`, `train`, `evaluate`, `predict`, `phantom`, `demo`.
+Each command of the command line is a function here: `describe`, `fetch`, `train`, `evaluate`, `predict`, `phantom`, `demo`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from neurotome.datasets import open_dataset
+    from neurotome.datasets.fetch import fetch
     from neurotome.datasets.phantom import phantom
     from neurotome.experiments.commands import evaluate, train
     from neurotome.experiments.demo import demo
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
     from neurotome.models.folder import load_model
     from neurotome.report.describe import describe
 
-__all__ = ["demo", "describe", "evaluate", "load_model", "open_dataset", "phantom", "predict", "train"]
+__all__ = ["demo", "describe", "evaluate", "fetch", "load_model", "open_dataset", "phantom", "predict", "train"]
 
 _HOMES = {
     "demo": "neurotome.experiments.demo",
     "describe": "neurotome.report.describe",
     "evaluate": "neurotome.experiments.commands",
+    "fetch": "neurotome.datasets.fetch",
     "load_model": "neurotome.models.folder",
     "open_dataset": "neurotome.datasets",
     "phantom": "neurotome.datasets.phantom",
