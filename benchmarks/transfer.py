@@ -4,7 +4,7 @@
 
 Each patch is from another brain region. Leave one region out: a method sees 0, 1, 2 or 3 of the other three patches, and
 predicts the one it has not seen; the four predictions are scored together, macro F1 over the classes present, pooled over
-all pixels. Every number of patches is run three times: with other choices of patches, or for all three with other seeds.
+all pixels. Every number of patches is run `--repeats` times: with other choices of patches, or for all three with other seeds.
 What is finished is kept, so the script goes on where it was stopped. The result is a table in Markdown.
 """
 
@@ -30,7 +30,6 @@ from neurotome.training.fit import Recipe, TrainSettings, fit, prepare
 from neurotome.training.sampler import SampleSettings
 
 FINE_TUNE = Path(__file__).parents[1] / "configs" / "fine_tune.yaml"
-REPEATS = 3
 
 
 def read_recipe(model: str, seed: int) -> Recipe:
@@ -85,6 +84,7 @@ def main() -> None:
     parser.add_argument("--model", default="microct-base")
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--methods", nargs="+", default=["network", "forest"])
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--numbers", nargs="+", type=int, default=[0, 1, 2, 3])
     arguments = parser.parse_args()
     data = arguments.data / "microct_patches"
@@ -96,7 +96,7 @@ def main() -> None:
         for number in arguments.numbers:
             if method == "forest" and number == 0:
                 continue
-            repeats = range(REPEATS if number else 1)
+            repeats = range(arguments.repeats if number else 1)
             found = [leave_one_out(data, method, arguments.model, number, r, arguments.out) for r in repeats]
             macro = sorted(f["macro"]["f1"] for f in found)
             classes = np.median([[c["f1"] for c in f["per_class"].values()] for f in found], axis=0)
