@@ -132,4 +132,4 @@ def test_parse_range():
 
 def test_blocks_of_wide_dtypes_stay_small():
     assert choose_shard(np.dtype(np.uint8)) == (64, 512, 512)
-    assert choose_shard(np.dtype(np.uint64)) == (64, 256, 128)
+    assert choose_shard(np.dtype(np.uint64)) == (64, 128, 256)

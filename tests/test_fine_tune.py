@@ -15,6 +15,8 @@ import yaml
 from PIL import Image
 
 from neurotome.classes import ClassSet
+from neurotome.datasets.base import Cutout, Dataset
+from neurotome.datasets.phantom import CLASSES
 from neurotome.errors import DatasetError, ModelError, SettingsError
 from neurotome.models import folder as folders
 from neurotome.models.build import ModelSettings, build_network
@@ -23,7 +25,8 @@ from neurotome.models.net import NetPredictor
 from neurotome.normalize import Normalization
 from neurotome.training.fit import Recipe, TrainSettings, fit, list_splits, prepare
 from neurotome.training.sampler import SampleSettings
-from neurotome.training.start import settle_recipe
+from neurotome.training.start import REPLAYED, add_tissue, settle_recipe
+from neurotome.volume import Volume
 from test_cli import run, write_dataset
 from test_training import make_dataset
 
@@ -171,14 +174,14 @@ def test_predict_and_fine_tune_by_name(zoo: Path, tmp_path: Path, capsys: pytest
     assert run("predict", "micro-base", data / "images" / "a.png", "labels.png", "--device", "cpu") == 0
     assert np.asarray(Image.open("labels.png")).shape == (40, 48)
     preset = Path(__file__).parents[1] / "configs" / "fine_tune.yaml"
-    short = ["--train.epochs", "1", "--train.steps-per-epoch", "2", "--train.device", "cpu"]
+    short = ["--train.epochs", "1", "--train.steps-per-epoch", "2", "--train.device", "cpu", "--train.replay", "0"]
     command = ["train", data, "--out", "mine", "--init", "micro-base", "--config", preset, *short]
     assert run(*command) == 0
     shown = capsys.readouterr().err
     assert "note: toy: no split val" in shown
     assert "patches of 32 are used" in shown
     config = yaml.safe_load(Path("mine/config.yaml").read_text())
-    assert (config["init"], config["model"]["decoder"], config["train"]["learning_rate"]) == ("micro-base", "linknet", 3e-4)
+    assert (config["init"], config["model"]["decoder"], config["train"]["learning_rate"]) == ("micro-base", "linknet", 1e-4)
     assert sorted(path.name for path in Path("mine/scores").iterdir()) == ["test.json", "train.json"]
     assert Path("mine/report.html").is_file()
     # its own config.yaml repeats it, and so does the same command
@@ -204,3 +207,22 @@ def test_packaged_models_are_complete(name: str) -> None:
     assert load_model(folder).facts["licence"]
     assert (folder / "README.md").read_text().startswith(f"# {name}")
     assert sum(path.stat().st_size for path in folder.iterdir()) < 15e6
+
+
+def test_replay_adds_synthetic_tissue_to_the_share_asked_for() -> None:
+    labels = np.zeros((1, 40, 40), np.uint8)
+    labels[0, 5:9, 5:9] = 1
+    own = Cutout(Volume(np.arange(1600, dtype=np.float32).reshape(1, 40, 40), "mine"), labels)
+    dataset = Dataset("mine", ClassSet(CLASSES), {"train": (own,)})
+    mixed = add_tissue(dataset, 0.25, edge=40, depth=1, seed=0)
+    names = [c.name for c in mixed.split("train")]
+    assert names.count("mine") == 3 * REPLAYED
+    assert len(names) == 4 * REPLAYED
+    again = add_tissue(dataset, 0.25, edge=40, depth=1, seed=0)
+    np.testing.assert_array_equal(again.split("train")[-1].volume.data, mixed.split("train")[-1].volume.data)
+
+
+def test_replay_needs_the_phantoms_classes() -> None:
+    dataset = Dataset("other", ClassSet(("background", "nucleus")), {"train": ()})
+    with pytest.raises(SettingsError, match=r"train.replay is 0.5, but other has the classes background, nucleus;"):
+        add_tissue(dataset, 0.5, edge=40, depth=1, seed=0)

@@ -255,6 +255,8 @@ def start_child(server, out, z_ranges):
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        # a test run in the background ignores Ctrl-C, and its children would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -129,7 +129,7 @@ class PhantomStream:
         for done, number in enumerate(missing, start=1):
             coming = self._coming.pop(number, None)
             pair = coming.result() if coming else make_piece(self.settings, TRAIN, number, self.settings.depth)
-            self._cutouts[number] = _wrap(pair, f"tissue_{number:06d}")
+            self._cutouts[number] = wrap_piece(pair, f"tissue_{number:06d}")
             if progress:
                 progress.update(done)
         if progress:
@@ -145,7 +145,7 @@ class PhantomStream:
             pairs: Iterator[Pair] = (f.result() for f in [self._submit(HELD_OUT, n, 1) for n in numbers])
         else:
             pairs = (make_piece(self.settings, HELD_OUT, n, 1) for n in numbers)
-        return tuple(_wrap(pair, f"held_out_{n:03d}") for n, pair in zip(numbers, pairs, strict=True))
+        return tuple(wrap_piece(pair, f"held_out_{n:03d}") for n, pair in zip(numbers, pairs, strict=True))
 
     def close(self) -> None:
         """Ends the processes."""
@@ -181,7 +181,8 @@ def make_piece(settings: StreamSettings, stream: int, number: int, depth: int) -
     return make_cutout(region, instrument, (depth, settings.edge, settings.edge), rng)
 
 
-def _wrap(pair: Pair, name: str) -> Cutout:
+def wrap_piece(pair: Pair, name: str) -> Cutout:
+    """Returns what `make_piece` made as a cutout."""
     return Cutout(Volume(pair[0], name, (VOXEL_SIZE_UM,) * 3), pair[1])
 
 

@@ -24,7 +24,7 @@ from neurotome.models.build import ModelSettings, build_network
 from neurotome.models.folder import Storage, read_digest
 from neurotome.normalize import fit_normalization
 from neurotome.training.sampler import PatchSampler, SampleSettings, collect_slices
-from neurotome.training.start import load_init, settle_recipe
+from neurotome.training.start import add_tissue, load_init, settle_recipe
 
 if TYPE_CHECKING:
     from neurotome.training.module import SegmentationModule
@@ -80,6 +80,9 @@ class TrainSettings:
     """Scale grey values by the training data's mean and standard deviation, by each image's own, or by the grey of each
     image's tissue and darkest pixels, which survives another scanner's grey scale."""
 
+    replay: float = 0.0
+    """Share of the training pixels that are synthetic tissue, so that fine-tuning does not forget it; 0: none."""
+
     storage: Storage = "float32"
     """How the model's weights are written; float16 halves the file and rounds them to 3 digits."""
 
@@ -126,6 +129,7 @@ def check_training(settings: TrainSettings) -> None:
         "warmup": 0 <= settings.warmup < 1,
         "clip": 0 <= settings.clip < math.inf,
         "average": 0 <= settings.average < 1,
+        "replay": 0 <= settings.replay < 1,
         "patience": settings.patience >= 0,
         "val_slices": settings.val_slices >= 0,
         "seed": 0 <= settings.seed < 2**31,
@@ -191,7 +195,8 @@ def prepare(dataset: Dataset, recipe: Recipe = Recipe()) -> SegmentationModule:
         )
     for cutout in held_out:
         normalization.scale_for(cutout.volume)
-    sampler = PatchSampler(dataset, sample, normalization, model.in_channels, train.seed)
+    seen = add_tissue(dataset, train.replay, sample.patch, model.in_channels, train.seed) if train.replay else dataset
+    sampler = PatchSampler(seen, sample, normalization, model.in_channels, train.seed)
     criterion = build_loss(recipe.loss, dataset.classes, sampler.counts.sum(0))
 
     mend_torchvision()  # torchmetrics imports it, and lightning torchmetrics
