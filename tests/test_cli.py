@@ -345,7 +345,7 @@ def test_a_stopped_run_goes_on(dataset, tmp_path, sent):
     ctrl_c = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **ctrl_c)
     for _ in range(1800):
-        if (tmp_path / "run" / "metrics.csv").is_file():
+        if (tmp_path / "run" / "training.json").is_file():  # the last file of an epoch
             break
         time.sleep(0.1)
     process.send_signal(sent)
