@@ -33,6 +33,8 @@ COMMANDS = {
     "describe": ("neurotome.report.describe", "Statistics of a dataset, sample and augmentation pictures."),
     "phantom": ("neurotome.datasets.phantom", "Write a synthetic dataset in the likeness of brain microCT."),
     "train": ("neurotome.experiments.commands", "Train a network, score it on every split, write a report."),
+    "baseline": ("neurotome.experiments.baseline", "Train a pixel classifier, score it on every split, write a report."),
+    "compare": ("neurotome.experiments.compare", "Draw the scores of several runs side by side."),
     "evaluate": ("neurotome.experiments.commands", "Score a trained model on a split of a dataset."),
     "predict": ("neurotome.inference.predict", "Label an image, a stack or a folder with a trained model."),
 }

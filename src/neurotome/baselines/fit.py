@@ -112,6 +112,23 @@ def read_bytes(text: str) -> int:
     return int(size)
 
 
+def check_baseline(dataset: Dataset, settings: BaselineSettings) -> None:
+    """Checks what can be checked before a run folder is made: the learner, its extra, and the features.
+
+    Raises:
+        NeurotomeError: One of them cannot be had; see `fit_baseline`.
+    """
+    _choose_learner(settings)
+    build_extractor(settings.feature_settings, dataset.voxel_size_um)
+    _list_seen(dataset, count_slices(dataset).sum(axis=0), warn=False)
+
+
+def _choose_learner(settings: BaselineSettings) -> Learner:
+    return choose_learner(
+        settings.learner, settings.seed, settings.forest, settings.boosting, settings.logistic, settings.options
+    )
+
+
 def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings(), device: str = "cpu") -> PixelPredictor:
     """Trains a pixel classifier on the training split.
 
@@ -133,9 +150,7 @@ def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings
         ModelError: The encoder cannot be had.
         NeurotomeError: An extra is missing.
     """
-    learner = choose_learner(
-        settings.learner, settings.seed, settings.forest, settings.boosting, settings.logistic, settings.options
-    )
+    learner = _choose_learner(settings)
     counts = count_slices(dataset)
     totals = counts.sum(axis=0)
     seen = _list_seen(dataset, totals)
@@ -198,16 +213,16 @@ def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings
     return dataclasses.replace(predictor, weights=_weigh(totals[seen], learned, prior), facts=facts)
 
 
-def _list_seen(dataset: Dataset, totals: NDArray[np.int64]) -> NDArray[np.int64]:
+def _list_seen(dataset: Dataset, totals: NDArray[np.int64], warn: bool = True) -> NDArray[np.int64]:
     """Returns the classes that have a training pixel, and warns about the others."""
     seen = np.flatnonzero(totals)
     absent = [name for name, total in zip(dataset.classes.names, totals, strict=True) if total == 0]
     if len(seen) < 2:
         raise DatasetError(
-            f"{dataset.name}: all labelled training pixels are of class {dataset.classes.names[seen[0]]}; expected two classes "
-            "or more, for there is nothing to tell apart. Label others."
+            f"{dataset.name}: all labelled training pixels are of class {dataset.classes.names[seen[0]]}; expected two "
+            "classes or more, for there is nothing to tell apart. Label others."
         )
-    if absent:
+    if absent and warn:
         warnings.warn(
             f"{dataset.name}: no training pixel of class {', '.join(absent)}; expected some of each. The "
             "classifier never predicts it: label some, or drop the class.",

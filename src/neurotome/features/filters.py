@@ -184,8 +184,7 @@ class Filters:
     def _derive_z(
         self, region: NDArray[np.float32], sigma: float, widths: tuple[int, int]
     ) -> dict[int, NDArray[np.float32]]:
-        """Returns the derivatives along z of orders 0 to 2: for the slices that the structure tensor needs, and the
-        middle."""
+        """Returns the derivatives along z by their order, for all slices that the structure tensor needs."""
         outer, around = widths
         middle = region.shape[0] // 2
         planes = {}
