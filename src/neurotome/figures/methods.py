@@ -52,7 +52,7 @@ def plot_methods(scores: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, 
     notes = ["whiskers: lowest and highest of several seeds"] if any(len(found) > 1 for found in runs.values()) else []
     if any(len(found) == 1 and found[0]["intervals"] for found in runs.values()):
         notes.append(f"single runs: {WHISKERS.removeprefix('whiskers: ')}" if notes else WHISKERS)
-    panels[0].set_xlabel("; ".join(notes), fontsize=9)
+    panels[0].set_xlabel("\n".join(notes), fontsize=9)
     panels[0].set_ylabel("score, pooled over all pixels")
     draw_legend(figure, [Patch(color=colour, label=name) for name, colour in zip(runs, colours, strict=True)])
     return figure
