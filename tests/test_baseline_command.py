@@ -149,6 +149,14 @@ def test_compare_groups_seeds(runs, tmp_path):
     assert "| lr on identity | 1 |" in table
 
 
+def test_compare_puts_the_others_into_the_report(data, runs, tmp_path):
+    written = compare(runs / "lr", runs / "rf0", runs / "rf1", out=tmp_path, report=data)
+    assert written[-1] == runs / "lr" / "report.html"
+    page = written[-1].read_text()
+    assert page.index("Macro and weighted scores of each method") > page.index("rf on filters")
+    assert (runs / "lr" / "figures" / "methods.png").is_file()
+
+
 def test_compare_tells_methods_of_one_name_apart(data, runs, tmp_path):
     assert run("baseline", data, "--out", tmp_path / "more", *SMALL[:-1], 4) == 0
     assert list(group_runs([runs / "rf0", tmp_path / "more"])) == ["rf on filters", "rf on filters, forest.trees 4"]

@@ -195,13 +195,17 @@ def _make_logistic(seed: int, settings: LogisticSettings) -> Learner:
 
     def train(table: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64]) -> Classifier:
         from sklearn.linear_model import LogisticRegression
+        from threadpoolctl import threadpool_limits
 
         mean, std = table.mean(0, dtype=np.float64), table.std(0, dtype=np.float64)
         std[std == 0] = 1
         found = LogisticRegression(C=settings.strength, max_iter=settings.steps, random_state=seed)
         scaled = table - mean.astype(np.float32)
         scaled /= std.astype(np.float32)
-        return _from_logistic(found.fit(scaled, labels, weights), mean, std)
+        # hundreds of small products: threads would spend more time waiting for each other than multiplying
+        with threadpool_limits(1, "blas"):
+            found.fit(scaled, labels, weights)
+        return _from_logistic(found, mean, std)
 
     return Learner("logistic regression", train, 3.0)
 

@@ -19,7 +19,6 @@ from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Dataset, DatasetOrName
 from neurotome.evaluate import format_scores
 from neurotome.experiments.commands import check_same_run, claim_run, note_scores, score_splits
-from neurotome.load import load_predictor
 from neurotome.memory import measure_peak_memory
 from neurotome.models.folder import read_digest
 from neurotome.training.fit import check_run_folder
@@ -72,7 +71,7 @@ def fit_and_score(data: Dataset, name: str, out: Path, settings: BaselineSetting
         device: Where an encoder runs.
     """
     from neurotome.models.net import choose_device
-    from neurotome.pixels.folder import save_pixels
+    from neurotome.pixels.folder import load_pixels, save_pixels
 
     check_run_folder(out)
     data.split("train")
@@ -94,8 +93,8 @@ def fit_and_score(data: Dataset, name: str, out: Path, settings: BaselineSetting
             training = predictor.facts["training"]
             sys.stderr.write(f"{sum(training['pixels'].values()):,} pixels, {training['seconds']:.1f} s\n")
         if not (out / "importance.json").is_file():
-            write_json(out / "importance.json", measure_importance(load_predictor(out, device), data, settings.seed))
-        predictor = load_predictor(out, device)
+            write_json(out / "importance.json", measure_importance(load_pixels(out, place), data, settings.seed))
+        predictor = load_pixels(out, place)
         began = time.monotonic()
         fresh = sum(
             cutout.volume.data.size

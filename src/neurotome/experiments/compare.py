@@ -10,13 +10,17 @@ from typing import Any, Literal
 import yaml
 
 from neurotome.atomic import write_json, write_text
+from neurotome.datasets import open_dataset
+from neurotome.datasets.base import DatasetOrName
 from neurotome.errors import RunError
-from neurotome.report.build import name_method
+from neurotome.report.build import build_report, name_method
 
 KEYS = ("precision", "recall", "f1")
 
 
-def compare(*runs: Path, out: Path, split: Literal["train", "val", "test"] = "test") -> list[Path]:
+def compare(
+    *runs: Path, out: Path, split: Literal["train", "val", "test"] = "test", report: DatasetOrName | None = None
+) -> list[Path]:
     """Draws the scores of runs side by side: macro and weighted precision, recall and F1, baselines beside networks.
 
     Runs that differ in nothing but their seed are one method, shown as their mean and range.
@@ -25,6 +29,7 @@ def compare(*runs: Path, out: Path, split: Literal["train", "val", "test"] = "te
         runs: Run folders that were scored on the same data.
         out: Folder for methods.png, comparison.json and comparison.md.
         split: Which scores.
+        report: The dataset of the runs; if given, the report of the first run is written again with the others beside it.
 
     Returns:
         What was written.
@@ -51,7 +56,12 @@ def compare(*runs: Path, out: Path, split: Literal["train", "val", "test"] = "te
         {"dataset": first["dataset"], "split": split, "classes": first["classes"], "methods": rows},
     )
     write_text(out / "comparison.md", format_table(first["dataset"], split, rows))
-    return [path, out / "comparison.json", out / "comparison.md"]
+    written = [path, out / "comparison.json", out / "comparison.md"]
+    if report is not None:
+        own = next(name for name, members in methods.items() if runs[0] in members)
+        others = {name: found for name, found in grouped.items() if name != own}
+        written.append(build_report(runs[0], open_dataset(report), comparisons=others))
+    return written
 
 
 def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:

@@ -32,7 +32,7 @@ def build_report(
     run: Path,
     dataset: Dataset,
     *,
-    comparisons: Mapping[str, Mapping[str, Any]] | None = None,
+    comparisons: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]] | None = None,
     title: str | None = None,
 ) -> Path:
     """Writes `run/report.html`, one page that needs no other file and no network, and `run/figures/*.png`.
@@ -42,7 +42,8 @@ def build_report(
     Args:
         run: Run folder.
         dataset: What it was trained and scored on.
-        comparisons: Scores of other methods by their name, each like `scores/<split>.json`.
+        comparisons: Scores of other methods by their name, each like `scores/<split>.json`, or those of several seeds: the
+            figure has all of them, the table the first.
         title: Heading of the page.
 
     Returns:
@@ -69,6 +70,7 @@ def build_report(
         raise RunError(f"comparisons: {method!r} is this run's own name; give the other method another one.")
     importance = _read_json(run / "importance.json")
     compared = {method: scores[split], **comparisons} if comparisons else {}
+    listed = {name: one if isinstance(one, Mapping) else one[0] for name, one in compared.items()}
     page = _fill_template(
         title=title or f"{method} on {dataset.name}",
         run=run.resolve().name,
@@ -81,7 +83,7 @@ def build_report(
         environment=environment,
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
         commands=_list_commands(run, config, environment),
-        compared=compared,
+        compared=listed,
         figures=_draw_figures(run, dataset.classes, scores[split], rows, statistics, slides, compared)
         | _draw_pixels(run, dataset, split, slides, importance),
         importance=importance,
@@ -180,7 +182,7 @@ def _draw_figures(
     rows: Sequence[Mapping[str, float | None]],
     statistics: Mapping[str, Any],
     slides: Sequence[Slide],
-    compared: Mapping[str, Mapping[str, Any]],
+    compared: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]],
 ) -> dict[str, dict[str, Any]]:
     """Draws into `run/figures/`; returns each picture by its name."""
     from neurotome import figures

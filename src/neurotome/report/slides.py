@@ -139,7 +139,8 @@ def read_beside(folder: Path, dataset: Dataset, split: str, slide: Slide) -> NDA
             f"{path}: {found.dtype} of shape {found.shape}; expected uint8 of shape {slide.size}. Delete the run's "
             "scores and give its command again."
         )
-    return found[_middle(slide.size[0]), _middle(slide.size[1])]
+    shown: NDArray[np.uint8] = found[_middle(slide.size[0]), _middle(slide.size[1])]
+    return shown
 
 
 def find_errors(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: ClassSet) -> NDArray[np.bool_]:
