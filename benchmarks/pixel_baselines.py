@@ -167,9 +167,7 @@ def measure_speed(arguments: argparse.Namespace) -> None:
             seconds[name]["cpu"].append(time.process_time() - spent)
             seconds[name]["features"].append(features)
             labels[name] = found
-    print(
-        "| method | macro F1 | mean IoU | Mpixel/s, median (range) | features, s per Mpixel | classifier | CPU s per Mpixel |"
-    )
+    print("| method | macro F1 | mean IoU | Mpixel/s, median (range) | features, s/Mpixel | classifier | CPU s/Mpixel |")
     print("|-|-|-|-|-|-|-|")
     rates = {}
     for name, found in seconds.items():
@@ -183,15 +181,17 @@ def measure_speed(arguments: argparse.Namespace) -> None:
         span = [pixels / 1e6 / s for s in (max(found["all"]), min(found["all"]))]
         each = statistics.median(found["features"]) / pixels * 1e6
         rest = statistics.median(found["all"]) / pixels * 1e6 - each
+        cpu = statistics.median(found["cpu"]) / pixels * 1e6
         print(
             f"| {name} | {scored['macro']['f1']:.3f} | {scored['macro']['iou']:.3f} | {rates[name]:.2f} "
-            f"({span[0]:.2f} to {span[1]:.2f}) | {each:.2f} | {rest:.2f} | {statistics.median(found['cpu']) / pixels * 1e6:.2f} |"
+            f"({span[0]:.2f} to {span[1]:.2f}) | {each:.2f} | {rest:.2f} | {cpu:.2f} |"
         )
+    base = seconds["neurotome rf on filters"]
     for other in theirs:
-        ratios = [a / b for a, b in zip(seconds[other]["all"], seconds["neurotome rf on filters"]["all"], strict=True)]
-        print(
-            f"rf on filters against {other}: {statistics.median(ratios):.1f} times ({min(ratios):.1f} to {max(ratios):.1f})"
-        )
+        ratios = [a / b for a, b in zip(seconds[other]["all"], base["all"], strict=True)]
+        cpu = statistics.median(seconds[other]["cpu"]) / statistics.median(base["cpu"])
+        span = f"{min(ratios):.1f} to {max(ratios):.1f}"
+        print(f"rf on filters against {other}: {statistics.median(ratios):.1f} times ({span}), by CPU time {cpu:.1f}")
 
 
 def only_features(predictor, patch):
