@@ -2,10 +2,10 @@
 
     python benchmarks/phantom_statistics.py --data ../shared/data --out table.md
 
-Labels: 32 human-drawn maps of 128 x 128 pixels per region against as many of the phantom. Grey values: the annotated regions of
-a real slice (z = 159), 256 x 256 each, against phantom slices of that size. Profiles of cells and vessels: four real patches,
-whose grey values went through an unknown affine map, against phantom patches; both are expressed so that the darkest pixel is 0
-and the median of the tissue 100.
+Labels: 32 human-drawn maps of 128 x 128 pixels per region against as many of the phantom. Grey values: the annotated
+regions of a real slice (z = 159), 256 x 256 each, against phantom slices of that size. Profiles of cells and vessels: four
+real patches, whose grey values went through an unknown affine map, against phantom patches; both are expressed so that the
+darkest pixel is 0 and the median of the tissue 100.
 """
 
 from __future__ import annotations

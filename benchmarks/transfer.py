@@ -2,10 +2,10 @@
 
     python benchmarks/transfer.py --data ../shared/data --model microct-base --out runs/transfer
 
-Each patch is from another brain region. Leave one region out: a method sees 0, 1, 2 or 3 of the other three patches, and predicts
-the one it has not seen; the four predictions are scored together, macro F1 over the classes present, pooled over all pixels.
-Every number of patches is run three times: with other choices of patches, or for all three with other seeds. What is
-finished is kept, so the script goes on where it was stopped. The result is a table in Markdown.
+Each patch is from another brain region. Leave one region out: a method sees 0, 1, 2 or 3 of the other three patches, and
+predicts the one it has not seen; the four predictions are scored together, macro F1 over the classes present, pooled over
+all pixels. Every number of patches is run three times: with other choices of patches, or for all three with other seeds.
+What is finished is kept, so the script goes on where it was stopped. The result is a table in Markdown.
 """
 
 import argparse

@@ -146,3 +146,59 @@ def test_wrong_contents_are_refused(tmp_path: Path) -> None:
     images_path.write_bytes(content[:-1])
     with pytest.raises(ImageError, match=r"images\.npy cannot be read"):
         open_mtneuro(tmp_path)
+
+
+def test_variants_choose_regions_and_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranges = {"train": (110, 172), "val": (380, 382), "test": (438, 442)}
+    monkeypatch.setattr(mtneuro, "Z_RANGES", ranges)
+    for split, (start, stop) in ranges.items():
+        monkeypatch.setitem(DEPTHS, split, stop - start)
+        write_split(tmp_path, split)
+
+    def names(variant: str, split: str) -> list[str]:
+        return [cutout.name for cutout in open_mtneuro(tmp_path, variant).split(split)]
+
+    official = ["cortex", "striatum", "vp"]
+    for left_out in official:
+        others = [name for name in official if name != left_out]
+        variant = f"leave-out-{left_out}"
+        assert (names(variant, "train"), names(variant, "val"), names(variant, "test")) == (others, others, [left_out])
+    assert (names("leave-out-zi", "train"), names("leave-out-zi", "test")) == (official, ["zi"])
+
+    whole, gap = open_mtneuro(tmp_path), open_mtneuro(tmp_path, "4class-wide-gap")
+    for one, other in zip(whole.split("train"), gap.split("train"), strict=True):
+        np.testing.assert_array_equal(one.volume.data[:22], other.volume.data)
+        np.testing.assert_array_equal(one.labels[:22], other.labels)
+        assert one.volume.origin_zyx == other.volume.origin_zyx
+    assert [c.volume.shape[0] for c in gap.split("val")] == [2, 2, 2]
+
+    human = open_mtneuro(tmp_path, "human")
+    assert names("human", "train") == [f"{name}_z{z}" for name in official for z in (140, 170)]
+    assert names("human", "val") == [f"{name}_z380" for name in official]
+    assert names("human", "test") == [f"{name}_z440" for name in official]
+    assert names("human-with-zi", "val") == [f"{name}_z380" for name in (*official, "zi")]
+    for i, cutout in enumerate(human.split("train")[:2]):
+        assert cutout.volume.shape == (1, 256, 256)
+        assert cutout.volume.origin_zyx == (140 + 30 * i, 900, 4600)
+        np.testing.assert_array_equal(cutout.volume.data[0], whole.split("train")[0].volume.data[30 + 30 * i])
+        np.testing.assert_array_equal(cutout.labels[0], whole.split("train")[0].labels[30 + 30 * i])
+
+
+def test_the_gap_of_the_wide_variant_is_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    (_, train), (val, _), (test, _) = mtneuro.Z_RANGES.values()
+    assert val - (train - mtneuro.VARIANTS["4class-wide-gap"].left_out) == test - train == 41
+
+
+def test_no_two_splits_of_a_variant_share_a_voxel(tmp_path: Path) -> None:
+    for split in DEPTHS:
+        write_split(tmp_path, split)
+    for variant in set(mtneuro.VARIANTS) - {"human", "human-with-zi", "4class-wide-gap"}:  # three slices hold no plane
+        boxes = [
+            (c.volume.origin_zyx, c.volume.shape)
+            for cutouts in open_mtneuro(tmp_path, variant).splits.values()
+            for c in cutouts
+        ]
+        for i, (start, shape) in enumerate(boxes):
+            for other, size in boxes[:i]:
+                assert any(a + n <= b or b + m <= a for a, n, b, m in zip(start, shape, other, size, strict=True))

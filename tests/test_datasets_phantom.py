@@ -18,7 +18,8 @@ from neurotome.datasets.phantom import PhantomSettings, make_cutout, make_phanto
 from neurotome.datasets.phantom_image import record_image
 from neurotome.datasets.phantom_regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
 from neurotome.datasets.phantom_tissue import locate_fibres, sample_field, stamp_tubes
-from neurotome.errors import RunError, SettingsError
+from neurotome.datasets.phantom_traced import paint_labels
+from neurotome.errors import DatasetError, RunError, SettingsError
 
 SMALL = PhantomSettings(height=40, width=48, train_depth=3, val_depth=1, test_depth=2)
 
@@ -281,3 +282,40 @@ def test_fibres_fan_out() -> None:
     slope_y, slope_x = np.gradient(fibres[2, 0].astype(float))
     angles = np.unwrap(np.arctan2(-slope_y, slope_x).ravel()) % np.pi
     assert np.ptp(np.rad2deg(angles)) > 20
+
+
+def read_real_maps() -> dict[str, np.ndarray]:
+    path = Path(__file__).parents[2] / "shared" / "data" / "microct_patches" / "label_maps_128_patches.npz"
+    if not path.is_file():
+        pytest.skip("needs the real label maps of ../shared/data, which are not part of the project")
+    return dict(np.load(path, allow_pickle=False))
+
+
+@pytest.mark.parametrize(("name", "key"), [("cortex", "ctx"), ("striatum", "str"), ("vp", "trn"), ("zi", "zi")])
+def test_real_label_maps_are_painted_with_their_own_geometry(name: str, key: str) -> None:
+    maps = read_real_maps()[key][:6]
+    region = REGIONS[name]
+    images = np.stack([paint_labels(m, region, INSTRUMENT, np.random.default_rng(i)) for i, m in enumerate(maps)])
+    assert images.shape == maps.shape
+    background, vessel, cell = (images[maps == value].mean() for value in range(3))
+    assert vessel < background - 40
+    assert cell < background - 30
+    if (maps == 3).any():
+        assert images[maps == 3].mean() == pytest.approx(region.axon, abs=12)
+
+
+def test_a_drawn_cell_is_dark_where_it_was_drawn() -> None:
+    labels = np.zeros((40, 50), np.uint8)
+    labels[10:20, 15:30] = 2
+    quiet = replace(
+        REGIONS["cortex"], noise_sd=0.01, cell_contrast=(1.0, 1.0), strand_sd=0.0, low_sd=0.0, specks_per_mvox=0.0
+    )
+    image = paint_labels(labels, quiet, INSTRUMENT, np.random.default_rng(0)).astype(float)
+    assert image[13:17, 20:25].mean() < 85
+    assert image[30:, :].mean() == pytest.approx(quiet.neuropil, abs=4)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((2, 3, 4), np.uint8), np.full((8, 8), 7, np.uint8)])
+def test_label_maps_that_cannot_be_painted_are_refused(wrong: np.ndarray) -> None:
+    with pytest.raises(DatasetError, match=r"label map"):
+        paint_labels(wrong, REGIONS["cortex"], INSTRUMENT, np.random.default_rng(0))

@@ -10,7 +10,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import DatasetError, RunError, SettingsError
-from neurotome.report.describe import DRAWS, choose_slices, describe, draw_augmentation, format_statistics
+from neurotome.report.describe import DRAWS, choose_slices, describe, draw_augmentation, format_datasets, format_statistics
 from neurotome.volume import Volume
 
 OFF = AugmentSettings(enabled=False)
@@ -160,3 +160,16 @@ def test_import_is_light():
         "sys.exit(', '.join(heavy) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_can_be_opened_is_listed_without_data(capsys):
+    from neurotome.datasets.mtneuro import VARIANTS
+
+    known = describe(known=True)
+    assert {f"mtneuro:<folder>@{name}" for name in VARIANTS} < set(known)
+    lines = format_datasets(known).splitlines()
+    assert len(lines) == len(known)
+    assert all(description in line for line, description in zip(lines, known.values(), strict=True))
+    for wrong in ({"dataset": "phantom", "known": True}, {}):
+        with pytest.raises(SettingsError, match="--list"):
+            describe(**wrong)

@@ -79,7 +79,19 @@ def test_every_image_is_also_scored_by_itself() -> None:
         "macro_f1": f1,
         "mean_iou": iou,
         "mean": {"macro_f1": np.mean(f1), "mean_iou": np.mean(iou)},
+        "per_class": result["per_image"]["per_class"],
     }
+    for i, name in enumerate(NAMES):
+        singles = []
+        for _, truth, predicted in images:
+            true, found = (labels[truth != 255] == i for labels in (truth, predicted))
+            if true.any() or found.any():
+                singles.append((f1_score(true, found), jaccard_score(true, found)))
+        alone = result["per_image"]["per_class"][name]
+        assert alone["images"] == len(singles)
+        assert [alone["f1"], alone["iou"]] == pytest.approx(list(np.mean(singles, 0)))
+    assert "pooled" in result["note"]
+    assert "mean over images" in result["note"]
     assert (result["dataset"], result["split"], result["classes"]) == ("toy", "val", NAMES)
 
 
@@ -149,17 +161,16 @@ def test_the_table_by_hand() -> None:
     truth = np.array([[0, 0, 0, 1, 255]], np.uint8)
     predicted = np.array([[0, 0, 1, 1, 2]], np.uint8)
     lines = format_scores(score_images("toy", "test", CLASSES, [("a", truth, predicted)])).splitlines()
-    assert lines[0] == "toy, split test, 1 image, pooled over pixels"
+    assert lines[0] == "toy, split test, 1 image; pooled over pixels, and /image: mean over images"
     assert [line.split() for line in lines[1:]] == [
-        ["precision", "recall", "F1", "IoU", "pixels"],
-        ["background", "1.000", "0.667", "0.800", "0.667", "3"],
-        ["vessel", "0.500", "1.000", "0.667", "0.500", "1"],
-        ["cell", "–", "–", "–", "–", "0"],
-        ["axon", "–", "–", "–", "–", "0"],
-        ["macro", "mean", "0.750", "0.833", "0.733", "0.583"],
+        ["precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels"],
+        ["background", "1.000", "0.667", "0.800", "0.667", "0.800", "0.667", "3"],
+        ["vessel", "0.500", "1.000", "0.667", "0.500", "0.667", "0.500", "1"],
+        ["cell", "–", "–", "–", "–", "–", "–", "0"],
+        ["axon", "–", "–", "–", "–", "–", "–", "0"],
+        ["macro", "mean", "0.750", "0.833", "0.733", "0.583", "0.733", "0.583"],
         ["weighted", "mean", "0.875", "0.750", "0.767", "0.625"],
         ["accuracy", "0.750"],
-        ["mean", "over", "images:", "macro", "F1", "0.733,", "mean", "IoU", "0.583"],
         ["no", "interval:", "fewer", "than", "5", "images"],
     ]
     assert len({len(line) for line in lines[1:6]}) == 1
@@ -168,3 +179,19 @@ def test_the_table_by_hand() -> None:
 def test_the_table_says_how_sure_it_is() -> None:
     table = format_scores(score_images("toy", "test", CLASSES, draw_images(8)))
     assert table.splitlines()[-1].startswith("macro F1, 95 % interval 0.")
+
+
+def test_an_absent_class_counts_in_no_mean_over_images() -> None:
+    """Two images by hand: the cell is in the first only, and missed by half."""
+    classes = ClassSet(("background", "cell"))
+    first = ("a", np.array([[0, 0, 1, 1]]), np.array([[0, 0, 0, 1]]))
+    second = ("b", np.array([[0, 0, 0, 0]]), np.array([[0, 0, 0, 0]]))
+    result = score_images("toy", "test", classes, [first, second])
+    assert result["per_class"]["cell"]["iou"] == 0.5
+    assert result["per_class"]["background"]["iou"] == 6 / 7
+    alone = result["per_image"]["per_class"]
+    assert alone["cell"] == {"f1": 2 / 3, "iou": 0.5, "images": 1}
+    assert alone["background"] == {"f1": (0.8 + 1) / 2, "iou": (2 / 3 + 1) / 2, "images": 2}
+    table = format_scores(result).splitlines()
+    assert table[1].split() == ["precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels"]
+    assert table[3].split() == ["cell", "1.000", "0.500", "0.667", "0.500", "0.667", "0.500", "2"]

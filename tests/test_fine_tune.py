@@ -130,13 +130,15 @@ def test_without_a_split_val_the_last_weights_are_kept(model: Path, tmp_path: Pa
     dataset = dataclasses.replace(whole, splits={k: v for k, v in whole.splits.items() if k != "val"})
     with pytest.raises(DatasetError, match="unknown split 'val'"):
         list_splits(dataset, Recipe())
-    train = dataclasses.replace(SHORT, epochs=2, average=0.0)
+    train = dataclasses.replace(SHORT, epochs=2, average=0.0, storage="float16")
     with pytest.warns(UserWarning, match="no split val, so nothing is validated and the weights of the last epoch are kept"):
         module = prepare(dataset, make_recipe(model, train=train))
     fit(module, tmp_path / "run")
     saved = load_model(tmp_path / "run")
+    weights = dict(module.net.named_parameters())
     for key, value in module.net.state_dict().items():
-        assert torch.equal(saved.net.state_dict()[key], value)
+        assert torch.equal(saved.net.state_dict()[key], value.half().float() if key in weights else value)
+    assert json.loads((tmp_path / "run" / "model" / "model.json").read_text())["storage"] == "float16"
     with (tmp_path / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["val_macro_f1"], row["val_loss"]) for row in rows] == [("2", "", ""), ("4", "", "")]

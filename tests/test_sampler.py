@@ -108,3 +108,43 @@ def test_slices_are_spread_evenly():
     cutouts = make_dataset((4, 8, 8), (6, 8, 8)).split("train")
     assert collect_slices(cutouts, 0) == [(0, z) for z in range(4)] + [(1, z) for z in range(6)]
     assert collect_slices(cutouts, 3) == [(0, 0), (1, 0), (1, 5)]
+
+
+@pytest.mark.parametrize("order", ["random", "sequential"])
+def test_volumes_lie_within_one_cutout_and_have_its_labels(order):
+    dataset = make_dataset((5, 40, 50), (3, 30, 20), (4, 12, 40))
+    sampler = make_sampler(dataset, patch=16, batch=64, order=order)
+    images, labels = sampler.draw_volumes(1 if order == "random" else 0, 3)
+    assert images.shape[1:] == (1, 3, 16, 16)
+    assert labels.shape == (len(images), 3, 16, 16)
+    assert images.dtype == np.float32
+    table = np.concatenate([c.labels.ravel() for c in dataset.split("train")])
+    learned = labels != CLASSES.ignore  # the third cutout is smaller than a patch
+    assert 0.8 < learned.mean() < 1
+    np.testing.assert_array_equal(labels[learned], table[images[:, 0].astype(int)][learned])
+    ends = np.cumsum([c.volume.data.size for c in dataset.split("train")])
+    owner = np.searchsorted(ends, images[:, 0].astype(int), side="right")
+    assert (owner == owner[:, :1, :1, :1]).all()
+    sizes = np.array([np.prod(c.volume.shape[1:]) for c in dataset.split("train")])[owner[:, 0]]
+    np.testing.assert_array_equal(images[:, 0, 1] - images[:, 0, 0], sizes)  # neighbours in z are neighbours
+    if order == "random":
+        np.testing.assert_array_equal(images, sampler.draw_volumes(1, 3)[0])
+        assert {0, 1, 2} == set(owner[:, 0, 0, 0])
+    else:  # z 0 and 2 of 5 slices, 0 of 3, 0 and 1 of 4
+        assert len(images) == 2 * 3 * 4 + 2 * 2 + 2 * 3
+
+
+def test_volumes_of_rare_classes_hold_them():
+    sampler = make_sampler(make_dataset((8, 64, 64)), patch=8, batch=200, rare=1.0)
+    _, labels = sampler.draw_volumes(0, 4)
+    assert (labels == 2).any((1, 2, 3)).mean() == pytest.approx(1 / 3, abs=0.1)
+
+
+def test_wrong_volumes():
+    sampler = make_sampler(make_dataset((5, 40, 50), (1, 30, 20)), patch=16)
+    with pytest.raises(NeurotomeError, match="3D patches of 3 slices are asked for; c1 has 1"):
+        sampler.draw_volumes(0, 3)
+    with pytest.raises(NeurotomeError, match="3D patches of 0 slices"):
+        sampler.draw_volumes(0, 0)
+    with pytest.raises(NeurotomeError, match="in_channels is 3"):
+        make_sampler(make_dataset((5, 40, 50)), channels=3, patch=16).draw_volumes(0, 3)

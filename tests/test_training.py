@@ -239,13 +239,38 @@ def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):
     settings = TrainSettings(epochs=1, steps_per_epoch=1, device="cpu", precision="bf16")
     module = prepare(make_dataset(), Recipe(train=settings, **SMALL))
     module.net.register_forward_hook(lambda _, __, out: seen.update(logits=out.dtype))
+    monkeypatch.setattr(module, "on_before_zero_grad", lambda optimizer: seen.update(fused=optimizer.defaults["fused"]))
     fitting.fit(module, tmp_path / "run")
     assert seen == {
         "augment": (torch.float32, False),
         "logits": torch.bfloat16,
         "loss": (torch.float32, False),
         "validated": True,
+        "fused": True,
     }
     assert {p.dtype for p in module.net.parameters()} == {torch.float32}
     first = next(p for p in module.net.parameters() if p.ndim == 4 and p.shape[1] > 1)
     assert first.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_the_gradient_is_clipped(tmp_path, precision):
+    settings = TrainSettings(epochs=1, steps_per_epoch=2, device="cpu", precision=precision, clip=1e-3)
+    module = prepare(make_dataset(), Recipe(train=settings, **SMALL))
+    norms = []
+
+    def note(optimizer):
+        norms.append(torch.stack([p.grad.norm() for p in module.net.parameters() if p.grad is not None]).norm().item())
+
+    module.on_before_optimizer_step = note
+    clip = module.configure_gradient_clipping
+
+    def configure(*args, **kwargs):
+        clip(*args, **kwargs)
+        note(None)
+
+    module.configure_gradient_clipping = configure
+    fitting.fit(module, tmp_path / "run")
+    before, after = norms[0::2], norms[1::2]
+    assert min(before) > 1e-2
+    assert after == [pytest.approx(1e-3, rel=1e-2)] * 2

@@ -1,7 +1,7 @@
 """neurotome: segment brain microstructure in X-ray microCT; train, compare, apply and measure.
 
-Each command of the command line is a function here: `describe`, `train`, `baseline`, `evaluate`, `predict`, `compare`,
-`phantom`, `demo`.
+Each command of the command line is a function here: `describe`, `fetch`, `train`, `baseline`, `evaluate`, `predict`,
+`compare`, `phantom`, `demo`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from neurotome.datasets import open_dataset
+    from neurotome.datasets.fetch import fetch
     from neurotome.datasets.phantom import phantom
     from neurotome.experiments.baseline import baseline
     from neurotome.experiments.commands import evaluate, train
@@ -29,6 +30,7 @@ __all__ = [
     "demo",
     "describe",
     "evaluate",
+    "fetch",
     "load_model",
     "load_predictor",
     "open_dataset",
@@ -43,6 +45,7 @@ _HOMES = {
     "demo": "neurotome.experiments.demo",
     "describe": "neurotome.report.describe",
     "evaluate": "neurotome.experiments.commands",
+    "fetch": "neurotome.datasets.fetch",
     "load_model": "neurotome.models.folder",
     "load_predictor": "neurotome.load",
     "open_dataset": "neurotome.datasets",

@@ -34,6 +34,10 @@ class RunError(NeurotomeError):
     """A run folder cannot be used as asked."""
 
 
+class FetchError(NeurotomeError):
+    """Data cannot be fetched, or what arrived is not what it should be."""
+
+
 class TrainingError(NeurotomeError):
     """Training cannot go on."""
 

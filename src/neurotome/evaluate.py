@@ -10,12 +10,19 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
-from neurotome.metrics import confusion, image_scores, scores
+from neurotome.metrics import class_scores_per_image, confusion, image_scores, scores
 
 FEWEST_IMAGES = 5
 """Fewer images than this say nothing about how much images differ."""
 
 RESAMPLES = 2000
+
+AGGREGATIONS = (
+    "Scores per class, macro and weighted are pooled: pixels of all images are counted first, then divided. Scores per "
+    "image are divided image by image, then averaged over the images that have the class. Compare a published table with "
+    "the same of the two: MTNeuro's published IoU does not fit its F1 if both are pooled and looks like a mean over images."
+)
+"""Stands in every file of scores, because tables are often compared with the wrong one."""
 
 
 def score_images(
@@ -34,7 +41,7 @@ def score_images(
 
     Returns:
         The content of `scores/<split>.json`. `per_class`, `macro`, `weighted` and `accuracy` are pooled over all pixels;
-        `per_image` scores every image by itself, and its `mean` is the other aggregation that is published.
+        `per_image` scores every image by itself; its `mean` and `per_class` are the other aggregation that is published.
 
     Raises:
         DatasetError: There is no image.
@@ -62,7 +69,9 @@ def score_images(
                 "macro_f1": _mean([s["macro_f1"] for s in single]),
                 "mean_iou": _mean([s["mean_iou"] for s in single]),
             },
+            "per_class": class_scores_per_image(stacked, classes.names),
         },
+        "note": AGGREGATIONS,
         "intervals": bootstrap(stacked, classes.names),
     }
 
@@ -103,20 +112,23 @@ def bootstrap(confusions: NDArray[np.int64], names: Sequence[str], seed: int = 0
 
 
 def format_scores(result: Mapping[str, Any]) -> str:
-    """Returns scores as a table for the terminal; an en dash stands where a class is absent."""
-    rows: list[tuple[str, ...]] = [("", "precision", "recall", "F1", "IoU", "pixels")]
+    """Returns scores as a table for the terminal, pooled and per image; an en dash stands where a class is absent."""
+    rows: list[tuple[str, ...]] = [("", "precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels")]
     width = max(len(name) for name in (*result["classes"], "weighted mean"))
     for name in result["classes"]:
         found = result["per_class"][name]
-        rows.append((name, *_cells(found), f"{found['support']:,}"))
-    rows.append(("macro mean", *_cells(result["macro"]), ""))
-    rows.append(("weighted mean", *_cells(result["weighted"]), ""))
-    lines = [f"{row[0]:<{width}}" + "".join(f"{cell:>11}" for cell in row[1:5]) + f"{row[5]:>15}" for row in rows]
-    images = len(result["per_image"]["name"])
-    lines[0:0] = [f"{result['dataset']}, split {result['split']}, {images} image{'s' * (images != 1)}, pooled over pixels"]
-    lines.append(f"{'accuracy':<{width}}{_cell(result['accuracy']):>11}")
+        alone = result["per_image"]["per_class"][name]
+        rows.append((name, *_cells(found), _cell(alone["f1"]), _cell(alone["iou"]), f"{found['support']:,}"))
     per_image = result["per_image"]["mean"]
-    lines.append(f"mean over images: macro F1 {_cell(per_image['macro_f1'])}, mean IoU {_cell(per_image['mean_iou'])}")
+    rows.append(("macro mean", *_cells(result["macro"]), _cell(per_image["macro_f1"]), _cell(per_image["mean_iou"]), ""))
+    rows.append(("weighted mean", *_cells(result["weighted"]), "", "", ""))
+    lines = [(f"{row[0]:<{width}}" + "".join(f"{cell:>11}" for cell in row[1:7]) + f"{row[7]:>15}").rstrip() for row in rows]
+    images = len(result["per_image"]["name"])
+    counted = f"{images} image{'s' * (images != 1)}"
+    lines[0:0] = [
+        f"{result['dataset']}, split {result['split']}, {counted}; pooled over pixels, and /image: mean over images"
+    ]
+    lines.append(f"{'accuracy':<{width}}{_cell(result['accuracy']):>11}")
     if result["intervals"] is None:
         lines.append(f"no interval: fewer than {FEWEST_IMAGES} images")
     elif result["intervals"]["macro_f1"] is not None:

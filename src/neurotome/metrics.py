@@ -121,6 +121,31 @@ def image_scores(confusion: NDArray[np.int64]) -> dict[str, float | None]:
     return {"macro_f1": float(values["f1"].mean()), "mean_iou": float(values["iou"].mean())}
 
 
+def class_scores_per_image(confusions: NDArray[np.int64], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Scores every class in every image, then averages over the images that have the class in truth or prediction.
+
+    Args:
+        confusions: One matrix per image, shape (images, classes, classes), rows true.
+        names: One name per class.
+
+    Returns:
+        `{name: {"f1", "iou", "images"}}`; scores are None for a class that no image has. Where an absent class counts as 0,
+        as some libraries have it, the mean over all n images is the score times images / n.
+    """
+    hit = np.diagonal(confusions, axis1=1, axis2=2)
+    true, found = confusions.sum(2), confusions.sum(1)
+    per_class: dict[str, dict[str, Any]] = {}
+    for c, name in enumerate(names):
+        has = np.flatnonzero(true[:, c] + found[:, c])
+        both, hits = (true + found)[has, c], hit[has, c]
+        per_class[name] = {
+            "f1": float((2 * hits / both).mean()) if has.size else None,
+            "iou": float((hits / (both - hits)).mean()) if has.size else None,
+            "images": int(has.size),
+        }
+    return per_class
+
+
 def _score_present(confusion: NDArray[np.int64]) -> tuple[NDArray[np.intp], dict[str, NDArray[np.float64]]]:
     """Returns the ids of classes in truth or prediction, and each score of these classes."""
     hit, true, found = np.diagonal(confusion), confusion.sum(1), confusion.sum(0)

@@ -7,11 +7,22 @@ from pathlib import Path
 
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.folder import open_folder
-from neurotome.datasets.mtneuro import open_mtneuro
+from neurotome.datasets.mtneuro import VARIANTS, open_mtneuro
 from neurotome.datasets.phantom_stream import StreamSettings, open_stream
 from neurotome.errors import DatasetError, unknown
 
 KINDS = ("mtneuro:<folder>", "mtneuro:<folder>@<variant>", "phantom", "phantom-stream", "<folder with dataset.yaml>")
+
+
+def list_datasets() -> dict[str, str]:
+    """Returns what `open_dataset` opens: every kind and every variant with one line that says what it is."""
+    return {
+        "<folder>": "your own: dataset.yaml, images/ and labels/",
+        "phantom": "a synthetic tissue, made when it is asked for",
+        "phantom-stream": "synthetic tissue made while a network trains on it",
+        "mtneuro:<folder>": "the same as mtneuro:<folder>@4class; the folder comes from neurotome fetch mtneuro",
+        **{f"mtneuro:<folder>@{name}": variant.description for name, variant in VARIANTS.items()},
+    }
 
 
 def open_dataset(spec: str | Path | Dataset, stream: StreamSettings = StreamSettings()) -> Dataset:
@@ -19,7 +30,7 @@ def open_dataset(spec: str | Path | Dataset, stream: StreamSettings = StreamSett
 
     Args:
         spec: A folder with dataset.yaml, `mtneuro:<folder>` or `mtneuro:<folder>@<variant>` with the variant
-            4class, 4class-with-zi or 3class, `phantom` for a synthetic one with default settings, or
+            one of those that `list_datasets` names, `phantom` for a synthetic one with default settings, or
             `phantom-stream` for synthetic tissue made during training. Write `./phantom` for a folder of that name.
         stream: How the tissue of `phantom-stream` is made.
 

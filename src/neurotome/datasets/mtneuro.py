@@ -1,8 +1,9 @@
-"""MTNeuro task 2: the annotated X-ray microCT of Prasad et al. (2020), from the files its own loader saves.
+"""MTNeuro task 2: the annotated X-ray microCT of Prasad et al. (2020), and every selection of it that is compared.
 
-Four regions of 256 x 256 pixels stand one after the other in each file
-`task2_<2D|3D>_<3class|4class><train|val|test><images|labels>.npy`; dimension and class count in the name do
-not change the content. Arrays stay on the disk.
+It is read from what `neurotome fetch mtneuro` writes (see `mtneuro_store`), or from the files MTNeuro's own loader saves:
+there four regions of 256 x 256 pixels stand one after the other in each file
+`task2_<2D|3D>_<3class|4class><train|val|test><images|labels>.npy`; dimension and class count in the name do not change the
+content, and the arrays stay on the disk.
 
 Sources: Quesada et al. (2022), NeurIPS Datasets and Benchmarks, arXiv:2301.00345; Prasad et al. (2020), Sci
 Data 7:358, doi:10.1038/s41597-020-00692-y. Ranges are those of MTNeuro's task-2 configurations.
@@ -10,7 +11,8 @@ Data 7:358, doi:10.1038/s41597-020-00692-y. Ranges are those of MTNeuro's task-2
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset, check_labels
+from neurotome.datasets.mtneuro_store import StoredRegion, is_stored, read_provenance, read_regions
 from neurotome.errors import DatasetError, unknown
 from neurotome.io.images import check_grey, read_image, read_labels
 from neurotome.volume import Volume
@@ -48,11 +51,68 @@ REGIONS = (
 FOUR_CLASSES = ClassSet(("background", "blood vessel", "cell", "axon"))
 THREE_CLASSES = ClassSet(("background", "blood vessel", "cell"))
 
-# 4class is MTNeuro's own: experts cannot tell the axons of the zona incerta from background.
+# The founding report's Table 1, pixels of FOUR_CLASSES in all four regions: an exact checksum of the labels.
+TABLE_1: Mapping[str, tuple[int, ...]] = {
+    "train": (39665515, 2724278, 4448051, 23678892),
+    "val": (4101022, 243515, 532764, 2724875),
+    "test": (6591602, 456854, 820941, 5237803),
+}
+
+# People drew every thirtieth plane; the labels between were made from them, how is not published.
+DRAWN_BY_HAND = range(140, 471, 30)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A selection of MTNeuro task 2.
+
+    Attributes:
+        description: One line for whoever chooses.
+        regions: Which regions.
+        classes: Three classes merge axons into background.
+        test_regions: Which regions the test split has, None for the same.
+        left_out: How many of the last slices of train are left out.
+        by_hand: Whether only the planes that people drew are used, each a cutout of one slice.
+    """
+
+    description: str
+    regions: tuple[str, ...]
+    classes: ClassSet = FOUR_CLASSES
+    test_regions: tuple[str, ...] | None = None
+    left_out: int = 0
+    by_hand: bool = False
+
+    def regions_of(self, split: str) -> tuple[str, ...]:
+        """Returns the regions of a split."""
+        return self.test_regions if split == "test" and self.test_regions is not None else self.regions
+
+
+# Experts cannot tell the axons of the zona incerta from background, so the official four classes leave it out.
+OFFICIAL, ALL = ("cortex", "striatum", "vp"), ("cortex", "striatum", "vp", "zi")
+
 VARIANTS = {
-    "4class": (FOUR_CLASSES, REGIONS[:3]),
-    "4class-with-zi": (FOUR_CLASSES, REGIONS),
-    "3class": (THREE_CLASSES, REGIONS),
+    "4class": Variant("MTNeuro's own: 4 classes, zona incerta (ZI) left out; 807/87/150 slices", OFFICIAL),
+    "4class-with-zi": Variant("the founding report's: 4 classes, ZI kept; 1076/116/200 slices", ALL),
+    "3class": Variant("MTNeuro's own: axons merged into background, ZI kept; 1076/116/200 slices", ALL, THREE_CLASSES),
+    "human": Variant("4class, only the planes drawn by hand (z 140, 170, ...); 24/3/3 slices", OFFICIAL, by_hand=True),
+    "human-with-zi": Variant("4class-with-zi, only the planes drawn by hand; 32/4/4 slices", ALL, by_hand=True),
+    "4class-wide-gap": Variant(
+        "4class without the last 40 slices of train, so that val is as far from train as test is; 687/87/150 slices",
+        OFFICIAL,
+        left_out=40,
+    ),
+    "leave-out-cortex": Variant(
+        "train and val on striatum and VP, test on cortex; 538/58/50 slices", ("striatum", "vp"), test_regions=("cortex",)
+    ),
+    "leave-out-striatum": Variant(
+        "train and val on cortex and VP, test on striatum; 538/58/50 slices", ("cortex", "vp"), test_regions=("striatum",)
+    ),
+    "leave-out-vp": Variant(
+        "train and val on cortex and striatum, test on VP; 538/58/50 slices", ("cortex", "striatum"), test_regions=("vp",)
+    ),
+    "leave-out-zi": Variant(
+        "train and val on the other three, test on ZI; 807/87/50 slices", OFFICIAL, test_regions=("zi",)
+    ),
 }
 
 LICENCE = "CC BY 4.0"
@@ -106,32 +166,61 @@ def open_mtneuro(folder: str | Path, variant: str = "4class") -> Dataset:
     """Opens MTNeuro task 2.
 
     Args:
-        folder: Where the `task2_*.npy` files lie.
-        variant: `4class` without the zona incerta (ZI), as published; `4class-with-zi` as in the founding
-            report; `3class` with axons merged into background, ZI kept.
+        folder: What `neurotome fetch mtneuro` wrote, or where the `task2_*.npy` files lie.
+        variant: One of `VARIANTS`; `4class` is MTNeuro's own, `4class-with-zi` the founding report's.
 
     Returns:
-        One cutout per region and split, uint8, memory-mapped. A split whose files are absent is absent.
+        One cutout per region and split (per plane where a variant has single planes), uint8: read into memory from a fetched
+        folder, memory-mapped from .npy files. A split whose files are absent is absent.
 
     Raises:
-        DatasetError: The variant is not known, there are no such files, one of a pair is missing, or shapes
-            or labels are wrong.
+        DatasetError: The variant is not known, there are no such files, one of a pair is missing, a fetch has not ended or
+            did not verify, a block is damaged, or shapes or labels are wrong.
         ImageError: A file is damaged, or a region is constant.
     """
     folder = Path(folder)
     if variant not in VARIANTS:
         raise DatasetError(unknown("variant of mtneuro", variant, VARIANTS))
     if not folder.is_dir():
-        raise DatasetError(f"{folder} is not a folder; expected the one with MTNeuro's task2_*.npy files.")
-    classes, regions = VARIANTS[variant]
+        raise DatasetError(
+            f"{folder} is not a folder; expected one that `neurotome fetch mtneuro --out {folder}` wrote, or the one with "
+            "MTNeuro's task2_*.npy files."
+        )
+    chosen = VARIANTS[variant]
+    if is_stored(folder):
+        provenance = read_provenance(folder)
+        sources: Mapping[str, Mapping[str, StoredRegion]] = {
+            split: read_regions(folder, provenance, split, chosen.regions_of(split)) for split in provenance["regions"]
+        }
+    else:
+        sources = read_caches(folder)
+    splits = {
+        split: tuple(cutout for name in chosen.regions_of(split) for cutout in _cut(regions[name], name, split, chosen))
+        for split, regions in sources.items()
+    }
+    return Dataset(f"mtneuro-{variant}", chosen.classes, splits, LICENCE, CITATION)
+
+
+def read_caches(folder: Path) -> dict[str, dict[str, StoredRegion]]:
+    """Opens the .npy files of MTNeuro's own loader.
+
+    Args:
+        folder: Where they lie.
+
+    Returns:
+        For each split that has files its regions; arrays are memory-mapped, labels as wide as they are stored.
+
+    Raises:
+        DatasetError: There is none, one of a pair is missing, or a shape is wrong.
+        ImageError: A file is damaged.
+    """
     pairs = {split: pair for split in Z_RANGES if (pair := _find_pair(folder, split)) is not None}
     if not pairs:
         raise DatasetError(
             f"{folder} has no file of MTNeuro task 2; expected, for example, task2_2D_4classtrainimages.npy "
-            "and task2_2D_4classtrainlabels.npy. Download them with MTNeuro's own loader."
+            f"and task2_2D_4classtrainlabels.npy. Fetch them with: neurotome fetch mtneuro --out {folder}"
         )
-    splits = {split: tuple(_cut_regions(*pair, split, classes, regions)) for split, pair in pairs.items()}
-    return Dataset(f"mtneuro-{variant}", classes, splits, LICENCE, CITATION)
+    return {split: _split_regions(*pair, split) for split, pair in pairs.items()}
 
 
 def _find_pair(folder: Path, split: str) -> tuple[Path, Path] | None:
@@ -148,9 +237,7 @@ def _find_pair(folder: Path, split: str) -> tuple[Path, Path] | None:
     return None
 
 
-def _cut_regions(
-    images_path: Path, labels_path: Path, split: str, classes: ClassSet, regions: tuple[Region, ...]
-) -> Iterator[Cutout]:
+def _split_regions(images_path: Path, labels_path: Path, split: str) -> dict[str, StoredRegion]:
     start, stop = Z_RANGES[split]
     depth = stop - start
     expected = (len(REGIONS) * depth, EDGE, EDGE)
@@ -161,14 +248,26 @@ def _cut_regions(
                 f"{path}: shape {array.shape}; expected {expected}, {depth} slices of each of {len(REGIONS)} "
                 "regions. Download it again."
             )
-    for region in regions:
-        first = REGIONS.index(region) * depth
-        part = slice(first, first + depth)
-        check_grey(images[part], f"{images_path}, {region.name}")
-        check_labels(labels[part], FOUR_CLASSES, f"{labels_path}, {region.name}")
-        origin_zyx = (start, region.y, region.x)
-        volume = Volume(images[part], region.name, VOXEL_SIZE_UM, origin_zyx, images_path)
-        yield Cutout(volume, _merge(labels[part], classes))
+    parts = [slice(i * depth, (i + 1) * depth) for i in range(len(REGIONS))]
+    return {
+        region.name: StoredRegion(images[part], labels[part], (start, region.y, region.x), images_path, labels_path)
+        for region, part in zip(REGIONS, parts, strict=True)
+    }
+
+
+def _cut(found: StoredRegion, name: str, split: str, variant: Variant) -> Iterator[Cutout]:
+    check_grey(found.image, f"{found.image_path}, {name}")
+    check_labels(found.labels, FOUR_CLASSES, f"{found.labels_path}, {name}")
+    first, y, x = found.origin_zyx
+    depth = len(found.image)
+    if variant.by_hand:
+        parts = [(z - first, z - first + 1, f"{name}_z{z}") for z in DRAWN_BY_HAND if first <= z < first + depth]
+    else:
+        parts = [(0, depth - (variant.left_out if split == "train" else 0), name)]
+    for start, stop, label in parts:
+        origin_zyx = (first + start, y, x)
+        volume = Volume(found.image[start:stop], label, VOXEL_SIZE_UM, origin_zyx, found.image_path)
+        yield Cutout(volume, _merge(found.labels[start:stop], variant.classes))
 
 
 def _merge(labels: NDArray[Any], classes: ClassSet) -> NDArray[Any]:

@@ -54,7 +54,7 @@ def paint_tissue(region: Region, tissue: Tissue, rng: Generator) -> NDArray[np.f
     for cell in tissue.cells:
         _paint_cell(image, cell, region.soma)
     where = tissue.labels == VESSEL
-    fade = np.clip(0.3 * sample_slow_field(rng, shape, FADE_SIGMA)[where], 0, 0.6)
+    fade = np.clip(0.1 + 0.3 * sample_slow_field(rng, shape, FADE_SIGMA)[where], 0, 0.6)
     image[where] = region.capillary + fade * (region.neuropil - region.capillary)
     image[tissue.lumens] = region.lumen
     specks = rng.integers(0, shape, (rng.poisson(region.specks_per_mvox * 1e-6 * image.size), 3))

@@ -33,6 +33,7 @@ class Region:
         cells_in_axon: Chance that a cell is kept where there are fibres.
         cells_per_mvox: Cells per 10^6 voxels.
         cell_diameter: Mean and standard deviation of the diameter of the sphere of a cell's volume.
+        faint_cells: Cells too faint to be drawn by a person, per cell that is.
         cell_clusters: Share of cells that are put beside another one.
         capillary_length: Voxels of capillary per voxel of tissue.
         capillary_radius: Mean and standard deviation.
@@ -61,6 +62,7 @@ class Region:
     cells_in_axon: float
     cells_per_mvox: float
     cell_diameter: Span
+    faint_cells: float
     cell_clusters: float
     capillary_length: float
     capillary_radius: Span
@@ -121,6 +123,7 @@ _CORTEX = Region(
     cells_in_axon=1.0,
     cells_per_mvox=87.0,
     cell_diameter=(8.3, 1.5),
+    faint_cells=0.4,
     cell_clusters=0.25,
     capillary_length=1.5e-3,
     capillary_radius=(1.65, 0.35),
@@ -235,7 +238,9 @@ def draw_region(base: Region, rng: np.random.Generator) -> Region:
     kind = rng.random()
     if kind < 0.12:
         share = rng.uniform(0.75, 1.0)
-    elif kind < 0.45 or share > 0:
+    elif kind < 0.37:
+        share = rng.uniform(0.35, 0.8)
+    elif kind < 0.6 or share > 0:
         share = rng.beta(1.0, 1.6)
     neuropil = base.neuropil + rng.uniform(-12, 12)
     axon = neuropil + rng.uniform(18, 55)
@@ -243,7 +248,7 @@ def draw_region(base: Region, rng: np.random.Generator) -> Region:
     texture = factor(0.7, 1.4)
     # texture as strong as fibres' own is found where there are no bundles to be told from it
     strands = rng.uniform(4, 12) if share < 0.2 and rng.random() < 0.5 else rng.uniform(1, 6)
-    capillary = rng.uniform(0, 60)
+    capillary = rng.uniform(0, 65)
     return replace(
         base,
         axon_share=float(share),
@@ -251,7 +256,7 @@ def draw_region(base: Region, rng: np.random.Generator) -> Region:
         fibre_fan=factor(200, 2000),
         fibre_sigma=(across * factor(0.8, 1.5), across, across * factor(1.5, 8)),
         bundle_edge=factor(0.08, 0.6),
-        cells_in_axon=float(rng.uniform(0.05, 0.4)),
+        cells_in_axon=float(rng.uniform(0.02, 0.3)),
         cells_per_mvox=base.cells_per_mvox * factor(0.5, 2.0),
         cell_diameter=(base.cell_diameter[0] * factor(0.8, 1.2), base.cell_diameter[1] * factor(0.7, 1.3)),
         cell_clusters=float(rng.uniform(0, 0.7)),
@@ -261,8 +266,9 @@ def draw_region(base: Region, rng: np.random.Generator) -> Region:
         lumens=((factor(0.5, 3), 7.0, 20.0), (factor(0.05, 0.6), 20.0, 80.0)),
         neuropil=float(neuropil),
         axon=float(axon),
-        soma=float(neuropil * rng.uniform(0.35, 0.7)),
-        cell_contrast=(float(rng.uniform(0.45, 0.75)), float(rng.uniform(0.9, 1.15))),
+        soma=float(neuropil * rng.uniform(0.3, 0.62)),
+        cell_contrast=(float(rng.uniform(0.55, 0.8)), float(rng.uniform(0.95, 1.15))),
+        faint_cells=float(rng.uniform(0, 0.8)),
         capillary=float(capillary),
         lumen=float(rng.uniform(-25, 25)),
         strand_sd=float(strands),

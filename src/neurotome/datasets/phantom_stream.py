@@ -120,7 +120,7 @@ class PhantomStream:
         for number in [n for n in self._coming if n < oldest]:
             self._coming.pop(number).cancel()
         missing = [n for n in range(oldest, newest) if n not in self._cutouts]
-        ahead = range(newest, newest + 2 * self.settings.workers)
+        ahead = range(newest, newest + 4 * self.settings.workers)
         for number in [*missing, *ahead] if self.settings.workers else []:
             if number not in self._coming:
                 self._coming[number] = self._submit(TRAIN, number, self.settings.depth)
@@ -189,7 +189,7 @@ def _start_worker(parent: int) -> None:
     """Lets training go first, leaves Ctrl-C to it, and ends when it has been killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "nice"):
-        os.nice(10)
+        os.nice(5)
 
     def watch(_: Any = None) -> None:
         while os.getppid() == parent:

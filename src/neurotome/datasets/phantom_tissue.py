@@ -20,6 +20,7 @@ Generator = np.random.Generator
 BACKGROUND, VESSEL, CELL, AXON = range(4)
 
 CELL_ASPECT = 1.4
+FAINT_CONTRAST = (0.1, 0.45)
 GRID_SIGMA = 1.5  # a field's smoothing on its own grid, in that grid's steps
 
 
@@ -34,6 +35,7 @@ class Cell:
         contrast: 1 is as dark as the soma can be, 0 invisible.
         nucleus: Grey values by which the nucleus of a large cell is lighter than the soma.
         nucleolus: The same at the centre.
+        faint: Too faint for a person to draw: it is seen, but not labelled.
     """
 
     centre: NDArray[np.float64]
@@ -42,6 +44,7 @@ class Cell:
     contrast: float
     nucleus: float
     nucleolus: float
+    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ def build_tissue(region: Region, shape: Shape, rng: Generator) -> Tissue:
     labels = np.zeros(shape, np.uint8)
     cells = _place_cells(region, bundles > 0.5, lumens, rng)
     for cell in cells:
+        if cell.faint:
+            continue
         box, reach = locate_cell(cell, shape, 1.0)
         labels[box][reach <= 1] = CELL
     labels[vessels] = VESSEL
@@ -305,7 +310,8 @@ def _place_cells(region: Region, bundles: NDArray[np.bool_], lumens: NDArray[np.
     """Returns cells that hardly overlap, avoid large vessels, form clusters, and are rarer among fibres."""
     shape = np.array(bundles.shape)
     margin = 8.0  # a cell whose centre lies outside still reaches in
-    wanted = int(region.cells_per_mvox * 1e-6 * (shape + 2 * margin).prod() + rng.random())
+    drawn = int(region.cells_per_mvox * 1e-6 * (shape + 2 * margin).prod() + rng.random())
+    wanted = int(drawn * (1 + region.faint_cells))
     centres, radii = np.empty((wanted, 3)), np.empty(wanted)
     cells: list[Cell] = []
     for _ in range(40 * wanted):
@@ -327,16 +333,18 @@ def _place_cells(region: Region, bundles: NDArray[np.bool_], lumens: NDArray[np.
         if bundles[z, y, x] and rng.random() >= region.cells_in_axon:
             continue
         centres[n], radii[n] = centre, radius
-        cells.append(_shape_cell(centre, radius, region, rng))
+        cells.append(shape_cell(centre, radius, region, rng, faint=n >= drawn))
     return tuple(cells)
 
 
-def _shape_cell(centre: NDArray[np.float64], radius: float, region: Region, rng: Generator) -> Cell:
+def shape_cell(centre: NDArray[np.float64], radius: float, region: Region, rng: Generator, faint: bool = False) -> Cell:
+    """Returns a cell of a radius at a place (3,), of random direction, contrast and nucleus."""
     axes, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     aspect = max(rng.normal(CELL_ASPECT, 0.15), 1.0)
     lengths = radius * aspect ** (-1 / 3) * np.array([aspect, 1.0, 1.0])
     nucleus, nucleolus = rng.uniform(-15, 40), rng.uniform(-40, 10)
-    return Cell(centre, axes.T / lengths[:, None], radius, rng.uniform(*region.cell_contrast), nucleus, nucleolus)
+    contrast = rng.uniform(*(FAINT_CONTRAST if faint else region.cell_contrast))
+    return Cell(centre, axes.T / lengths[:, None], radius, contrast, nucleus, nucleolus, faint)
 
 
 def locate_cell(cell: Cell, shape: Sequence[int], reach: float) -> tuple[tuple[slice, ...], NDArray[np.float64]]:

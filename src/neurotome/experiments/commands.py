@@ -131,6 +131,8 @@ def evaluate(
 def score_splits(predictor: Predictor, dataset: Dataset, run: Path, *, uncertainty: bool = False) -> None:
     """Predicts and scores every split that has images; a split that has its scores already is left alone.
 
+    Scores that an earlier version wrote without the classes' means per image are made anew.
+
     Args:
         predictor: A network or pixel classifier.
         dataset: Of the same classes.
@@ -139,7 +141,7 @@ def score_splits(predictor: Predictor, dataset: Dataset, run: Path, *, uncertain
     """
     for split in SPLITS:
         scores = run / "scores" / f"{split}.json"
-        if dataset.splits.get(split) and not scores.is_file():
+        if dataset.splits.get(split) and not (scores.is_file() and '"note": "' in scores.read_text()):
             maps = run / "uncertainty" / split if uncertainty else None
             write_json(scores, score_split(predictor, dataset, split, run / "predictions" / split, maps))
 

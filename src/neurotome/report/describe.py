@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from cyclopts import Parameter
 from numpy.typing import NDArray
 
 from neurotome.atomic import write_json
 from neurotome.augment import AugmentSettings, check_augment
 from neurotome.augment import augment as transform
 from neurotome.classes import Palette
-from neurotome.datasets import open_dataset
+from neurotome.datasets import list_datasets, open_dataset
 from neurotome.datasets.base import Cutout, Dataset, DatasetOrName
 from neurotome.datasets.statistics import measure_dataset
-from neurotome.errors import DatasetError, RunError
+from neurotome.errors import DatasetError, RunError, SettingsError
 from neurotome.normalize import fit_normalization
 from neurotome.volume import to_display
 
@@ -32,8 +33,9 @@ AUGMENTED = 256
 
 
 def describe(
-    dataset: DatasetOrName,
+    dataset: DatasetOrName | None = None,
     *,
+    known: Annotated[bool, Parameter(name="--list", negative=())] = False,
     out: Path | None = None,
     palette: Palette = "colour-blind-safe",
     augment: AugmentSettings = AugmentSettings(),
@@ -42,18 +44,25 @@ def describe(
     """Measures a dataset, and draws samples, augmentation, grey values and class shares.
 
     Args:
-        dataset: Folder with dataset.yaml, mtneuro:FOLDER, or phantom.
+        dataset: Folder with dataset.yaml, mtneuro:FOLDER, mtneuro:FOLDER@VARIANT, or phantom.
+        known: Instead lists every kind of dataset and every variant, a line each; no data are needed.
         out: Folder that gets statistics.json and the pictures; without it nothing is written.
         palette: Colours of the classes.
         augment: Augmentation that is shown.
         seed: Seed of the augmentation.
 
     Returns:
-        The statistics, see `measure_dataset`.
+        The statistics, see `measure_dataset`; with `known` the datasets that can be opened, `{name: description}`.
 
     Raises:
         NeurotomeError: The dataset or a setting cannot be used; nothing has been written then.
     """
+    if known:
+        if dataset is not None or out is not None:
+            raise SettingsError("--list shows what can be opened; leave out the dataset and --out, or leave out --list.")
+        return list_datasets()
+    if dataset is None:
+        raise SettingsError("no dataset is given; expected one of those that `neurotome describe --list` shows.")
     check_augment(augment)
     if out is not None and out.exists() and not out.is_dir():
         raise RunError(f"{out}: a file is in the way; choose another folder with --out.")
@@ -82,6 +91,12 @@ def describe(
     for name, picture in pictures.items():
         figures.save_figure(picture, out / f"{name}.png")
     return statistics
+
+
+def format_datasets(datasets: Mapping[str, str]) -> str:
+    """Returns names and descriptions as two columns for the terminal."""
+    width = max(len(name) for name in datasets)
+    return "\n".join(f"{name:<{width}}  {description}" for name, description in datasets.items())
 
 
 def choose_slices(dataset: Dataset, count: int) -> list[tuple[Cutout, int]]:

@@ -113,6 +113,47 @@ class PatchSampler:
         images, labels = zip(*(self._cut(place) for place in places), strict=True)
         return np.stack(images), np.stack(labels)
 
+    def draw_volumes(self, step: int, depth: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Returns batch number `step` of 3D patches; each lies within one cutout.
+
+        Args:
+            step: Which batch.
+            depth: Slices per patch.
+
+        Returns:
+            Scaled images, shape (n, 1, depth, patch, patch), and labels, shape (n, depth, patch, patch). In sequential order
+            the patches stand `depth` slices apart, the last of a cutout moved inside.
+
+        Raises:
+            SettingsError: A cutout has fewer slices, or the sampler makes neighbouring slices channels.
+        """
+        shallow = [cutout for cutout in self.cutouts if cutout.volume.shape[0] < max(1, depth)]
+        if depth < 1 or shallow:
+            least = min(self.cutouts, key=lambda cutout: cutout.volume.shape[0])
+            raise SettingsError(
+                f"3D patches of {depth} slices are asked for; {least.name} has {least.volume.shape[0]}. Use a depth from 1 "
+                f"to {least.volume.shape[0]}, or cutouts with more slices."
+            )
+        if self.in_channels != 1:
+            raise SettingsError(f"in_channels is {self.in_channels}; 3D patches have their neighbours as depth: use 1.")
+        if self.settings.order == "sequential":
+            tiles = self._plan_tiles(depth)
+            first = step % -(-len(tiles) // self.settings.batch) * self.settings.batch
+            places = tiles[first : first + self.settings.batch]
+        else:
+            self._follow_stream(step)
+            generator = np.random.default_rng([self.seed, step])
+            places = [self._deepen(self._draw_place(generator), depth, generator) for _ in range(self.settings.batch)]
+        layers = [[self._cut((c, z + i, y, x)) for i in range(depth)] for c, z, y, x in places]
+        images = np.stack([np.stack([image for image, _ in patch], axis=1) for patch in layers])
+        return images, np.stack([np.stack([labels for _, labels in patch]) for patch in layers])
+
+    def _deepen(self, place: Place, depth: int, generator: np.random.Generator) -> Place:
+        """Returns where a 3D patch begins that holds the slice of a place anywhere in it."""
+        c, z, y, x = place
+        start = z - int(generator.integers(0, depth))
+        return c, min(max(start, 0), self.cutouts[c].volume.shape[0] - depth), y, x
+
     def _list_slices(self) -> None:
         """Lists the slices of the present cutouts and how likely each is drawn."""
         self.slices = [(c, z) for c, cutout in enumerate(self.cutouts) for z in range(cutout.volume.shape[0])]
@@ -140,11 +181,12 @@ class PatchSampler:
         counts = np.stack([self.classes.count(cutout.read_labels(z)) for z in range(cutout.volume.shape[0])])
         return self.normalization.scale_for(cutout.volume), counts
 
-    def _plan_tiles(self) -> list[Place]:
+    def _plan_tiles(self, depth: int = 1) -> list[Place]:
         edge = self.settings.patch
         return [
             (c, z, y, x)
-            for c, z in self.slices
+            for c, cutout in enumerate(self.cutouts)
+            for z in _tile_starts(cutout.volume.shape[0], depth)
             for y in _tile_starts(self.cutouts[c].volume.shape[1], edge)
             for x in _tile_starts(self.cutouts[c].volume.shape[2], edge)
         ]

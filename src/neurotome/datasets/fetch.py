@@ -1,0 +1,181 @@
+"""fetch: annotated data and volumes from BossDB."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from numpy.typing import NDArray
+
+from neurotome.atomic import hold_folder, sweep_partials
+from neurotome.datasets.mtneuro import CITATION, LICENCE, VOXEL_SIZE_UM
+from neurotome.datasets.mtneuro_fetch import Announcer, fetch_mtneuro, import_mtneuro, list_versions, run_transfer
+from neurotome.errors import RunError, SettingsError, unknown
+from neurotome.io.bossdb import PUBLIC_TOKEN, BossDB, Box, Connection, parse_uri
+from neurotome.io.ledger import Ledger
+from neurotome.io.ome_zarr import create_ome_zarr
+from neurotome.io.transfer import Index, Transfer, find_missing
+
+# A token is a secret: it does not belong into a file of settings, a command's history or the list of processes.
+TOKEN_VARIABLE = "BOSSDB_TOKEN"
+
+
+def fetch(
+    source: str,
+    *,
+    out: Path,
+    range_zyx: Annotated[str | None, Parameter(name="--range")] = None,
+    voxel_size_um: tuple[float, float, float] | None = None,
+    from_cache: Path | None = None,
+    verify_counts: bool = True,
+    connection: Annotated[Connection, Parameter(name="*")] = Connection(),
+) -> Path:
+    """Fetches MTNeuro task 2, or a box of any channel of BossDB; the same command goes on where it was stopped.
+
+    The environment variable BOSSDB_TOKEN is your token for data that are not public.
+
+    Args:
+        source: mtneuro, or bossdb://COLLECTION/EXPERIMENT/CHANNEL.
+        out: Folder that gets MTNeuro, or the OME-Zarr of a box (such as volume.zarr).
+        range_zyx: Box of a channel, z0:z1,y0:y1,x0:x1 in voxels at full resolution, stops left out.
+        voxel_size_um: Voxel size (z, y, x) in micrometres that is written into an OME-Zarr. Without it the server's; for
+            prasad/prasad2020, whose server entry is wrong, the published 1.17.
+        from_cache: Imports the task2_*.npy files of MTNeuro's own loader from this folder instead of fetching.
+        verify_counts: Whether other pixels per class than the founding report's Table 1 are an error.
+        connection: How BossDB is asked.
+
+    Returns:
+        `out`.
+
+    Raises:
+        NeurotomeError: A setting is wrong, or something cannot be fetched or verified; what has arrived is kept.
+    """
+    token = os.environ.get(TOKEN_VARIABLE, PUBLIC_TOKEN)
+    if source == "mtneuro":
+        if range_zyx is not None or voxel_size_um is not None:
+            raise SettingsError("--range and --voxel-size-um are for a channel (bossdb://...); mtneuro's are fixed.")
+        if from_cache is not None:
+            return import_mtneuro(from_cache, out, verify_counts=verify_counts)
+        return fetch_mtneuro(out, connection, token, verify_counts=verify_counts)
+    if not source.startswith("bossdb:"):
+        raise SettingsError(unknown("source", source, ("mtneuro", "bossdb://collection/experiment/channel")))
+    if from_cache is not None or not verify_counts:
+        raise SettingsError("--from-cache and --no-verify-counts are for mtneuro, not for a channel.")
+    parse_uri(source)
+    if range_zyx is None:
+        raise SettingsError(
+            f"{source}: say which box with --range z0:z1,y0:y1,x0:x1, for example --range 380:409,900:1156,4600:4856."
+        )
+    return fetch_volume(source, parse_range(range_zyx), out, connection, token, voxel_size_um=voxel_size_um)
+
+
+def parse_range(text: str) -> Box:
+    """Returns the box of z0:z1,y0:y1,x0:x1.
+
+    Raises:
+        SettingsError: It is no such text, or an axis has no voxel.
+    """
+    axes = [part.split(":") for part in text.split(",")]
+    if len(axes) != 3 or any(len(ends) != 2 or not all(end.strip().isdecimal() for end in ends) for ends in axes):
+        raise SettingsError(f"--range {text}: expected z0:z1,y0:y1,x0:x1, for example 380:409,900:1156,4600:4856.")
+    (z0, z1), (y0, y1), (x0, x1) = [(int(ends[0]), int(ends[1])) for ends in axes]
+    for axis, start, stop in (("z", z0, z1), ("y", y0, y1), ("x", x0, x1)):
+        if start >= stop:
+            raise SettingsError(f"--range {text}: {axis} is {start}:{stop}; expected a stop above the start.")
+    return Box((z0, y0, x0), (z1, y1, x1))
+
+
+def fetch_volume(
+    uri: str,
+    box: Box,
+    out: Path,
+    connection: Connection = Connection(),
+    token: str = PUBLIC_TOKEN,
+    *,
+    voxel_size_um: tuple[float, float, float] | None = None,
+    shard: tuple[int, int, int] | None = None,
+    chunk: tuple[int, int, int] | None = None,
+) -> Path:
+    """Fetches a box of a channel into an OME-Zarr 0.5 of one level, block by block; goes on where it was stopped.
+
+    Args:
+        uri: bossdb://collection/experiment/channel.
+        box: Voxels at full resolution.
+        out: The OME-Zarr; the ledger of its blocks lies beside it, as `<out>.ledger.jsonl`.
+        connection: How BossDB is asked.
+        token: Proves who asks; never stored.
+        voxel_size_um: Edge lengths (z, y, x) in micrometres; see `fetch`.
+        shard: Voxels per request and file (z, y, x); up to 16 MiB if not given.
+        chunk: Voxels that are compressed together; 64 x 64 x 64 if not given.
+
+    Returns:
+        `out`.
+
+    Raises:
+        FetchError: Something cannot be fetched; what has arrived is kept.
+        SettingsError: The box is not within the channel, or the voxel size is not known.
+        RunError: Another process is working there, or something else lies there.
+    """
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: a file is in the way; choose another name with --out.")
+    source = {"host": connection.host, "uri": uri, "range_zyx": str(box)}
+    ledger_path = out.with_name(f"{out.name}.ledger.jsonl")
+    if out.exists() and any(out.iterdir()) and not ledger_path.exists():
+        raise RunError(f"{out} is there, but no fetch has begun it (no {ledger_path.name} beside it); choose another --out.")
+    with BossDB(connection, token, tell=Announcer()) as client:
+        channel = client.open_channel(uri)
+        frame = client.read_frame(channel)
+        if any(a < low or b > high for a, b, low, high in zip(*box, *frame.bounds, strict=True)):
+            raise SettingsError(f"--range {box} is not within {uri}, which has {frame.bounds} (z, y, x).")
+        size_um = _choose_voxel_size(uri, voxel_size_um, frame.voxel_size_um)
+        with hold_folder(out):
+            notes: dict[str, Any] = {"source": source, "versions": list_versions(), "complete": False}
+            if _is_prasad2020(uri):
+                notes |= {"licence": LICENCE, "citation": CITATION}
+            ledger = Ledger(ledger_path, out, source)
+            sweep_partials(out)
+
+            def create() -> Any:
+                cut = {} if chunk is None else {"chunk": chunk}
+                return create_ome_zarr(
+                    out,
+                    box.shape,
+                    channel.dtype,
+                    size_um,
+                    name=channel.name,
+                    origin_zyx=box.start,
+                    shard=shard,
+                    notes=notes,
+                    **cut,
+                )
+
+            def read(index: Index) -> NDArray[Any]:
+                return client.read_cutout(channel, box.cut(index))
+
+            transfers = [Transfer(create(), read, uri)]
+            missing = find_missing(transfers, ledger)
+            run_transfer(transfers, missing, ledger, connection.workers, client)
+            times = sorted(entry["time"] for entry in ledger.entries.values())
+            notes |= {"complete": True, "times": {"first": times[0], "last": times[-1]}}
+            create()
+    return out
+
+
+def _is_prasad2020(uri: str) -> bool:
+    return parse_uri(uri)[:2] in {("prasad", "prasad2020"), ("prasad", "prasad_analysis")}
+
+
+def _choose_voxel_size(
+    uri: str, given: tuple[float, float, float] | None, server: tuple[float, float, float] | None
+) -> tuple[float, float, float]:
+    if given is not None:
+        if not all(0 < size < float("inf") for size in given):
+            raise SettingsError(f"--voxel-size-um {given}: expected three positive numbers (z, y, x) in micrometres.")
+        return given
+    if _is_prasad2020(uri):
+        return VOXEL_SIZE_UM
+    if server is None:
+        raise SettingsError(f"{uri}: the server does not say how large a voxel is; give --voxel-size-um Z Y X.")
+    return server

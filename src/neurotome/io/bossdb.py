@@ -1,0 +1,386 @@
+"""BossDB over HTTP: what a channel is, where it ends, and boxes of its voxels.
+
+A cutout is one GET whose answer is a blosc buffer of voxels in C order, axes zyx. This is plain httpx2 and numcodecs
+rather than BossDB's own client `intern`, which has no timeout, does not ask again, and unpacks whatever size an answer
+claims.
+
+Every answer is taken for a stranger's: its length is bounded before it is read and its claim checked before it is
+unpacked. What may pass is asked again (429, 5xx, cut connections, stalls, damaged answers); what will not ends with
+one message.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.errors import FetchError, SettingsError
+from neurotome.io.bossdb_answers import BLOSC_HEADER, PassingError, decode_blosc, read_json, read_retry_after
+
+if TYPE_CHECKING:
+    import httpx2
+
+T = TypeVar("T")
+
+PUBLIC_TOKEN = "public"  # BossDB's own word for whoever has no account
+
+LONGEST_WAIT_S = 60.0
+SLOWEST_BYTES_PER_S = 1000.0  # an answer that only drips holds a worker for hours without ever timing out
+
+LARGEST_JSON = 1 << 20
+
+UNITS_UM = {"nanometers": 1e-3, "micrometers": 1.0, "millimeters": 1e3, "centimeters": 1e4}
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How BossDB is asked."""
+
+    host: str = "api.bossdb.io"
+    """Name of the server, with :port if it is not the protocol's own."""
+
+    protocol: Literal["https", "http"] = "https"
+    """How it is spoken to; http is for a server of your own."""
+
+    workers: int = 4
+    """Requests at once."""
+
+    timeout_s: float = 60.0
+    """Seconds without an answer, or without another byte of it, until the block is asked for again."""
+
+    attempts: int = 8
+    """How often a block is asked for before giving up."""
+
+    backoff_s: float = 1.0
+    """Seconds before the second attempt, give or take half; doubled for each further one, up to a minute."""
+
+    request_mvoxel: float = 20.0
+    """Million voxels per request at most; less for a server that answers 413."""
+
+
+class Box(NamedTuple):
+    """Voxels of a channel.
+
+    Attributes:
+        start: First voxel (z, y, x).
+        stop: One past the last voxel (z, y, x).
+    """
+
+    start: tuple[int, int, int]
+    stop: tuple[int, int, int]
+
+    @classmethod
+    def at(cls, start: tuple[int, int, int], shape: Sequence[int]) -> Box:
+        """Returns the box of a shape that begins at a voxel."""
+        z, y, x = (a + size for a, size in zip(start, shape, strict=True))
+        return cls(start, (z, y, x))
+
+    def cut(self, index: tuple[slice, slice, slice]) -> Box:
+        """Returns the part of the box at an index of it."""
+        z, y, x = (a + part.start for a, part in zip(self.start, index, strict=True))
+        return Box.at((z, y, x), [part.stop - part.start for part in index])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels (z, y, x)."""
+        z, y, x = (b - a for a, b in zip(self.start, self.stop, strict=True))
+        return z, y, x
+
+    def __str__(self) -> str:
+        """Returns z0:z1,y0:y1,x0:x1, as --range takes it."""
+        return ",".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True))
+
+
+@dataclass(frozen=True)
+class Channel:
+    """An image or annotation of BossDB.
+
+    Attributes:
+        collection: First part of the address.
+        experiment: Second part.
+        name: Third part.
+        dtype: Of its voxels.
+        kind: image or annotation.
+    """
+
+    collection: str
+    experiment: str
+    name: str
+    dtype: np.dtype[Any]
+    kind: str
+
+    @property
+    def uri(self) -> str:
+        """Address of the channel."""
+        return f"bossdb://{self.collection}/{self.experiment}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The coordinate frame of an experiment.
+
+    Attributes:
+        bounds: All its voxels; padding may be among them.
+        voxel_size_um: Edge lengths (z, y, x) as the server has them, which are not always right; None if it has none.
+    """
+
+    bounds: Box
+    voxel_size_um: tuple[float, float, float] | None
+
+
+class StoppedError(Exception):
+    """The client was told to stop while a request was under way."""
+
+
+def parse_uri(uri: str) -> tuple[str, str, str]:
+    """Returns collection, experiment and channel of `bossdb://collection/experiment/channel`.
+
+    Raises:
+        SettingsError: It is no such address.
+    """
+    found = re.fullmatch(r"bossdb://([\w.~-]+)/([\w.~-]+)/([\w.~-]+)/?", uri)
+    if found is None or any(part.strip(".") == "" for part in found.groups()):
+        raise SettingsError(
+            f"{uri} is no address of a channel; expected bossdb://collection/experiment/channel, for example "
+            "bossdb://prasad/prasad2020/image."
+        )
+    return found[1], found[2], found[3]
+
+
+class BossDB:
+    """A server of BossDB; may be asked from several threads.
+
+    Attributes:
+        retries: How often something was asked again.
+    """
+
+    def __init__(
+        self, connection: Connection, token: str = PUBLIC_TOKEN, tell: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Checks the settings; nothing is asked yet.
+
+        Args:
+            connection: How to ask.
+            token: Proves who asks; never shown or stored.
+            tell: Is called with a sentence whenever something is asked again.
+
+        Raises:
+            SettingsError: A setting is out of range, or the token is no token.
+        """
+        import httpx2
+
+        _check_connection(connection)
+        if not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise SettingsError(
+                "BOSSDB_TOKEN holds spaces, line breaks or letters beyond ASCII; expected the token as BossDB shows it. "
+                "Copy it again, or unset it for public data."
+            )
+        self.connection, self.tell, self.retries = connection, tell, 0
+        self._token = token
+        self._stop = threading.Event()
+        self._client = httpx2.Client(
+            base_url=f"{connection.protocol}://{connection.host}/v1",
+            headers={"Authorization": f"Token {token}", "User-Agent": f"neurotome/{metadata.version('neurotome')}"},
+            timeout=connection.timeout_s,
+            limits=httpx2.Limits(max_connections=connection.workers, max_keepalive_connections=connection.workers),
+        )
+
+    def __enter__(self) -> BossDB:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._client.close()
+
+    def stop(self) -> None:
+        """Makes requests that are waiting or under way in other threads end with `StoppedError`."""
+        self._stop.set()
+
+    def open_channel(self, uri: str) -> Channel:
+        """Asks what a channel is.
+
+        Raises:
+            FetchError: It is not there, not allowed, or does not answer.
+        """
+        collection, experiment, name = parse_uri(uri)
+        answer = self._get_json(f"/collection/{collection}/experiment/{experiment}/channel/{name}", uri)
+        datatype, kind = answer.get("datatype"), answer.get("type")
+        if not isinstance(datatype, str) or datatype not in ("uint8", "uint16", "uint32", "uint64"):
+            raise FetchError(f"{uri}: the server calls its datatype {datatype!r}; expected uint8, uint16, uint32 or uint64.")
+        return Channel(collection, experiment, name, np.dtype(datatype).newbyteorder("<"), str(kind))
+
+    def read_frame(self, channel: Channel) -> Frame:
+        """Asks where a channel ends.
+
+        Raises:
+            FetchError: The server does not say.
+        """
+        path = f"/collection/{channel.collection}/experiment/{channel.experiment}"
+        name = self._get_json(path, channel.uri).get("coord_frame")
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.~-]+", name):
+            raise FetchError(f"{channel.uri}: the server names no coordinate frame (found {name!r}).")
+        answer = self._get_json(f"/coord/{name}", f"{channel.uri}, coordinate frame {name}")
+        ends = [answer.get(f"{axis}_{end}") for end in ("start", "stop") for axis in "zyx"]
+        numbers = [end for end in ends if type(end) is int]
+        if len(numbers) != 6 or any(a >= b for a, b in zip(numbers[:3], numbers[3:], strict=True)):
+            raise FetchError(f"{channel.uri}: the coordinate frame {name} has bounds {ends}; expected six whole numbers.")
+        bounds = Box((numbers[0], numbers[1], numbers[2]), (numbers[3], numbers[4], numbers[5]))
+        unit = UNITS_UM.get(str(answer.get("voxel_unit")))
+        sizes = [answer.get(f"{axis}_voxel_size") for axis in "zyx"]
+        known = [float(size) * unit for size in sizes if unit and isinstance(size, int | float) and size > 0]
+        return Frame(bounds, (known[0], known[1], known[2]) if len(known) == 3 else None)
+
+    def read_cutout(self, channel: Channel, box: Box) -> NDArray[Any]:
+        """Reads voxels at full resolution; a box above `request_mvoxel` is asked for in parts.
+
+        Returns:
+            Shape (z, y, x) of the box, dtype of the channel.
+
+        Raises:
+            FetchError: They cannot be had; the message says why and what to do.
+            StoppedError: `stop` was called.
+        """
+        if np.prod(box.shape) > max(1.0, self.connection.request_mvoxel * 1e6):
+            axis = int(np.argmax(box.shape))
+            middle = (box.start[axis] + box.stop[axis]) // 2
+            parts = [
+                box._replace(stop=_replace(box.stop, axis, middle)),
+                box._replace(start=_replace(box.start, axis, middle)),
+            ]
+            return np.concatenate([self.read_cutout(channel, part) for part in parts], axis)
+        ranges = "/".join(f"{box.start[axis]}:{box.stop[axis]}" for axis in (2, 1, 0))  # the protocol's order is x, y, z
+        path = f"/cutout/{channel.collection}/{channel.experiment}/{channel.name}/0/{ranges}/"
+        where = f"{channel.uri} {box}"
+        nbytes = int(np.prod(box.shape)) * channel.dtype.itemsize
+        return self._ask(
+            f"{path}?access-mode=no-cache",
+            "application/blosc",
+            nbytes + BLOSC_HEADER,  # what blosc cannot compress it stores behind its header
+            where,
+            lambda body: decode_blosc(body, box.shape, channel.dtype, where),
+        )
+
+    def _get_json(self, path: str, where: str) -> dict[str, Any]:
+        return self._ask(path, "application/json", LARGEST_JSON, where, lambda body: read_json(body, where))
+
+    def _ask(self, path: str, accept: str, limit: int, where: str, read: Callable[[bytes], T]) -> T:
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return read(self._receive(path, accept, limit, where))
+            except PassingError as reason:
+                attempts = min(self.connection.attempts, reason.attempts or self.connection.attempts)
+                if attempt >= attempts:
+                    raise FetchError(
+                        f"{where}: {reason}; asked {attempt} times at {self.connection.host}. Check the network, or wait "
+                        "for the server; what has arrived is kept, and the same command goes on from there."
+                    ) from reason
+                wait = min(LONGEST_WAIT_S, self.connection.backoff_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
+                wait = max(wait, reason.wait_s)
+                self.retries += 1
+                self.tell(f"{where}: {reason}; asking again in {wait:.1f} s")
+                if self._stop.wait(wait):
+                    raise StoppedError from reason
+
+    def _receive(self, path: str, accept: str, limit: int, where: str) -> bytes:
+        """Returns the body of an answer with status 200; a passing failure is `PassingError`, a lasting one FetchError."""
+        import httpx2
+
+        if self._stop.is_set():
+            raise StoppedError
+        started = time.monotonic()
+        headers = {"Accept": accept, "Content-Type": "application/json"}
+        body = bytearray()
+        try:
+            with self._client.stream("GET", path, headers=headers) as answer:
+                good = answer.status_code == 200
+                for piece in answer.iter_bytes():
+                    body += piece
+                    if self._stop.is_set():
+                        raise StoppedError
+                    if len(body) > (limit if good else LARGEST_JSON):
+                        break
+                    elapsed = time.monotonic() - started
+                    if elapsed > self.connection.timeout_s and len(body) < SLOWEST_BYTES_PER_S * elapsed:
+                        raise PassingError(f"the answer stalled after {len(body)} bytes")
+        except httpx2.TimeoutException as error:
+            raise PassingError(f"no answer for {self.connection.timeout_s:g} s") from error
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
+            raise PassingError(f"the connection failed ({error or type(error).__name__})") from error
+        self._check_answer(answer, body, where)
+        if len(body) > limit:
+            raise FetchError(
+                f"{where}: the answer is longer than the {limit} bytes it can have; the server holds another dtype or shape "
+                "than it says, or does not speak BossDB's protocol. Check the address and --host."
+            )
+        return bytes(body)
+
+    def _check_answer(self, answer: httpx2.Response, body: bytearray, where: str) -> None:
+        status, host = answer.status_code, self.connection.host
+        if status == 200:
+            if answer.headers.get("Content-Type", "").startswith("text/html") or body[:64].lstrip()[:1] == b"<":
+                raise FetchError(
+                    f"{where}: {host} answered with a web page, not with data. Check --host and --protocol, and whether the "
+                    "network asks for a login first."
+                )
+            return
+        said = self._quote(body)
+        if status in (408, 425, 429) or status >= 500:
+            raise PassingError(f"the server answered {status}{said}", read_retry_after(answer.headers.get("Retry-After")))
+        remedies = {
+            400: "The range may lie outside the coordinate frame; check --range.",
+            401: "The token is not accepted; set BOSSDB_TOKEN to yours, or unset it for public data.",
+            403: "This channel is not open to this token; set BOSSDB_TOKEN in the environment to one that may read it.",
+            404: "Check the address: bossdb://collection/experiment/channel.",
+            413: "Ask for smaller blocks: give the same command with a smaller --request-mvoxel (for example 1).",
+        }
+        remedy = remedies.get(status, "Check --host, --protocol and the address.")
+        if 300 <= status < 400:
+            remedy = f"It moved to {answer.headers.get('Location', 'an address it does not name')}; give that with --host."
+        raise FetchError(f"{where}: {host} answered {status}{said}. {remedy} What has arrived is kept.")
+
+    def _quote(self, body: bytearray) -> str:
+        """Returns the server's own words in brackets, cut short, without the token in case it is repeated there."""
+        try:
+            content = json.loads(body)
+            message = str(content["message"])
+        except (ValueError, KeyError, TypeError):
+            return ""
+        if self._token != PUBLIC_TOKEN:
+            message = message.replace(self._token, "...")
+        plain = " ".join("".join(sign if sign.isprintable() else " " for sign in message).split())[:200].rstrip(".")
+        return f" ({plain})" if plain else ""
+
+
+def _check_connection(connection: Connection) -> None:
+    if not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:\d{1,5})?", connection.host):
+        raise SettingsError(
+            f"--host {connection.host}: expected a name such as api.bossdb.io or localhost:8000, without http:// or a path."
+        )
+    if connection.workers < 1 or connection.attempts < 1 or connection.request_mvoxel <= 0:
+        raise SettingsError(
+            f"workers is {connection.workers} and attempts {connection.attempts} (at least 1 each), request-mvoxel "
+            f"{connection.request_mvoxel} (above 0)."
+        )
+    if connection.workers > 32:
+        raise SettingsError(f"--workers {connection.workers}: at most 32; BossDB is shared, and answers 429 to more.")
+    if not connection.timeout_s > 0 or connection.backoff_s < 0:
+        raise SettingsError(
+            f"timeout-s is {connection.timeout_s} (above 0), backoff-s {connection.backoff_s} (0 or more), in seconds."
+        )
+
+
+def _replace(corner: tuple[int, int, int], axis: int, value: int) -> tuple[int, int, int]:
+    z, y, x = (value if i == axis else old for i, old in enumerate(corner))
+    return z, y, x
