@@ -193,3 +193,24 @@ def test_bars_of_several_seeds_by_hand():
     figure = plot_methods({"seeds": [score(0.2), score(0.6)], "one": score(0.5)})
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == pytest.approx([0.4, 0.4, 0.5, 0.5])
+
+
+def test_class_without_a_training_pixel_is_named_and_null(data, tmp_path):
+    folder = tmp_path / "data"
+    (folder / "labels").mkdir(parents=True)
+    (folder / "images").symlink_to(data / "images")
+    for name in "abc":
+        labels = np.asarray(Image.open(data / "labels" / f"{name}.png")).copy()
+        if name == "a":
+            labels[labels == 2] = 255
+        Image.fromarray(labels).save(folder / "labels" / f"{name}.png")
+    (folder / "dataset.yaml").write_text((data / "dataset.yaml").read_text())
+    with pytest.warns(UserWarning, match="no training pixel of class cell"):
+        assert run("baseline", folder, "--out", tmp_path / "run", *SMALL) == 0
+    scores = json.loads((tmp_path / "run" / "scores" / "test.json").read_text())
+    # never predicted, so its precision is 0 / 0
+    assert scores["per_class"]["cell"]["precision"] is None
+    assert scores["per_class"]["cell"]["recall"] == 0
+    assert json.loads((tmp_path / "run" / "scores" / "train.json").read_text())["per_class"]["cell"]["f1"] is None
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["pixels"]["cell"] == 0
