@@ -16,7 +16,7 @@ import yaml
 from neurotome import open_dataset, train
 from neurotome.atomic import write_json
 from neurotome.augment import AugmentSettings
-from neurotome.baselines.forest import ForestSettings, fit_forest
+from neurotome.baselines.fit import fit_baseline
 from neurotome.experiments.commands import score_split
 from neurotome.losses import LossSettings
 from neurotome.models.build import ModelSettings
@@ -50,7 +50,7 @@ def train_report(data: Path, run: Path, limit: str) -> None:
 def train_forest(data: Path, run: Path, limit: str) -> None:
     dataset = open_dataset(data)
     began = time.monotonic()
-    forest = fit_forest(dataset, ForestSettings())
+    forest = fit_baseline(dataset)
     fitted = time.monotonic()
     write_json(run / "scores" / "test.json", score_split(forest, dataset, "test"))
     write_json(run / "training.json", {"seconds": fitted - began, "scoring_seconds": time.monotonic() - fitted})

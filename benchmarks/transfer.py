@@ -20,7 +20,7 @@ import yaml
 from neurotome import open_dataset
 from neurotome.atomic import write_json
 from neurotome.augment import AugmentSettings
-from neurotome.baselines.forest import ForestSettings, fit_forest
+from neurotome.baselines.fit import BaselineSettings, fit_baseline
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.evaluate import score_images
 from neurotome.inference.predict import predict_volume
@@ -68,7 +68,7 @@ def leave_one_out(data: Path, method: str, model: str, number: int, repeat: int,
         others = [c for c in cutouts if c is not held_out]
         dataset = replace(patches, splits={"train": choose(others, number, repeat)})
         if method == "forest":
-            predictor: Predictor = fit_forest(dataset, ForestSettings(seed=repeat))
+            predictor: Predictor = fit_baseline(dataset, BaselineSettings(seed=repeat))
         else:
             predictor = fit_network(dataset, model, repeat, out / "run")
         predicted, _ = predict_volume(predictor, held_out.volume)

@@ -1,26 +1,52 @@
 from __future__ import annotations
 
-import subprocess
+import dataclasses
+import importlib.util
 import sys
 
 import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.inspection import permutation_importance
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from neurotome.baselines.forest import ForestSettings, fit_forest, sample_pixels
+from neurotome.baselines.fit import BaselineSettings, fit_baseline, read_bytes
+from neurotome.baselines.importance import shuffle_features
+from neurotome.baselines.learners import BoostingSettings, ForestSettings, LogisticSettings
 from neurotome.baselines.majority import fit_majority
+from neurotome.baselines.sample import draw_table, limit_rows
+from neurotome.baselines.trees import from_forest
+from neurotome.blocks import plan_blocks
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.statistics import count_slices
-from neurotome.errors import DatasetError, ModelError, SettingsError
-from neurotome.features import FeatureSettings, compute_features
-from neurotome.normalize import Normalization, fit_normalization
+from neurotome.errors import DatasetError, ModelError, NeurotomeError, SettingsError
+from neurotome.features import FeatureSettings, FilterSettings, build_extractor
+from neurotome.features.base import compute_features
+from neurotome.normalize import Normalization
+from neurotome.pixels.predictor import PixelPredictor
 from neurotome.predictor import predict_slice
 from neurotome.volume import Volume
 
 CLASSES = ClassSet(("background", "vessel", "cell"))
-SMALL = ForestSettings(trees=8, pixels_per_class=300, features=FeatureSettings((1, 2)))
+FILTERS = FilterSettings((1, 2))
+SMALL = BaselineSettings(
+    pixels_per_class=300, filters=FILTERS, forest=ForestSettings(8), boosting=BoostingSettings(5, engine="sklearn")
+)
+BANK = build_extractor(FeatureSettings("filters", FilterSettings((1,))))
+AS_IT_IS = Normalization("dataset", 0, 1, "float32")
+
+
+def change(**settings):
+    return dataclasses.replace(SMALL, **settings)
+
+
+def draw(dataset, per_class, normalization=AS_IT_IS, seed=0):
+    counts = count_slices(dataset)
+    return draw_table(dataset, "train", counts, limit_rows(counts.sum(0), per_class), BANK, normalization, seed)
 
 
 def make_dataset(*pairs, classes=CLASSES):
@@ -48,7 +74,7 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def forest(dataset):
-    return fit_forest(dataset, SMALL)
+    return fit_baseline(dataset, SMALL)
 
 
 def predict(predictor, pair, tile=1024):
@@ -81,47 +107,104 @@ def test_count_slices(dataset):
     assert counts.tolist() == [[1488, 200, 192], [1488, 200, 192], [2188, 200, 192]]
 
 
-def test_forest_learns(dataset, forest):
+LEARNERS = {
+    "rf": SMALL,
+    "lr": change(learner="lr"),
+    "gbdt": change(learner="gbdt"),
+    "naive": change(learner="sklearn.naive_bayes.GaussianNB"),
+    "extra": change(learner="sklearn.ensemble.ExtraTreesClassifier", options={"n_estimators": 9}),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_learns(dataset, name):
+    predictor = fit_baseline(dataset, LEARNERS[name])
     pair = make_pair(7)
-    probs = predict(forest, pair)
+    probs = predict(predictor, pair)
     assert probs.dtype == np.float32
     np.testing.assert_allclose(probs.sum(0), 1, atol=1e-6)
     labelled = pair[1][0] != 255
-    assert (probs.argmax(0) == pair[1][0])[labelled].mean() > 0.97
+    assert (probs.argmax(0) == pair[1][0])[labelled].mean() > (0.9 if name == "naive" else 0.96)
 
 
-def test_forest_tiles_equal_the_whole(forest):
+def test_lightgbm_learns(dataset):
+    pytest.importorskip("lightgbm", reason="the extra gbm is not installed")
+    chosen = change(learner="gbdt", boosting=BoostingSettings(20))
+    predictor = fit_baseline(dataset, chosen)
+    assert predictor.facts["training"]["learner"] == "gradient boosted trees (LightGBM)"
+    pair = make_pair(7)
+    assert (predict(predictor, pair).argmax(0) == pair[1][0])[1:].mean() > 0.97
+    np.testing.assert_array_equal(predict(fit_baseline(dataset, chosen), pair), predict(predictor, pair))
+
+
+def test_tiles_equal_the_whole(forest):
     pair = make_pair(3, shape=(70, 90))
-    np.testing.assert_allclose(predict(forest, pair, tile=32), predict(forest, pair), atol=1e-6)
+    windowed, tiled = predict(forest, pair), np.empty((3, 70, 90), np.float32)
+    image = forest.normalization.scale_for(Volume(pair[0], "new")).apply(pair[0][:1])
+    for block in plan_blocks((70, 90), (32, 32), (forest.halo,) * 2):
+        part = forest.predict_probs(image[None][(slice(None), slice(None), *block.read)])[0]
+        tiled[(slice(None), *block.core)] = part[(slice(None), *block.crop)]
+    np.testing.assert_allclose(tiled, windowed, atol=1e-6)
 
 
-def test_forest_repeats_with_its_seed(dataset, forest):
-    pair = make_pair(5)
-    np.testing.assert_allclose(predict(fit_forest(dataset, SMALL), pair), predict(forest, pair), atol=1e-7)
-    other = fit_forest(dataset, ForestSettings(8, 300, seed=1, features=SMALL.features))
-    assert not np.allclose(predict(other, pair), predict(forest, pair))
-
-
-def test_forest_agrees_with_sklearn(dataset):
-    # with every labelled pixel drawn, class weights alone balance and Bayes' rule restores the frequencies
-    chosen = ForestSettings(trees=5, pixels_per_class=10**9, min_leaf=20, features=FeatureSettings((1,)))
-    predictor = fit_forest(dataset, chosen)
-    scale = fit_normalization(cutout.volume for cutout in dataset.split("train"))
-    table, labels = sample_pixels(dataset, count_slices(dataset), scale, chosen)
-    reference = RandomForestClassifier(5, min_samples_leaf=20, class_weight="balanced", random_state=0)
-    reference.fit(table, labels)
-    image = np.random.default_rng(0).normal(size=(1, 1, 20, 30)).astype(np.float32)
-    features = compute_features(image[0, 0], chosen.features).reshape(-1, 600).T
-    expected = reference.predict_proba(features) * np.bincount(labels)
-    expected /= expected.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(predictor.predict_probs(image)[0].reshape(3, 600).T, expected, atol=1e-6)
-
-
-def test_chunks_do_not_change_the_result(forest, monkeypatch):
+def test_windows_and_threads_do_not_change_the_result(forest, monkeypatch):
     pair = make_pair(4)
     whole = predict(forest, pair)
-    monkeypatch.setattr("neurotome.baselines.forest.CHUNK_PIXELS", 77)
+    monkeypatch.setattr("neurotome.features.filters.Filters.window", 20)
+    monkeypatch.setattr("neurotome.pixels.predictor.count_cores", lambda: 3)
     np.testing.assert_allclose(predict(forest, pair), whole, atol=1e-7)
+
+
+def test_repeats_with_its_seed(dataset, forest):
+    pair = make_pair(5)
+    np.testing.assert_allclose(predict(fit_baseline(dataset, SMALL), pair), predict(forest, pair), atol=1e-7)
+    assert not np.allclose(predict(fit_baseline(dataset, change(seed=1)), pair), predict(forest, pair))
+
+
+@pytest.mark.parametrize("learner", ["rf", "lr", "gbdt"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_agrees_with_sklearn(dataset, learner, classes):
+    # with every labelled pixel drawn, class weights alone balance and Bayes' rule restores the frequencies
+    if classes == 2:
+        cutouts = tuple(Cutout(c.volume, np.where(c.labels == 2, 255, c.labels)) for c in dataset.split("train"))
+        dataset = Dataset("two", ClassSet(("background", "vessel")), {"train": cutouts})
+    chosen = BaselineSettings(
+        learner,
+        pixels_per_class=0,
+        prior=1,
+        filters=FilterSettings((1,)),
+        forest=ForestSettings(5, min_leaf=20),
+        boosting=BoostingSettings(4, 7, 0.3, "sklearn"),
+        logistic=LogisticSettings(0.5),
+    )
+    predictor = fit_baseline(dataset, chosen)
+    table, labels = draw(dataset, 0, predictor.normalization)
+    reference = {
+        "rf": RandomForestClassifier(5, min_samples_leaf=20, class_weight="balanced", random_state=0),
+        "lr": make_pipeline(StandardScaler(), LogisticRegression(C=0.5, class_weight="balanced", max_iter=300)),
+        "gbdt": HistGradientBoostingClassifier(
+            max_iter=4, max_leaf_nodes=7, learning_rate=0.3, class_weight="balanced", random_state=0, early_stopping=False
+        ),
+    }[learner].fit(table, labels)
+    image = np.random.default_rng(0).normal(size=(1, 1, 20, 30)).astype(np.float32)
+    features = compute_features(image[0], BANK).reshape(-1, 600).T
+    expected = reference.predict_proba(features) * np.bincount(labels)
+    expected /= expected.sum(axis=1, keepdims=True)
+    found = predictor.predict_probs(image)[0].reshape(classes, 600).T
+    np.testing.assert_allclose(found, expected, atol=2e-3 if learner == "lr" else 1e-6)
+
+
+def test_lightgbm_trees_agree_with_its_own_prediction():
+    lightgbm = pytest.importorskip("lightgbm", reason="the extra gbm is not installed")
+    from neurotome.baselines.trees import from_lightgbm
+
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(900, 6)).astype(np.float32)
+    labels = (table[:, 0] > 0).astype(int) + (table[:, 1] * table[:, 2] > 0.3)
+    chosen = {"objective": "multiclass", "num_class": 3, "num_leaves": 9, "verbosity": -1}
+    booster = lightgbm.train(chosen, lightgbm.Dataset(table, labels), 7)
+    found = from_lightgbm(booster.dump_model(), 6, 3).predict(np.ascontiguousarray(table.T))
+    np.testing.assert_allclose(found.T, booster.predict(table), atol=1e-6)
 
 
 def test_sample_is_balanced_and_without_repeats():
@@ -129,8 +212,7 @@ def test_sample_is_balanced_and_without_repeats():
     labels = np.random.default_rng(0).choice([0, 0, 0, 0, 1, 2, 255], (3, 20, 30)).astype(np.uint8)
     image = np.arange(labels.size, dtype=np.float32).reshape(labels.shape)
     dataset = make_dataset((image[:1], labels[:1]), (image[1:], labels[1:]))
-    chosen = ForestSettings(pixels_per_class=100, features=FeatureSettings((1,)))
-    table, found = sample_pixels(dataset, count_slices(dataset), Normalization("dataset", 0, 1, "float32"), chosen)
+    table, found = draw(dataset, 100)
     pixels = table[:, 0].astype(int)
     assert np.bincount(found).tolist() == [100, 100, 100]
     assert np.unique(pixels).size == 300
@@ -145,8 +227,7 @@ def test_sample_takes_all_of_a_rare_class():
     labels[1, 3, 3:5] = 1
     labels[0, 0, 0] = 2
     dataset = make_dataset((np.arange(128, dtype=np.float32).reshape(2, 8, 8), labels))
-    chosen = ForestSettings(pixels_per_class=10, features=FeatureSettings((1,)))
-    table, found = sample_pixels(dataset, count_slices(dataset), Normalization("dataset", 0, 1, "float32"), chosen)
+    table, found = draw(dataset, 10)
     assert np.bincount(found).tolist() == [10, 2, 1]
     assert table[found == 1, 0].tolist() == [64 + 27, 64 + 28]
     assert table[found == 2, 0].tolist() == [0]
@@ -162,8 +243,7 @@ def test_sample_reads_one_slice_at_a_time(tmp_path):
     )
     dataset = Dataset("mapped", CLASSES, {"train": (mapped,)})
     plain = make_dataset((image, labels))
-    scale = Normalization("dataset", 100, 50, "uint8")
-    found, expected = (sample_pixels(d, count_slices(d), scale, SMALL) for d in (dataset, plain))
+    found, expected = (draw(d, 300, Normalization("dataset", 100, 50, "uint8")) for d in (dataset, plain))
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
 
@@ -172,7 +252,7 @@ def test_absent_class_is_warned_about_and_has_probability_zero():
     image, labels = make_pair(0)
     labels[labels == 1] = 0
     with pytest.warns(UserWarning, match="vessel") as caught:
-        predictor = fit_forest(make_dataset((image, labels)), SMALL)
+        predictor = fit_baseline(make_dataset((image, labels)), SMALL)
     assert caught[0].filename == __file__
     probs = predict(predictor, (image, labels))
     assert probs.shape[0] == 3
@@ -181,7 +261,7 @@ def test_absent_class_is_warned_about_and_has_probability_zero():
     np.testing.assert_allclose(probs.sum(0), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("fit", [fit_majority, lambda dataset: fit_forest(dataset, SMALL)])
+@pytest.mark.parametrize("fit", [fit_majority, lambda dataset: fit_baseline(dataset, SMALL)])
 def test_refuses_training_data(fit):
     image, labels = make_pair(0)
     with pytest.raises(DatasetError, match="ignore value 255"):
@@ -191,22 +271,154 @@ def test_refuses_training_data(fit):
 
 
 def test_refuses_channels(forest):
-    with pytest.raises(ModelError, match=r"\(1, 3, 8, 8\)"):
+    with pytest.raises(ModelError, match=r"\(3, 8, 8\)"):
         forest.predict_probs(np.zeros((1, 3, 8, 8), np.float32))
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"trees": 0}, {"pixels_per_class": 0}, {"max_depth": 0}, {"min_leaf": 0}, {"seed": -1}, {"seed": 2**32}],
+    ("wrong", "name"),
+    [
+        (lambda: ForestSettings(trees=0), "forest.trees"),
+        (lambda: ForestSettings(max_depth=0), "forest.max_depth"),
+        (lambda: ForestSettings(min_leaf=0), "forest.min_leaf"),
+        (lambda: BoostingSettings(rounds=0), "boosting.rounds"),
+        (lambda: BoostingSettings(leaves=1), "boosting.leaves"),
+        (lambda: BoostingSettings(engine="xgboost"), "lightgbm"),
+        (lambda: LogisticSettings(strength=0), "logistic.strength"),
+        (lambda: BaselineSettings(pixels_per_class=-1), "pixels_per_class"),
+        (lambda: BaselineSettings(prior=2), "prior"),
+        (lambda: BaselineSettings(seed=-1), "seed"),
+        (lambda: BaselineSettings(max_memory="much"), "such as 500MB or 2GB"),
+        (lambda: BaselineSettings(features="filter"), "Did you mean 'filters'"),
+    ],
 )
-def test_refuses_settings(wrong):
-    with pytest.raises(SettingsError, match=next(iter(wrong))):
-        ForestSettings(**wrong)
+def test_refuses_settings(wrong, name):
+    with pytest.raises(SettingsError, match=name):
+        wrong()
 
 
-def test_import_is_light():
-    code = (
-        "import sys, neurotome.baselines.forest, neurotome.baselines.majority, neurotome.features;"
-        "sys.exit(' '.join({'sklearn', 'scipy', 'torch'} & set(sys.modules)) or 0)"
+def test_reads_sizes():
+    found = [read_bytes(text) for text in ("2GB", "1.5 gib", "500MB", "7", "3k")]
+    assert found == [2 * 10**9, 3 * 2**29, 500 * 10**6, 7, 3000]
+
+
+@pytest.mark.parametrize(
+    ("learner", "options", "message"),
+    [
+        ("rff", {}, "Did you mean 'rf'"),
+        ("rf", {"trees": 3}, "rf has settings of its own"),
+        ("sklearn.svm.LinearSVC", {}, "no predict_proba"),
+        ("sklearn.linear_model.SGDClassifier", {}, "no predict_proba"),
+        ("sklearn.naive_bayes.Gaussian", {}, "cannot be imported"),
+        ("nowhere.Classifier", {}, "cannot be imported"),
+        ("os.path.join", {}, "no scikit-learn classifier"),
+        ("sklearn.naive_bayes.GaussianNB", {"smoothing": 1}, "unknown option of GaussianNB 'smoothing'"),
+    ],
+)
+def test_refuses_learners(dataset, learner, options, message):
+    with pytest.raises(SettingsError, match=message):
+        fit_baseline(dataset, change(learner=learner, options=options))
+
+
+def test_missing_extras_name_their_command(dataset, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    monkeypatch.setitem(sys.modules, "skops.io", None)
+    with pytest.raises(NeurotomeError, match=r"pip install 'neurotome\[gbm\]'"):
+        fit_baseline(dataset, change(learner="gbdt", boosting=BoostingSettings(engine="lightgbm")))
+    with pytest.raises(NeurotomeError, match=r"pip install 'neurotome\[skops\]'"):
+        fit_baseline(dataset, change(learner="sklearn.naive_bayes.GaussianNB"))
+
+
+def test_boosts_without_lightgbm(dataset, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    predictor = fit_baseline(dataset, change(learner="gbdt", boosting=BoostingSettings(2)))
+    assert predictor.facts["training"]["learner"] == "gradient boosted trees (scikit-learn)"
+
+
+def test_refuses_one_class():
+    image, labels = make_pair(0)
+    with pytest.raises(DatasetError, match="of class cell; expected two"):
+        fit_baseline(make_dataset((image, np.where(labels == 2, 2, 255))), SMALL)
+
+
+def test_limit_rows_by_hand():
+    totals = np.array([1000, 10, 0, 300])
+    assert limit_rows(totals, 0).tolist() == [1000, 10, 0, 300]
+    assert limit_rows(totals, 100).tolist() == [100, 10, 0, 100]
+    assert limit_rows(totals, 0, 410).tolist() == [200, 10, 0, 200]
+    assert limit_rows(totals, 100, 1310).tolist() == [100, 10, 0, 100]
+    assert limit_rows(totals, 0, 12).tolist() == [4, 4, 0, 4]
+
+
+def test_memory_limit_samples_and_says_so(dataset):
+    everything = change(pixels_per_class=0)
+    assert fit_baseline(dataset, everything).facts["training"]["method"] == "all"
+    with pytest.warns(UserWarning, match=r"more than max_memory 200kB, so [\d,]+ of them were drawn \(sampling\)"):
+        predictor = fit_baseline(dataset, dataclasses.replace(everything, max_memory="200kB"))
+    training = predictor.facts["training"]
+    assert training["method"] == "sampled"
+    assert sum(training["pixels"].values()) * training["features"] * 4 <= 200_000
+    with pytest.raises(SettingsError, match="max_memory is 100B"):
+        fit_baseline(dataset, change(max_memory="100B"))
+
+
+def test_memory_limit_streams_where_the_learner_can(dataset):
+    chosen = change(learner="sklearn.naive_bayes.GaussianNB", pixels_per_class=0, prior=1)
+    whole = fit_baseline(dataset, chosen)
+    with pytest.warns(UserWarning, match="learned from one part after another"):
+        streamed = fit_baseline(dataset, dataclasses.replace(chosen, max_memory="200kB"))
+    assert (whole.facts["training"]["method"], streamed.facts["training"]["method"]) == ("all", "streamed")
+    assert streamed.facts["training"]["pixels"] == whole.facts["training"]["pixels"]
+    # Gaussian naive Bayes is the same whether it sees the pixels at once or in parts
+    pair = make_pair(5)
+    np.testing.assert_allclose(predict(streamed, pair), predict(whole, pair), atol=1e-3)
+
+
+def test_prior_is_chosen_by_val(dataset):
+    split = {"train": dataset.split("train"), "val": make_dataset(make_pair(9)).split("train")}
+    predictor = fit_baseline(Dataset("tiny", CLASSES, split), SMALL)
+    training = predictor.facts["training"]
+    assert set(training["prior_val_macro_f1"]) == {"1", "0.75", "0.5", "0.25", "0"}
+    assert training["prior_val_macro_f1"][f"{training['prior']:g}"] == max(training["prior_val_macro_f1"].values())
+    assert fit_baseline(dataset, SMALL).facts["training"]["prior"] == 0.75
+
+
+def test_prior_by_hand(dataset):
+    probs = {}
+    for prior in (0, 1):
+        probs[prior] = predict(fit_baseline(dataset, change(prior=prior)), make_pair(5)).astype(float)
+    totals = count_slices(dataset).sum(0)
+    expected = probs[0] * totals[:, None, None]
+    np.testing.assert_allclose(probs[1], expected / expected.sum(0), atol=1e-5)
+
+
+def test_importance_agrees_with_sklearn():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(1500, 4)).astype(np.float32)
+    labels = ((table[:, 1] > 0).astype(int) + (table[:, 2] > 1)).astype(np.uint8)
+    reference = RandomForestClassifier(20, random_state=0, min_samples_leaf=5).fit(table, labels)
+    found = shuffle_features(make_predictor(reference), np.ascontiguousarray(table.T), labels, list("abcd"), 0)
+    expected = permutation_importance(reference, table, labels, scoring="f1_macro", n_repeats=5, random_state=0)
+    drops = {one["name"]: one["drop"] for one in found["features"]}
+    assert found["features"][0]["name"] == "b"
+    np.testing.assert_allclose([drops[name] for name in "abcd"], expected.importances_mean, atol=0.03)
+
+
+def test_importance_groups_layers():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(300, 130)).astype(np.float32)
+    labels = (table[:, 70] > 0).astype(np.uint8)
+    reference = RandomForestClassifier(5, random_state=0, max_features=None).fit(table, labels)
+    names = ["grey", *(f"stage1_{i}" for i in range(64)), *(f"stage2_{i}" for i in range(65))]
+    classes = ClassSet(("a", "b"))
+    found = shuffle_features(make_predictor(reference, classes), np.ascontiguousarray(table.T), labels, names, 0)
+    assert found["features"][0]["name"] == "stage2"
+    assert {one["name"] for one in found["features"]} == {"grey", "stage1", "stage2"}
+
+
+def make_predictor(forest, classes=CLASSES):
+    seen = np.arange(len(classes))
+    settings = FeatureSettings("identity")
+    return PixelPredictor(
+        classes, AS_IT_IS, settings, build_extractor(settings), from_forest(forest), seen, np.ones(len(seen), np.float32)
     )
-    subprocess.run([sys.executable, "-c", code], check=True)

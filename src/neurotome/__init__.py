@@ -1,6 +1,7 @@
 """neurotome: segment brain microstructure in X-ray microCT; train, compare, apply and measure.
 
-Each command of the command line is a function here: `describe`, `fetch`, `train`, `evaluate`, `predict`, `phantom`, `demo`.
+Each command of the command line is a function here: `describe`, `fetch`, `train`, `baseline`, `evaluate`, `predict`,
+`compare`, `phantom`, `demo`.
 """
 
 from __future__ import annotations
@@ -14,20 +15,39 @@ if TYPE_CHECKING:
     from neurotome.datasets import open_dataset
     from neurotome.datasets.fetch import fetch
     from neurotome.datasets.phantom import phantom
+    from neurotome.experiments.baseline import baseline
     from neurotome.experiments.commands import evaluate, train
+    from neurotome.experiments.compare import compare
     from neurotome.experiments.demo import demo
     from neurotome.inference.predict import predict
+    from neurotome.load import load_predictor
     from neurotome.models.folder import load_model
     from neurotome.report.describe import describe
 
-__all__ = ["demo", "describe", "evaluate", "fetch", "load_model", "open_dataset", "phantom", "predict", "train"]
+__all__ = [
+    "baseline",
+    "compare",
+    "demo",
+    "describe",
+    "evaluate",
+    "fetch",
+    "load_model",
+    "load_predictor",
+    "open_dataset",
+    "phantom",
+    "predict",
+    "train",
+]
 
 _HOMES = {
+    "baseline": "neurotome.experiments.baseline",
+    "compare": "neurotome.experiments.compare",
     "demo": "neurotome.experiments.demo",
     "describe": "neurotome.report.describe",
     "evaluate": "neurotome.experiments.commands",
     "fetch": "neurotome.datasets.fetch",
     "load_model": "neurotome.models.folder",
+    "load_predictor": "neurotome.load",
     "open_dataset": "neurotome.datasets",
     "phantom": "neurotome.datasets.phantom",
     "predict": "neurotome.inference.predict",

@@ -65,6 +65,9 @@ def predict_slice(
 ) -> NDArray[np.float32]:
     """Predicts one slice, whole if it is at most one tile large, otherwise in tiles.
 
+    A predictor with the attribute `windowed` bounds its own memory: it gets every slice whole, and no halo is computed
+    twice.
+
     Args:
         predictor: A network or pixel classifier.
         image: Scaled grey values of a slice and its neighbours, shape (in_channels, y, x).
@@ -77,6 +80,8 @@ def predict_slice(
     """
     height, width = image.shape[1:]
     stride = predictor.stride
+    if getattr(predictor, "windowed", False):
+        tile = max(height, width)
     edge = -(-tile // stride) * stride
     margin = predictor.halo if halo is None else halo
     probs = np.empty((len(predictor.classes), height, width), np.float32)

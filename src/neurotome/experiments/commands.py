@@ -10,7 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -27,8 +27,9 @@ from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
 from neurotome.errors import ModelError, RunError
 from neurotome.evaluate import format_scores, score_images
 from neurotome.inference.predict import predict_volume
-from neurotome.io.images import write_labels
-from neurotome.models.folder import add_facts, load_model, read_digest
+from neurotome.io.images import write_image, write_labels
+from neurotome.load import load_predictor
+from neurotome.models.folder import add_facts, read_digest
 from neurotome.predictor import Predictor
 from neurotome.progress import Progress
 from neurotome.training.fit import Recipe, check_run_folder, fit, is_finished, list_splits, prepare
@@ -37,8 +38,6 @@ from neurotome.training.start import settle_recipe
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from neurotome.models.net import NetPredictor
 
 
 def train(
@@ -94,11 +93,11 @@ def train_and_score(data: Dataset, name: str, out: Path, recipe: Recipe) -> None
     module = None if is_finished(out) else prepare(data, recipe)
     with hold_folder(out):
         if module is not None:
-            _claim_run(out, config, hashes, init)
+            claim_run(out, config, hashes, init)
             fit(module, out)
             del module  # the optimiser's memory is not needed for scoring
-        score_splits(_load(out, recipe.train.device), data, out)
-        _note_scores(out)
+        score_splits(load_predictor(out, recipe.train.device), data, out)
+        note_scores(out)
 
 
 def evaluate(
@@ -121,7 +120,7 @@ def evaluate(
     """
     opened = open_dataset(data)
     opened.split(split)
-    predictor = _load(Path(model), device)
+    predictor = load_predictor(Path(model), device)
     check_classes(predictor, opened, str(model))
     found = score_split(predictor, opened, split)
     if out is not None:
@@ -129,7 +128,7 @@ def evaluate(
     return found
 
 
-def score_splits(predictor: Predictor, dataset: Dataset, run: Path) -> None:
+def score_splits(predictor: Predictor, dataset: Dataset, run: Path, *, uncertainty: bool = False) -> None:
     """Predicts and scores every split that has images; a split that has its scores already is left alone.
 
     Scores that an earlier version wrote without the classes' means per image are made anew.
@@ -138,14 +137,22 @@ def score_splits(predictor: Predictor, dataset: Dataset, run: Path) -> None:
         predictor: A network or pixel classifier.
         dataset: Of the same classes.
         run: Gets `predictions/<split>/` and `scores/<split>.json`.
+        uncertainty: Whether it gets `uncertainty/<split>/` too.
     """
     for split in SPLITS:
         scores = run / "scores" / f"{split}.json"
         if dataset.splits.get(split) and not (scores.is_file() and '"note": "' in scores.read_text()):
-            write_json(scores, score_split(predictor, dataset, split, run / "predictions" / split))
+            maps = run / "uncertainty" / split if uncertainty else None
+            write_json(scores, score_split(predictor, dataset, split, run / "predictions" / split, maps))
 
 
-def score_split(predictor: Predictor, dataset: Dataset, split: str, predictions: Path | None = None) -> dict[str, Any]:
+def score_split(
+    predictor: Predictor,
+    dataset: Dataset,
+    split: str,
+    predictions: Path | None = None,
+    uncertainty: Path | None = None,
+) -> dict[str, Any]:
     """Predicts the images of a split and scores them slice by slice.
 
     Args:
@@ -153,6 +160,7 @@ def score_split(predictor: Predictor, dataset: Dataset, split: str, predictions:
         dataset: Of the same classes.
         split: Which images.
         predictions: Folder to write label files to, if any.
+        uncertainty: Folder to write images to, if any: 1 - the probability of the chosen class, times 255.
 
     Returns:
         The content of `scores/<split>.json`.
@@ -163,10 +171,12 @@ def score_split(predictor: Predictor, dataset: Dataset, split: str, predictions:
     def predict_all() -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
         done = 0.0
         for cutout in cutouts:
-            labels, _ = predict_volume(predictor, cutout.volume, on_progress=partial(_add, progress, done))
+            labels, confidence = predict_volume(predictor, cutout.volume, on_progress=partial(_add, progress, done))
             done += cutout.volume.data.size / 1e6
             if predictions is not None:
-                _write_prediction(predictions, cutout, labels)
+                _write_slices(write_labels, predictions, cutout, labels)
+            if uncertainty is not None:
+                _write_slices(write_image, uncertainty, cutout, 255 - confidence)
             depth = cutout.volume.shape[0]
             for z in range(depth):
                 name = cutout.name if depth == 1 else f"{cutout.name}/{z:04d}"
@@ -177,15 +187,7 @@ def score_split(predictor: Predictor, dataset: Dataset, split: str, predictions:
     return found
 
 
-def _load(model: Path, device: str) -> NetPredictor:
-    from neurotome.models.net import choose_device
-
-    predictor = load_model(model)
-    predictor.net.to(choose_device(device))
-    return predictor
-
-
-def _note_scores(run: Path) -> None:
+def note_scores(run: Path) -> None:
     """Adds the scores to the model, so that they go with it when it is shared."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted((run / "scores").glob("*.json"))}
     add_facts(run / "model", {"macro_f1": {split: content["macro"]["f1"] for split, content in found.items()}})
@@ -245,15 +247,17 @@ def check_same_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str]
             )
         environment = json.loads((run / "environment.json").read_text())
         if environment.get("init_sha256") != init:
+            named = f"init {config['init']}" if config.get("init") else f"encoder.model {config['encoder']['model']}"
             raise RunError(
-                f"{run}: the model that this run began with (init {config['init']}) has other weights now. Restore it to go "
+                f"{run}: the model that this run began with ({named}) has other weights now. Restore it to go "
                 "on, or use a new --out."
             )
         if environment["data_sha256"] != dict(data):
             raise RunError(f"{run}: the training or validation data changed since this run began. Use a new --out.")
 
 
-def _claim_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str], init: str | None) -> None:
+def claim_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str], init: str | None) -> None:
+    """Writes `config.yaml` and `environment.json` into a new run folder; arguments as of `check_same_run`."""
     if (run / "config.yaml").is_file():
         return
     plain = json.loads(json.dumps(config))
@@ -271,9 +275,11 @@ def _compare(there: Any, now: Any, key: str = "") -> list[str]:
     return [] if there == now else [f"{key} ({there} there, {now} asked)"]
 
 
-def _write_prediction(folder: Path, cutout: Cutout, labels: NDArray[np.uint8]) -> None:
-    flat = labels.shape[0] == 1
-    write_labels(folder / f"{cutout.name}{'.png' if flat else '.tif'}", labels[0] if flat else labels)
+def _write_slices(
+    write: Callable[[Path, NDArray[np.uint8]], None], folder: Path, cutout: Cutout, values: NDArray[np.uint8]
+) -> None:
+    flat = values.shape[0] == 1
+    write(folder / f"{cutout.name}{'.png' if flat else '.tif'}", values[0] if flat else values)
 
 
 def _find_commit() -> str | None:

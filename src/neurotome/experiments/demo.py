@@ -13,7 +13,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from neurotome.atomic import write_json
-from neurotome.baselines.forest import ForestSettings, fit_forest
+from neurotome.baselines.fit import fit_baseline
 from neurotome.baselines.majority import fit_majority
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset
@@ -31,7 +31,7 @@ from neurotome.training.sampler import SampleSettings
 
 BASELINES: dict[str, Callable[[Dataset], Predictor]] = {
     "majority class": fit_majority,
-    "random forest": lambda dataset: fit_forest(dataset, ForestSettings()),
+    "random forest": fit_baseline,
 }
 
 

@@ -57,7 +57,7 @@ def plot_examples(examples: Sequence[Example], classes: ClassSet) -> Figure:
                 f"{name}: the image has shape {grey.shape}, its labels {truth.shape}, the predicted ones "
                 f"{predicted.shape}; expected the same shape (y, x)."
             )
-    figure, panels = _make_panels([[example.grey.shape] * 4 for example in examples])
+    figure, panels = make_panels([[example.grey.shape] * 4 for example in examples])
     for row, (name, grey, truth, predicted) in zip(panels, examples, strict=True):
         labelled = truth != classes.ignore
         wrong = labelled & (truth != predicted)
@@ -95,7 +95,7 @@ def plot_samples(samples: Sequence[tuple[str, NDArray[Any], NDArray[Any]]], clas
     columns = min(len(samples), 4)
     rows = [samples[start : start + columns] for start in range(0, len(samples), columns)]
     shapes = [[grey.shape for _, grey, _ in row] for row in rows for _ in range(2)]
-    figure, panels = _make_panels(shapes)
+    figure, panels = make_panels(shapes)
     for above, below, row in zip(panels[::2], panels[1::2], rows, strict=True):
         for image, overlay, (name, grey, labels) in zip(above, below, row, strict=False):
             display = to_display(grey)
@@ -124,7 +124,7 @@ def plot_augmentation(
     _check_some(after)
     pairs = [before, *after]
     limits = (None, None) if before[0].dtype == np.uint8 else tuple(np.percentile(before[0], (0.5, 99.5)))
-    figure, panels = _make_panels([[grey.shape for grey, _ in pairs]] * 2)
+    figure, panels = make_panels([[grey.shape for grey, _ in pairs]] * 2)
     for column, (grey, labels) in enumerate(pairs):
         display = to_display(grey, *limits)
         panels[0][column].imshow(display, cmap="gray", vmin=0, vmax=255)
@@ -136,7 +136,7 @@ def plot_augmentation(
     return figure
 
 
-def _make_panels(shapes: Sequence[Sequence[tuple[int, ...]]]) -> tuple[Figure, list[list[Axes]]]:
+def make_panels(shapes: Sequence[Sequence[tuple[int, ...]]]) -> tuple[Figure, list[list[Axes]]]:
     """Returns a figure with a panel per image, each row as high as its highest image of shape (y, x)."""
     columns = len(shapes[0])
     side = 2.9 if columns <= 4 else 11.6 / columns

@@ -1,4 +1,4 @@
-"""Scores of one method by class, its confusions, and methods side by side."""
+"""Scores of one method by class, and its confusions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from neurotome.classes import ClassSet
-from neurotome.errors import SettingsError
 from neurotome.figures.bars import bars_width, draw_bars
-from neurotome.figures.style import INK, PALE_GREY, STYLE, Rgb, bar_colours, check_classes, class_patches, draw_legend
+from neurotome.figures.style import INK, PALE_GREY, STYLE, bar_colours, check_classes, class_patches, draw_legend
 
 SCORES = {"precision": "Precision", "recall": "Recall", "f1": "F1", "iou": "IoU"}
 MEAN = "macro mean"
@@ -87,40 +86,4 @@ def plot_confusion(scores: Mapping[str, Any], classes: ClassSet) -> Figure:
     axes.set(title=f"{scores['dataset']}, split {scores['split']}", xlabel="predicted class", ylabel="true class")
     bar = figure.colorbar(image, shrink=0.8, label="share of the true class's pixels")
     bar.outline.set_visible(False)
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def plot_methods(scores: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draws macro and weighted means of precision, recall and F1 of several methods side by side.
-
-    The macro F1 has whiskers, the 95 % interval, where a method has intervals.
-
-    Args:
-        scores: The content of `scores/<split>.json` of each method, by its name.
-
-    Raises:
-        SettingsError: There is no method.
-    """
-    if not scores:
-        raise SettingsError("found no method to compare; expected the scores of at least one.")
-    keys = ("precision", "recall", "f1")
-    shades = matplotlib.colormaps["cividis"](np.linspace(0.15, 0.95, max(len(scores), 2)))
-    colours: list[Rgb] = [(float(r), float(g), float(b)) for r, g, b, _ in shades[: len(scores)]]
-    figure = Figure(figsize=(bars_width(6 * len(scores)), 4.2))
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, mean, title in zip(
-        panels, ("macro", "weighted"), ("Mean over classes", "Mean weighted by pixels"), strict=True
-    ):
-        whiskers = {
-            name: [(found["intervals"] or {}).get("macro_f1") if (mean, key) == ("macro", "f1") else None for key in keys]
-            for name, found in scores.items()
-        }
-        values = {name: [found[mean][key] for key in keys] for name, found in scores.items()}
-        draw_bars(axes, [SCORES[key] for key in keys], values, colours, whiskers)
-        axes.set_title(title)
-    if any(found["intervals"] for found in scores.values()):
-        panels[0].set_xlabel(WHISKERS, fontsize=9)
-    panels[0].set_ylabel("score, pooled over all pixels")
-    draw_legend(figure, [Patch(color=colour, label=name) for name, colour in zip(scores, colours, strict=True)])
     return figure

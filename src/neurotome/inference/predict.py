@@ -18,7 +18,7 @@ from neurotome.classes import Palette
 from neurotome.errors import ImageError, RunError, SettingsError
 from neurotome.inference.resample import choose_shape, resize
 from neurotome.io.images import SUFFIXES, check_grey, read_image, write_colours, write_image, write_labels
-from neurotome.models.folder import load_model
+from neurotome.load import load_predictor
 from neurotome.predictor import Predictor, predict_slice
 from neurotome.progress import Progress
 from neurotome.volume import Volume, to_display
@@ -89,11 +89,8 @@ def predict(
         )
     if not 0 <= settings.voxel_size_um < math.inf:
         raise SettingsError(f"voxel_size_um is {settings.voxel_size_um}; expected micrometres, or 0 for what the file says.")
-    from neurotome.models.net import choose_device
-
-    predictor = load_model(Path(model))
+    predictor = load_predictor(Path(model), settings.device)
     shown = [predictor.classes.index(name) for name in settings.show] or list(range(1, len(predictor.classes)))
-    predictor.net.to(choose_device(settings.device))
     if not isinstance(input, (str, Path)):
         if input.ndim not in (2, 3):
             raise ImageError(f"the array: shape {input.shape}; expected (y, x) or (z, y, x).")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 NEXT = "model.next.json"
+
+NETWORK, PIXELS = "network", "pixels"
+"""Kinds of models, as `kind` in model.json says it; a file without it is a network."""
 
 ZOO = Path(__file__).parent / "zoo"
 """Models that come with the package, a folder each."""
@@ -74,10 +77,20 @@ def save_model(
         "versions": {name: metadata.version(name) for name in ("neurotome", "torch", "segmentation-models-pytorch", "timm")},
         "facts": dict(predictor.facts if facts is None else facts),
     }
+    write_parts(folder, description, lambda path: save_file(weights, path))
+
+
+def write_parts(folder: Path, description: dict[str, Any], save: Callable[[Path], None]) -> None:
+    """Writes weights and the description that names their digest, so that the folder is whole at every moment.
+
+    Args:
+        folder: Created if missing.
+        description: The content of model.json; gets `weights_sha256`.
+        save: Writes model.safetensors to the path it is given.
+    """
     with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(weights, temporary)
-        description["weights_sha256"] = _hash(temporary)
-        write_json(folder / NEXT, description)
+        save(temporary)
+        write_json(folder / NEXT, {**description, "weights_sha256": _hash(temporary)})
     (folder / NEXT).replace(folder / "model.json")
 
 
@@ -148,11 +161,11 @@ def load_model(path: Path) -> NetPredictor:
     folder = find_model(path)
     weights_path = folder / "model.safetensors"
     try:
-        content = _read_description(folder)
-        if content.get("format") != FORMAT:
+        content = read_description(folder)
+        if content.get("kind", NETWORK) != NETWORK:
             raise ModelError(
-                f"{folder / 'model.json'}: format {content.get('format')!r}; this version reads format {FORMAT}. "
-                "Install the neurotome that wrote it."
+                f"{folder}: this model is a pixel classifier ({content['kind']}), and a network is needed here. Name a "
+                "model that neurotome train has made."
             )
         settings = ModelSettings(**content["model"])
         classes = ClassSet.from_json(content["classes"])
@@ -176,8 +189,14 @@ def load_model(path: Path) -> NetPredictor:
         raise ModelError(f"{folder}: damaged model folder ({error}); copy it again or train again.") from error
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
-    """Returns the description that fits the weights."""
+def read_description(folder: Path) -> dict[str, Any]:
+    """Returns the description that fits the weights, of a model of any kind.
+
+    Raises:
+        ModelError: A file is missing, weights and description do not belong together, or the format is another one.
+        ValueError: The description is no valid JSON.
+        KeyError: It lacks what every description has.
+    """
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise ModelError(f"{weights}: missing; copy the whole model folder.")
@@ -186,6 +205,11 @@ def _read_description(folder: Path) -> dict[str, Any]:
         if path.is_file():
             content: dict[str, Any] = json.loads(path.read_text())
             if content["weights_sha256"] == digest:
+                if content.get("format") != FORMAT:
+                    raise ModelError(
+                        f"{path}: format {content.get('format')!r}; this version reads format {FORMAT}. Install the "
+                        "neurotome that wrote it."
+                    )
                 return content
     raise ModelError(
         f"{weights}: the weights are not those that model.json describes (SHA-256 differs); copy the model folder again."

@@ -112,13 +112,13 @@ class NetPredictor:
         return probs
 
 
-def measure_halo(net: Network, in_channels: int) -> tuple[int, bool]:
+def measure_halo(net: Any, in_channels: int) -> tuple[int, bool]:
     """Measures how far an output pixel can see, from the gradient of one stride's worth of output.
 
     The strip is narrow, because the reach along one axis does not depend on the other's length.
 
     Args:
-        net: The network.
+        net: A `Network`, or another module of its kind: takes any image size, with a `stride` and a `minimum`.
         in_channels: Its input channels.
 
     Returns:

@@ -19,7 +19,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import SPLITS, Dataset
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import RunError
-from neurotome.report.slides import ERROR, Slide, encode_layers, load_slides, rank_images, spread
+from neurotome.report.slides import ERROR, Slide, encode_layers, find_errors, load_slides, rank_images, read_beside, spread
 
 SLIDES = 8
 EXAMPLES = 3
@@ -32,7 +32,7 @@ def build_report(
     run: Path,
     dataset: Dataset,
     *,
-    comparisons: Mapping[str, Mapping[str, Any]] | None = None,
+    comparisons: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]] | None = None,
     title: str | None = None,
 ) -> Path:
     """Writes `run/report.html`, one page that needs no other file and no network, and `run/figures/*.png`.
@@ -42,7 +42,8 @@ def build_report(
     Args:
         run: Run folder.
         dataset: What it was trained and scored on.
-        comparisons: Scores of other methods by their name, each like `scores/<split>.json`.
+        comparisons: Scores of other methods by their name, each like `scores/<split>.json`, or those of several seeds: the
+            figure has all of them, the table the first.
         title: Heading of the page.
 
     Returns:
@@ -64,10 +65,12 @@ def build_report(
     slides = []
     if (run / "predictions" / split).is_dir():
         slides = load_slides(run, dataset, split, spread(ranked, SLIDES))
-    method = _name_method(config, run)
+    method = name_method(config, run)
     if comparisons and method in comparisons:
         raise RunError(f"comparisons: {method!r} is this run's own name; give the other method another one.")
+    importance = _read_json(run / "importance.json")
     compared = {method: scores[split], **comparisons} if comparisons else {}
+    listed = {name: one if isinstance(one, Mapping) else one[0] for name, one in compared.items()}
     page = _fill_template(
         title=title or f"{method} on {dataset.name}",
         run=run.resolve().name,
@@ -80,8 +83,10 @@ def build_report(
         environment=environment,
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
         commands=_list_commands(run, config, environment),
-        compared=compared,
-        figures=_draw_figures(run, dataset.classes, scores[split], rows, statistics, slides, compared),
+        compared=listed,
+        figures=_draw_figures(run, dataset.classes, scores[split], rows, statistics, slides, compared)
+        | _draw_pixels(run, dataset, split, slides, importance),
+        importance=importance,
         statistics=statistics,
         worst=ranked[:EXTREMES] if len(ranked) > 2 * EXTREMES else ranked,
         best=ranked[-EXTREMES:] if len(ranked) > 2 * EXTREMES else [],
@@ -147,7 +152,10 @@ def _read_metrics(path: Path) -> list[dict[str, float | None]]:
         raise RunError(f"{path}: cannot be read as a table of numbers ({error}); delete it to report without it.") from error
 
 
-def _name_method(config: Mapping[str, Any], run: Path) -> str:
+def name_method(config: Mapping[str, Any], run: Path) -> str:
+    """Returns what a run's method is called: by its settings, or by its folder where it has none."""
+    if {"learner", "features"} <= set(config):
+        return f"{config['learner']} on {config['features']}"
     model = config.get("model")
     if isinstance(model, dict) and {"decoder", "encoder"} <= set(model):
         return f"{model['decoder']}, {model['encoder']}"
@@ -161,6 +169,9 @@ def _list_commands(run: Path, config: Mapping[str, Any], environment: Mapping[st
     if {"dataset", "model", "train"} <= set(config):
         text = shlex.join(["neurotome", "train", "--config", str(run / "config.yaml"), "--out", f"{run}-again"])
         commands.append({"what": "From the complete settings, into a new folder", "text": text})
+    if {"dataset", "learner", "features"} <= set(config):
+        text = shlex.join(["neurotome", "baseline", "--config", str(run / "config.yaml"), "--out", f"{run}-again"])
+        commands.append({"what": "From the complete settings, into a new folder", "text": text})
     return commands
 
 
@@ -171,7 +182,7 @@ def _draw_figures(
     rows: Sequence[Mapping[str, float | None]],
     statistics: Mapping[str, Any],
     slides: Sequence[Slide],
-    compared: Mapping[str, Mapping[str, Any]],
+    compared: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]],
 ) -> dict[str, dict[str, Any]]:
     """Draws into `run/figures/`; returns each picture by its name."""
     from neurotome import figures
@@ -200,6 +211,35 @@ def _draw_figures(
         path = run / "figures" / f"{name}.png"
         figures.save_figure(figure, path)
         pictures[name.partition("_")[0] if name.startswith("histograms") else name] = _embed(path)
+    return pictures
+
+
+def _draw_pixels(
+    run: Path, dataset: Dataset, split: str, slides: Sequence[Slide], importance: Mapping[str, Any] | None
+) -> dict[str, dict[str, Any]]:
+    """Draws what a pixel classifier relies on and where it is unsure, if the run folder says so."""
+    from neurotome import figures
+
+    drawn = {}
+    if importance is not None:
+        drawn["importance"] = figures.plot_importance(importance)
+    maps = run / "uncertainty" / split
+    if slides and maps.is_dir():
+        classes = dataset.classes
+        examples = [
+            (
+                f"{slide.name}\nmacro F1 {slide.macro_f1:.3f}",
+                slide.grey,
+                find_errors(slide.truth, slide.predicted, classes),
+                read_beside(maps, dataset, split, slide),
+            )
+            for slide in spread(slides, EXAMPLES)
+        ]
+        drawn["uncertainty"] = figures.plot_uncertainty(examples, len(classes))
+    pictures = {}
+    for name, figure in drawn.items():
+        figures.save_figure(figure, run / "figures" / f"{name}.png")
+        pictures[name] = _embed(run / "figures" / f"{name}.png")
     return pictures
 
 

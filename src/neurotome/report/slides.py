@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
-from neurotome.errors import RunError
-from neurotome.io.images import find_image, read_labels
+from neurotome.errors import ImageError, RunError
+from neurotome.io.images import find_image, read_image, read_labels
 from neurotome.volume import to_display
 
 T = TypeVar("T")
@@ -121,6 +121,26 @@ def load_slides(run: Path, dataset: Dataset, split: str, chosen: Sequence[tuple[
             )
         )
     return slides
+
+
+def read_beside(folder: Path, dataset: Dataset, split: str, slide: Slide) -> NDArray[np.uint8]:
+    """Reads the part of an image in `folder`, of the same names as the predictions, that a slide shows.
+
+    Raises:
+        ImageError: It is missing, cannot be read, or does not fit the slide.
+    """
+    deep = {c.name for c in dataset.split(split) if c.volume.shape[0] > 1}
+    name, _, z = slide.name.rpartition("/")
+    stacked = name in deep
+    path = find_image(folder, name if stacked else slide.name)
+    found = read_image(path).data[int(z) if stacked else 0]
+    if found.shape != slide.size or found.dtype != np.uint8:
+        raise ImageError(
+            f"{path}: {found.dtype} of shape {found.shape}; expected uint8 of shape {slide.size}. Delete the run's "
+            "scores and give its command again."
+        )
+    shown: NDArray[np.uint8] = found[_middle(slide.size[0]), _middle(slide.size[1])]
+    return shown
 
 
 def find_errors(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: ClassSet) -> NDArray[np.bool_]:

@@ -6,7 +6,6 @@ import csv
 import io
 import math
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import lightning
 import psutil
 import torch
 
+from neurotome import memory
 from neurotome.atomic import atomic_path, write_json, write_text
 from neurotome.models.folder import save_model
 from neurotome.progress import Progress
@@ -106,13 +106,7 @@ def measure_peak_memory() -> int:
     """Returns the peak memory in bytes: of the GPU if one is used, otherwise of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
-    memory = psutil.Process().memory_info()
-    if sys.platform == "win32":
-        return int(memory.peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
+    return memory.measure_peak_memory()
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,0 +1,240 @@
+"""Pixel baselines on real images: scores and cost of each, and speed beside scikit-image in the same run.
+
+    python benchmarks/pixel_baselines.py table --data ../shared/data --out runs/pixels --time 4m
+    python benchmarks/pixel_baselines.py speed --data ../shared/data --repeats 5
+    python benchmarks/pixel_baselines.py memory --out runs/pixels --slice FOLDER/slice_z159_1420x5805.png
+
+`table` trains a network on the same training split first, for the features of a trained encoder. What is finished is
+kept, so it goes on where it was stopped.
+"""
+
+import argparse
+import dataclasses
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import yaml
+from skimage.feature import multiscale_basic_features
+from sklearn.ensemble import RandomForestClassifier
+from threadpoolctl import threadpool_limits
+
+from neurotome import compare, open_dataset, train
+from neurotome.atomic import write_json, write_text
+from neurotome.baselines.fit import BaselineSettings, fit_baseline
+from neurotome.baselines.sample import draw_table, limit_rows
+from neurotome.datasets.statistics import count_slices
+from neurotome.evaluate import score_images
+from neurotome.experiments.commands import score_split
+from neurotome.features import EncoderSettings
+from neurotome.features.base import check_patch
+from neurotome.pixels.folder import save_pixels
+from neurotome.predictor import predict_slice
+from neurotome.training.fit import Recipe, TrainSettings
+
+DATASETS = ("vnc_sstem", "axon_sem")
+
+
+def list_methods(network: Path) -> dict[str, BaselineSettings]:
+    trained, random = EncoderSettings(model=str(network)), EncoderSettings()
+    return {
+        "lr-identity": BaselineSettings("lr", "identity"),
+        "rf-identity": BaselineSettings("rf", "identity"),
+        "gbdt-identity": BaselineSettings("gbdt", "identity"),
+        "lr-filters": BaselineSettings("lr", "filters"),
+        "rf-filters": BaselineSettings("rf", "filters"),
+        "gbdt-filters": BaselineSettings("gbdt", "filters"),
+        "gbdt-random-encoder": BaselineSettings("gbdt", "encoder", encoder=random),
+        "gbdt-encoder-stages": BaselineSettings(
+            "gbdt", "encoder", encoder=EncoderSettings(str(network), stages=("1", "2", "3"))
+        ),
+        "gbdt-encoder": BaselineSettings("gbdt", "encoder", encoder=trained),
+    }
+
+
+def make_table(arguments: argparse.Namespace) -> None:
+    for name in arguments.datasets:
+        data, folder = arguments.data / name, arguments.out / name
+        train(data, out=folder / "network", recipe=Recipe(train=TrainSettings(max_time=arguments.time)))
+        runs = [folder / "network"]
+        for method, settings in list_methods(folder / "network").items():
+            if not (folder / method / "training.json").is_file():
+                run_method(data, folder / method, settings)
+            runs.append(folder / method)
+        compare(*runs, out=folder / "compared")
+        print((folder / "compared" / "comparison.md").read_text())
+        print("CPU time, which other work on the machine hardly changes: fitting, and predicting a Mpixel")
+        for run in runs[1:]:
+            cost = json.loads((run / "training.json").read_text())
+            print(f"{run.name}: {cost['cpu_seconds']:.0f} s, {cost['scoring_cpu_s_per_mpixel']:.1f} s")
+
+
+def run_method(data: Path, run: Path, settings: BaselineSettings) -> None:
+    """What `neurotome baseline` does, but for the report and for predicting the training images."""
+    dataset = open_dataset(data)
+    began = time.process_time()
+    predictor = fit_baseline(dataset, settings)
+    fitted = time.process_time() - began
+    save_pixels(predictor, run / "model")
+    config = json.loads(json.dumps({"dataset": str(data), **dataclasses.asdict(settings)}))
+    write_text(run / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    began, spent = time.perf_counter(), time.process_time()
+    write_json(run / "scores" / "test.json", score_split(predictor, dataset, "test", run / "predictions" / "test"))
+    pixels = sum(cutout.volume.data.size for cutout in dataset.split("test"))
+    speed = pixels / 1e6 / (time.perf_counter() - began)
+    cpu = (time.process_time() - spent) / (pixels / 1e6)
+    cost = {"scoring_mpixel_per_s": speed, "cpu_seconds": fitted, "scoring_cpu_s_per_mpixel": cpu}
+    write_json(run / "training.json", {**predictor.facts["training"], **cost})
+
+
+class Basic:
+    """scikit-image's features as an extractor, for whole slices."""
+
+    in_channels, halo, stride, window = 1, 0, 1, 1 << 20
+    names = tuple(map(str, range(24)))
+
+    def prepare(self, patch):
+        check_patch(patch, 1)
+        self.found = np.moveaxis(compute_basic(patch[0]), -1, 0)
+        return self
+
+    def read(self, rows, columns):
+        return self.found[:, rows, columns]
+
+
+def compute_basic(image):
+    return multiscale_basic_features(image, workers=2)
+
+
+def fit_basic(dataset, normalization, balanced, **forest):
+    """scikit-image's trainable segmentation on as many pixels as ours: drawn evenly from the classes, or as they come."""
+    counts = count_slices(dataset)
+    totals = counts.sum(0)
+    rows = limit_rows(totals, 20_000)
+    if not balanced:
+        rows = (totals / totals.sum() * rows.sum()).astype(np.int64)
+    table, labels = draw_table(dataset, "train", counts, rows, Basic(), normalization, 0)
+    return RandomForestClassifier(n_jobs=2, random_state=0, **forest).fit(table, labels)
+
+
+def measure_speed(arguments: argparse.Namespace) -> None:
+    dataset = open_dataset(arguments.data / arguments.datasets[0])
+    images = [(c.name, c.volume, c.read_labels(0)) for c in dataset.split("test")]
+    pixels = sum(volume.data.size for _, volume, _ in images)
+    ours = {
+        "neurotome rf on filters": fit_baseline(dataset),
+        "neurotome gbdt on filters": fit_baseline(dataset, BaselineSettings("gbdt")),
+    }
+    scale = ours["neurotome rf on filters"].normalization.scale_for(images[0][1])
+    gallery = {"n_estimators": 50, "max_depth": 10, "max_samples": 0.05}
+    theirs = {
+        "scikit-image, 100 trees (TrainableSegmenter)": fit_basic(
+            dataset, ours["neurotome rf on filters"].normalization, False
+        ),
+        "the same, balanced sample": fit_basic(dataset, ours["neurotome rf on filters"].normalization, True),
+        "scikit-image, 50 trees of depth 10 (its gallery)": fit_basic(
+            dataset, ours["neurotome rf on filters"].normalization, False, **gallery
+        ),
+    }
+    seconds = {name: {"features": [], "all": [], "cpu": []} for name in (*ours, *theirs)}
+    labels = {}
+    for _ in range(arguments.repeats):
+        for name, predictor in ours.items():
+            began, spent = time.perf_counter(), time.process_time()
+            labels[name] = [
+                predict_slice(predictor, scale.apply(volume.read_context(0, 1))).argmax(0).astype(np.uint8)
+                for _, volume, _ in images
+            ]
+            seconds[name]["all"].append(time.perf_counter() - began)
+            seconds[name]["cpu"].append(time.process_time() - spent)
+            began = time.perf_counter()
+            for _, volume, _ in images:
+                only_features(predictor, scale.apply(volume.read_context(0, 1)))
+            seconds[name]["features"].append(time.perf_counter() - began)
+        for name, forest in theirs.items():
+            start, spent, features, found = time.perf_counter(), time.process_time(), 0.0, []
+            for _, volume, _ in images:
+                began = time.perf_counter()
+                table = compute_basic(scale.apply(volume.data[0]))
+                features += time.perf_counter() - began
+                found.append(forest.predict(table.reshape(-1, 24)).reshape(table.shape[:2]))
+            seconds[name]["all"].append(time.perf_counter() - start)
+            seconds[name]["cpu"].append(time.process_time() - spent)
+            seconds[name]["features"].append(features)
+            labels[name] = found
+    print("| method | macro F1 | mean IoU | Mpixel/s, median (range) | features, s/Mpixel | classifier | CPU s/Mpixel |")
+    print("|-|-|-|-|-|-|-|")
+    rates = {}
+    for name, found in seconds.items():
+        scored = score_images(
+            dataset.name,
+            "test",
+            dataset.classes,
+            ((image, truth, here) for (image, _, truth), here in zip(images, labels[name], strict=True)),
+        )
+        rates[name] = statistics.median(pixels / 1e6 / s for s in found["all"])
+        span = [pixels / 1e6 / s for s in (max(found["all"]), min(found["all"]))]
+        each = statistics.median(found["features"]) / pixels * 1e6
+        rest = statistics.median(found["all"]) / pixels * 1e6 - each
+        cpu = statistics.median(found["cpu"]) / pixels * 1e6
+        print(
+            f"| {name} | {scored['macro']['f1']:.3f} | {scored['macro']['iou']:.3f} | {rates[name]:.2f} "
+            f"({span[0]:.2f} to {span[1]:.2f}) | {each:.2f} | {rest:.2f} | {cpu:.2f} |"
+        )
+    base = seconds["neurotome rf on filters"]
+    for other in theirs:
+        ratios = [a / b for a, b in zip(seconds[other]["all"], base["all"], strict=True)]
+        cpu = statistics.median(seconds[other]["cpu"]) / statistics.median(base["cpu"])
+        span = f"{min(ratios):.1f} to {max(ratios):.1f}"
+        print(f"rf on filters against {other}: {statistics.median(ratios):.1f} times ({span}), by CPU time {cpu:.1f}")
+
+
+def only_features(predictor, patch):
+    from neurotome.pixels.predictor import list_windows, run_windows
+
+    prepared = predictor.extractor.prepare(patch)
+    run_windows(lambda window: prepared.read(*window), list_windows(*patch.shape[1:], predictor.extractor.window))
+
+
+def measure_memory(arguments: argparse.Namespace) -> None:
+    for method in arguments.methods:
+        run = arguments.out / arguments.datasets[0] / method
+        command = [
+            sys.executable,
+            "-m",
+            "neurotome",
+            "predict",
+            str(run),
+            str(arguments.slice),
+            str(arguments.out / "slice.png"),
+        ]
+        began = time.perf_counter()
+        subprocess.run([*command, "--existing", "replace"], check=True)
+        spent = time.perf_counter() - began
+        # the highest of all children so far, so the methods are given in the order of their need
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        print(json.dumps({"method": method, "peak_gb": round(peak / 1e9, 2), "seconds": round(spent, 1)}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("table", "speed", "memory"))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=Path("runs/pixels"))
+    parser.add_argument("--time", default="4m")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--slice", type=Path)
+    parser.add_argument("--datasets", nargs="+", default=DATASETS)
+    parser.add_argument("--methods", nargs="+", default=["rf-filters"])
+    arguments = parser.parse_args()
+    with threadpool_limits(2):
+        {"table": make_table, "speed": measure_speed, "memory": measure_memory}[arguments.part](arguments)
+
+
+if __name__ == "__main__":
+    main()

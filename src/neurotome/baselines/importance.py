@@ -1,0 +1,90 @@
+"""Which features a trained pixel classifier relies on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.baselines.sample import draw_table, limit_rows
+from neurotome.datasets.base import Dataset
+from neurotome.datasets.statistics import count_slices
+from neurotome.metrics import image_scores
+from neurotome.pixels.predictor import PixelPredictor
+
+PIXELS_PER_CLASS = 2_000
+REPEATS = 5
+MOST_GROUPS = 120
+"""More features than this are shuffled together, layer by layer."""
+
+
+def measure_importance(
+    predictor: PixelPredictor, dataset: Dataset, seed: int = 0, pixels_per_class: int = PIXELS_PER_CLASS
+) -> dict[str, Any]:
+    """Measures how much macro F1 falls when a feature's values are shuffled among pixels.
+
+    Permutation importance, Breiman (2001), doi:10.1023/A:1010933404324. Features that say the same as others seem
+    unimportant, because the others stand in for them; so importances compare, they do not add up.
+
+    Args:
+        predictor: Trained.
+        dataset: Of the same classes; the split val is taken, or train where there is none.
+        seed: Seed of the draw of pixels and of the shuffling.
+        pixels_per_class: Drawn from each class, so that rare ones count.
+
+    Returns:
+        Ready for JSON: `split`, `pixels`, `repeats`, `macro_f1` of the drawn pixels, and `features`, the most important
+        first, each with `name`, `drop` (mean fall of macro F1) and `std` over the repeats.
+    """
+    split = "val" if dataset.splits.get("val") else "train"
+    counts = count_slices(dataset, split)
+    rows = limit_rows(counts.sum(axis=0), pixels_per_class)
+    table, labels = draw_table(dataset, split, counts, rows, predictor.extractor, predictor.normalization, seed)
+    return {
+        "split": split,
+        "pixels": len(labels),
+        **shuffle_features(predictor, np.ascontiguousarray(table.T), labels, predictor.extractor.names, seed),
+    }
+
+
+def shuffle_features(
+    predictor: PixelPredictor, table: NDArray[np.float32], labels: NDArray[np.uint8], names: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """Shuffles one feature after another; see `measure_importance`.
+
+    Args:
+        predictor: Trained.
+        table: Features, shape (features, pixels).
+        labels: Class ids, shape (pixels,).
+        names: Of the features; where there are many, those that differ only in the number at their end are one group.
+        seed: Seed of the shuffling.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        groups.setdefault(name if len(names) <= MOST_GROUPS else name.rpartition("_")[0] or name, []).append(i)
+    rng = np.random.default_rng(seed)
+    whole = _score(predictor, table, labels)
+    found: list[tuple[str, float, float]] = []
+    for name, members in groups.items():
+        drops = []
+        for _ in range(REPEATS):
+            shuffled = table.copy()
+            shuffled[members] = table[members][:, rng.permutation(table.shape[1])]
+            drops.append(whole - _score(predictor, shuffled, labels))
+        found.append((name, float(np.mean(drops)), float(np.std(drops))))
+    found.sort(key=lambda one: -one[1])
+    return {
+        "repeats": REPEATS,
+        "macro_f1": whole,
+        "features": [{"name": name, "drop": drop, "std": std} for name, drop, std in found],
+    }
+
+
+def _score(predictor: PixelPredictor, table: NDArray[np.float32], labels: NDArray[np.uint8]) -> float:
+    """Returns macro F1 where every class counts the same, as the pixels were drawn."""
+    chosen = predictor.seen[predictor.classifier.predict(table).argmax(0)]
+    matrix = np.zeros((len(predictor.classes),) * 2, np.int64)
+    np.add.at(matrix, (labels, chosen), 1)
+    return float(image_scores(matrix)["macro_f1"] or 0.0)

@@ -1,0 +1,318 @@
+"""Learners: scikit-learn and LightGBM train; what they have learned comes out as a `Classifier`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.baselines.trees import from_boosting, from_forest, from_lightgbm
+from neurotome.errors import NeurotomeError, SettingsError, unknown
+from neurotome.lazy import import_extra
+from neurotome.pixels.classifiers import Classifier, Estimator, Linear
+from neurotome.pixels.predictor import count_cores
+
+LEARNERS = ("rf", "lr", "gbdt")
+
+
+@dataclass(frozen=True)
+class ForestSettings:
+    """How a random forest is grown."""
+
+    trees: int = 24
+    """Number of trees."""
+
+    max_depth: int | None = None
+    """Depth at which trees stop growing; without limit if not given."""
+
+    min_leaf: int = 10
+    """Training pixels a leaf holds at least; more makes smaller, faster trees and smoother probabilities."""
+
+    def __post_init__(self) -> None:
+        _check_positive("forest", self, ("trees", "max_depth", "min_leaf"))
+
+
+@dataclass(frozen=True)
+class BoostingSettings:
+    """How gradient boosted trees are grown."""
+
+    rounds: int = 60
+    """Trees per class."""
+
+    leaves: int = 31
+    """Leaves of a tree at most."""
+
+    rate: float = 0.15
+    """Learning rate: how much a tree adds."""
+
+    engine: Literal["auto", "lightgbm", "sklearn"] = "auto"
+    """auto: LightGBM where it is installed, otherwise scikit-learn's histogram booster."""
+
+    def __post_init__(self) -> None:
+        _check_positive("boosting", self, ("rounds", "leaves", "rate"))
+        if self.leaves < 2:
+            raise SettingsError(f"boosting.leaves is {self.leaves}; expected at least 2.")
+        if self.engine not in ("auto", "lightgbm", "sklearn"):
+            raise SettingsError(unknown("boosting.engine", self.engine, ("auto", "lightgbm", "sklearn")))
+
+
+@dataclass(frozen=True)
+class LogisticSettings:
+    """How a logistic regression is fitted."""
+
+    strength: float = 1.0
+    """Inverse of the penalty on large weights."""
+
+    steps: int = 300
+    """Steps of the solver at most."""
+
+    def __post_init__(self) -> None:
+        _check_positive("logistic", self, ("strength", "steps"))
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What trains a classifier.
+
+    Attributes:
+        name: What it is, for people.
+        train: Takes features, float32 (pixels, features), classes 0, 1, ... (pixels,), and a weight per pixel.
+        cost: Bytes that training holds per byte of the table of features, the table included.
+        weighs: Whether it heeds the weights of pixels.
+        stream: Makes what learns from one part after another, where it can.
+    """
+
+    name: str
+    train: Callable[[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]], Classifier]
+    cost: float
+    weighs: bool = True
+    stream: Callable[[int], Stream] | None = None
+
+
+@dataclass
+class Stream:
+    """An estimator that learns part by part."""
+
+    estimator: Any
+    classes: int
+    weighs: bool
+
+    def learn(self, table: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
+        """Learns from a part; `labels` are 0, 1, ..."""
+        more = {"sample_weight": weights} if self.weighs else {}
+        self.estimator.partial_fit(table, labels, classes=np.arange(self.classes), **more)
+
+    def finish(self) -> Classifier:
+        """Returns what was learned."""
+        return convert(self.estimator)
+
+
+def choose_learner(
+    name: str,
+    seed: int,
+    forest: ForestSettings,
+    boosting: BoostingSettings,
+    logistic: LogisticSettings,
+    options: Mapping[str, Any],
+) -> Learner:
+    """Returns the learner of a name.
+
+    Args:
+        name: rf, lr, gbdt, or the import path of a scikit-learn classifier.
+        seed: Seed of what it draws.
+        forest: Settings of rf.
+        boosting: Settings of gbdt.
+        logistic: Settings of lr.
+        options: Arguments of a classifier named by import path.
+
+    Raises:
+        SettingsError: The name is not known or the class cannot serve.
+        NeurotomeError: An extra is missing; the message gives the command.
+    """
+    if name not in LEARNERS and "." not in name:
+        raise SettingsError(unknown("learner", name, LEARNERS) + " Or give the import path of a scikit-learn classifier.")
+    if name in LEARNERS and options:
+        raise SettingsError(f"options are for a learner named by import path; {name} has settings of its own.")
+    if name == "rf":
+        return _make_forest(seed, forest)
+    if name == "lr":
+        return _make_logistic(seed, logistic)
+    if name == "gbdt":
+        have = importlib.util.find_spec("lightgbm") is not None
+        if boosting.engine == "lightgbm" or (boosting.engine == "auto" and have):
+            return _make_lightgbm(seed, boosting)
+        return _make_boosting(seed, boosting)
+    return _import_learner(name, seed, options)
+
+
+def convert(estimator: Any) -> Classifier:
+    """Returns a trained estimator as numbers, or as it is where it has no such form here."""
+    for kind, take in _list_own().items():
+        if isinstance(estimator, kind):
+            return take(estimator)
+    return Estimator(estimator)
+
+
+def _list_own() -> dict[type, Callable[[Any], Classifier]]:
+    """Returns the kinds of estimators that have a form of their own here."""
+    from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+
+    return {
+        RandomForestClassifier: from_forest,
+        ExtraTreesClassifier: from_forest,
+        HistGradientBoostingClassifier: from_boosting,
+        LogisticRegression: _from_logistic,
+    }
+
+
+def _make_forest(seed: int, settings: ForestSettings) -> Learner:
+    """Returns a random forest; Breiman (2001), doi:10.1023/A:1010933404324."""
+
+    def train(table: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64]) -> Classifier:
+        from sklearn.ensemble import RandomForestClassifier
+
+        forest = RandomForestClassifier(
+            settings.trees,
+            max_depth=settings.max_depth,
+            min_samples_leaf=settings.min_leaf,
+            random_state=seed,
+            n_jobs=count_cores(),
+        )
+        return from_forest(forest.fit(table, labels, weights))
+
+    return Learner("random forest", train, 2.0)
+
+
+def _make_logistic(seed: int, settings: LogisticSettings) -> Learner:
+    """Returns a multinomial logistic regression on standardised features."""
+
+    def train(table: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64]) -> Classifier:
+        from sklearn.linear_model import LogisticRegression
+        from threadpoolctl import threadpool_limits
+
+        mean, std = table.mean(0, dtype=np.float64), table.std(0, dtype=np.float64)
+        std[std == 0] = 1
+        found = LogisticRegression(C=settings.strength, max_iter=settings.steps, random_state=seed)
+        scaled = table - mean.astype(np.float32)
+        scaled /= std.astype(np.float32)
+        # hundreds of small products: threads would spend more time waiting for each other than multiplying
+        with threadpool_limits(1, "blas"):
+            found.fit(scaled, labels, weights)
+        return _from_logistic(found, mean, std)
+
+    return Learner("logistic regression", train, 3.0)
+
+
+def _from_logistic(found: Any, mean: NDArray[np.float64] | float = 0, std: NDArray[np.float64] | float = 1) -> Linear:
+    """Returns a logistic regression with the scaling of its features in its weights."""
+    weights, bias = np.asarray(found.coef_, np.float64), np.asarray(found.intercept_, np.float64)
+    if len(weights) == 1:  # two classes: scikit-learn keeps the second one's scores, the first one's are 0
+        weights, bias = np.concatenate([np.zeros_like(weights), weights]), np.concatenate([[0.0], bias])
+    weights = weights / std
+    return Linear(weights.astype(np.float32), (bias - (weights * mean).sum(1)).astype(np.float32))
+
+
+def _make_lightgbm(seed: int, settings: BoostingSettings) -> Learner:
+    """Returns gradient boosted trees of LightGBM; Ke et al. (2017), NeurIPS 30.
+
+    Raises:
+        NeurotomeError: LightGBM is not installed.
+    """
+    lightgbm = import_extra("lightgbm", "gbm")
+
+    def train(table: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64]) -> Classifier:
+        classes = int(labels.max()) + 1
+        chosen = {
+            "objective": "multiclass",
+            "num_class": classes,
+            "num_leaves": settings.leaves,
+            "learning_rate": settings.rate,
+            "seed": seed,
+            "deterministic": True,
+            "force_row_wise": True,  # otherwise it times both ways first, and which wins changes the sums
+            "num_threads": count_cores(),
+            "verbosity": -1,
+        }
+        data = lightgbm.Dataset(table, labels, weight=weights)
+        return from_lightgbm(lightgbm.train(chosen, data, settings.rounds).dump_model(), table.shape[1], classes)
+
+    return Learner("gradient boosted trees (LightGBM)", train, 1.7)
+
+
+def _make_boosting(seed: int, settings: BoostingSettings) -> Learner:
+    """Returns gradient boosted trees of scikit-learn."""
+
+    def train(table: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64]) -> Classifier:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+
+        found = HistGradientBoostingClassifier(
+            max_iter=settings.rounds,
+            max_leaf_nodes=settings.leaves,
+            learning_rate=settings.rate,
+            early_stopping=False,
+            random_state=seed,
+        )
+        return from_boosting(found.fit(table, labels, weights))
+
+    return Learner("gradient boosted trees (scikit-learn)", train, 3.5)
+
+
+def _import_learner(path: str, seed: int, options: Mapping[str, Any]) -> Learner:
+    """Returns a classifier of scikit-learn's kind by its import path, such as sklearn.naive_bayes.GaussianNB."""
+    module, _, name = path.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(
+            f"learner {path!r} cannot be imported ({error}); expected {', '.join(LEARNERS)}, or the import path of a "
+            "scikit-learn classifier such as sklearn.naive_bayes.GaussianNB."
+        ) from error
+    if not inspect.isclass(kind) or not hasattr(kind, "fit") or not hasattr(kind, "get_params"):
+        raise SettingsError(f"learner {path!r} is no scikit-learn classifier: it lacks fit or get_params. Name a class.")
+    names = set(inspect.signature(kind).parameters)
+    for option in options:
+        if option not in names:
+            raise SettingsError(unknown(f"option of {name}", option, sorted(names)))
+    more = {key: value for key, value in {"random_state": seed, "n_jobs": count_cores()}.items() if key in names}
+    try:
+        estimator: Any = kind(**{**more, **options})
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"learner {path!r} cannot be built with {dict(options)}: {error}.") from error
+    if not hasattr(estimator, "predict_proba"):
+        raise SettingsError(
+            f"learner {path!r} has no predict_proba with these options, and every method here gives class "
+            "probabilities. Choose a classifier or an option that has it (probability=true, loss=log_loss), or one of "
+            f"{', '.join(LEARNERS)}."
+        )
+    if not isinstance(estimator, tuple(_list_own())):
+        import_extra("skops.io", "skops")  # before training, not after it
+    weighs = "sample_weight" in inspect.signature(estimator.fit).parameters
+
+    def train(table: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64]) -> Classifier:
+        try:
+            estimator.fit(table, labels, **({"sample_weight": weights} if weighs else {}))
+        except (TypeError, ValueError) as error:
+            raise NeurotomeError(
+                f"learner {path!r} with {dict(options)} cannot be trained on these pixels: {error}"
+            ) from error
+        return convert(estimator)
+
+    def stream(classes: int) -> Stream:
+        heeds = "sample_weight" in inspect.signature(estimator.partial_fit).parameters
+        return Stream(estimator, classes, heeds)
+
+    return Learner(name, train, 3.0, weighs, stream if hasattr(estimator, "partial_fit") else None)
+
+
+def _check_positive(group: str, settings: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise SettingsError(f"{group}.{name} is {value}; expected more than 0.")

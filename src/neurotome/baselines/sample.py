@@ -1,0 +1,145 @@
+"""Labelled pixels of a split with their features: drawn by class over all slices, or all of them, slice by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.blocks import plan_blocks
+from neurotome.datasets.base import Cutout, Dataset
+from neurotome.features import Extractor, Prepared
+from neurotome.normalize import Normalization
+from neurotome.pixels.predictor import Window, iterate_windows, list_windows
+
+TILE = 1024
+"""Edge of the tiles in which a network runs over a slice."""
+
+
+def limit_rows(totals: NDArray[np.int64], per_class: int, most_rows: int | None = None) -> NDArray[np.int64]:
+    """Returns how many pixels to draw of each class, as equally many as there are and as fit.
+
+    Args:
+        totals: Labelled pixels of each class.
+        per_class: At most so many of each; 0: all.
+        most_rows: At most so many in all.
+    """
+    asked = np.minimum(totals, per_class) if per_class else totals.copy()
+    if most_rows is None or asked.sum() <= most_rows:
+        return asked
+    # the highest cap on every class that fits: the rare ones are kept whole as long as possible
+    low, high = 0, int(asked.max())
+    while low < high:
+        middle = (low + high + 1) // 2
+        if np.minimum(asked, middle).sum() <= most_rows:
+            low = middle
+        else:
+            high = middle - 1
+    return np.minimum(asked, low)
+
+
+def draw_table(
+    dataset: Dataset,
+    split: str,
+    counts: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    extractor: Extractor,
+    normalization: Normalization,
+    seed: int,
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Draws labelled pixels of a split and computes their features.
+
+    Every labelled pixel of a class is equally likely, from whatever slice; none is drawn twice.
+
+    Args:
+        dataset: Has the split.
+        split: Which images.
+        counts: Pixels per slice and class, from `count_slices`.
+        rows: How many to draw of each class, at most as many as there are.
+        extractor: Computes the features.
+        normalization: Scaling of the grey values.
+        seed: Seed of the draw.
+
+    Returns:
+        Features, float32, shape (pixels, features), and class ids, uint8, shape (pixels,).
+    """
+    table = np.empty((int(rows.sum()), len(extractor.names)), np.float32)
+    labels = np.empty(len(table), np.uint8)
+    done = 0
+    for found, truth in iterate_pixels(dataset, split, counts, rows, extractor, normalization, seed):
+        table[done : done + len(truth)], labels[done : done + len(truth)] = found, truth
+        done += len(truth)
+    assert done == len(table)
+    return table, labels
+
+
+def iterate_pixels(
+    dataset: Dataset,
+    split: str,
+    counts: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    extractor: Extractor,
+    normalization: Normalization,
+    seed: int,
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+    """Yields features and classes window by window, as `draw_table` has them; one slice of images is in memory at a time."""
+    # drawn as ranks among all pixels of a class, slice after slice, so that drawing needs no labels in memory
+    rng = np.random.default_rng(seed)
+    ends = counts.cumsum(axis=0)
+    ranks = [
+        None if asked == total else np.sort(rng.choice(total, asked, replace=False, shuffle=False))
+        for asked, total in zip(rows.tolist(), ends[-1].tolist(), strict=True)
+    ]
+    row = 0
+    for cutout in dataset.split(split):
+        for z in range(cutout.volume.shape[0]):
+            truth = cutout.read_labels(z)
+            picked = np.zeros(truth.shape, bool)
+            for i, drawn in enumerate(ranks):
+                end = ends[row, i]
+                first = end - counts[row, i]
+                if drawn is None:
+                    picked |= truth == i
+                elif first < end:
+                    here = drawn[np.searchsorted(drawn, first) : np.searchsorted(drawn, end)] - first
+                    picked.reshape(-1)[np.flatnonzero(truth == i)[here]] = True
+            row += 1
+            if picked.any():
+                yield from _compute_slice(cutout, z, truth, picked, extractor, normalization)
+
+
+def _compute_slice(
+    cutout: Cutout,
+    z: int,
+    truth: NDArray[np.uint8],
+    picked: NDArray[np.bool_],
+    extractor: Extractor,
+    normalization: Normalization,
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+    """Yields the features of the picked pixels of a slice."""
+    scale = normalization.scale_for(cutout.volume)
+    tile, margin = -(-TILE // extractor.stride) * extractor.stride, extractor.halo
+    for block in plan_blocks(picked.shape, (tile, tile), (margin, margin), (extractor.stride,) * 2):
+        if not picked[block.core].any():
+            continue
+        patch = scale.apply(cutout.volume.read_context(z, extractor.in_channels, *block.read))
+        prepared = extractor.prepare(patch)
+        # in the block's own pixels
+        crop = block.crop
+        chosen = np.zeros(patch.shape[1:], bool)
+        chosen[crop] = picked[block.core]
+        classes = np.zeros(patch.shape[1:], np.uint8)
+        classes[crop] = truth[block.core]
+        windows = [w for w in list_windows(patch.shape[1], patch.shape[2], extractor.window) if chosen[w].any()]
+
+        def pick(
+            window: Window,
+            prepared: Prepared = prepared,
+            chosen: NDArray[np.bool_] = chosen,
+            classes: NDArray[np.uint8] = classes,
+        ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+            here = chosen[window]
+            return prepared.read(*window)[:, here].T, classes[window][here]
+
+        yield from iterate_windows(pick, windows)

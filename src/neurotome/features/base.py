@@ -1,0 +1,91 @@
+"""Extractor: a patch in, features of the pixels of any window of it out."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.errors import ImageError, ModelError
+
+
+class Prepared(Protocol):
+    """A patch from which features of windows are read; from several threads at once."""
+
+    def read(self, rows: slice, columns: slice) -> NDArray[np.float32]:
+        """Returns the features of a window, float32, shape (features, y, x); its bounds are given and lie in the patch."""
+        ...
+
+
+class Extractor(Protocol):
+    """What computes features.
+
+    Attributes:
+        names: One per feature.
+        in_channels: Neighbouring slices it reads, odd.
+        halo: Pixels around a pixel that its features depend on.
+        stride: Patches must begin at multiples of this.
+        window: Edge in pixels of the windows that suit it: large enough that little is computed twice, small enough for the
+            caches and for several threads.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def in_channels(self) -> int: ...  # noqa: D102
+
+    @property
+    def halo(self) -> int: ...  # noqa: D102
+
+    @property
+    def stride(self) -> int: ...  # noqa: D102
+
+    @property
+    def window(self) -> int: ...  # noqa: D102
+
+    def prepare(self, patch: NDArray[np.float32]) -> Prepared:
+        """Does what all windows of a patch share.
+
+        Args:
+            patch: Scaled grey values, shape (in_channels, y, x); any y and x.
+
+        Raises:
+            ModelError: The patch has another number of channels.
+            ImageError: It is empty, or holds NaN or infinity.
+        """
+        ...
+
+
+def check_patch(patch: NDArray[np.float32], channels: int) -> None:
+    """Checks a patch before features are computed from it.
+
+    Raises:
+        ModelError: It has another number of channels.
+        ImageError: It is empty, or holds NaN or infinity.
+    """
+    if patch.ndim != 3 or patch.shape[0] != channels:
+        raise ModelError(
+            f"found a patch of shape {patch.shape}; these features are computed from ({channels}, y, x): {channels} "
+            f"slice{'s' * (channels != 1)} as input channels. Read the image with that many."
+        )
+    if patch.size == 0:
+        raise ImageError(f"found a patch of shape {patch.shape}; expected at least one pixel.")
+    # a tree would take NaN for a value like any other
+    if not np.isfinite(patch).all():
+        raise ImageError(
+            f"{np.count_nonzero(~np.isfinite(patch))} of {patch.size} grey values are NaN or infinite; "
+            "expected finite ones. Replace them before computing features."
+        )
+
+
+def compute_features(patch: NDArray[np.float32], extractor: Extractor) -> NDArray[np.float32]:
+    """Returns the features of every pixel of a patch, float32, shape (features, y, x).
+
+    Args:
+        patch: Scaled grey values, shape (in_channels, y, x).
+        extractor: What to compute.
+    """
+    height, width = patch.shape[-2:]
+    return extractor.prepare(patch).read(slice(0, height), slice(0, width))

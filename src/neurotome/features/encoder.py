@@ -1,0 +1,195 @@
+"""Inner layers of a network as pixel features: of a trained model, or of an encoder by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.errors import ModelError, unknown
+from neurotome.features.base import check_patch
+from neurotome.models.build import ModelSettings, build_network
+from neurotome.normalize import Normalization
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from neurotome.features.frozen import Frozen
+
+DECODER = "decoder"
+USUAL_STAGES = ("1", "2", "3")
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """Which network's inner layers are features."""
+
+    model: str = ""
+    """Trained model: run folder, model folder or the name of a packaged model. Not given: an encoder by its name."""
+
+    name: str = "resnet18"
+    """Encoder, where no model is given: of segmentation_models_pytorch or of timm."""
+
+    weights: str = "none"
+    """What an encoder by name starts from: none (random), imagenet, or a .safetensors file."""
+
+    stages: tuple[str, ...] = ()
+    """Layers: 1 is the encoder's first stage, at half resolution, 5 its last; decoder is a trained model's last layer before
+    its classes. Not given: 1, 2, 3, and decoder of a trained model."""
+
+    in_channels: int = 0
+    """Neighbouring slices read as input channels, odd; 0: what the model has, 1 for an encoder by name."""
+
+
+@dataclass(frozen=True)
+class EncoderFeatures:
+    """A frozen network's inner layers, brought to the size of the image by linear interpolation; see `Extractor`.
+
+    Attributes:
+        net: The layers that are needed.
+        model: How the network was built.
+        classes: Outputs it was built with.
+        stages: Which layers are features, in this order, after the grey value.
+        halo: Pixels around a pixel that its features depend on.
+        bounded: False if the network looks at the whole image, so that no halo makes tiles exact.
+        source: What the network was trained on, as facts of its model; empty for an encoder by name.
+        normalization: How the network's input must be scaled; None where it does not matter.
+    """
+
+    net: Frozen
+    model: ModelSettings
+    classes: int
+    stages: tuple[str, ...]
+    halo: int
+    bounded: bool
+    source: Mapping[str, Any]
+    normalization: Normalization | None = None
+    window: int = 256
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """grey, stage1_0, stage1_1, ..., decoder_0, ..."""
+        named = [stage if stage == DECODER else f"stage{stage}" for stage in self.stages]
+        return ("grey", *(f"{name}_{i}" for name, n in zip(named, self.net.channels, strict=True) for i in range(n)))
+
+    @property
+    def in_channels(self) -> int:
+        """Neighbouring slices read as channels."""
+        return self.model.in_channels
+
+    @property
+    def stride(self) -> int:
+        """Patches must begin at multiples of this."""
+        return self.net.stride
+
+    def prepare(self, patch: NDArray[np.float32]) -> PreparedLayers:
+        """Runs the network over a patch, shape (in_channels, y, x)."""
+        check_patch(patch, self.in_channels)
+        return PreparedLayers(patch[patch.shape[0] // 2], self.net.run(patch), len(self.names))
+
+
+@dataclass(frozen=True)
+class PreparedLayers:
+    """The layers of a patch, each in its own resolution; see `Prepared`."""
+
+    grey: NDArray[np.float32]
+    maps: Sequence[tuple[int, Tensor]]
+    """Each layer with the pixels that one of its own is wide."""
+    features: int
+
+    def read(self, rows: slice, columns: slice) -> NDArray[np.float32]:
+        """Returns the features of a window, float32, shape (features, y, x)."""
+        from neurotome.features.frozen import enlarge
+
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        found = np.empty((self.features, height, width), np.float32)
+        found[0] = self.grey[rows, columns]
+        first = 1
+        for factor, layer in self.maps:
+            found[first : first + len(layer)] = enlarge(layer, factor, rows, columns)
+            first += len(layer)
+        return found
+
+
+def build_encoder(settings: EncoderSettings, device: str = "cpu") -> EncoderFeatures:
+    """Builds the network, or loads it, and keeps the layers that are asked for.
+
+    Args:
+        settings: Which network and layers.
+        device: Where it runs.
+
+    Raises:
+        ModelError: The model cannot be loaded or the encoder not built, it has other input channels, or lacks a stage.
+    """
+    from neurotome.models.folder import load_model
+
+    if settings.model:
+        found = load_model(Path(settings.model))
+        if settings.in_channels not in (0, found.in_channels):
+            raise ModelError(
+                f"{settings.model}: the model reads {found.in_channels} neighbouring slices as input channels, but "
+                f"encoder.in_channels is {settings.in_channels}. Leave encoder.in_channels out, or choose a "
+                "model that was trained with that many."
+            )
+        core, model, classes, normalization = found.net.core, found.settings, len(found.classes), found.normalization
+        source = {"model": settings.model, "classes": list(found.classes.names), **found.facts}
+        stages = settings.stages or (*USUAL_STAGES, DECODER)
+    else:
+        import torch
+
+        model = ModelSettings("unet", settings.name, settings.weights, settings.in_channels or 1)
+        classes, normalization, source = 2, None, {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # random weights are features too, and must be the same ones each time
+            core = build_network(model, classes).core
+        stages = settings.stages or USUAL_STAGES
+        if DECODER in stages:
+            raise ModelError(
+                f"encoder.stages asks for {DECODER}, but {settings.name} is an encoder without a trained decoder. Give a "
+                "trained model with encoder.model, or choose stages 1 to 5."
+            )
+    return freeze(core, model, classes, stages, source, normalization, device=device)
+
+
+def freeze(
+    core: Any,
+    model: ModelSettings,
+    classes: int,
+    stages: tuple[str, ...],
+    source: Mapping[str, Any],
+    normalization: Normalization | None,
+    reach: tuple[int, bool] | None = None,
+    device: str = "cpu",
+) -> EncoderFeatures:
+    """Keeps what the chosen layers of a network need.
+
+    Args:
+        core: A model of segmentation_models_pytorch.
+        model: How it was built.
+        classes: Outputs it was built with.
+        stages: Which layers.
+        source: Facts to carry along.
+        normalization: How its input must be scaled.
+        reach: Halo and whether it is bounded, where they are known; measured otherwise.
+        device: Where it runs.
+
+    Raises:
+        ModelError: It lacks a stage, or one is named twice.
+    """
+    from neurotome.features.frozen import Frozen
+    from neurotome.models.net import measure_halo
+
+    known = (*(str(i) for i in range(1, len(core.encoder.out_channels))), DECODER)
+    for stage in stages:
+        if stage not in known:
+            raise ModelError(unknown(f"stage of {model.decoder} on {model.encoder}", stage, known))
+    if not stages or len(set(stages)) < len(stages):
+        raise ModelError(f"encoder.stages is {stages}; name each layer once, of {', '.join(known)}.")
+    net = Frozen(core, stages, model.in_channels).eval().requires_grad_(False)
+    halo, bounded = measure_halo(net, model.in_channels) if reach is None else reach
+    net.to(device)
+    return EncoderFeatures(net, model, classes, stages, halo, bounded, source, normalization)

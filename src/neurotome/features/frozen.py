@@ -1,0 +1,95 @@
+"""The layers of a network that are features, in torch; apart from the settings, which must load fast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Frozen(nn.Module):
+    """An encoder, and the decoder if it is asked for, without the head; takes any image size."""
+
+    def __init__(self, core: Any, stages: Sequence[str], in_channels: int) -> None:
+        """Keeps what is needed of a network.
+
+        Args:
+            core: A model of segmentation_models_pytorch.
+            stages: Numbers of encoder stages, or `decoder`.
+            in_channels: Channels of its input.
+        """
+        super().__init__()
+        self.encoder = core.encoder
+        self.decoder = core.decoder if "decoder" in stages else None
+        self.stages = tuple(stages)
+        self.stride = max(32, int(getattr(core.encoder, "output_stride", 32)))
+        self.minimum = 4 * self.stride  # decoders that pool their coarsest layer further need something left to pool
+        self.eval()
+        with torch.inference_mode():
+            layers = self._list_layers(torch.zeros(1, in_channels, self.minimum, self.minimum))
+        self.channels = tuple(layer.shape[1] for layer in layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns all layers in the size of the images, shape (n, channels, y, x); what `measure_halo` looks at."""
+        height, width = images.shape[-2:]
+        padded = self._pad(images)
+        layers = self._list_layers(padded)
+        size = padded.shape[-2:]
+        large = [F.interpolate(layer, size=size, mode="bilinear", align_corners=False) for layer in layers]
+        return torch.cat(large, 1)[..., :height, :width]
+
+    def run(self, patch: NDArray[np.float32]) -> list[tuple[int, Tensor]]:
+        """Returns the layers of a patch, shape (in_channels, y, x).
+
+        Returns:
+            Of each layer the pixels that one of its own is wide, and the layer on the CPU, float32, shape (channels, y, x).
+        """
+        device = next(self.parameters()).device
+        with torch.inference_mode():
+            images = torch.from_numpy(np.require(patch, np.float32, ["C", "W"]))[None].to(device)
+            padded = self._pad(images.contiguous(memory_format=torch.channels_last))
+            layers = self._list_layers(padded)
+            return [(padded.shape[-1] // layer.shape[-1], layer[0].float().cpu().contiguous()) for layer in layers]
+
+    def _pad(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        below, right = (max(self.minimum, -(-size // self.stride) * self.stride) - size for size in (height, width))
+        return F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
+
+    def _list_layers(self, images: Tensor) -> list[Tensor]:
+        features = self.encoder(images)
+        decoded: list[Tensor] = [] if self.decoder is None else [self.decoder(features)]
+        return [decoded[0] if stage == "decoder" else features[int(stage)] for stage in self.stages]
+
+
+def enlarge(layer: Tensor, factor: int, rows: slice, columns: slice) -> NDArray[np.float32]:
+    """Returns a window of a layer that is brought to `factor` times its size by bilinear interpolation.
+
+    Only the part of the layer that the window needs is enlarged, with a pixel more around it, so that the result does not
+    depend on the window.
+
+    Args:
+        layer: Shape (channels, y, x).
+        factor: Pixels that one of the layer's own is wide.
+        rows: Window, in enlarged pixels.
+        columns: Window, in enlarged pixels.
+
+    Returns:
+        float32, shape (channels, y, x) of the window.
+    """
+    picked, windows = [], []
+    for span, size in ((rows, layer.shape[1]), (columns, layer.shape[2])):
+        first, last = max(0, span.start // factor - 1), min(size, -(-span.stop // factor) + 1)
+        picked.append(slice(first, last))
+        windows.append(slice(span.start - first * factor, span.stop - first * factor))
+    part = layer[:, picked[0], picked[1]]
+    with torch.inference_mode():
+        if factor > 1:
+            part = F.interpolate(part[None], scale_factor=factor, mode="bilinear", align_corners=False)[0]
+        found: NDArray[np.float32] = part[:, windows[0], windows[1]].numpy()
+    return found

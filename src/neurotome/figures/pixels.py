@@ -1,0 +1,88 @@
+"""What a pixel classifier relies on, and where it is unsure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from neurotome.errors import ImageError
+from neurotome.figures.pictures import WRONG, make_panels
+from neurotome.figures.style import INK, STYLE
+from neurotome.volume import to_display
+
+MOST_BARS = 25
+"""Features that are drawn; the table has all."""
+
+
+@matplotlib.rc_context(STYLE)
+def plot_importance(importance: Mapping[str, Any]) -> Figure:
+    """Draws how much macro F1 falls when each feature is shuffled, the most important first, with its standard deviation.
+
+    Args:
+        importance: The content of `importance.json`.
+    """
+    shown = importance["features"][:MOST_BARS]
+    figure = Figure(figsize=(6.4, 1.3 + 0.22 * len(shown)))
+    axes = figure.subplots()
+    places = np.arange(len(shown))[::-1]
+    axes.barh(places, [one["drop"] for one in shown], xerr=[one["std"] for one in shown], color=(0.2, 0.4, 0.6), ecolor=INK)
+    axes.set_yticks(places, [one["name"] for one in shown])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(True, axis="x")
+    more = len(importance["features"]) - len(shown)
+    axes.set(
+        ylim=(-0.6, len(shown) - 0.4),
+        xlabel=f"fall of macro F1 (from {importance['macro_f1']:.3f}) when the feature is shuffled",
+        title=f"Permutation importance, split {importance['split']}"
+        + (f"; {more} less important not shown" if more else ""),
+    )
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def plot_uncertainty(
+    examples: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.bool_], NDArray[np.uint8]]], classes: int
+) -> Figure:
+    """Draws a row per example: image, how unsure the classifier is, and where it is wrong.
+
+    Args:
+        examples: Name, grey values, wrong pixels, and uncertainty: 1 - the probability of the chosen class, times 255.
+            Shapes (y, x).
+        classes: How many there are; with all equally likely the uncertainty is 1 - 1 / classes.
+
+    Raises:
+        ImageError: There is no example.
+    """
+    if not examples:
+        raise ImageError("found no image to draw; expected at least one.")
+    figure, panels = make_panels([[grey.shape] * 3 for _, grey, _, _ in examples])
+    shades = matplotlib.colormaps["cividis"]  # made to look alike with and without colour vision
+    for row, (name, grey, wrong, uncertainty) in zip(panels, examples, strict=True):
+        row[0].imshow(to_display(grey), cmap="gray", vmin=0, vmax=255)
+        row[0].set_ylabel(name, fontsize=9)
+        image = row[1].imshow(uncertainty / 255, cmap=shades, vmin=0, vmax=1 - 1 / classes)
+        pale = np.repeat((255 - (255 - to_display(grey).astype(np.float32)) * 0.4)[..., None], 3, -1).astype(np.uint8)
+        pale[wrong] = WRONG
+        row[2].imshow(pale)
+        row[2].set_xlabel(_say_share(wrong, uncertainty), fontsize=9)
+    for axes, title in zip(panels[0], ("Image", "Uncertainty", "Errors"), strict=True):
+        axes.set_title(title, loc="center")
+    bar = figure.colorbar(
+        image, ax=[row[1] for row in panels], location="bottom", shrink=0.9, label="1 − probability of the chosen class"
+    )
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _say_share(wrong: NDArray[np.bool_], uncertainty: NDArray[np.uint8]) -> str:
+    """Returns how many of the errors lie in the tenth of the pixels that is least sure."""
+    if not wrong.any():
+        return "no error"
+    order = np.argsort(uncertainty, axis=None, kind="stable")[::-1]
+    found = wrong.reshape(-1)[order[: max(1, wrong.size // 10)]].sum()
+    return f"{100 * found / wrong.sum():.0f} % of the errors are in the\nleast sure tenth of the pixels"

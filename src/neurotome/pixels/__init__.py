@@ -1,0 +1,1 @@
+"""Pixel classifiers that are trained: what they compute, and how they are saved and loaded without running code."""

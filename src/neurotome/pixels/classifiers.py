@@ -1,0 +1,254 @@
+"""Classifier: a table of features in, class probabilities out; all that is left of a learner once it is trained."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.errors import ModelError
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Classifier(Protocol):
+    """What classifies pixels by their features; from several threads at once."""
+
+    @property
+    def kind(self) -> str:
+        """Name under which it is saved."""
+        ...
+
+    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns class probabilities, float32, shape (classes it has seen, pixels), for features (features, pixels)."""
+        ...
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Returns arrays that hold all of it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Multinomial logistic regression on standardised features.
+
+    Attributes:
+        weights: float32, shape (classes, features); for features as they are, the scaling is in them.
+        bias: float32, shape (classes,).
+    """
+
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    kind = "linear"
+
+    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the softmax of the linear scores; see `Classifier`."""
+        return _softmax(self.weights @ features + self.bias[:, None])
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Returns weights and bias."""
+        return {"weights": self.weights, "bias": self.bias}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, features: int, classes: int) -> Linear:
+        """Rebuilds it, and checks what a stranger may have written.
+
+        Raises:
+            ValueError: A shape or number cannot be right.
+        """
+        found = cls(np.asarray(arrays["weights"], np.float32), np.asarray(arrays["bias"], np.float32))
+        if found.weights.shape != (classes, features) or found.bias.shape != (classes,):
+            raise ValueError(f"weights of shape {found.weights.shape} for {features} features and {classes} classes")
+        _check_finite(found.weights, found.bias)
+        return found
+
+
+@dataclass(frozen=True)
+class Trees:
+    """A random forest or gradient boosted trees, whoever has grown them: nodes as arrays, tree after tree.
+
+    The trees are walked by scikit-learn's compiled code, one tree at a time over many pixels, so that a tree stays in the
+    cache. The arrays are checked when loaded, because that code trusts them: a child that is no node would be read from
+    anywhere.
+
+    Attributes:
+        starts: First node of each tree, and the number of all, int64, shape (trees + 1,).
+        left: Child where feature <= threshold, counted from the tree's first node; -1 in a leaf. int32, shape (nodes,).
+        right: The other child.
+        feature: Which feature a node asks for; 0 in a leaf. int32.
+        threshold: float64; 0 in a leaf.
+        values: float32, shape (nodes, classes), a leaf's class probabilities; of boosted trees (nodes, 1), what a leaf adds.
+        adds_to: Class that each boosted tree adds to, int32, shape (trees,); empty for a forest.
+        base: Scores that boosting starts from, float32, shape (classes,); empty for a forest.
+        features: Number of features.
+    """
+
+    starts: NDArray[np.int64]
+    left: NDArray[np.int32]
+    right: NDArray[np.int32]
+    feature: NDArray[np.int32]
+    threshold: NDArray[np.float64]
+    values: NDArray[np.float32]
+    adds_to: NDArray[np.int32]
+    base: NDArray[np.float32]
+    features: int
+    kind = "trees"
+
+    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the mean of a forest's leaves, or the softmax of what boosted trees add up to; see `Classifier`."""
+        pixels = features.shape[1]
+        table = features.T
+        if not self.base.size:
+            total = np.zeros((pixels, self.values.shape[1]), np.float32)
+            for tree, values in self._walkers:
+                total += values[tree.apply(table)]
+            total /= np.float32(len(self._walkers))
+            return total.T
+        scores = np.repeat(self.base[:, None], pixels, axis=1)
+        for (tree, values), target in zip(self._walkers, self.adds_to, strict=True):
+            scores[target] += values[tree.apply(table), 0]
+        return _softmax(scores)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Returns the nodes."""
+        return {name: getattr(self, name) for name in _TREE_ARRAYS}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, features: int, classes: int) -> Trees:
+        """Rebuilds the trees, and checks what a stranger may have written.
+
+        Raises:
+            ValueError: An array cannot be right; nothing is walked before that is sure.
+        """
+        found = cls(**{name: np.asarray(arrays[name], dtype) for name, dtype in _TREE_ARRAYS.items()}, features=features)
+        _check_trees(found, classes)
+        return found
+
+    @functools.cached_property
+    def _walkers(self) -> list[tuple[Any, NDArray[np.float32]]]:
+        """Per tree what walks it, and the values of its nodes."""
+        walkers = []
+        for start, stop in zip(self.starts[:-1], self.starts[1:], strict=True):
+            span = slice(int(start), int(stop))
+            walkers.append((_build_walker(self, span), self.values[span]))
+        return walkers
+
+
+_TREE_ARRAYS: dict[str, Any] = {
+    "starts": np.int64,
+    "left": np.int32,
+    "right": np.int32,
+    "feature": np.int32,
+    "threshold": np.float64,
+    "values": np.float32,
+    "adds_to": np.int32,
+    "base": np.float32,
+}
+
+
+def _build_walker(trees: Trees, span: slice) -> Any:
+    """Returns scikit-learn's compiled tree for one tree's nodes; only its `apply` is used."""
+    from sklearn.tree._tree import NODE_DTYPE, Tree
+
+    count = span.stop - span.start
+    nodes = np.zeros(count, NODE_DTYPE)
+    nodes["left_child"], nodes["right_child"] = trees.left[span], trees.right[span]
+    nodes["feature"], nodes["threshold"] = trees.feature[span], trees.threshold[span]
+    tree = Tree(trees.features, np.ones(1, np.intp), 1)
+    tree.__setstate__({"max_depth": 0, "node_count": count, "nodes": nodes, "values": np.zeros((count, 1, 1))})
+    return tree
+
+
+def _check_trees(trees: Trees, classes: int) -> None:
+    nodes, starts = len(trees.left), trees.starts
+    if starts.ndim != 1 or len(starts) < 2 or starts[0] != 0 or starts[-1] != nodes or (np.diff(starts) < 1).any():
+        raise ValueError("trees that do not begin and end where they should")
+    if any(part.shape != (nodes,) for part in (trees.left, trees.right, trees.feature, trees.threshold)):
+        raise ValueError("arrays of nodes that differ in length")
+    sizes = np.diff(starts)
+    place = np.arange(nodes) - np.repeat(starts[:-1], sizes)
+    leaf = trees.left == -1
+    ends = np.repeat(sizes, sizes)
+    for child in (trees.left, trees.right):
+        # children come after their parents, so there is no circle to be caught in
+        if not np.where(leaf, child == -1, (child > place) & (child < ends)).all():
+            raise ValueError("a node whose child is no later node of its tree")
+    if ((trees.feature < 0) | (trees.feature >= trees.features)).any():
+        raise ValueError(f"a node that asks for a feature beyond the {trees.features} there are")
+    boosted = trees.base.size > 0
+    if boosted:
+        if trees.base.shape != (classes,) or trees.adds_to.shape != (len(starts) - 1,):
+            raise ValueError(f"boosted trees of other classes than {classes}")
+        if ((trees.adds_to < 0) | (trees.adds_to >= classes)).any():
+            raise ValueError("a boosted tree that adds to a class that is not there")
+    if trees.values.shape != (nodes, 1 if boosted else classes):
+        raise ValueError(f"values of shape {trees.values.shape} for {nodes} nodes and {classes} classes")
+    _check_finite(trees.threshold, trees.values, trees.base)
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """Any other classifier of scikit-learn, kept as it is."""
+
+    estimator: Any
+    kind = "skops"
+
+    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the estimator's own probabilities; see `Classifier`."""
+        found = self.estimator.predict_proba(np.ascontiguousarray(features.T))
+        return np.asarray(found, np.float32).T
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Returns the bytes that skops writes: arrays and names of types, never code.
+
+        Raises:
+            NeurotomeError: skops is not installed.
+        """
+        from neurotome.lazy import import_extra
+
+        content = import_extra("skops.io", "skops").dumps(self.estimator)
+        return {"skops": np.frombuffer(content, np.uint8)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, features: int, classes: int) -> Estimator:
+        """Rebuilds the estimator if it is made of what scikit-learn, scipy and numpy offer, and of nothing else.
+
+        Raises:
+            ModelError: The file names other types.
+            NeurotomeError: skops is not installed.
+            ValueError: It does not fit the features or classes.
+        """
+        from neurotome.lazy import import_extra
+
+        skops = import_extra("skops.io", "skops")
+        content = np.asarray(arrays["skops"], np.uint8).tobytes()
+        foreign = skops.get_untrusted_types(data=content)
+        if foreign:
+            raise ModelError(
+                f"the classifier is made of types that are not allowed, {', '.join(foreign[:5])}, so it was not loaded: "
+                "loading them could run code. Use a model whose classifier is scikit-learn's own."
+            )
+        found = cls(skops.loads(content, trusted=[]))
+        if getattr(found.estimator, "n_features_in_", features) != features or len(found.estimator.classes_) != classes:
+            raise ValueError(f"a classifier that is not of {features} features and {classes} classes")
+        return found
+
+
+CLASSIFIERS: dict[str, type[Linear | Trees | Estimator]] = {one.kind: one for one in (Linear, Trees, Estimator)}
+
+
+def _check_finite(*arrays: NDArray[Any]) -> None:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError("numbers that are NaN or infinite")
+
+
+def _softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the softmax over the first axis, in place."""
+    scores -= scores.max(0)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(0)
+    return scores

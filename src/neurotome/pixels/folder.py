@@ -1,0 +1,166 @@
+"""The model folder of a pixel classifier: model.safetensors and model.json, like a network's; no pickle.
+
+Trees and linear classifiers are saved as their numbers, in the same file format as a network's weights: the smallest and the
+fastest to load, needing neither LightGBM nor the scikit-learn that trained them, and what is read can be checked in full
+before it is used. ONNX would need two more packages to write and read; the booster's own text is parsed by code that trusts
+it; and skops, which is used for what has no such form here, checks the types that a file names, but not a tree's nodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.classes import ClassSet
+from neurotome.errors import DatasetError, ModelError, SettingsError, unknown
+from neurotome.features import EncoderSettings, Extractor, FeatureSettings, FilterSettings, build_extractor
+from neurotome.features.encoder import EncoderFeatures, freeze
+from neurotome.models.build import ModelSettings, build_network
+from neurotome.models.folder import FORMAT, PIXELS, find_model, read_description, write_parts
+from neurotome.normalize import Normalization
+from neurotome.pixels.classifiers import CLASSIFIERS
+from neurotome.pixels.predictor import PixelPredictor
+
+
+def save_pixels(predictor: PixelPredictor, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Writes a model folder that is whole at every moment; an encoder's weights are in it.
+
+    Args:
+        predictor: What to save.
+        folder: Created if missing.
+        facts: Scores, licence, citation, training data, versions; JSON values.
+
+    Raises:
+        NeurotomeError: The classifier needs skops, and it is not installed.
+    """
+    from safetensors.numpy import save_file
+
+    extractor = predictor.extractor
+    arrays = {f"classifier.{name}": np.ascontiguousarray(part) for name, part in predictor.classifier.to_arrays().items()}
+    description = {
+        "format": FORMAT,
+        "kind": PIXELS,
+        "classifier": predictor.classifier.kind,
+        "features": dataclasses.asdict(predictor.settings),
+        "classes": predictor.classes.to_json(),
+        "normalization": predictor.normalization.to_json(),
+        "seen": predictor.seen.tolist(),
+        "weights": predictor.weights.astype(float).tolist(),
+        "halo": predictor.halo,
+        "in_channels": predictor.in_channels,
+        "voxel_size_um": None if predictor.voxel_size_um is None else list(predictor.voxel_size_um),
+        "versions": {name: metadata.version(name) for name in ("neurotome", "scikit-learn", "torch")},
+        "facts": dict(predictor.facts if facts is None else facts),
+    }
+    if isinstance(extractor, EncoderFeatures):
+        for name, value in extractor.net.state_dict().items():
+            arrays[f"encoder.{name}"] = value.detach().cpu().contiguous().numpy()
+        description["encoder"] = {
+            "model": {**dataclasses.asdict(extractor.model), "encoder_weights": "none"},
+            "pretraining": extractor.model.encoder_weights,
+            "classes": extractor.classes,
+            "stages": list(extractor.stages),
+            "bounded": extractor.bounded,
+            "source": dict(extractor.source),
+        }
+    write_parts(folder, description, lambda path: save_file(arrays, path))
+
+
+def load_pixels(path: Path, device: str = "cpu") -> PixelPredictor:
+    """Loads a trained pixel classifier. Nothing in the files is executed, and every number is checked first.
+
+    Args:
+        path: Run folder or model folder.
+        device: Where an encoder runs.
+
+    Raises:
+        ModelError: It is missing, damaged, of another format, or a network.
+        NeurotomeError: It needs skops, and it is not installed.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    folder = find_model(path)
+    try:
+        content = read_description(folder)
+        if content.get("kind") != PIXELS:
+            raise ModelError(f"{folder}: this model is a network, and a pixel classifier is needed here.")
+        arrays = load_file(folder / "model.safetensors")
+        classes = ClassSet.from_json(content["classes"])
+        size = content["voxel_size_um"]
+        voxel_size_um = None if size is None else (float(size[0]), float(size[1]), float(size[2]))
+        settings = _read_settings(content["features"])
+        normalization = Normalization.from_json(content["normalization"])
+        extractor = (
+            _rebuild_encoder(content, _pick(arrays, "encoder."), normalization, device)
+            if settings.kind == "encoder"
+            else build_extractor(settings, voxel_size_um)
+        )
+        if (extractor.halo, extractor.in_channels) != (content["halo"], content["in_channels"]):
+            raise ValueError(f"features of halo {content['halo']} and {content['in_channels']} channels")
+        seen = np.asarray(content["seen"], np.int64)
+        weights = np.asarray(content["weights"], np.float32)
+        if not seen.size or seen.min() < 0 or seen.max() >= len(classes) or (np.diff(seen) <= 0).any():
+            raise ValueError(f"seen classes {seen.tolist()} of {len(classes)}")
+        if weights.shape != seen.shape or not (np.isfinite(weights) & (weights > 0)).all():
+            raise ValueError("weights of classes that are not positive numbers")
+        if content["classifier"] not in CLASSIFIERS:
+            raise ModelError(f"{folder / 'model.json'}: {unknown('classifier', str(content['classifier']), CLASSIFIERS)}")
+        classifier = CLASSIFIERS[content["classifier"]].from_arrays(
+            _pick(arrays, "classifier."), len(extractor.names), len(seen)
+        )
+        return PixelPredictor(
+            classes, normalization, settings, extractor, classifier, seen, weights, voxel_size_um, content["facts"]
+        )
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        DatasetError,
+        SettingsError,
+        SafetensorError,
+    ) as error:
+        raise ModelError(f"{folder}: damaged model folder ({error}); copy it again or train again.") from error
+
+
+def _pick(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _read_settings(content: Mapping[str, Any]) -> FeatureSettings:
+    filters, encoder = dict(content["filters"]), dict(content["encoder"])
+    filters["sigmas"] = tuple(float(sigma) for sigma in filters["sigmas"])
+    encoder["stages"] = tuple(str(stage) for stage in encoder["stages"])
+    return FeatureSettings(content["kind"], FilterSettings(**filters), EncoderSettings(**encoder))
+
+
+def _rebuild_encoder(
+    content: Mapping[str, Any], weights: Mapping[str, NDArray[Any]], normalization: Normalization, device: str
+) -> Extractor:
+    import torch
+
+    there = content["encoder"]
+    model = ModelSettings(**there["model"])
+    if model.encoder_weights != "none":
+        raise ValueError("encoder_weights that are not none in a trained model")
+    core = build_network(model, int(there["classes"])).core
+    found = freeze(
+        core,
+        model,
+        int(there["classes"]),
+        tuple(str(stage) for stage in there["stages"]),
+        there["source"],
+        normalization,
+        (int(content["halo"]), bool(there["bounded"])),
+        device,
+    )
+    found.net.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+    return found

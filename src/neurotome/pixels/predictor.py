@@ -1,0 +1,146 @@
+"""PixelPredictor: features and a trained classifier as a Predictor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.classes import ClassSet
+from neurotome.errors import ModelError
+from neurotome.features import Extractor, FeatureSettings
+from neurotome.normalize import Normalization
+from neurotome.pixels.classifiers import Classifier
+
+Window = tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class PixelPredictor:
+    """A classifier of single pixels with all that prediction needs; see `Predictor`.
+
+    Attributes:
+        classes: The classes it predicts.
+        normalization: How its input must be scaled.
+        settings: Which features it reads.
+        extractor: Computes them.
+        classifier: Trained; its outputs are the classes of `seen`.
+        seen: Class ids it was trained on, int64, increasing.
+        weights: What a seen class's probability is multiplied by before they are made to sum to 1, float32: brings those
+            learned from a balanced sample back to the frequencies of the training data.
+        voxel_size_um: Voxel size (z, y, x) of the training data, None if not known.
+        facts: Scores, licence, citation, training data: carried along, not used.
+    """
+
+    classes: ClassSet
+    normalization: Normalization
+    settings: FeatureSettings
+    extractor: Extractor
+    classifier: Classifier
+    seen: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    voxel_size_um: tuple[float, float, float] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def in_channels(self) -> int:
+        """Neighbouring slices read as channels."""
+        return self.extractor.in_channels
+
+    @property
+    def halo(self) -> int:
+        """Pixels around a pixel that its features depend on."""
+        return self.extractor.halo
+
+    @property
+    def stride(self) -> int:
+        """Tiles must begin at multiples of this."""
+        return self.extractor.stride
+
+    @property
+    def bounded(self) -> bool:
+        """False if the features look at the whole image, so that no halo makes tiles exact."""
+        return bool(getattr(self.extractor, "bounded", True))
+
+    @property
+    def windowed(self) -> bool:
+        """True if a slice of any size can be given whole: all but a network's features are computed window by window."""
+        return self.settings.kind != "encoder"
+
+    def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns class probabilities, 0 for a class that was not seen in training.
+
+        Windows are computed in as many threads as there are cores; only their features are in memory.
+
+        Args:
+            patches: Scaled grey values, shape (n, in_channels, y, x); any y and x.
+
+        Returns:
+            float32, shape (n, classes, y, x).
+
+        Raises:
+            ModelError: The patches have another number of channels.
+            ImageError: They hold NaN or infinity.
+        """
+        if patches.ndim != 4:
+            raise ModelError(f"found patches of shape {patches.shape}; expected (n, {self.in_channels}, y, x).")
+        n, _, height, width = patches.shape
+        probs = np.zeros((n, len(self.classes), height, width), np.float32)
+        for patch, target in zip(patches, probs, strict=True):
+            prepared = self.extractor.prepare(patch)
+
+            def fill(window: Window, prepared: Any = prepared, target: NDArray[np.float32] = target) -> None:
+                features = prepared.read(*window)
+                found = self.classifier.predict(features.reshape(len(features), -1)) * self.weights[:, None]
+                found /= found.sum(0)
+                target[(self.seen, *window)] = found.reshape(-1, *features.shape[1:])
+
+            run_windows(fill, list_windows(height, width, self.extractor.window))
+        return probs
+
+
+def list_windows(height: int, width: int, edge: int) -> list[Window]:
+    """Cuts a patch into windows of at most `edge` pixels, last axis fastest."""
+    return [
+        (slice(y, min(y + edge, height)), slice(x, min(x + edge, width)))
+        for y in range(0, height, edge)
+        for x in range(0, width, edge)
+    ]
+
+
+def run_windows(work: Any, windows: list[Window]) -> None:
+    """Calls `work` with every window, in as many threads as this process may use cores.
+
+    Within a thread the matrix products are single-threaded: threads over windows are the better ones, and more of both would
+    only wait for each other.
+    """
+    for _ in iterate_windows(work, windows):
+        pass
+
+
+def iterate_windows(work: Any, windows: list[Window]) -> Iterator[Any]:
+    """Yields what `work` returns for every window, in their order; see `run_windows`."""
+    from threadpoolctl import threadpool_limits
+
+    workers = min(count_cores(), len(windows))
+    with threadpool_limits(1, "blas"):
+        if workers < 2:
+            yield from map(work, windows)
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            yield from pool.map(work, windows)
+
+
+def count_cores() -> int:
+    """Returns how many cores this process may use; `OMP_NUM_THREADS` makes it fewer, as for everything else here."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        cores = os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(asked)) if asked.isdigit() and int(asked) > 0 else cores

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from neurotome.cli import main
+from neurotome.errors import RunError
+from neurotome.experiments.compare import compare, group_runs
+from neurotome.figures.methods import plot_methods, summarise
+from neurotome.io.images import read_image
+
+SMALL = ["--pixels-per-class", "200", "--filters.sigmas", "1", "--filters.sigmas", "2", "--forest.trees", "3"]
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return ended.value.code
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        labels = np.zeros((48, 56), np.uint8)
+        labels[5:25, 5:15] = 1
+        labels[30:42, 20:36] = 2
+        labels[0] = 255
+        grey = (np.array([100, 180, 30] + [0] * 253)[labels] + rng.normal(0, 25, labels.shape)).clip(0, 255)
+        for kind, values in (("images", grey), ("labels", labels)):
+            (folder / kind).mkdir(exist_ok=True)
+            Image.fromarray(values.astype(np.uint8)).save(folder / kind / f"{name}.png")
+    content = {
+        "name": "toy",
+        "classes": {0: "background", 1: "vessel", 2: "cell"},
+        "ignore": 255,
+        "splits": {"train": ["a"], "val": ["b"], "test": ["c"]},
+    }
+    (folder / "dataset.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        assert run("baseline", data, "--out", folder / f"rf{seed}", "--seed", seed, *SMALL) == 0
+    assert run("baseline", data, "--out", folder / "lr", "--learner", "lr", "--features", "identity") == 0
+    return folder
+
+
+def test_run_folder_is_whole(runs):
+    there = runs / "rf0"
+    for name in ("config.yaml", "environment.json", "training.json", "importance.json", "report.html"):
+        assert (there / name).is_file(), name
+    for split, image in (("train", "a"), ("val", "b"), ("test", "c")):
+        assert (there / "scores" / f"{split}.json").is_file()
+        assert (there / "predictions" / split / f"{image}.png").is_file()
+    unsure = read_image(there / "uncertainty" / "test" / "c.png").data[0]
+    assert unsure.shape == (48, 56)
+    assert 0 < unsure.max() <= 255 * 2 / 3 + 1
+    training = json.loads((there / "training.json").read_text())
+    assert training["method"] == "sampled"
+    assert training["pixels"] == {"background": 200, "vessel": 200, "cell": 192}
+    assert json.loads((there / "model" / "model.json").read_text())["facts"]["macro_f1"]["test"] > 0.5
+    page = (there / "report.html").read_text()
+    for words in (
+        "rf on filters on toy",
+        "592 pixels, sampled",
+        "Importance of all features",
+        "neurotome baseline --config",
+    ):
+        assert words in page, words
+
+
+def test_same_command_changes_nothing_and_another_is_refused(data, runs, capsys):
+    before = (runs / "rf0" / "model" / "model.json").stat().st_mtime_ns
+    assert run("baseline", data, "--out", runs / "rf0", *SMALL) == 0
+    assert (runs / "rf0" / "scores" / "test.json").is_file()
+    assert run("baseline", data, "--out", runs / "rf0", "--learner", "lr", *SMALL) == 1
+    assert "learner (rf there, lr asked)" in capsys.readouterr().err
+    after = json.loads((runs / "rf0" / "model" / "model.json").read_text())
+    assert after["facts"]["training"]["learner"] == "random forest"
+    assert before
+
+
+def test_killed_run_goes_on(data, runs, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("neurotome.experiments.baseline.score_splits", stop)
+    assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 130
+    weights = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    monkeypatch.undo()
+    assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == weights
+    found, expected = (json.loads((run_ / "scores" / "test.json").read_text()) for run_ in (tmp_path / "run", runs / "rf0"))
+    assert found == expected
+
+
+def test_config_repeats_the_run(runs, tmp_path):
+    assert run("baseline", "--config", runs / "rf1" / "config.yaml", "--out", tmp_path / "again") == 0
+    found, expected = (
+        json.loads((there / "scores" / "test.json").read_text()) for there in (tmp_path / "again", runs / "rf1")
+    )
+    assert found == expected
+
+
+def test_wrong_settings_leave_no_folder(data, tmp_path, capsys):
+    assert run("baseline", data, "--out", tmp_path / "run", "--learner", "sklearn.svm.LinearSVC") == 1
+    assert "no predict_proba" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_and_predict_take_a_baseline(data, runs, tmp_path, capsys):
+    assert run("evaluate", runs / "rf0", "--data", data, "--out", tmp_path / "scores.json") == 0
+    found, expected = (json.loads(p.read_text()) for p in (tmp_path / "scores.json", runs / "rf0" / "scores" / "test.json"))
+    assert found == expected
+    assert run("predict", runs / "rf0", data / "images" / "c.png", tmp_path / "c.png", "--confidence") == 0
+    labels = np.asarray(Image.open(tmp_path / "c.png"))
+    np.testing.assert_array_equal(labels, np.asarray(Image.open(runs / "rf0" / "predictions" / "test" / "c.png")))
+    capsys.readouterr()
+
+
+def test_training_cannot_start_from_a_baseline(data, runs, tmp_path, capsys):
+    assert run("train", data, "--out", tmp_path / "run", "--init", runs / "rf0") == 1
+    assert "is a pixel classifier" in capsys.readouterr().err
+
+
+def test_compare_groups_seeds(runs, tmp_path):
+    written = compare(runs / "rf0", runs / "lr", runs / "rf1", out=tmp_path)
+    assert [path.name for path in written] == ["methods.png", "comparison.json", "comparison.md"]
+    assert group_runs([runs / "rf0", runs / "lr", runs / "rf1"]) == {
+        "rf on filters": [runs / "rf0", runs / "rf1"],
+        "lr on identity": [runs / "lr"],
+    }
+    content = json.loads((tmp_path / "comparison.json").read_text())
+    single = [json.loads((runs / name / "scores" / "test.json").read_text())["macro"]["f1"] for name in ("rf0", "rf1")]
+    assert content["methods"][0]["macro"]["f1"] == pytest.approx(
+        {"mean": sum(single) / 2, "low": min(single), "high": max(single)}
+    )
+    table = (tmp_path / "comparison.md").read_text()
+    assert "| rf on filters | 2 |" in table
+    assert "| lr on identity | 1 |" in table
+
+
+def test_compare_puts_the_others_into_the_report(data, runs, tmp_path):
+    written = compare(runs / "lr", runs / "rf0", runs / "rf1", out=tmp_path, report=data)
+    assert written[-1] == runs / "lr" / "report.html"
+    page = written[-1].read_text()
+    assert page.index("Macro and weighted scores of each method") > page.index("rf on filters")
+    assert (runs / "lr" / "figures" / "methods.png").is_file()
+
+
+def test_compare_tells_methods_of_one_name_apart(data, runs, tmp_path):
+    assert run("baseline", data, "--out", tmp_path / "more", *SMALL[:-1], 4) == 0
+    assert list(group_runs([runs / "rf0", tmp_path / "more"])) == ["rf on filters", "rf on filters, forest.trees 4"]
+
+
+def test_compare_refuses(runs, tmp_path):
+    with pytest.raises(RunError, match="no run to compare"):
+        compare(out=tmp_path)
+    with pytest.raises(RunError, match="named twice"):
+        compare(runs / "rf0", runs / "rf0", out=tmp_path)
+    with pytest.raises(RunError, match="expected a run folder with scores of split test"):
+        compare(tmp_path, out=tmp_path)
+    other = tmp_path / "other"
+    (other / "scores").mkdir(parents=True)
+    content = json.loads((runs / "lr" / "scores" / "test.json").read_text())
+    for change, message in (
+        ({"dataset": "elsewhere"}, "scored on dataset elsewhere"),
+        ({"per_class": {name: {"support": 1} for name in content["classes"]}}, "images or labels differ"),
+    ):
+        (other / "scores" / "test.json").write_text(json.dumps({**content, **change}))
+        with pytest.raises(RunError, match=message):
+            compare(runs / "rf0", other, out=tmp_path)
+
+
+def test_bars_of_several_seeds_by_hand():
+    def score(value):
+        means = {"precision": value, "recall": None, "f1": value, "iou": value}
+        return {"macro": means, "weighted": means, "intervals": {"macro_f1": [0.1, 0.9]}}
+
+    assert summarise([score(0.2), score(0.6)], "macro", "f1") == (pytest.approx(0.4), (0.2, 0.6))
+    assert summarise([score(0.2)], "macro", "f1") == (0.2, (0.1, 0.9))
+    assert summarise([score(0.2)], "macro", "precision") == (0.2, None)
+    assert summarise([score(0.2), score(0.6)], "macro", "recall") == (None, None)
+    figure = plot_methods({"seeds": [score(0.2), score(0.6)], "one": score(0.5)})
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert heights == pytest.approx([0.4, 0.4, 0.5, 0.5])
+
+
+def test_class_without_a_training_pixel_is_named_and_null(data, tmp_path):
+    folder = tmp_path / "data"
+    (folder / "labels").mkdir(parents=True)
+    (folder / "images").symlink_to(data / "images")
+    for name in "abc":
+        labels = np.asarray(Image.open(data / "labels" / f"{name}.png")).copy()
+        if name == "a":
+            labels[labels == 2] = 255
+        Image.fromarray(labels).save(folder / "labels" / f"{name}.png")
+    (folder / "dataset.yaml").write_text((data / "dataset.yaml").read_text())
+    with pytest.warns(UserWarning, match="no training pixel of class cell"):
+        assert run("baseline", folder, "--out", tmp_path / "run", *SMALL) == 0
+    scores = json.loads((tmp_path / "run" / "scores" / "test.json").read_text())
+    # never predicted, so its precision is 0 / 0
+    assert scores["per_class"]["cell"]["precision"] is None
+    assert scores["per_class"]["cell"]["recall"] == 0
+    assert json.loads((tmp_path / "run" / "scores" / "train.json").read_text())["per_class"]["cell"]["f1"] is None
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["pixels"]["cell"] == 0

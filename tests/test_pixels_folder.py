@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from neurotome.baselines.fit import BaselineSettings, fit_baseline
+from neurotome.baselines.learners import BoostingSettings, ForestSettings
+from neurotome.classes import ClassSet
+from neurotome.datasets.base import Cutout, Dataset
+from neurotome.errors import ModelError, NeurotomeError
+from neurotome.features import EncoderSettings, FilterSettings
+from neurotome.load import load_predictor
+from neurotome.models.folder import load_model
+from neurotome.pixels.folder import load_pixels, save_pixels
+from neurotome.volume import Volume
+
+SETTINGS = BaselineSettings(
+    pixels_per_class=200,
+    filters=FilterSettings((1,)),
+    encoder=EncoderSettings(stages=("1",)),
+    forest=ForestSettings(3),
+    boosting=BoostingSettings(2, engine="sklearn"),
+)
+KINDS = {
+    "rf": {},
+    "gbdt": {"learner": "gbdt", "features": "identity"},
+    "lr": {"learner": "lr"},
+    "skops": {"learner": "sklearn.naive_bayes.GaussianNB"},
+    "encoder": {"features": "encoder"},
+    "3d": {"filters": FilterSettings((2.0,), "um", 3)},
+}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rng = np.random.default_rng(0)
+    labels = np.zeros((2, 64, 64), np.uint8)
+    labels[:, 5:25, 5:25] = 1
+    labels[:, 30:42, 20:50] = 3
+    grey = (np.array([100, 180, 0, 30])[labels] + rng.normal(0, 12, labels.shape)).clip(0, 255).astype(np.uint8)
+    volume = Volume(grey, "image", voxel_size_um=(1.0, 1.0, 1.0))
+    return Dataset("tiny", ClassSet(("background", "vessel", "never", "cell")), {"train": (Cutout(volume, labels),)})
+
+
+def fit(dataset, kind):
+    with pytest.warns(UserWarning, match="never"):
+        return fit_baseline(dataset, dataclasses.replace(SETTINGS, **KINDS[kind]))
+
+
+@pytest.fixture
+def folder(dataset, tmp_path):
+    save_pixels(fit(dataset, "rf"), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip(dataset, kind, tmp_path):
+    predictor = fit(dataset, kind)
+    save_pixels(predictor, tmp_path / "model", {"licence": "CC0"})
+    found = load_predictor(tmp_path, "cpu")
+    patch = np.random.default_rng(1).normal(size=(1, predictor.in_channels, 70, 80)).astype(np.float32)
+    expected = predictor.predict_probs(patch)
+    np.testing.assert_array_equal(found.predict_probs(patch), expected)
+    assert (expected[:, 2] == 0).all()
+    for name in ("classes", "normalization", "halo", "stride", "in_channels", "voxel_size_um", "bounded"):
+        assert getattr(found, name) == getattr(predictor, name), name
+    assert found.facts == {"licence": "CC0"}
+
+
+def test_no_pickle_in_the_folder(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_network_is_not_a_pixel_classifier(folder):
+    with pytest.raises(ModelError, match=r"is a pixel classifier .* a network is needed"):
+        load_model(folder)
+
+
+def change_arrays(folder, change):
+    """Changes the file as a stranger could: with a digest that fits."""
+    arrays = load_file(folder / "model.safetensors")
+    change(arrays)
+    save_file(arrays, folder / "model.safetensors")
+    describe(folder, weights_sha256=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest())
+
+
+def describe(folder, **changes):
+    content = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**content, **changes}))
+
+
+def put(name, place, value):
+    def change(arrays):
+        arrays[f"classifier.{name}"] = arrays[f"classifier.{name}"].copy()
+        arrays[f"classifier.{name}"][place] = value
+
+    return change
+
+
+def test_tampered_weights_are_found(folder):
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-9] ^= 1
+    (folder / "model.safetensors").write_bytes(bytes(content))
+    with pytest.raises(ModelError, match="SHA-256 differs"):
+        load_predictor(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("left", 0, 10**6),
+        put("left", 0, 0),
+        put("right", 0, -1),
+        put("right", 0, -7),
+        put("feature", 0, 9),
+        put("feature", 0, -1),
+        put("threshold", 0, np.nan),
+        put("values", (0, 0), np.inf),
+        put("starts", 0, 1),
+        put("starts", -1, 10**9),
+        put("starts", 1, -5),
+        lambda arrays: arrays.pop("classifier.left"),
+        lambda arrays: arrays.update({"classifier.left": arrays["classifier.left"][:-1]}),
+        lambda arrays: arrays.update({"classifier.values": arrays["classifier.values"][:, :2].copy()}),
+        lambda arrays: arrays.update({"classifier.base": np.zeros(3, np.float32)}),
+    ],
+)
+def test_impossible_trees_are_refused(folder, change):
+    change_arrays(folder, change)
+    with pytest.raises(ModelError, match="damaged model folder"):
+        load_predictor(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seen": [0, 1, 9]},
+        {"seen": [1, 0, 3]},
+        {"weights": [1, -1, 1]},
+        {"weights": [1, 1]},
+        {"features": {"kind": "pickle"}},
+        {"halo": 3},
+        {"classes": {}},
+    ],
+)
+def test_impossible_descriptions_are_refused(folder, changes):
+    describe(folder, **changes)
+    with pytest.raises(ModelError, match="damaged model folder"):
+        load_predictor(folder)
+
+
+def test_unknown_kinds_are_refused(folder):
+    describe(folder, classifier="pickle")
+    with pytest.raises(ModelError, match="unknown classifier 'pickle'"):
+        load_predictor(folder)
+    describe(folder, format=99)
+    with pytest.raises(ModelError, match="format 99"):
+        load_predictor(folder)
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("ran",)
+
+
+def test_foreign_types_are_not_loaded(dataset, tmp_path, monkeypatch):
+    skops = pytest.importorskip("skops.io", reason="the extra skops is not installed")
+    save_pixels(fit(dataset, "skops"), tmp_path)
+    content = np.frombuffer(skops.dumps({"classifier": Evil()}), np.uint8)
+    change_arrays(tmp_path, lambda arrays: arrays.update({"classifier.skops": content}))
+    with pytest.raises(ModelError, match=r"types that are not allowed, .*could run code"):
+        load_pixels(tmp_path)
+
+
+def test_missing_skops_names_its_command(dataset, tmp_path, monkeypatch):
+    save_pixels(fit(dataset, "skops"), tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "skops.io", None)
+    with pytest.raises(NeurotomeError, match=r"pip install 'neurotome\[skops\]'"):
+        load_predictor(tmp_path)
