@@ -63,6 +63,8 @@ def make_table(arguments: argparse.Namespace) -> None:
         train(data, out=folder / "network", recipe=Recipe(train=TrainSettings(max_time=arguments.time)))
         runs = [folder / "network"]
         for method, settings in list_methods(folder / "network").items():
+            if arguments.methods and method not in arguments.methods:
+                continue
             if not (folder / method / "training.json").is_file():
                 run_method(data, folder / method, settings)
             runs.append(folder / method)
@@ -202,7 +204,7 @@ def only_features(predictor, patch):
 
 
 def measure_memory(arguments: argparse.Namespace) -> None:
-    for method in arguments.methods:
+    for method in arguments.methods or ["rf-filters"]:
         run = arguments.out / arguments.datasets[0] / method
         command = [
             sys.executable,
@@ -230,7 +232,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slice", type=Path)
     parser.add_argument("--datasets", nargs="+", default=DATASETS)
-    parser.add_argument("--methods", nargs="+", default=["rf-filters"])
+    parser.add_argument("--methods", nargs="+", default=[], help="table, memory: only these")
     arguments = parser.parse_args()
     with threadpool_limits(2):
         {"table": make_table, "speed": measure_speed, "memory": measure_memory}[arguments.part](arguments)
