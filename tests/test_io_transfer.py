@@ -64,7 +64,7 @@ def test_an_error_of_the_disk_ends_it(tmp_path, monkeypatch, workers):
     add = ledger.add
 
     def fill_the_disk(name, **facts):
-        if len(ledger.entries) == 4:
+        if len(ledger.entries) >= 4:
             raise OSError(28, "No space left on device")
         add(name, **facts)
 
@@ -72,7 +72,7 @@ def test_an_error_of_the_disk_ends_it(tmp_path, monkeypatch, workers):
     with pytest.raises(OSError, match="No space"):
         run(transfer, ledger, workers)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("read-", "store-"))]
-    assert len(ledger.entries) == 4
+    assert 4 <= len(ledger.entries) < 4 + workers  # threads that had looked just before still write theirs
 
 
 @pytest.mark.parametrize(
