@@ -4,8 +4,8 @@
     python benchmarks/pixel_baselines.py speed --data ../shared/data --repeats 5
     python benchmarks/pixel_baselines.py memory --out runs/pixels --slice FOLDER/slice_z159_1420x5805.png
 
-`table` trains a network on the same training split first, for the features of a trained encoder. What is finished is
-kept, so it goes on where it was stopped.
+`table` trains a network of each seed on the same training split first, for the features of a trained encoder. What is
+finished is kept, so it goes on where it was stopped.
 """
 
 import argparse
@@ -40,38 +40,41 @@ from neurotome.training.fit import Recipe, TrainSettings
 DATASETS = ("vnc_sstem", "axon_sem")
 
 
-def list_methods(network: Path) -> dict[str, BaselineSettings]:
-    trained, random = EncoderSettings(model=str(network)), EncoderSettings()
-    return {
+def list_methods(network: Path, seed: int) -> dict[str, BaselineSettings]:
+    stages = EncoderSettings(str(network), stages=("1", "2", "3"))
+    methods = {
         "lr-identity": BaselineSettings("lr", "identity"),
         "rf-identity": BaselineSettings("rf", "identity"),
         "gbdt-identity": BaselineSettings("gbdt", "identity"),
         "lr-filters": BaselineSettings("lr", "filters"),
         "rf-filters": BaselineSettings("rf", "filters"),
         "gbdt-filters": BaselineSettings("gbdt", "filters"),
-        "gbdt-random-encoder": BaselineSettings("gbdt", "encoder", encoder=random),
-        "gbdt-encoder-stages": BaselineSettings(
-            "gbdt", "encoder", encoder=EncoderSettings(str(network), stages=("1", "2", "3"))
-        ),
-        "gbdt-encoder": BaselineSettings("gbdt", "encoder", encoder=trained),
+        "gbdt-encoder": BaselineSettings("gbdt", "encoder", encoder=EncoderSettings(str(network))),
+        "gbdt-encoder-stages": BaselineSettings("gbdt", "encoder", encoder=stages),
+        "gbdt-random-encoder": BaselineSettings("gbdt", "encoder"),
     }
+    return {name: dataclasses.replace(settings, seed=seed) for name, settings in methods.items()}
 
 
 def make_table(arguments: argparse.Namespace) -> None:
     for name in arguments.datasets:
         data, folder = arguments.data / name, arguments.out / name
-        train(data, out=folder / "network", recipe=Recipe(train=TrainSettings(max_time=arguments.time)))
-        runs = [folder / "network"]
-        for method, settings in list_methods(folder / "network").items():
-            if arguments.methods and method not in arguments.methods:
-                continue
-            if not (folder / method / "training.json").is_file():
-                run_method(data, folder / method, settings)
-            runs.append(folder / method)
-        compare(*runs, out=folder / "compared")
+        networks, others = [], []
+        for seed in range(arguments.seeds):
+            network = folder / f"network-{seed}"
+            train(data, out=network, recipe=Recipe(train=TrainSettings(max_time=arguments.time, seed=seed)))
+            networks.append(network)
+            for method, settings in list_methods(network, seed).items():
+                if arguments.methods and method not in arguments.methods:
+                    continue
+                run = folder / f"{method}-{seed}"
+                if not (run / "training.json").is_file():
+                    run_method(data, run, settings)
+                others.append(run)
+        compare(*networks, *others, out=folder / "compared")
         print((folder / "compared" / "comparison.md").read_text())
         print("CPU time, which other work on the machine hardly changes: fitting, and predicting a Mpixel")
-        for run in runs[1:]:
+        for run in others:
             cost = json.loads((run / "training.json").read_text())
             print(f"{run.name}: {cost['cpu_seconds']:.0f} s, {cost['scoring_cpu_s_per_mpixel']:.1f} s")
 
@@ -205,7 +208,7 @@ def only_features(predictor, patch):
 
 def measure_memory(arguments: argparse.Namespace) -> None:
     for method in arguments.methods or ["rf-filters"]:
-        run = arguments.out / arguments.datasets[0] / method
+        run = arguments.out / arguments.datasets[0] / f"{method}-0"
         command = [
             sys.executable,
             "-m",
@@ -229,6 +232,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/pixels"))
     parser.add_argument("--time", default="4m")
+    parser.add_argument("--seeds", type=int, default=3, help="table: seeds 0, 1, ...")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slice", type=Path)
     parser.add_argument("--datasets", nargs="+", default=DATASETS)

@@ -162,6 +162,24 @@ def test_compare_tells_methods_of_one_name_apart(data, runs, tmp_path):
     assert list(group_runs([runs / "rf0", tmp_path / "more"])) == ["rf on filters", "rf on filters, forest.trees 4"]
 
 
+def test_compare_groups_runs_on_networks_of_other_seeds(tmp_path):
+    def write(name, content):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(content))
+        return tmp_path / name
+
+    def network(name, seed, rate):
+        return write(name, {"model": {"decoder": "unet"}, "train": {"seed": seed, "learning_rate": rate}})
+
+    def deep(name, model, seed):
+        config = {"learner": "gbdt", "features": "encoder", "encoder": {"model": str(model)}, "seed": seed}
+        return write(name, config)
+
+    first, second, other = network("n0", 0, 0.1), network("n1", 1, 0.1), network("n2", 0, 0.2)
+    runs = [deep("d0", first, 0), deep("d1", second, 1), deep("d2", other, 0)]
+    assert group_runs(runs) == {"gbdt on encoder": runs[:2], f"gbdt on encoder, encoder.model {other}": runs[2:]}
+
+
 def test_compare_refuses(runs, tmp_path):
     with pytest.raises(RunError, match="no run to compare"):
         compare(out=tmp_path)

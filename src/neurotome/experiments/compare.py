@@ -67,6 +67,8 @@ def compare(
 def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
     """Returns the runs of each method: those whose settings differ in nothing but the seed.
 
+    A run that starts from another run's model, or reads its features from it, has that run's settings among its own.
+
     Args:
         runs: Run folders; one without config.yaml is a method of its own.
 
@@ -74,23 +76,23 @@ def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
         Run folders by the name of their method. Where two methods would have the same name, the settings in which they
         differ from the first of that name are added.
     """
-    groups: list[tuple[str, dict[str, Any], list[Path]]] = []
+    groups: list[tuple[dict[str, Any], dict[str, Any], list[Path]]] = []
     for run in runs:
         config = _read_config(run)
-        plain = _drop_seeds(config)
+        plain = _drop_seeds(_unfold_models(config))
         for _, there, members in groups:
             if plain and there == plain:
                 members.append(run)
                 break
         else:
-            groups.append((name_method(config, run), plain, [run]))
+            groups.append((config, plain, [run]))
     named: dict[str, list[Path]] = {}
     firsts: dict[str, dict[str, Any]] = {}
-    for name, plain, members in groups:
-        unique = name
+    for config, _, members in groups:
+        name = unique = name_method(config, members[0])
         if name in firsts:
-            unique = f"{name}, {_say_difference(firsts[name], plain)}"
-        firsts.setdefault(name, plain)
+            unique = f"{name}, {_say_difference(firsts[name], _drop_seeds(config))}"
+        firsts.setdefault(name, _drop_seeds(config))
         if unique in named:
             unique = f"{unique} ({members[0].resolve().name})"
         named[unique] = members
@@ -189,6 +191,19 @@ def _read_config(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return content if isinstance(content, dict) else {}
+
+
+def _unfold_models(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with those of the runs whose models they name, in place of the folders' names."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found[key] = _unfold_models(value)
+        elif key in ("model", "init") and isinstance(value, str) and value:
+            found[key] = _unfold_models(_read_config(Path(value))) or value
+        else:
+            found[key] = value
+    return found
 
 
 def _drop_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
