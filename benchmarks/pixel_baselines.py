@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from neurotome import compare, open_dataset, train
 from neurotome.atomic import write_json, write_text
 from neurotome.baselines.fit import BaselineSettings, fit_baseline
-from neurotome.baselines.sample import draw_table, limit_rows
+from neurotome.baselines.sample import LabelledPixels, limit_rows
 from neurotome.datasets.statistics import count_slices
 from neurotome.evaluate import score_images
 from neurotome.experiments.commands import score_split
@@ -123,7 +123,7 @@ def fit_basic(dataset, normalization, balanced, **forest):
     rows = limit_rows(totals, 20_000)
     if not balanced:
         rows = (totals / totals.sum() * rows.sum()).astype(np.int64)
-    table, labels = draw_table(dataset, "train", counts, rows, Basic(), normalization, 0)
+    table, labels = LabelledPixels(dataset, "train", counts, Basic(), normalization).draw(rows, 0)
     return RandomForestClassifier(n_jobs=2, random_state=0, **forest).fit(table, labels)
 
 

@@ -171,13 +171,19 @@ def test_compare_groups_runs_on_networks_of_other_seeds(tmp_path):
     def network(name, seed, rate):
         return write(name, {"model": {"decoder": "unet"}, "train": {"seed": seed, "learning_rate": rate}})
 
-    def deep(name, model, seed):
-        config = {"learner": "gbdt", "features": "encoder", "encoder": {"model": str(model)}, "seed": seed}
-        return write(name, config)
+    def deep(name, model, seed, stages=()):
+        encoder = {"model": str(model), "name": "resnet18", "weights": "none", "stages": list(stages)}
+        return write(name, {"learner": "gbdt", "features": "encoder", "encoder": encoder, "seed": seed})
 
     first, second, other = network("n0", 0, 0.1), network("n1", 1, 0.1), network("n2", 0, 0.2)
     runs = [deep("d0", first, 0), deep("d1", second, 1), deep("d2", other, 0)]
-    assert group_runs(runs) == {"gbdt on encoder": runs[:2], f"gbdt on encoder, encoder.model {other}": runs[2:]}
+    runs += [deep("d3", first, 0, ("1", "2")), deep("d4", "", 0)]
+    assert group_runs(runs) == {
+        "gbdt on encoder": runs[:2],
+        f"gbdt on encoder, encoder.model {other}": runs[2:3],
+        "gbdt on encoder, encoder.stages 1 2": runs[3:4],
+        "gbdt on resnet18 with weights none": runs[4:],
+    }
 
 
 def test_compare_refuses(runs, tmp_path):

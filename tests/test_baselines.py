@@ -17,7 +17,7 @@ from neurotome.baselines.fit import BaselineSettings, fit_baseline, read_bytes
 from neurotome.baselines.importance import shuffle_features
 from neurotome.baselines.learners import BoostingSettings, ForestSettings, LogisticSettings
 from neurotome.baselines.majority import fit_majority
-from neurotome.baselines.sample import draw_table, limit_rows
+from neurotome.baselines.sample import LabelledPixels, limit_rows
 from neurotome.baselines.trees import from_forest
 from neurotome.blocks import plan_blocks
 from neurotome.classes import ClassSet
@@ -46,7 +46,8 @@ def change(**settings):
 
 def draw(dataset, per_class, normalization=AS_IT_IS, seed=0):
     counts = count_slices(dataset)
-    return draw_table(dataset, "train", counts, limit_rows(counts.sum(0), per_class), BANK, normalization, seed)
+    pixels = LabelledPixels(dataset, "train", counts, BANK, normalization)
+    return pixels.draw(limit_rows(pixels.totals, per_class), seed)
 
 
 def make_dataset(*pairs, classes=CLASSES):

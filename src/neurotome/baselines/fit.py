@@ -18,14 +18,14 @@ from neurotome.baselines.learners import (
     LogisticSettings,
     choose_learner,
 )
-from neurotome.baselines.sample import draw_table, iterate_pixels, limit_rows
+from neurotome.baselines.sample import LabelledPixels, limit_rows
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.statistics import count_slices
 from neurotome.errors import DatasetError, SettingsError
-from neurotome.features import EncoderSettings, Extractor, FeatureSettings, FilterSettings, build_extractor
+from neurotome.features import EncoderSettings, FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.build import Kind
 from neurotome.metrics import image_scores
-from neurotome.normalize import Normalization, fit_normalization
+from neurotome.normalize import fit_normalization
 from neurotome.pixels.classifiers import Classifier
 from neurotome.pixels.predictor import PixelPredictor
 
@@ -170,11 +170,12 @@ def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings
     asked = limit_rows(totals, settings.pixels_per_class)
     streamed = asked.sum() > most_rows and learner.stream is not None
     rows = asked if streamed else limit_rows(totals, settings.pixels_per_class, most_rows)
+    pixels = LabelledPixels(dataset, "train", counts, extractor, normalization)
     if streamed:
-        classifier = _learn_stream(dataset, counts, rows, extractor, normalization, learner, seen, settings.seed)
+        classifier = _learn_stream(pixels, rows, learner, seen, settings.seed)
         method = "streamed"
     else:
-        table, labels = draw_table(dataset, "train", counts, rows, extractor, normalization, settings.seed)
+        table, labels = pixels.draw(rows, settings.seed)
         weights = _balance(rows)[labels]
         classifier = learner.train(table, np.searchsorted(seen, labels), weights)
         method = "all" if rows.sum() == totals.sum() else "sampled"
@@ -245,21 +246,14 @@ def _weigh(totals: NDArray[np.int64], learned: NDArray[np.float64], prior: float
 
 
 def _learn_stream(
-    dataset: Dataset,
-    counts: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    extractor: Extractor,
-    normalization: Normalization,
-    learner: Learner,
-    seen: NDArray[np.int64],
-    seed: int,
+    pixels: LabelledPixels, rows: NDArray[np.int64], learner: Learner, seen: NDArray[np.int64], seed: int
 ) -> Classifier:
     """Trains on one window after another, each in random order."""
     assert learner.stream is not None
     stream = learner.stream(len(seen))
     weights = _balance(rows)
     rng = np.random.default_rng(seed)
-    for table, labels in iterate_pixels(dataset, "train", counts, rows, extractor, normalization, seed):
+    for table, labels in pixels.iterate(rows, seed):
         order = rng.permutation(len(labels))
         stream.learn(table[order], np.searchsorted(seen, labels[order]), weights[labels[order]])
     return stream.finish()
@@ -295,10 +289,10 @@ def _choose_prior(
     """Returns the prior with the best macro F1 on a sample of the split val, and the macro F1 of each."""
     if not dataset.splits.get("val"):
         return USUAL_PRIOR, {}
-    counts = count_slices(dataset, "val")
-    there = counts.sum(axis=0)
+    pixels = LabelledPixels(dataset, "val", count_slices(dataset, "val"), predictor.extractor, predictor.normalization)
+    there = pixels.totals
     rows = limit_rows(there, VAL_PIXELS)
-    table, labels = draw_table(dataset, "val", counts, rows, predictor.extractor, predictor.normalization, seed)
+    table, labels = pixels.draw(rows, seed)
     found = predictor.classifier.predict(np.ascontiguousarray(table.T))
     scored: dict[str, float | None] = {}
     for prior in PRIORS:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.baselines.sample import draw_table, limit_rows
+from neurotome.baselines.sample import LabelledPixels, limit_rows
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.statistics import count_slices
 from neurotome.metrics import image_scores
@@ -39,9 +39,8 @@ def measure_importance(
         first, each with `name`, `drop` (mean fall of macro F1) and `std` over the repeats.
     """
     split = "val" if dataset.splits.get("val") else "train"
-    counts = count_slices(dataset, split)
-    rows = limit_rows(counts.sum(axis=0), pixels_per_class)
-    table, labels = draw_table(dataset, split, counts, rows, predictor.extractor, predictor.normalization, seed)
+    pixels = LabelledPixels(dataset, split, count_slices(dataset, split), predictor.extractor, predictor.normalization)
+    table, labels = pixels.draw(limit_rows(pixels.totals, pixels_per_class), seed)
     return {
         "split": split,
         "pixels": len(labels),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,74 +40,75 @@ def limit_rows(totals: NDArray[np.int64], per_class: int, most_rows: int | None 
     return np.minimum(asked, low)
 
 
-def draw_table(
-    dataset: Dataset,
-    split: str,
-    counts: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    extractor: Extractor,
-    normalization: Normalization,
-    seed: int,
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Draws labelled pixels of a split and computes their features.
+@dataclass(frozen=True)
+class LabelledPixels:
+    """The labelled pixels of a split, to draw some of them with their features.
 
-    Every labelled pixel of a class is equally likely, from whatever slice; none is drawn twice.
+    Every labelled pixel of a class is equally likely to be drawn, from whatever slice; none is drawn twice.
 
-    Args:
+    Attributes:
         dataset: Has the split.
         split: Which images.
         counts: Pixels per slice and class, from `count_slices`.
-        rows: How many to draw of each class, at most as many as there are.
         extractor: Computes the features.
         normalization: Scaling of the grey values.
-        seed: Seed of the draw.
-
-    Returns:
-        Features, float32, shape (pixels, features), and class ids, uint8, shape (pixels,).
     """
-    table = np.empty((int(rows.sum()), len(extractor.names)), np.float32)
-    labels = np.empty(len(table), np.uint8)
-    done = 0
-    for found, truth in iterate_pixels(dataset, split, counts, rows, extractor, normalization, seed):
-        table[done : done + len(truth)], labels[done : done + len(truth)] = found, truth
-        done += len(truth)
-    assert done == len(table)
-    return table, labels
 
+    dataset: Dataset
+    split: str
+    counts: NDArray[np.int64]
+    extractor: Extractor
+    normalization: Normalization
 
-def iterate_pixels(
-    dataset: Dataset,
-    split: str,
-    counts: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    extractor: Extractor,
-    normalization: Normalization,
-    seed: int,
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
-    """Yields features and classes window by window, as `draw_table` has them; one slice of images is in memory at a time."""
-    # drawn as ranks among all pixels of a class, slice after slice, so that drawing needs no labels in memory
-    rng = np.random.default_rng(seed)
-    ends = counts.cumsum(axis=0)
-    ranks = [
-        None if asked == total else np.sort(rng.choice(total, asked, replace=False, shuffle=False))
-        for asked, total in zip(rows.tolist(), ends[-1].tolist(), strict=True)
-    ]
-    row = 0
-    for cutout in dataset.split(split):
-        for z in range(cutout.volume.shape[0]):
-            truth = cutout.read_labels(z)
-            picked = np.zeros(truth.shape, bool)
-            for i, drawn in enumerate(ranks):
-                end = ends[row, i]
-                first = end - counts[row, i]
-                if drawn is None:
-                    picked |= truth == i
-                elif first < end:
-                    here = drawn[np.searchsorted(drawn, first) : np.searchsorted(drawn, end)] - first
-                    picked.reshape(-1)[np.flatnonzero(truth == i)[here]] = True
-            row += 1
-            if picked.any():
-                yield from _compute_slice(cutout, z, truth, picked, extractor, normalization)
+    @property
+    def totals(self) -> NDArray[np.int64]:
+        """Labelled pixels of each class, int64, shape (classes,)."""
+        return np.asarray(self.counts.sum(axis=0))
+
+    def draw(self, rows: NDArray[np.int64], seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Draws pixels and computes their features.
+
+        Args:
+            rows: How many to draw of each class, at most as many as there are.
+            seed: Seed of the draw.
+
+        Returns:
+            Features, float32, shape (pixels, features), and class ids, uint8, shape (pixels,).
+        """
+        table = np.empty((int(rows.sum()), len(self.extractor.names)), np.float32)
+        labels = np.empty(len(table), np.uint8)
+        done = 0
+        for found, truth in self.iterate(rows, seed):
+            table[done : done + len(truth)], labels[done : done + len(truth)] = found, truth
+            done += len(truth)
+        assert done == len(table)
+        return table, labels
+
+    def iterate(self, rows: NDArray[np.int64], seed: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+        """Yields what `draw` returns, window by window; one slice of images is in memory at a time."""
+        # drawn as ranks among all pixels of a class, slice after slice, so that drawing needs no labels in memory
+        rng = np.random.default_rng(seed)
+        ends = self.counts.cumsum(axis=0)
+        ranks = [
+            None if asked == total else np.sort(rng.choice(total, asked, replace=False, shuffle=False))
+            for asked, total in zip(rows.tolist(), ends[-1].tolist(), strict=True)
+        ]
+        row = 0
+        for cutout in self.dataset.split(self.split):
+            for z in range(cutout.volume.shape[0]):
+                truth = cutout.read_labels(z)
+                picked = np.zeros(truth.shape, bool)
+                for i, drawn in enumerate(ranks):
+                    end = ends[row, i]
+                    first = end - self.counts[row, i]
+                    if drawn is None:
+                        picked |= truth == i
+                    elif first < end:
+                        here = drawn[np.searchsorted(drawn, first) : np.searchsorted(drawn, end)] - first
+                        picked.reshape(-1)[np.flatnonzero(truth == i)[here]] = True
+                row += 1
+                if picked.any():
+                    yield from _compute_slice(cutout, z, truth, picked, self.extractor, self.normalization)
 
 
 def _compute_slice(

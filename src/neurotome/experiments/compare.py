@@ -214,7 +214,10 @@ def _drop_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
 def _say_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     """Returns the settings in which the second differs, such as `forest.trees 60`."""
     there = dict(_flatten(first))
-    differing = [f"{key} {value}" for key, value in _flatten(second) if there.get(key) != value]
+    changed = {key: value for key, value in _flatten(second) if there.get(key) != value}
+    differing = [
+        f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in changed.items()
+    ]
     return ", ".join(differing[:3]) or "other settings"
 
 

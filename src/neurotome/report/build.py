@@ -155,6 +155,9 @@ def _read_metrics(path: Path) -> list[dict[str, float | None]]:
 def name_method(config: Mapping[str, Any], run: Path) -> str:
     """Returns what a run's method is called: by its settings, or by its folder where it has none."""
     if {"learner", "features"} <= set(config):
+        encoder = config.get("encoder") or {}
+        if config["features"] == "encoder" and not encoder.get("model"):
+            return f"{config['learner']} on {encoder.get('name')} with weights {encoder.get('weights')}"
         return f"{config['learner']} on {config['features']}"
     model = config.get("model")
     if isinstance(model, dict) and {"decoder", "encoder"} <= set(model):
