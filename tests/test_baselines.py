@@ -6,6 +6,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.inspection import permutation_importance
@@ -17,7 +19,7 @@ from neurotome.baselines.fit import BaselineSettings, fit_baseline, read_bytes
 from neurotome.baselines.importance import shuffle_features
 from neurotome.baselines.learners import BoostingSettings, ForestSettings, LogisticSettings
 from neurotome.baselines.majority import fit_majority
-from neurotome.baselines.sample import LabelledPixels, limit_rows
+from neurotome.baselines.sample import LabelledPixels, limit_rows, spread_rows
 from neurotome.baselines.trees import from_forest
 from neurotome.blocks import plan_blocks
 from neurotome.classes import ClassSet
@@ -221,6 +223,24 @@ def test_sample_is_balanced_and_without_repeats():
     assert np.unique(pixels // 600).tolist() == [0, 1, 2]
     assert table.dtype == np.float32
     assert table.shape == (300, 8)
+
+
+@given(st.lists(st.lists(st.integers(0, 50), min_size=2, max_size=2), min_size=1, max_size=6), st.floats(0, 1))
+def test_spread_draws_what_is_asked_from_what_is_there(counts, share):
+    counts = np.array(counts, np.int64)
+    rows = (counts.sum(0) * share).astype(np.int64)
+    found = np.array(list(spread_rows(counts, rows, np.random.default_rng(0))))
+    np.testing.assert_array_equal(found.sum(0), rows)
+    assert (found <= counts).all()
+    assert (found >= 0).all()
+
+
+@pytest.mark.parametrize("scale", [1, 10**9])
+def test_spread_gives_every_pixel_the_same_chance(scale):
+    counts = np.array([[30], [0], [10], [60]], np.int64) * scale
+    rng = np.random.default_rng(0)
+    found = np.mean([list(spread_rows(counts, np.array([20]), rng)) for _ in range(2000)], axis=0)
+    np.testing.assert_allclose(found[:, 0], [6, 0, 2, 12], atol=0.2)
 
 
 def test_sample_takes_all_of_a_rare_class():

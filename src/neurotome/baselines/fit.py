@@ -159,7 +159,7 @@ def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings
     normalization = getattr(extractor, "normalization", None) or fit_normalization(
         cutout.volume for cutout in dataset.split("train")
     )
-    row_bytes = 4 * len(extractor.names) * learner.cost
+    row_bytes = learner.count_bytes(len(extractor.names))
     most_rows = int(read_bytes(settings.max_memory) / row_bytes)
     if most_rows < len(seen):
         raise SettingsError(

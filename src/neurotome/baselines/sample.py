@@ -40,6 +40,30 @@ def limit_rows(totals: NDArray[np.int64], per_class: int, most_rows: int | None 
     return np.minimum(asked, low)
 
 
+def spread_rows(counts: NDArray[np.int64], rows: NDArray[np.int64], rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Yields how many of the drawn pixels of each class come from one slice after another, int64, shape (classes,).
+
+    As if drawn from all pixels of the class at once, without their being in memory: what falls to a slice has a
+    hypergeometric distribution, given what is left to draw and what is left to draw from.
+
+    Args:
+        counts: Pixels per slice and class.
+        rows: How many to draw of each class, at most as many as there are.
+        rng: Draws.
+    """
+    left, pool = rows.copy(), counts.sum(axis=0)
+    for here in counts:
+        pool = pool - here
+        # numpy draws from up to 1e9; of so many, one more or less taken out does not matter, which makes it binomial
+        large = np.maximum(here, pool) >= 10**9
+        few = (np.where(large, 0, part) for part in (here, pool, left))
+        share = here / np.maximum(here + pool, 1)
+        found = np.where(large, rng.binomial(left, share), rng.hypergeometric(*few))
+        found = np.clip(found, left - pool, np.minimum(here, left))
+        left = left - found
+        yield found
+
+
 @dataclass(frozen=True)
 class LabelledPixels:
     """The labelled pixels of a split, to draw some of them with their features.
@@ -86,29 +110,19 @@ class LabelledPixels:
 
     def iterate(self, rows: NDArray[np.int64], seed: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
         """Yields what `draw` returns, window by window; one slice of images is in memory at a time."""
-        # drawn as ranks among all pixels of a class, slice after slice, so that drawing needs no labels in memory
         rng = np.random.default_rng(seed)
-        ends = self.counts.cumsum(axis=0)
-        ranks = [
-            None if asked == total else np.sort(rng.choice(total, asked, replace=False, shuffle=False))
-            for asked, total in zip(rows.tolist(), ends[-1].tolist(), strict=True)
-        ]
-        row = 0
+        planned = spread_rows(self.counts, rows, rng)
         for cutout in self.dataset.split(self.split):
             for z in range(cutout.volume.shape[0]):
+                asked = next(planned)
+                if not asked.any():
+                    continue
                 truth = cutout.read_labels(z)
                 picked = np.zeros(truth.shape, bool)
-                for i, drawn in enumerate(ranks):
-                    end = ends[row, i]
-                    first = end - self.counts[row, i]
-                    if drawn is None:
-                        picked |= truth == i
-                    elif first < end:
-                        here = drawn[np.searchsorted(drawn, first) : np.searchsorted(drawn, end)] - first
-                        picked.reshape(-1)[np.flatnonzero(truth == i)[here]] = True
-                row += 1
-                if picked.any():
-                    yield from _compute_slice(cutout, z, truth, picked, self.extractor, self.normalization)
+                for i in np.flatnonzero(asked):
+                    there = np.flatnonzero(truth == i)
+                    picked.reshape(-1)[rng.choice(there, asked[i], replace=False, shuffle=False)] = True
+                yield from _compute_slice(cutout, z, truth, picked, self.extractor, self.normalization)
 
 
 def _compute_slice(
