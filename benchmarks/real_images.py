@@ -67,10 +67,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--datasets", nargs="+", default=DATASETS)
     parser.add_argument("--time", default="12m")
     parser.add_argument("--only", default="", help="part of the name of the methods to run")
     arguments = parser.parse_args()
-    for name in DATASETS:
+    for name in arguments.datasets:
         rows = []
         for method, fit in METHODS.items():
             run = arguments.out / name / method.split(",")[0].replace(" ", "-").replace("'", "")
