@@ -127,6 +127,15 @@ def test_evaluate_and_predict_take_a_baseline(data, runs, tmp_path, capsys):
     capsys.readouterr()
 
 
+def test_a_network_does_not_go_into_a_baselines_folder(data, runs, capsys):
+    assert run("train", data, "--out", runs / "rf0") == 1
+    assert "holds the run of a pixel classifier (baseline); asked for is a network (train)" in capsys.readouterr().err
+
+
+def test_paths_may_be_text_in_python(runs, tmp_path):
+    assert compare(str(runs / "rf0"), str(runs / "lr"), out=str(tmp_path))[0] == tmp_path / "methods.png"
+
+
 def test_training_cannot_start_from_a_baseline(data, runs, tmp_path, capsys):
     assert run("train", data, "--out", tmp_path / "run", "--init", runs / "rf0") == 1
     assert "is a pixel classifier" in capsys.readouterr().err

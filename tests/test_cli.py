@@ -271,8 +271,13 @@ def test_unknown_keys_of_a_config_are_refused(dataset, tmp_path, capsys):
 def test_unknown_command_split_and_class(trained, tmp_path, capsys):
     assert run("trian", trained / "data") == 2
     assert "train" in capsys.readouterr().err
-    assert run("evaluate", trained / "run", "--data", trained / "data", "--split", "tset") == 1
-    assert "unknown split 'tset'. Did you mean 'test'" in capsys.readouterr().err
+    for option, wrong, meant in (("--split", "tset", "test"), ("--device", "cpy", "cpu")):
+        assert run("evaluate", trained / "run", "--data", trained / "data", option, wrong) == 2
+        assert f'Did you mean "{meant}"' in capsys.readouterr().err
+    assert run("train", "--out", tmp_path / "run") == 2
+    assert "--dataset requires an argument" in capsys.readouterr().err
+    assert run("train", "one", "two", "--out", tmp_path / "run") == 2
+    assert "found 'one two'; expected one dataset" in " ".join(capsys.readouterr().err.replace("│", "").split())
     image = trained / "data" / "images" / "a.png"
     assert run("predict", trained / "run", image, tmp_path / "x.png", "--overlay", "--show", "vesel") == 1
     assert "unknown class 'vesel'. Did you mean 'vessel'" in capsys.readouterr().err

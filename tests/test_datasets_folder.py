@@ -205,6 +205,14 @@ def test_wrong_places_are_refused(folder: Path, tmp_path_factory: pytest.TempPat
         open_dataset("phantom:7")
 
 
+def test_a_folder_named_phantom_is_not_passed_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.rename(folder.parent / "phantom")
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(DatasetError, match=r"Write \./phantom for the folder"):
+        open_dataset("phantom")
+    assert open_dataset("./phantom").split("train")
+
+
 def test_phantom_is_opened_by_name() -> None:
     pytest.importorskip("neurotome.datasets.phantom")
     dataset = open_dataset("phantom")

@@ -131,7 +131,7 @@ def test_frozen_statistics_stay_and_weights_move(model: Path, tmp_path: Path, fr
 def test_without_a_split_val_the_last_weights_are_kept(model: Path, tmp_path: Path) -> None:
     whole = make_dataset()
     dataset = dataclasses.replace(whole, splits={k: v for k, v in whole.splits.items() if k != "val"})
-    with pytest.raises(DatasetError, match="unknown split 'val'"):
+    with pytest.raises(DatasetError, match="found no split val, by which training chooses"):
         list_splits(dataset, Recipe())
     train = dataclasses.replace(SHORT, epochs=2, average=0.0, storage="float16")
     with pytest.warns(UserWarning, match="no split val, so nothing is validated and the weights of the last epoch are kept"):

@@ -275,7 +275,8 @@ def test_wrong_images_are_refused_by_name(tmp_path: Path, name: str, save: Any, 
     [
         ("a.npy", save_array(RAMP.astype(np.float32)), "dtype float32; expected integers"),
         ("a.npy", save_array(RAMP > 5), "dtype bool; expected integers"),
-        ("a.png", save_mode("RGB"), "RGB colours"),
+        ("a.png", save_mode("RGB"), "RGB colours; .* not their colours"),
+        ("a.png", save_mode("P"), "palette colours; .* making colours grey gives other ids"),
     ],
 )
 def test_wrong_labels_are_refused_by_name(tmp_path: Path, name: str, save: Any, message: str) -> None:

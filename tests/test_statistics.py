@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
-from neurotome.datasets.statistics import count_slices, measure_dataset
+from neurotome.datasets.statistics import count_slices, list_seen, measure_dataset
 from neurotome.errors import DatasetError
 from neurotome.volume import Volume
 
@@ -96,3 +96,17 @@ def test_wide_integers_get_bins_of_equal_count() -> None:
 def test_nothing_to_measure_is_refused() -> None:
     with pytest.raises(DatasetError, match="toy has no image"):
         measure_dataset(Dataset("toy", CLASSES, {"train": ()}))
+
+
+def test_classes_without_a_training_pixel_are_named() -> None:
+    labels = np.array([[[0, 1, 255]]], np.uint8)
+    dataset = Dataset("toy", CLASSES, {"train": (make_cutout(np.array([[[0, 10, 20]]], np.uint8), labels),)})
+    with pytest.warns(UserWarning, match="no training pixel of class axon.* 1 pixels have the value 255"):
+        assert list_seen(dataset, count_slices(dataset).sum(axis=0)).tolist() == [0, 1]
+
+
+def test_a_mask_of_0_and_255_is_refused_with_what_to_do() -> None:
+    labels = np.array([[[0, 0, 255]]], np.uint8)
+    dataset = Dataset("toy", CLASSES, {"train": (make_cutout(np.array([[[0, 10, 20]]], np.uint8), labels),)})
+    with pytest.raises(DatasetError, match=r"of class background; expected two.* in masks of 0 and 255 write 1"):
+        list_seen(dataset, count_slices(dataset).sum(axis=0))

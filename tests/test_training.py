@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import dataclasses
 import json
 import math
 
@@ -10,7 +11,7 @@ import torch
 from neurotome.augment import AugmentSettings
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
-from neurotome.errors import SettingsError, TrainingError
+from neurotome.errors import DatasetError, SettingsError, TrainingError
 from neurotome.losses import LossSettings
 from neurotome.models.build import ModelSettings
 from neurotome.models.folder import load_model
@@ -137,6 +138,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path,
     kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 2
     assert all(torch.isfinite(v).all() for v in kept["state_dict"].values())
+
+
+def test_a_single_class_is_refused_before_anything_is_written(tmp_path):
+    dataset = make_dataset()
+    cutout = dataclasses.replace(dataset.split("train")[0], labels=np.zeros_like(dataset.split("train")[0].labels))
+    with pytest.raises(DatasetError, match="all labelled training pixels are of class"):
+        prepare(dataclasses.replace(dataset, splits={**dataset.splits, "train": (cutout,)}), Recipe())
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])

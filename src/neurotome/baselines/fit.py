@@ -20,8 +20,8 @@ from neurotome.baselines.learners import (
 )
 from neurotome.baselines.sample import LabelledPixels, limit_rows
 from neurotome.datasets.base import Dataset
-from neurotome.datasets.statistics import count_slices
-from neurotome.errors import DatasetError, SettingsError
+from neurotome.datasets.statistics import count_slices, list_seen
+from neurotome.errors import SettingsError
 from neurotome.features import EncoderSettings, FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.build import Kind
 from neurotome.metrics import image_scores
@@ -120,7 +120,7 @@ def check_baseline(dataset: Dataset, settings: BaselineSettings) -> None:
     """
     _choose_learner(settings)
     build_extractor(settings.feature_settings, dataset.voxel_size_um)
-    _list_seen(dataset, count_slices(dataset).sum(axis=0), warn=False)
+    list_seen(dataset, count_slices(dataset).sum(axis=0), warn=False)
 
 
 def _choose_learner(settings: BaselineSettings) -> Learner:
@@ -153,7 +153,7 @@ def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings
     learner = _choose_learner(settings)
     counts = count_slices(dataset)
     totals = counts.sum(axis=0)
-    seen = _list_seen(dataset, totals)
+    seen = list_seen(dataset, totals)
     extractor = build_extractor(settings.feature_settings, dataset.voxel_size_um, device)
     # a trained network wants its input as it was trained
     normalization = getattr(extractor, "normalization", None) or fit_normalization(
@@ -212,24 +212,6 @@ def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings
         }
     }
     return dataclasses.replace(predictor, weights=_weigh(totals[seen], learned, prior), facts=facts)
-
-
-def _list_seen(dataset: Dataset, totals: NDArray[np.int64], warn: bool = True) -> NDArray[np.int64]:
-    """Returns the classes that have a training pixel, and warns about the others."""
-    seen = np.flatnonzero(totals)
-    absent = [name for name, total in zip(dataset.classes.names, totals, strict=True) if total == 0]
-    if len(seen) < 2:
-        raise DatasetError(
-            f"{dataset.name}: all labelled training pixels are of class {dataset.classes.names[seen[0]]}; expected two "
-            "classes or more, for there is nothing to tell apart. Label others."
-        )
-    if absent and warn:
-        warnings.warn(
-            f"{dataset.name}: no training pixel of class {', '.join(absent)}; expected some of each. The "
-            "classifier never predicts it: label some, or drop the class.",
-            stacklevel=3,
-        )
-    return seen
 
 
 def _balance(rows: NDArray[np.int64]) -> NDArray[np.float64]:

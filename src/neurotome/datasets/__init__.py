@@ -43,6 +43,11 @@ def open_dataset(spec: str | Path | Dataset, stream: StreamSettings = StreamSett
     if isinstance(spec, str) and spec == "phantom":
         from neurotome.datasets.phantom import PhantomSettings, make_phantom
 
+        if Path("phantom", "dataset.yaml").is_file():
+            raise DatasetError(
+                "phantom is the built-in synthetic tissue, but there is a data set in a folder of that name too. Write "
+                "./phantom for the folder, or rename the folder."
+            )
         return make_phantom(PhantomSettings())
     if isinstance(spec, str) and spec == "phantom-stream":
         return open_stream(stream)

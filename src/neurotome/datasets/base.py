@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
-from neurotome.errors import DatasetError, unknown
+from neurotome.errors import DatasetError
 from neurotome.volume import Volume
 
 SPLITS = ("train", "val", "test")
@@ -79,7 +79,10 @@ class Dataset:
             DatasetError: The dataset has no such split, or it is empty.
         """
         if name not in self.splits:
-            raise DatasetError(f"{self.name}: {unknown('split', name, self.splits)}")
+            raise DatasetError(
+                f"{self.name}: found no split {name!r}, only {', '.join(self.splits) or 'none'}. Name its images under "
+                f"splits: {name} in dataset.yaml."
+            )
         if not self.splits[name]:
             raise DatasetError(f"{self.name}: split {name!r} is empty; list at least one image id in dataset.yaml.")
         return self.splits[name]
@@ -101,7 +104,15 @@ class Dataset:
         return sizes.pop() if len(sizes) == 1 else None
 
 
-DatasetOrName = Annotated[str | Path | Dataset, Parameter(accepts_keys=False)]
+def _take_word(_: Any, tokens: Sequence[Any]) -> str:
+    """Reads a dataset from the command line, where without it there would be as many words as `Dataset` has fields."""
+    words = [str(token.value) for token in tokens]
+    if len(words) != 1:
+        raise ValueError(f"found {' '.join(words)!r}; expected one dataset")
+    return words[0]
+
+
+DatasetOrName = Annotated[str | Path | Dataset, Parameter(accepts_keys=False, n_tokens=1, converter=_take_word)]
 """A dataset, or what `open_dataset` opens; on the command line one word."""
 
 

@@ -52,6 +52,7 @@ def fetch(
     Raises:
         NeurotomeError: A setting is wrong, or something cannot be fetched or verified; what has arrived is kept.
     """
+    out = Path(out)  # text from Python
     token = os.environ.get(TOKEN_VARIABLE, PUBLIC_TOKEN)
     if source == "mtneuro":
         if range_zyx is not None or voxel_size_um is not None:

@@ -145,6 +145,7 @@ def phantom(*, out: Path, settings: Annotated[PhantomSettings, Parameter(name="*
     Raises:
         RunError: The folder holds something already, or `out` is a file.
     """
+    out = Path(out)  # text from Python
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} exists already and is not an empty folder; choose another name or delete it.")
     dataset = make_phantom(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -42,6 +43,40 @@ def count_slices(dataset: Dataset, split: str = "train") -> NDArray[np.int64]:
             f"labelled ones. Label some, or list other ids under splits: {split}."
         )
     return counts
+
+
+def list_seen(dataset: Dataset, totals: NDArray[np.int64], warn: bool = True) -> NDArray[np.int64]:
+    """Returns the classes that have a training pixel, int64, increasing, and warns about the others.
+
+    Args:
+        dataset: Has a split train.
+        totals: Its labelled pixels of each class.
+        warn: Whether to.
+
+    Raises:
+        DatasetError: There is only one.
+    """
+    seen = np.flatnonzero(totals)
+    absent = ", ".join(name for name, total in zip(dataset.classes.names, totals, strict=True) if total == 0)
+    unlabelled = int(sum(cutout.volume.data.size for cutout in dataset.split("train")) - totals.sum())
+    mask = (
+        f" {unlabelled:,} pixels have the value {dataset.classes.ignore}, which means not labelled: in masks of 0 and "
+        f"{dataset.classes.ignore} write 1 for it."
+        if unlabelled and absent
+        else ""
+    )
+    if len(seen) < 2:
+        raise DatasetError(
+            f"{dataset.name}: all labelled training pixels are of class {dataset.classes.names[seen[0]]}; expected two "
+            f"classes or more, for there is nothing to tell apart. Label others.{mask}"
+        )
+    if absent and warn:
+        warnings.warn(
+            f"{dataset.name}: no training pixel of class {absent}; expected some of each. What is trained never predicts "
+            f"it: label some, or drop the class.{mask}",
+            stacklevel=3,
+        )
+    return seen
 
 
 def measure_dataset(dataset: Dataset) -> dict[str, Any]:

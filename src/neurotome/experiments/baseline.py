@@ -49,6 +49,7 @@ def baseline(
     Raises:
         NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
     """
+    out = Path(out)  # text from Python
     data = open_dataset(dataset)
     coloured = dataclasses.replace(data, classes=data.classes.with_palette(palette))
     name = str(dataset) if isinstance(dataset, (str, Path)) else data.name

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from cyclopts import Parameter
@@ -63,6 +63,7 @@ def train(
     Raises:
         NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
     """
+    out = Path(out)  # text from Python
     data = open_dataset(dataset, recipe.stream)
     coloured = dataclasses.replace(data, classes=data.classes.with_palette(palette))
     name = str(dataset) if isinstance(dataset, (str, Path)) else data.name
@@ -101,16 +102,21 @@ def train_and_score(data: Dataset, name: str, out: Path, recipe: Recipe) -> None
 
 
 def evaluate(
-    model: str | Path, *, data: DatasetOrName, split: str = "test", out: Path | None = None, device: str = "auto"
+    model: str | Path,
+    *,
+    data: DatasetOrName,
+    split: Literal["train", "val", "test"] = "test",
+    out: Path | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> dict[str, Any]:
     """Scores a trained model on a split of a dataset.
 
     Args:
         model: Run folder, model folder or the name of a packaged model.
         data: Dataset with the same classes as the model.
-        split: Which images: train, val or test.
+        split: Which images.
         out: File to write the scores to.
-        device: auto, cpu, cuda or mps.
+        device: Where it runs; auto takes a GPU if there is one.
 
     Returns:
         The scores, as `scores/<split>.json` holds them.
@@ -124,7 +130,7 @@ def evaluate(
     check_classes(predictor, opened, str(model))
     found = score_split(predictor, opened, split)
     if out is not None:
-        write_json(out, found)
+        write_json(Path(out), found)
     return found
 
 
@@ -239,6 +245,12 @@ def check_same_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str]
     """
     if (run / "config.yaml").is_file():
         there = yaml.safe_load((run / "config.yaml").read_text())
+        if ("learner" in there) != ("learner" in config):
+            kinds = {True: "a pixel classifier (baseline)", False: "a network (train)"}
+            raise RunError(
+                f"{run}: holds the run of {kinds['learner' in there]}; asked for is {kinds['learner' in config]}. Choose "
+                "another folder with --out."
+            )
         differing = _compare(there, json.loads(json.dumps(config)))
         if differing:
             raise RunError(
@@ -272,7 +284,7 @@ def _compare(there: Any, now: Any, key: str = "") -> list[str]:
             for name in dict.fromkeys((*there, *now))
             for line in _compare(there.get(name), now.get(name), f"{key}.{name}" if key else name)
         ]
-    return [] if there == now else [f"{key} ({there} there, {now} asked)"]
+    return [] if there == now else [f"{key} ({there!r} there, {now!r} asked)"]
 
 
 def _write_slices(

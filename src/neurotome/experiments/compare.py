@@ -37,6 +37,8 @@ def compare(
     Raises:
         RunError: A folder is no scored run, or the runs were scored on different data.
     """
+    out = Path(out)  # text from Python
+    runs = tuple(map(Path, runs))
     from neurotome import figures
 
     if not runs:

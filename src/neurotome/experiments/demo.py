@@ -66,6 +66,7 @@ def demo(
     Raises:
         RunError: `out` holds something else, or a demo of other settings.
     """
+    out = Path(out)  # text from Python
     _claim(out, settings)
     data = out / "data"
     if not (data / "dataset.yaml").is_file():

@@ -36,13 +36,13 @@ class PredictSettings:
     """Pixels read around a tile; -1: as many as the model can see, so that tiles equal the whole image."""
 
     overlay: bool = False
-    """Write <output>_overlay.png (a .tif for stacks): the image with the classes laid over it."""
+    """Write OUTPUT_overlay.png (a .tif for stacks): the image with the classes laid over it."""
 
     show: tuple[str, ...] = ()
     """Classes that the overlay shows; all but class 0 if none is named."""
 
     confidence: bool = False
-    """Write <output>_confidence.png (a .tif for stacks): the probability of the chosen class times 255."""
+    """Write OUTPUT_confidence.png (a .tif for stacks): the probability of the chosen class times 255."""
 
     palette: Palette = "colour-blind-safe"
     """Colours of the overlay."""
@@ -212,7 +212,7 @@ def _pair_files(source: Path, target: Path, settings: PredictSettings) -> list[t
         raise ImageError(f"{source}: no such file or folder; expected an image, a stack or a folder of them.")
     if not source.is_dir():
         if target.is_dir():
-            target = target / f"{source.stem}.png"
+            target = target / _name_labels(source)
         pairs = [(source, target)]
     else:
         if target.suffix in SUFFIXES:
@@ -224,11 +224,15 @@ def _pair_files(source: Path, target: Path, settings: PredictSettings) -> list[t
         for stem in stems:
             if stems.count(stem) > 1:
                 raise ImageError(f"{source}: more than one image is named {stem!r}; their label files would collide.")
-        pairs = [(image, target / f"{image.stem}{'.png' if image.suffix.lower() == '.png' else '.tif'}") for image in images]
+        pairs = [(image, target / _name_labels(image)) for image in images]
     kept = [pair for pair in pairs if settings.existing != "skip" or not pair[1].exists()]
     for _, place in kept:
         _check_free(place, settings)
     return kept
+
+
+def _name_labels(image: Path) -> str:
+    return f"{image.stem}{'.png' if image.suffix.lower() == '.png' else '.tif'}"
 
 
 def _check_free(place: Path, settings: PredictSettings) -> None:

@@ -32,6 +32,10 @@ UNITS_UM = {"nm": 1e-3, "mm": 1e3, "cm": 1e4} | dict.fromkeys(
 """Micrometres per unit; the micro sign comes as either of two letters, or written out by ImageJ."""
 
 GREY_REMEDY = "Save it as one grey channel (in Fiji: Image > Type > 8-bit)"
+LABELS_REMEDY = (
+    "Save the class ids themselves (0, 1, 2, ...) as one grey channel, not their colours; making colours grey gives "
+    "other ids"
+)
 STACK_REMEDY = (
     "expected one slice (y, x) or one stack (z, y, x) of one channel and one time. Save channels and times "
     "as separate files, and mark the remaining axis as z (tifffile: metadata={'axes': 'ZYX'}; Fiji: "
@@ -39,13 +43,17 @@ STACK_REMEDY = (
 )
 
 
-def read_array(path: Path) -> NDArray[Any]:
+def read_array(path: Path, remedy: str = GREY_REMEDY) -> NDArray[Any]:
     """Returns the pixels of a file, shape (z, y, x), as stored but in the machine's byte order.
+
+    Args:
+        path: .png, .tif, .tiff or .npy.
+        remedy: What to do about colours, for the message.
 
     Raises:
         ImageError: The file is missing, empty, damaged, of another kind, or has colours, channels or times.
     """
-    readers: dict[str, Callable[[Path], NDArray[Any]]] = {
+    readers: dict[str, Callable[[Path, str], NDArray[Any]]] = {
         ".png": _read_png,
         ".tif": _read_tiff,
         ".tiff": _read_tiff,
@@ -63,7 +71,7 @@ def read_array(path: Path) -> NDArray[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             warnings.simplefilter("ignore", DeprecationWarning)
-            data = readers[path.suffix.lower()](path)
+            data = readers[path.suffix.lower()](path, remedy)
     except ImageError:
         raise
     except Exception as error:  # damaged bytes make decoders raise almost anything
@@ -141,7 +149,7 @@ def _check_claim(path: Path, claimed: int, ratio: int) -> None:
         )
 
 
-def _read_png(path: Path) -> NDArray[Any]:
+def _read_png(path: Path, remedy: str) -> NDArray[Any]:
     from PIL.PngImagePlugin import PngImageFile
 
     with path.open("rb") as stream:
@@ -155,9 +163,9 @@ def _read_png(path: Path) -> NDArray[Any]:
         found = {2: "RGB colours", 3: "palette colours", 4: "grey with alpha", 6: "RGBA colours"}.get(
             kind, f"colour type {kind}"
         )
-        raise ImageError(f"{path}: found {found}; expected one grey channel. {GREY_REMEDY}.")
+        raise ImageError(f"{path}: found {found}; expected one grey channel. {remedy}.")
     if bits not in (8, 16):
-        raise ImageError(f"{path}: found {bits} bits per pixel; expected 8 or 16. {GREY_REMEDY}.")
+        raise ImageError(f"{path}: found {bits} bits per pixel; expected 8 or 16. {remedy}.")
     _check_claim(path, width * height * bits // 8, PNG_RATIO)
     # The class rather than Image.open: that one warns of large honest images, with a limit
     # global to the process.
@@ -190,7 +198,7 @@ def _tiff_complaints() -> Iterator[list[str]]:
         logger.propagate = propagate
 
 
-def _read_tiff(path: Path) -> NDArray[Any]:
+def _read_tiff(path: Path, remedy: str) -> NDArray[Any]:
     import tifffile
 
     with _tiff_complaints() as complaints, tifffile.TiffFile(path) as file:
@@ -209,7 +217,8 @@ def _read_tiff(path: Path) -> NDArray[Any]:
         if photometric != tifffile.PHOTOMETRIC.MINISBLACK or page.samplesperpixel != 1:
             raise ImageError(
                 f"{path}: found {photometric.name} with {page.samplesperpixel} samples per pixel; expected "
-                f"one grey channel. {GREY_REMEDY}."
+                f"one grey channel. {remedy}. A stack of 3 or 4 slices that was taken for colours: write it with "
+                "photometric='minisblack'."
             )
         # Q and I are stacks whose third axis was not named
         if image.axes not in ("YX", "ZYX", "QYX", "IYX"):
@@ -227,10 +236,10 @@ def _check_complaints(path: Path, complaints: list[str]) -> None:
         )
 
 
-def _read_npy(path: Path) -> NDArray[Any]:
+def _read_npy(path: Path, remedy: str) -> NDArray[Any]:
     # A memory map holds plain numbers only: object arrays, which could run code when loaded, are
     # refused by numpy.
     data = np.lib.format.open_memmap(path, mode="r")
     if data.ndim == 3 and data.shape[-1] in (3, 4) and min(data.shape[:2]) > 16:
-        raise ImageError(f"{path}: shape {data.shape} looks like RGB(A) colours; expected (z, y, x). {GREY_REMEDY}.")
+        raise ImageError(f"{path}: shape {data.shape} looks like RGB(A) colours; expected (z, y, x). {remedy}.")
     return data

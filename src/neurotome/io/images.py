@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from neurotome.atomic import atomic_path
 from neurotome.errors import ImageError
-from neurotome.io.decode import SUFFIXES, describe_suffix, read_array, read_voxel_size
+from neurotome.io.decode import LABELS_REMEDY, SUFFIXES, describe_suffix, read_array, read_voxel_size
 from neurotome.volume import Volume
 
 GREY_DTYPES = ("uint8", "uint16", "float32")
@@ -50,7 +50,7 @@ def read_labels(path: str | Path) -> NDArray[Any]:
             integers.
     """
     path = Path(path)
-    labels = read_array(path)
+    labels = read_array(path, LABELS_REMEDY)
     if labels.dtype.kind not in "iu":
         raise ImageError(
             f"{path}: labels have dtype {labels.dtype}; expected integers, one class id per pixel. Save them as uint8."
@@ -113,6 +113,8 @@ def find_image(folder: Path, image_id: str) -> Path:
     if found:
         raise ImageError(f"{', '.join(path.name for path in found)} all exist; {expected}. Remove the others.")
     near = sorted(path.name for path in folder.iterdir() if path.stem == image_id) if folder.is_dir() else []
+    if Path(image_id).suffix.lower() in SUFFIXES:
+        raise ImageError(f"{expected}; names are given without suffix: {Path(image_id).stem}.")
     raise ImageError(f"{expected}; found {', '.join(near) or 'nothing of that name'}. Add or convert the file.")
 
 

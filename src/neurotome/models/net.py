@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurotome.classes import ClassSet
-from neurotome.errors import SettingsError
+from neurotome.errors import SettingsError, unknown
 from neurotome.models.build import ModelSettings
 from neurotome.normalize import Normalization
 
@@ -156,11 +156,13 @@ def choose_device(name: str) -> str:
     """Returns the device to use; `auto` takes a GPU if there is one.
 
     Raises:
-        SettingsError: This machine has no such device.
+        SettingsError: It is no device, or this machine has none.
     """
     have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return "cuda" if have["cuda"] else "mps" if have["mps"] else "cpu"
+    if name not in have:
+        raise SettingsError(unknown("device", name, ("auto", *have)))
     if not have[name]:
         found = ", ".join(device for device, there in have.items() if there)
         raise SettingsError(f"device {name!r} is not on this machine; found {found}. Use --device auto.")

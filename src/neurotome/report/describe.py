@@ -57,6 +57,7 @@ def describe(
     Raises:
         NeurotomeError: The dataset or a setting cannot be used; nothing has been written then.
     """
+    out = None if out is None else Path(out)  # text from Python
     if known:
         if dataset is not None or out is not None:
             raise SettingsError("--list shows what can be opened; leave out the dataset and --out, or leave out --list.")

@@ -17,7 +17,8 @@ from neurotome.atomic import sweep_partials
 from neurotome.augment import AugmentSettings, check_augment
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.phantom_stream import StreamSettings
-from neurotome.errors import RunError, SettingsError
+from neurotome.datasets.statistics import list_seen
+from neurotome.errors import DatasetError, RunError, SettingsError
 from neurotome.lazy import import_extra, mend_torchvision
 from neurotome.losses import LossSettings, build_loss
 from neurotome.models.build import ModelSettings, build_network
@@ -197,6 +198,8 @@ def prepare(dataset: Dataset, recipe: Recipe = Recipe()) -> SegmentationModule:
         normalization.scale_for(cutout.volume)
     seen = add_tissue(dataset, train.replay, sample.patch, model.in_channels, train.seed) if train.replay else dataset
     sampler = PatchSampler(seen, sample, normalization, model.in_channels, train.seed)
+    if init is None:
+        list_seen(dataset, sampler.counts.sum(0))
     criterion = build_loss(recipe.loss, dataset.classes, sampler.counts.sum(0))
 
     mend_torchvision()  # torchmetrics imports it, and lightning torchmetrics
@@ -245,8 +248,14 @@ def list_splits(dataset: Dataset, recipe: Recipe) -> tuple[str, ...]:
         DatasetError: One that training needs is missing or empty.
     """
     names = ("train",) if recipe.init and not dataset.splits.get("val") else ("train", "val")
-    for name in names:
-        dataset.split(name)
+    dataset.split("train")
+    if "val" in names and "val" not in dataset.splits:
+        raise DatasetError(
+            f"{dataset.name}: found no split val, by which training chooses its best weights. Name some images under "
+            "splits: val in dataset.yaml, other ones than in train and test; or start from a trained model with --init, "
+            "which needs none."
+        )
+    dataset.split(names[-1])
     return names
 
 
