@@ -128,7 +128,7 @@ def test_evaluate_and_predict_take_a_baseline(data, runs, tmp_path, capsys):
 
 
 def test_a_network_does_not_go_into_a_baselines_folder(data, runs, capsys):
-    assert run("train", data, "--out", runs / "rf0") == 1
+    assert run("train", data, "--out", runs / "rf0", "--sample.patch", 32) == 1
     assert "holds the run of a pixel classifier (baseline); asked for is a network (train)" in capsys.readouterr().err
 
 

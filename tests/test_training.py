@@ -144,7 +144,10 @@ def test_a_single_class_is_refused_before_anything_is_written(tmp_path):
     dataset = make_dataset()
     cutout = dataclasses.replace(dataset.split("train")[0], labels=np.zeros_like(dataset.split("train")[0].labels))
     with pytest.raises(DatasetError, match="all labelled training pixels are of class"):
-        prepare(dataclasses.replace(dataset, splits={**dataset.splits, "train": (cutout,)}), Recipe())
+        prepare(
+            dataclasses.replace(dataset, splits={**dataset.splits, "train": (cutout,)}),
+            Recipe(sample=SampleSettings(patch=32)),
+        )
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])

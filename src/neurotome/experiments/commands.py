@@ -284,7 +284,8 @@ def _compare(there: Any, now: Any, key: str = "") -> list[str]:
             for name in dict.fromkeys((*there, *now))
             for line in _compare(there.get(name), now.get(name), f"{key}.{name}" if key else name)
         ]
-    return [] if there == now else [f"{key} ({there!r} there, {now!r} asked)"]
+    old, new = ("nothing" if value in ("", None) else value for value in (there, now))
+    return [] if there == now else [f"{key} ({old} there, {new} asked)"]
 
 
 def _write_slices(
