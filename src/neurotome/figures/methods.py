@@ -16,6 +16,8 @@ from neurotome.figures.scores import SCORES, WHISKERS
 from neurotome.figures.style import STYLE, Rgb, draw_legend
 
 KEYS = ("precision", "recall", "f1")
+MOST_BESIDE = 5
+"""Methods whose two means stand side by side."""
 MEANS = {"macro": "Mean over classes", "weighted": "Mean weighted by pixels"}
 
 
@@ -37,8 +39,10 @@ def plot_methods(scores: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, 
     runs = {name: [found] if isinstance(found, Mapping) else list(found) for name, found in scores.items()}
     shades = matplotlib.colormaps["cividis"](np.linspace(0.15, 0.95, max(len(runs), 2)))
     colours: list[Rgb] = [(float(r), float(g), float(b)) for r, g, b, _ in shades[: len(runs)]]
-    figure = Figure(figsize=(bars_width(6 * len(runs)), 4.2))
-    panels = figure.subplots(1, 2, sharey=True)
+    # one below the other where side by side would be too wide for a page
+    many = len(runs) > MOST_BESIDE
+    figure = Figure(figsize=(bars_width((3 if many else 6) * len(runs)), 7.4 if many else 4.2))
+    panels = figure.subplots(*((2, 1) if many else (1, 2)), sharey=True)
     for axes, (mean, title) in zip(panels, MEANS.items(), strict=True):
         bars = {name: [summarise(found, mean, key) for key in KEYS] for name, found in runs.items()}
         draw_bars(
@@ -52,8 +56,9 @@ def plot_methods(scores: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, 
     notes = ["whiskers: lowest and highest of several seeds"] if any(len(found) > 1 for found in runs.values()) else []
     if any(len(found) == 1 and found[0]["intervals"] for found in runs.values()):
         notes.append(f"single runs: {WHISKERS.removeprefix('whiskers: ')}" if notes else WHISKERS)
-    panels[0].set_xlabel("\n".join(notes), fontsize=9)
-    panels[0].set_ylabel("score, pooled over all pixels")
+    panels[-1 if many else 0].set_xlabel("\n".join(notes), fontsize=9)
+    for axes in panels[: 2 if many else 1]:
+        axes.set_ylabel("score, pooled over all pixels")
     draw_legend(figure, [Patch(color=colour, label=name) for name, colour in zip(runs, colours, strict=True)])
     return figure
 
