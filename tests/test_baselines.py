@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from neurotome.errors import DatasetError, ModelError, NeurotomeError, SettingsE
 from neurotome.features import FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.base import compute_features
 from neurotome.normalize import Normalization
-from neurotome.pixels.predictor import PixelPredictor
+from neurotome.pixels.predictor import PixelPredictor, iterate_windows, list_windows
 from neurotome.predictor import predict_slice
 from neurotome.volume import Volume
 
@@ -153,9 +154,29 @@ def test_tiles_equal_the_whole(forest):
 def test_windows_and_threads_do_not_change_the_result(forest, monkeypatch):
     pair = make_pair(4)
     whole = predict(forest, pair)
-    monkeypatch.setattr("neurotome.features.filters.Filters.window", 20)
+    monkeypatch.setattr(forest.extractor, "window", 20)
     monkeypatch.setattr("neurotome.pixels.predictor.count_cores", lambda: 3)
     np.testing.assert_allclose(predict(forest, pair), whole, atol=1e-7)
+
+
+def test_windows_are_not_computed_far_ahead_of_those_that_are_taken(monkeypatch):
+    monkeypatch.setattr("neurotome.pixels.predictor.count_cores", lambda: 2)
+    done = []
+    found = iterate_windows(lambda window: done.append(window) or window, list_windows(100, 10, 10))
+    assert next(found) == (slice(0, 10), slice(0, 10))
+    time.sleep(0.05)
+    assert len(done) <= 4
+    assert len(list(found)) == 9
+
+
+def test_many_slices_are_read_in_small_tiles(dataset):
+    three = dataclasses.replace(SMALL, filters=FilterSettings((1.0,), dimensions=3))
+    predictor = fit_baseline(dataset, three)
+    image = np.random.default_rng(0).normal(100, 40, (predictor.in_channels, 80, 90)).astype(np.float32)
+    whole = predictor.predict_probs(image[None])[0]
+    predictor.extractor.window = 16
+    assert predictor.own_tile == 32
+    np.testing.assert_allclose(predict_slice(predictor, image), whole, atol=1e-6)
 
 
 def test_repeats_with_its_seed(dataset, forest):

@@ -17,7 +17,7 @@ from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError, ImageError, ModelError, SettingsError
 from neurotome.features import EncoderSettings, FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.base import compute_features
-from neurotome.features.filters import find_eigenvalues, reach
+from neurotome.features.filters import Filters, find_eigenvalues, reach
 from neurotome.features.frozen import enlarge
 from neurotome.models.build import ModelSettings, build_network
 from neurotome.models.folder import save_model
@@ -289,6 +289,34 @@ def test_layers_do_not_depend_on_windows_or_tiles(network):
         np.testing.assert_allclose(prepared.read(*block.core), expected, atol=1e-5)
         part = compute_features(image[(slice(None), *block.read)], extractor)
         np.testing.assert_allclose(part[(slice(None), *block.crop)], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(64, 288), (288, 288), (7, 261)])
+def test_first_layer_does_not_depend_on_a_narrow_last_tile(shape):
+    extractor = build_layers(stages=("1",))
+    image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    whole = compute_features(image, extractor)
+    for block in plan_blocks(shape, (256, 256), (extractor.halo,) * 2, (extractor.stride,) * 2):
+        part = compute_features(image[(slice(None), *block.read)], extractor)
+        np.testing.assert_allclose(part[(slice(None), *block.crop)], whole[(slice(None), *block.core)], atol=1e-5)
+
+
+def test_encoders_that_have_no_layer_at_half_resolution():
+    extractor = build_layers(name="mit_b0")
+    assert extractor.stages == ("2", "3")
+    with pytest.raises(ModelError, match="unknown stage of unet on mit_b0 '1'"):
+        build_layers(name="mit_b0", stages=("1",))
+
+
+def test_encoders_of_one_image_size_are_refused():
+    with pytest.raises(ModelError, match="does not take images of any size"):
+        build_layers(name="tu-swin_tiny_patch4_window7_224")
+
+
+@pytest.mark.parametrize("sigma", [1e-300, 0.01, 3000, 1e308])
+def test_refuses_sigmas_that_no_image_has(sigma):
+    with pytest.raises(SettingsError, match=r"filters\.sigmas has .* pixels; expected 0.1 to 200"):
+        Filters(FilterSettings((sigma,)))
 
 
 def test_enlarge_is_bilinear_everywhere():

@@ -56,17 +56,29 @@ class Predictor(Protocol):
         ...
 
 
+class Slice(Protocol):
+    """A scaled slice with its neighbours, an array or what reads one piece by piece."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, y and x."""
+        ...
+
+    def __getitem__(self, key: tuple[slice, slice, slice], /) -> NDArray[np.float32]:
+        """Returns a piece."""
+        ...
+
+
 def predict_slice(
     predictor: Predictor,
-    image: NDArray[np.float32],
+    image: Slice,
     tile: int = 1024,
     halo: int | None = None,
     on_tile: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Predicts one slice, whole if it is at most one tile large, otherwise in tiles.
 
-    A predictor with the attribute `windowed` bounds its own memory: it gets every slice whole, and no halo is computed
-    twice.
+    A predictor may have an `own_tile`, the edge of tiles that suit it better than those asked for.
 
     Args:
         predictor: A network or pixel classifier.
@@ -80,13 +92,12 @@ def predict_slice(
     """
     height, width = image.shape[1:]
     stride = predictor.stride
-    if getattr(predictor, "windowed", False):
-        tile = max(height, width)
+    tile = min(getattr(predictor, "own_tile", None) or tile, max(height, width))
     edge = -(-tile // stride) * stride
     margin = predictor.halo if halo is None else halo
     probs = np.empty((len(predictor.classes), height, width), np.float32)
     for block in plan_blocks((height, width), (edge, edge), (margin, margin), (stride, stride)):
-        patch = image[(slice(None), *block.read)]
+        patch = image[:, block.read[0], block.read[1]]
         found = predictor.predict_probs(patch[None])[0]
         probs[(slice(None), *block.core)] = found[(slice(None), *block.crop)]
         if on_tile is not None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from neurotome.errors import ModelError, unknown
 from neurotome.features.base import check_patch
-from neurotome.models.build import ModelSettings, build_network
+from neurotome.models.build import MINIMUM_EDGE, ModelSettings, build_network
 from neurotome.normalize import Normalization
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def build_encoder(settings: EncoderSettings, device: str = "cpu") -> EncoderFeat
             )
         core, model, classes, normalization = found.net.core, found.settings, len(found.classes), found.normalization
         source = {"model": settings.model, "classes": list(found.classes.names), **found.facts}
-        stages = settings.stages or (*USUAL_STAGES, DECODER)
+        stages = settings.stages or (*_list_stages(core, USUAL_STAGES), DECODER)
     else:
         import torch
 
@@ -146,7 +146,7 @@ def build_encoder(settings: EncoderSettings, device: str = "cpu") -> EncoderFeat
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # random weights are features too, and must be the same ones each time
             core = build_network(model, classes).core
-        stages = settings.stages or USUAL_STAGES
+        stages = settings.stages or _list_stages(core, USUAL_STAGES)
         if DECODER in stages:
             raise ModelError(
                 f"encoder.stages asks for {DECODER}, but {settings.name} is an encoder without a trained decoder. Give a "
@@ -183,13 +183,26 @@ def freeze(
     from neurotome.features.frozen import Frozen
     from neurotome.models.net import measure_halo
 
-    known = (*(str(i) for i in range(1, len(core.encoder.out_channels))), DECODER)
+    known = (*_list_stages(core, tuple(str(i) for i in range(1, len(core.encoder.out_channels)))), DECODER)
     for stage in stages:
         if stage not in known:
             raise ModelError(unknown(f"stage of {model.decoder} on {model.encoder}", stage, known))
     if not stages or len(set(stages)) < len(stages):
         raise ModelError(f"encoder.stages is {stages}; name each layer once, of {', '.join(known)}.")
-    net = Frozen(core, stages, model.in_channels).eval().requires_grad_(False)
-    halo, bounded = measure_halo(net, model.in_channels) if reach is None else reach
+    minimum = MINIMUM_EDGE.get(model.decoder, 1) if DECODER in stages else 1
+    try:
+        net = Frozen(core, stages, model.in_channels, minimum).eval().requires_grad_(False)
+        halo, bounded = measure_halo(net, model.in_channels) if reach is None else reach
+    except (RuntimeError, AssertionError) as error:  # encoders made for one image size
+        raise ModelError(
+            f"encoder {model.encoder!r} does not take images of any size ({error}); its layers cannot be features. "
+            "Choose a convolutional one, such as resnet18."
+        ) from error
     net.to(device)
     return EncoderFeatures(net, model, classes, stages, halo, bounded, source, normalization)
+
+
+def _list_stages(core: Any, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns those stages of an encoder that have channels; some have none at half resolution."""
+    channels = core.encoder.out_channels
+    return tuple(stage for stage in wanted if int(stage) < len(channels) and channels[int(stage)])

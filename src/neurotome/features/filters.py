@@ -26,6 +26,9 @@ EDGE = 64
 """Rows of a banded matrix. Every block is filtered in pieces of this many pixels, wherever it begins, so that rounding does
 not depend on how an image is cut into blocks."""
 
+SIGMA_PIXELS = (0.1, 200.0)
+"""Smallest and largest standard deviation, in pixels."""
+
 EIGENVALUES = {2: ("large", "small"), 3: ("large", "middle", "small")}
 
 Axes = tuple[float, float, float]
@@ -65,7 +68,6 @@ class Filters:
     """
 
     stride = 1
-    window = 448
 
     def __init__(self, settings: FilterSettings, voxel_size_um: Axes | None = None) -> None:
         """Chooses the kernels.
@@ -76,6 +78,7 @@ class Filters:
 
         Raises:
             DatasetError: Sigmas are in micrometres and the voxel size is not known.
+            SettingsError: A sigma is far too small or too large for these voxels.
         """
         if settings.unit == "um" and voxel_size_um is None:
             raise DatasetError(
@@ -83,6 +86,14 @@ class Filters:
                 "voxel_size_um to dataset.yaml, or give sigmas in pixels with --filters.unit pixel."
             )
         size = voxel_size_um if settings.unit == "um" and voxel_size_um is not None else (1.0, 1.0, 1.0)
+        for sigma in settings.sigmas:
+            for edge in size[3 - settings.dimensions :]:
+                if not SIGMA_PIXELS[0] <= sigma / edge <= SIGMA_PIXELS[1]:
+                    raise SettingsError(
+                        f"filters.sigmas has {sigma:g} {settings.unit}, which is {sigma / edge:.3g} pixels; expected "
+                        f"{SIGMA_PIXELS[0]:g} to {SIGMA_PIXELS[1]:g}: smaller ones change nothing, larger ones take far too "
+                        "long."
+                    )
         self.settings = settings
         self.size: Axes = size
         reach = [
@@ -91,6 +102,7 @@ class Filters:
         ]
         self.halo = max(reach[1:])
         self.in_channels = 2 * reach[0] + 1 if settings.dimensions == 3 else 1
+        self.window = 448 if settings.dimensions == 2 else 192
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -190,9 +202,12 @@ class Filters:
         planes = {}
         for order in range(3):
             weights = make_kernel(sigma / self.size[0], order, 1 / self.size[0])
-            offsets = range(-around, around + 1) if order < 2 else (0,)
-            chosen = [np.tensordot(weights, region[middle + o - outer : middle + o + outer + 1], 1) for o in offsets]
-            planes[order] = np.stack(chosen)
+            reach = around if order < 2 else 0
+            # the kernel at each offset is a row of a banded matrix
+            band = np.zeros((2 * reach + 1, 2 * (reach + outer) + 1), np.float32)
+            for i in range(len(band)):
+                band[i, i : i + len(weights)] = weights
+            planes[order] = np.tensordot(band, region[middle - reach - outer : middle + reach + outer + 1], 1)
         return planes
 
     def _smooth(self, products: NDArray[np.float32], sigma: float, shape: tuple[int, int]) -> NDArray[np.float32]:

@@ -15,23 +15,26 @@ from torch.nn import functional as F
 class Frozen(nn.Module):
     """An encoder, and the decoder if it is asked for, without the head; takes any image size."""
 
-    def __init__(self, core: Any, stages: Sequence[str], in_channels: int) -> None:
+    def __init__(self, core: Any, stages: Sequence[str], in_channels: int, minimum: int = 1) -> None:
         """Keeps what is needed of a network.
 
         Args:
             core: A model of segmentation_models_pytorch.
             stages: Numbers of encoder stages, or `decoder`.
             in_channels: Channels of its input.
+            minimum: Smallest edge it takes; smaller images are padded. As the network it is from has it: a tile at the
+                border must be padded as the whole image is.
         """
         super().__init__()
         self.encoder = core.encoder
         self.decoder = core.decoder if "decoder" in stages else None
         self.stages = tuple(stages)
         self.stride = max(32, int(getattr(core.encoder, "output_stride", 32)))
-        self.minimum = 4 * self.stride  # decoders that pool their coarsest layer further need something left to pool
+        self.minimum = minimum
         self.eval()
+        edge = max(minimum, 4 * self.stride)
         with torch.inference_mode():
-            layers = self._list_layers(torch.zeros(1, in_channels, self.minimum, self.minimum))
+            layers = self._list_layers(torch.zeros(1, in_channels, edge, edge))
         self.channels = tuple(layer.shape[1] for layer in layers)
 
     def forward(self, images: Tensor) -> Tensor:

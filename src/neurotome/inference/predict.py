@@ -20,7 +20,8 @@ from neurotome.inference.resample import choose_shape, resize
 from neurotome.io.decode import SUFFIXES
 from neurotome.io.images import check_grey, read_image, write_colours, write_image, write_labels
 from neurotome.load import load_predictor
-from neurotome.predictor import Predictor, predict_slice
+from neurotome.normalize import Scale
+from neurotome.predictor import Predictor, Slice, predict_slice
 from neurotome.progress import Progress
 from neurotome.volume import Volume, to_display
 
@@ -172,12 +173,33 @@ def predict_volume(
             on_progress(done / 1e6)
 
     for z in range(volume.shape[0]):
-        image = resize(scale.apply(volume.read_context(z, predictor.in_channels)), shape)
+        image: Slice = Context(volume, z, predictor.in_channels, scale)
+        if shape != volume.shape[1:]:
+            image = resize(image[:, :, :], shape)
         halo = None if settings.halo < 0 else settings.halo
         probs = resize(predict_slice(predictor, image, settings.tile, halo, count), volume.shape[1:])
         labels[z] = probs.argmax(0)
         confidence[z] = (probs.max(0) * 255).round()
     return labels, confidence
+
+
+@dataclass(frozen=True)
+class Context:
+    """A slice of a volume with its neighbours, scaled piece by piece: hundreds of slices would not fit into memory whole."""
+
+    volume: Volume
+    z: int
+    slices: int
+    scale: Scale
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Slices, y and x."""
+        return self.slices, self.volume.shape[1], self.volume.shape[2]
+
+    def __getitem__(self, key: tuple[slice, slice, slice]) -> NDArray[np.float32]:
+        """Returns a piece of all slices."""
+        return self.scale.apply(self.volume.read_context(self.z, self.slices, *key[1:]))
 
 
 def _place_voxels(volume: Volume, settings: PredictSettings) -> Volume:

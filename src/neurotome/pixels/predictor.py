@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,9 +69,15 @@ class PixelPredictor:
         return bool(getattr(self.extractor, "bounded", True))
 
     @property
-    def windowed(self) -> bool:
-        """True if a slice of any size can be given whole: all but a network's features are computed window by window."""
-        return self.settings.kind != "encoder"
+    def own_tile(self) -> int | None:
+        """Edge of the tiles that suit it; None: any.
+
+        A slice goes in whole where features are computed window by window, so that no halo is computed twice. Where many
+        slices are read, they are what takes memory, so tiles are small.
+        """
+        if self.settings.kind == "encoder":
+            return None
+        return 2 * self.extractor.window if self.in_channels > 1 else 1 << 30
 
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns class probabilities, 0 for a class that was not seen in training.
@@ -133,7 +140,14 @@ def iterate_windows(work: Any, windows: list[Window]) -> Iterator[Any]:
             yield from map(work, windows)
             return
         with ThreadPoolExecutor(workers) as pool:
-            yield from pool.map(work, windows)
+            # one window more than there are threads: what is done and not yet taken stays in memory
+            waiting: deque[Future[Any]] = deque()
+            for window in windows:
+                waiting.append(pool.submit(work, window))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
 
 def count_cores() -> int:
