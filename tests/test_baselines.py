@@ -17,8 +17,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from neurotome.baselines.fit import BaselineSettings, fit_baseline, read_bytes
-from neurotome.baselines.importance import shuffle_features
-from neurotome.baselines.learners import BoostingSettings, ForestSettings, LogisticSettings
+from neurotome.baselines.importance import measure_importance, shuffle_features
+from neurotome.baselines.learners import BoostingSettings, ForestSettings, LogisticSettings, Stream
 from neurotome.baselines.majority import fit_majority
 from neurotome.baselines.sample import LabelledPixels, limit_rows, spread_rows
 from neurotome.baselines.trees import from_forest
@@ -26,7 +26,7 @@ from neurotome.blocks import plan_blocks
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.statistics import count_slices
-from neurotome.errors import DatasetError, ModelError, NeurotomeError, SettingsError
+from neurotome.errors import DatasetError, ImageError, ModelError, NeurotomeError, SettingsError
 from neurotome.features import FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.base import compute_features
 from neurotome.normalize import Normalization
@@ -414,6 +414,36 @@ def test_memory_limit_streams_where_the_learner_can(dataset):
     # Gaussian naive Bayes is the same whether it sees the pixels at once or in parts
     pair = make_pair(5)
     np.testing.assert_allclose(predict(streamed, pair), predict(whole, pair), atol=1e-3)
+
+
+def test_streaming_learns_from_no_more_at_once_than_fits(dataset, monkeypatch):
+    sizes = []
+    learn = Stream.learn
+    monkeypatch.setattr(Stream, "learn", lambda self, table, *rest: (sizes.append(len(table)), learn(self, table, *rest)))
+    with pytest.warns(UserWarning, match="streaming"):
+        fit_baseline(
+            dataset, change(learner="sklearn.naive_bayes.GaussianNB", pixels_per_class=0, prior=1, max_memory="20kB")
+        )
+    assert max(sizes) * 8 * 4 <= 20_000
+    assert sum(sizes) == count_slices(dataset).sum()
+
+
+def test_val_without_a_label_is_as_none(dataset):
+    image, labels = make_pair(9)
+    split = {**dataset.splits, "val": make_dataset((image, np.full_like(labels, 255))).split("train")}
+    predictor = fit_baseline(Dataset("tiny", CLASSES, split), SMALL)
+    assert predictor.facts["training"]["prior"] == 0.75
+    assert measure_importance(predictor, Dataset("tiny", CLASSES, split), pixels_per_class=50)["split"] == "train"
+
+
+def test_images_of_other_dtypes_need_a_scale_of_their_own(dataset):
+    image, labels = make_pair(3)
+    wide = make_dataset((image, labels), (image.astype(np.uint16) * 100 + 5000, labels))
+    with pytest.raises(ImageError, match="baseline: --normalization image"):
+        fit_baseline(wide, SMALL)
+    predictor = fit_baseline(wide, change(normalization="image"))
+    found = [predictor.normalization.scale_for(c.volume).apply(c.volume.data) for c in wide.split("train")]
+    np.testing.assert_allclose(*found, atol=1e-3)
 
 
 def test_prior_is_chosen_by_val(dataset):

@@ -319,6 +319,13 @@ def test_refuses_sigmas_that_no_image_has(sigma):
         Filters(FilterSettings((sigma,)))
 
 
+def test_another_voxel_size_than_the_networks_is_noted():
+    settings = FeatureSettings("encoder", encoder=EncoderSettings(model="microct-base"))
+    with pytest.warns(UserWarning, match=r"microct-base was trained on voxels of 1\.17 x 1\.17 um .* have 5 x 5 um"):
+        build_extractor(settings, (5.0, 5.0, 5.0))
+    build_extractor(settings, (1.2, 1.2, 1.2))
+
+
 def test_enlarge_is_bilinear_everywhere():
     layer = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 6, 5)).astype(np.float32))
     whole = F.interpolate(layer[None], scale_factor=8, mode="bilinear")[0].numpy()

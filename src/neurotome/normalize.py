@@ -67,7 +67,7 @@ class Normalization:
                 raise ImageError(
                     f"{volume.path or volume.name}: dtype {volume.data.dtype}, but the training images were {self.dtype}, "
                     f"whose grey values have mean {self.mean:.4g} and standard deviation {self.std:.4g}. Convert the image "
-                    "to that scale, or train with --train.normalization image."
+                    "to that scale, or train with --train.normalization image (baseline: --normalization image)."
                 )
             return Scale(self.mean, self.std)
         if self.mode == "tissue":
@@ -180,7 +180,7 @@ def fit_normalization(volumes: Iterable[Volume], mode: str = "dataset") -> Norma
     if mode == "dataset" and len(dtypes) > 1:
         raise ImageError(
             f"the training images have the dtypes {', '.join(dtypes)}, so they share no grey scale; convert them to one, or "
-            "use --train.normalization image."
+            "use --train.normalization image (baseline: --normalization image)."
         )
     if mode == "tissue" and volumes:
         scales = [measure_tissue(volume) for volume in volumes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import ImageError
+
+SIZE_TOLERANCE = 1.05
+"""Voxel sizes that differ by less than this factor are taken as equal: cells vary far more."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,20 @@ class Volume:
         reach, last = slices // 2, self.data.shape[0] - 1
         picked = [min(max(i, 0), last) for i in range(z - reach, z + reach + 1)]
         return np.stack([self.data[i, rows, columns] for i in picked])
+
+
+def note_other_size(
+    model: str, trained_um: tuple[float, float, float] | None, data_um: tuple[float, float, float] | None
+) -> None:
+    """Warns where a trained model will learn from voxels of another size than it knows; sizes are (z, y, x)."""
+    if trained_um is None or data_um is None:
+        return
+    if any(max(a / b, b / a) > SIZE_TOLERANCE for a, b in zip(trained_um[1:], data_um[1:], strict=True)):
+        warnings.warn(
+            f"{model} was trained on voxels of {trained_um[1]:.4g} x {trained_um[2]:.4g} um (y x x), and the data have "
+            f"{data_um[1]:.4g} x {data_um[2]:.4g} um. Less of what it knows helps then; resample the images to keep it.",
+            stacklevel=3,
+        )
 
 
 def to_display(grey: NDArray[Any], low: float | None = None, high: float | None = None) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ import re
 import time
 import warnings
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,9 @@ from neurotome.baselines.learners import (
 )
 from neurotome.baselines.sample import LabelledPixels, limit_rows
 from neurotome.datasets.base import Dataset
-from neurotome.datasets.statistics import count_slices, list_seen
+from neurotome.datasets.statistics import count_slices, is_labelled, list_seen
 from neurotome.errors import SettingsError
-from neurotome.features import EncoderSettings, FeatureSettings, FilterSettings, build_extractor
+from neurotome.features import EncoderSettings, Extractor, FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.build import Kind
 from neurotome.metrics import image_scores
 from neurotome.normalize import fit_normalization
@@ -60,7 +61,12 @@ class BaselineSettings:
 
     max_memory: str = "2GB"
     """Memory for the features of training pixels and what the learner makes of them, such as 500MB or 2GB. Where more would
-    be needed, fewer pixels are drawn, or the learner learns from one part after another if it can."""
+    be needed, fewer pixels are drawn, or the learner learns from one part after another if it can. Images and the features
+    of the windows in work, up to 200 MB, come on top."""
+
+    normalization: Literal["dataset", "image", "tissue"] = "dataset"
+    """How grey values are scaled: by mean and deviation of all training images, by each image's own, or by its tissue. The
+    layers of a trained model are always computed with its own."""
 
     seed: int = 0
     """Seed of the draw of pixels and of the learner."""
@@ -118,9 +124,10 @@ def check_baseline(dataset: Dataset, settings: BaselineSettings) -> None:
     Raises:
         NeurotomeError: One of them cannot be had; see `fit_baseline`.
     """
-    _choose_learner(settings)
-    build_extractor(settings.feature_settings, dataset.voxel_size_um)
-    list_seen(dataset, count_slices(dataset).sum(axis=0), warn=False)
+    learner = _choose_learner(settings)
+    extractor = build_extractor(settings.feature_settings, dataset.voxel_size_um)
+    seen = list_seen(dataset, count_slices(dataset).sum(axis=0), warn=False)
+    _count_rows(settings, learner, extractor, seen)
 
 
 def _choose_learner(settings: BaselineSettings) -> Learner:
@@ -157,22 +164,16 @@ def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings
     extractor = build_extractor(settings.feature_settings, dataset.voxel_size_um, device)
     # a trained network wants its input as it was trained
     normalization = getattr(extractor, "normalization", None) or fit_normalization(
-        cutout.volume for cutout in dataset.split("train")
+        (cutout.volume for cutout in dataset.split("train")), settings.normalization
     )
-    row_bytes = learner.count_bytes(len(extractor.names))
-    most_rows = int(read_bytes(settings.max_memory) / row_bytes)
-    if most_rows < len(seen):
-        raise SettingsError(
-            f"max_memory is {settings.max_memory}, but {len(seen)} pixels, one of each class, already take "
-            f"{int(row_bytes * len(seen))} bytes with {len(extractor.names)} features. Give more."
-        )
+    row_bytes, most_rows = _count_rows(settings, learner, extractor, seen)
     began = time.monotonic()
     asked = limit_rows(totals, settings.pixels_per_class)
     streamed = asked.sum() > most_rows and learner.stream is not None
     rows = asked if streamed else limit_rows(totals, settings.pixels_per_class, most_rows)
     pixels = LabelledPixels(dataset, "train", counts, extractor, normalization)
     if streamed:
-        classifier = _learn_stream(pixels, rows, learner, seen, settings.seed)
+        classifier = _learn_stream(pixels, rows, most_rows, learner, seen, settings.seed)
         method = "streamed"
     else:
         table, labels = pixels.draw(rows, settings.seed)
@@ -214,6 +215,24 @@ def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings
     return dataclasses.replace(predictor, weights=_weigh(totals[seen], learned, prior), facts=facts)
 
 
+def _count_rows(
+    settings: BaselineSettings, learner: Learner, extractor: Extractor, seen: NDArray[np.int64]
+) -> tuple[float, int]:
+    """Returns the bytes that training takes per pixel, and how many pixels fit into the memory that was given.
+
+    Raises:
+        SettingsError: Not even one of each class does.
+    """
+    row_bytes = learner.count_bytes(len(extractor.names))
+    most_rows = int(read_bytes(settings.max_memory) / row_bytes)
+    if most_rows < len(seen):
+        raise SettingsError(
+            f"max_memory is {settings.max_memory}, but {len(seen)} pixels, one of each class, already take "
+            f"{int(row_bytes * len(seen))} bytes with {len(extractor.names)} features. Give more."
+        )
+    return row_bytes, most_rows
+
+
 def _balance(rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns the weight of a pixel of each class, with which all classes weigh the same and pixels 1 in the mean."""
     drawn = rows > 0
@@ -228,16 +247,23 @@ def _weigh(totals: NDArray[np.int64], learned: NDArray[np.float64], prior: float
 
 
 def _learn_stream(
-    pixels: LabelledPixels, rows: NDArray[np.int64], learner: Learner, seen: NDArray[np.int64], seed: int
+    pixels: LabelledPixels,
+    rows: NDArray[np.int64],
+    most_rows: int,
+    learner: Learner,
+    seen: NDArray[np.int64],
+    seed: int,
 ) -> Classifier:
-    """Trains on one window after another, each in random order."""
+    """Trains on one window after another, each in random order and at most so many rows at once."""
     assert learner.stream is not None
     stream = learner.stream(len(seen))
     weights = _balance(rows)
     rng = np.random.default_rng(seed)
     for table, labels in pixels.iterate(rows, seed):
         order = rng.permutation(len(labels))
-        stream.learn(table[order], np.searchsorted(seen, labels[order]), weights[labels[order]])
+        for first in range(0, len(order), most_rows):
+            part = order[first : first + most_rows]
+            stream.learn(table[part], np.searchsorted(seen, labels[part]), weights[labels[part]])
     return stream.finish()
 
 
@@ -269,7 +295,7 @@ def _choose_prior(
     seed: int,
 ) -> tuple[float, dict[str, float | None]]:
     """Returns the prior with the best macro F1 on a sample of the split val, and the macro F1 of each."""
-    if not dataset.splits.get("val"):
+    if not is_labelled(dataset, "val"):
         return USUAL_PRIOR, {}
     pixels = LabelledPixels(dataset, "val", count_slices(dataset, "val"), predictor.extractor, predictor.normalization)
     there = pixels.totals

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from neurotome.baselines.sample import LabelledPixels, limit_rows
 from neurotome.datasets.base import Dataset
-from neurotome.datasets.statistics import count_slices
+from neurotome.datasets.statistics import count_slices, is_labelled
 from neurotome.metrics import image_scores
 from neurotome.pixels.predictor import PixelPredictor
 
@@ -30,7 +30,7 @@ def measure_importance(
 
     Args:
         predictor: Trained.
-        dataset: Of the same classes; the split val is taken, or train where there is none.
+        dataset: Of the same classes; the split val is taken, or train where none of it is labelled.
         seed: Seed of the draw of pixels and of the shuffling.
         pixels_per_class: Drawn from each class, so that rare ones count.
 
@@ -38,7 +38,7 @@ def measure_importance(
         Ready for JSON: `split`, `pixels`, `repeats`, `macro_f1` of the drawn pixels, and `features`, the most important
         first, each with `name`, `drop` (mean fall of macro F1) and `std` over the repeats.
     """
-    split = "val" if dataset.splits.get("val") else "train"
+    split = "val" if is_labelled(dataset, "val") else "train"
     pixels = LabelledPixels(dataset, split, count_slices(dataset, split), predictor.extractor, predictor.normalization)
     table, labels = pixels.draw(limit_rows(pixels.totals, pixels_per_class), seed)
     return {

@@ -45,6 +45,15 @@ def count_slices(dataset: Dataset, split: str = "train") -> NDArray[np.int64]:
     return counts
 
 
+def is_labelled(dataset: Dataset, split: str) -> bool:
+    """Says whether a split is there and has a labelled pixel; reads no further than the first."""
+    return any(
+        dataset.classes.count(cutout.read_labels(z)).any()
+        for cutout in dataset.splits.get(split, ())
+        for z in range(cutout.volume.shape[0])
+    )
+
+
 def list_seen(dataset: Dataset, totals: NDArray[np.int64], warn: bool = True) -> NDArray[np.int64]:
     """Returns the classes that have a training pixel, int64, increasing, and warns about the others.
 

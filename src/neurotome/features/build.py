@@ -78,4 +78,4 @@ def build_extractor(settings: FeatureSettings, voxel_size_um: Axes | None = None
         return Identity()
     if settings.kind == "filters":
         return Filters(settings.filters, voxel_size_um)
-    return build_encoder(settings.encoder, device)
+    return build_encoder(settings.encoder, device, voxel_size_um)

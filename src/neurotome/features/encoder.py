@@ -14,6 +14,7 @@ from neurotome.errors import ModelError, unknown
 from neurotome.features.base import check_patch
 from neurotome.models.build import MINIMUM_EDGE, ModelSettings, build_network
 from neurotome.normalize import Normalization
+from neurotome.volume import note_other_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,12 +116,15 @@ class PreparedLayers:
         return found
 
 
-def build_encoder(settings: EncoderSettings, device: str = "cpu") -> EncoderFeatures:
+def build_encoder(
+    settings: EncoderSettings, device: str = "cpu", voxel_size_um: tuple[float, float, float] | None = None
+) -> EncoderFeatures:
     """Builds the network, or loads it, and keeps the layers that are asked for.
 
     Args:
         settings: Which network and layers.
         device: Where it runs.
+        voxel_size_um: Edges (z, y, x) of the voxels it will look at; a trained model that knows others is warned about.
 
     Raises:
         ModelError: The model cannot be loaded or the encoder not built, it has other input channels, or lacks a stage.
@@ -135,6 +139,7 @@ def build_encoder(settings: EncoderSettings, device: str = "cpu") -> EncoderFeat
                 f"encoder.in_channels is {settings.in_channels}. Leave encoder.in_channels out, or choose a "
                 "model that was trained with that many."
             )
+        note_other_size(settings.model, found.voxel_size_um, voxel_size_um)
         core, model, classes, normalization = found.net.core, found.settings, len(found.classes), found.normalization
         source = {"model": settings.model, "classes": list(found.classes.names), **found.facts}
         stages = settings.stages or (*_list_stages(core, USUAL_STAGES), DECODER)

@@ -9,13 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import ImageError
-from neurotome.volume import Volume
+from neurotome.volume import SIZE_TOLERANCE, Volume
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
-
-TOLERANCE = 1.05
-"""Voxel sizes that differ by less than this factor are taken as equal: cells vary far more."""
 
 MOST = 20.0
 """Largest factor by which slices are enlarged or shrunk; beyond it a voxel size is a slip of the pen."""
@@ -41,7 +38,7 @@ def choose_shape(volume: Volume, expected_um: tuple[float, float, float] | None)
             f"{_show(expected_um)} um (y x x), a factor of {max(factors, key=lambda f: abs(math.log(f))):.3g}; expected "
             f"{1 / MOST:g} to {MOST:g}. Give the image's voxel size with --voxel-size-um."
         )
-    if all(1 / TOLERANCE <= factor <= TOLERANCE for factor in factors):
+    if all(1 / SIZE_TOLERANCE <= factor <= SIZE_TOLERANCE for factor in factors):
         return height, width
     return max(1, round(height * factors[0])), max(1, round(width * factors[1]))
 

@@ -26,6 +26,7 @@ from neurotome.models.folder import Storage, read_digest
 from neurotome.normalize import fit_normalization
 from neurotome.training.sampler import PatchSampler, SampleSettings, collect_slices
 from neurotome.training.start import add_tissue, load_init, settle_recipe
+from neurotome.volume import note_other_size
 
 if TYPE_CHECKING:
     from neurotome.training.module import SegmentationModule
@@ -224,14 +225,7 @@ def prepare(dataset: Dataset, recipe: Recipe = Recipe()) -> SegmentationModule:
     if init is not None:
         origin = {key: init.facts[key] for key in ("dataset", "licence", "citation", "init") if key in init.facts}
         facts["init"] = {"name": recipe.init, "weights_sha256": read_digest(Path(recipe.init)), **origin}
-        sizes = dataset.voxel_size_um, init.voxel_size_um
-        if sizes[0] and sizes[1] and any(max(a / b, b / a) > 1.05 for a, b in zip(sizes[0][1:], sizes[1][1:], strict=True)):
-            warnings.warn(
-                f"{dataset.name}: voxels of {sizes[0][1]:.4g} x {sizes[0][2]:.4g} um, {recipe.init} was trained on "
-                f"{sizes[1][1]:.4g} x {sizes[1][2]:.4g} um (y x x). It will learn the new size, but less of what it knows "
-                "helps; resample the images to keep it.",
-                stacklevel=2,
-            )
+        note_other_size(recipe.init, init.voxel_size_um, dataset.voxel_size_um)
     predictor = NetPredictor(
         net, model, dataset.classes, normalization, halo, bounded, sample.patch, dataset.voxel_size_um, facts
     )
