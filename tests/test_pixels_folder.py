@@ -102,6 +102,12 @@ def put(name, place, value):
     return change
 
 
+def wrap_starts(arrays):
+    """Starts whose differences wrap around in int64: they looked like sizes, and np.repeat wrote beyond its memory."""
+    nodes = len(arrays["classifier.left"])
+    arrays["classifier.starts"] = np.array([0, 2**63 - 1, -(2**63) + nodes + 5, nodes], np.int64)
+
+
 def test_tampered_weights_are_found(folder):
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-9] ^= 1
@@ -124,6 +130,10 @@ def test_tampered_weights_are_found(folder):
         put("starts", 0, 1),
         put("starts", -1, 10**9),
         put("starts", 1, -5),
+        wrap_starts,
+        lambda arrays: arrays.update({"classifier.values": np.zeros_like(arrays["classifier.values"])}),
+        lambda arrays: arrays.update({"classifier.values": arrays["classifier.values"] * [-1, 1, 1]}),
+        lambda arrays: arrays.update({"classifier.values": arrays["classifier.values"] * 2}),
         lambda arrays: arrays.pop("classifier.left"),
         lambda arrays: arrays.update({"classifier.left": arrays["classifier.left"][:-1]}),
         lambda arrays: arrays.update({"classifier.values": arrays["classifier.values"][:, :2].copy()}),

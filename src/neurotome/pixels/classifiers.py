@@ -165,7 +165,10 @@ def _build_walker(trees: Trees, span: slice) -> Any:
 
 def _check_trees(trees: Trees, classes: int) -> None:
     nodes, starts = len(trees.left), trees.starts
-    if starts.ndim != 1 or len(starts) < 2 or starts[0] != 0 or starts[-1] != nodes or (np.diff(starts) < 1).any():
+    # within the nodes before they are subtracted: the difference of two huge numbers wraps around to what looks like a size
+    if starts.ndim != 1 or len(starts) < 2 or ((starts < 0) | (starts > nodes)).any():
+        raise ValueError("trees that begin or end where there are no nodes")
+    if starts[0] != 0 or starts[-1] != nodes or (np.diff(starts) < 1).any():
         raise ValueError("trees that do not begin and end where they should")
     if any(part.shape != (nodes,) for part in (trees.left, trees.right, trees.feature, trees.threshold)):
         raise ValueError("arrays of nodes that differ in length")
@@ -188,6 +191,9 @@ def _check_trees(trees: Trees, classes: int) -> None:
     if trees.values.shape != (nodes, 1 if boosted else classes):
         raise ValueError(f"values of shape {trees.values.shape} for {nodes} nodes and {classes} classes")
     _check_finite(trees.threshold, trees.values, trees.base)
+    shares = trees.values[leaf]
+    if not boosted and ((shares < 0).any() or (np.abs(shares.sum(1) - 1) > 1e-3).any()):
+        raise ValueError("a leaf whose class probabilities are negative or do not sum to 1")
 
 
 @dataclass(frozen=True)
