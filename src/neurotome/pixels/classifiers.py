@@ -74,6 +74,75 @@ class Linear:
         return found
 
 
+ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
+"""What follows an inner layer of a `Dense`; a file holds the position."""
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A network of full layers on the features of one pixel, with a softmax at its end.
+
+    Attributes:
+        weights: Of each layer, float32, shape (outputs, inputs).
+        biases: Of each layer, float32, shape (outputs,).
+        activation: One of `ACTIVATIONS`.
+    """
+
+    weights: tuple[NDArray[np.float32], ...]
+    biases: tuple[NDArray[np.float32], ...]
+    activation: str
+    kind = "dense"
+
+    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the softmax of what the last layer gives; see `Classifier`."""
+        found = features
+        for i, (weights, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            found = weights @ (_activate(found, self.activation) if i else found)
+            found += bias[:, None]
+        return _softmax(found)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Returns the layers, numbered, and the position of the activation."""
+        layers = enumerate(zip(self.weights, self.biases, strict=True))
+        named = {f"{name}{i}": part for i, pair in layers for name, part in zip(("weights", "bias"), pair, strict=True)}
+        return {"activation": np.array([ACTIVATIONS.index(self.activation)], np.int32), **named}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, features: int, classes: int) -> Dense:
+        """Rebuilds the layers, and checks what a stranger may have written.
+
+        Raises:
+            ValueError: The layers do not follow one another, or are not of these features and classes.
+        """
+        count = (len(arrays) - 1) // 2
+        weights = tuple(np.asarray(arrays[f"weights{i}"], np.float32) for i in range(count))
+        biases = tuple(np.asarray(arrays[f"bias{i}"], np.float32) for i in range(count))
+        activation = np.asarray(arrays["activation"], np.int32)
+        if activation.shape != (1,) or not 0 <= activation[0] < len(ACTIVATIONS):
+            raise ValueError(f"activation {activation.tolist()[:5]} of {len(ACTIVATIONS)}")
+        inputs = features
+        for matrix, bias in zip(weights, biases, strict=True):
+            if matrix.ndim != 2 or matrix.shape[1] != inputs or bias.shape != matrix.shape[:1]:
+                raise ValueError(f"a layer of shape {matrix.shape} with {inputs} inputs and a bias of shape {bias.shape}")
+            inputs = len(matrix)
+        if not count or inputs != classes:
+            raise ValueError(f"{count} layers that end in {inputs} outputs for {classes} classes")
+        _check_finite(*weights, *biases)
+        return cls(weights, biases, ACTIVATIONS[activation[0]])
+
+
+def _activate(values: NDArray[np.float32], activation: str) -> NDArray[np.float32]:
+    if activation == "relu":
+        return np.maximum(values, 0, out=values)
+    if activation == "tanh":
+        return np.tanh(values, out=values)
+    if activation == "logistic":  # 1 / (1 + exp(-v)) without an overflow
+        values = np.tanh(values * np.float32(0.5), out=values)
+        values += 1
+        values *= np.float32(0.5)
+    return values
+
+
 @dataclass(frozen=True)
 class Trees:
     """A random forest or gradient boosted trees, whoever has grown them: nodes as arrays, tree after tree.
@@ -212,8 +281,8 @@ PLAIN = (
 )
 """Classes that are kept by skops: they predict with numpy alone, and are nothing but settings and arrays of numbers.
 
-Others trust what they hold, as libsvm trusts the counts of its support vectors: a file that has been tampered with would have
-memory read that is not theirs, although skops finds nothing but scikit-learn's own types in it.
+Others trust what they hold, as libsvm trusts the counts of its support vectors: a file that has been tampered with would
+make them read beyond their memory, although skops finds nothing but scikit-learn's own types in it.
 """
 
 _DERIVED = ("_loss_function_",)
@@ -362,14 +431,17 @@ def _list_nodes(content: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _refuse_types(foreign: Sequence[str]) -> ModelError:
+    named = ", ".join(list(dict.fromkeys(foreign))[:5])
     return ModelError(
-        f"the classifier is made of types that are not allowed, {', '.join(list(dict.fromkeys(foreign))[:5])}, so it was not "
-        "loaded: loading them could run code or read memory that is not theirs. Use a model whose classifier is one of "
+        f"the classifier is made of types that are not allowed, {named}, so it was not loaded: "
+        "loading them could run code or read memory that is not theirs. Use a model whose classifier is one of "
         f"{', '.join(PLAIN)}, or one that is saved as its numbers."
     )
 
 
-CLASSIFIERS: dict[str, type[Linear | Trees | Estimator]] = {one.kind: one for one in (Linear, Trees, Estimator)}
+CLASSIFIERS: dict[str, type[Linear | Trees | Dense | Estimator]] = {
+    one.kind: one for one in (Linear, Trees, Dense, Estimator)
+}
 
 
 def _check_finite(*arrays: NDArray[Any]) -> None:
