@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import io
 import json
+import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +44,9 @@ KINDS = {
     "encoder": {"features": "encoder"},
     "3d": {"filters": FilterSettings((2.0,), "um", 3)},
 }
+
+
+ENCODER = dataclasses.asdict(EncoderSettings())
 
 
 @pytest.fixture(scope="module")
@@ -164,11 +169,87 @@ def test_impossible_trees_are_refused(folder, change):
         {"features": {"kind": "pickle"}},
         {"halo": 3},
         {"classes": {}},
+        {"voxel_size_um": [0, 0, 0]},
+        {"voxel_size_um": [1, -1, 1]},
+        {"voxel_size_um": [1, 1, float("nan")]},
+        {"voxel_size_um": [1, 1, float("inf")]},
+        {"voxel_size_um": [1, 1]},
+        {"voxel_size_um": [10**400, 1, 1]},
+        {
+            "features": {
+                "kind": "filters",
+                "filters": {"sigmas": [1e308], "dimensions": 2, "unit": "pixel"},
+                "encoder": ENCODER,
+            }
+        },
+        *(
+            {"normalization": {"mode": "dataset", "mean": 100.0, "std": 40.0, "dtype": "uint8", **wrong}}
+            for wrong in (
+                {"mean": float("nan")},
+                {"mean": float("inf")},
+                {"mean": -1e39},
+                {"std": 0},
+                {"std": -1},
+                {"std": 1e-320},
+                {"std": float("inf")},
+                {"std": float("nan")},
+                {"mode": "none"},
+            )
+        ),
     ],
 )
 def test_impossible_descriptions_are_refused(folder, changes):
     describe(folder, **changes)
     with pytest.raises(ModelError, match="damaged model folder"):
+        load_predictor(folder)
+
+
+@pytest.fixture(scope="module")
+def deep(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("deep") / "model"
+    save_pixels(fit(dataset, "encoder"), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("model", {"in_channels": 2}),
+        ("model", {"in_channels": 259}),
+        ("model", {"in_channels": 257}),
+        ("model", {"in_channels": 10**9 + 1}),
+        ("model", {"in_channels": -1}),
+        ("model", {"in_channels": "1"}),
+        ("model", {"in_channels": True}),
+        ("model", {"encoder_weights": "imagenet"}),
+        ("encoder", {"classes": 256}),
+        ("encoder", {"classes": 0}),
+        ("halo", -1),
+    ],
+)
+def test_impossible_encoders_are_refused(deep, tmp_path, monkeypatch, part, changes):
+    folder = Path(shutil.copytree(deep, tmp_path / "model"))
+    encoder = json.loads((folder / "model.json").read_text())["encoder"]
+    if part == "halo":
+        describe(folder, halo=changes)
+    else:
+        (encoder["model"] if part == "model" else encoder).update(changes)
+        describe(folder, encoder=encoder)
+    monkeypatch.setattr("neurotome.pixels.folder.build_network", lambda *_: pytest.fail("a network was built"))
+    with pytest.raises(ModelError, match="damaged model folder"):
+        load_predictor(folder)
+
+
+def test_tampered_encoder_weights_are_refused(deep, tmp_path):
+    folder = Path(shutil.copytree(deep, tmp_path / "model"))
+
+    def spoil(arrays):
+        name = next(name for name, array in arrays.items() if name.startswith("encoder.") and array.ndim == 4)
+        arrays[name] = arrays[name].copy()
+        arrays[name][0, 0, 0, 0] = np.nan
+
+    change_arrays(folder, spoil)
+    with pytest.raises(ModelError, match=r"damaged model folder \(encoder weights .* NaN"):
         load_predictor(folder)
 
 
