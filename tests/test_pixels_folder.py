@@ -41,6 +41,7 @@ KINDS = {
     "gbdt": {"learner": "gbdt", "features": "identity"},
     "lr": {"learner": "lr"},
     "skops": {"learner": "sklearn.naive_bayes.GaussianNB"},
+    "dense": {"learner": "sklearn.neural_network.MLPClassifier", "options": {"tol": 1e9}},
     "encoder": {"features": "encoder"},
     "3d": {"filters": FilterSettings((2.0,), "um", 3)},
 }

@@ -1,9 +1,10 @@
 """The model folder of a pixel classifier: model.safetensors and model.json, like a network's; no pickle.
 
-Trees and linear classifiers are saved as their numbers, in the same file format as a network's weights: the smallest and the
-fastest to load, needing neither LightGBM nor the scikit-learn that trained them, and what is read can be checked in full
-before it is used. ONNX would need two more packages to write and read; the booster's own text is parsed by code that trusts
-it; and skops, which is used for what has no such form here, checks the types that a file names, but not a tree's nodes.
+Trees, layers and linear classifiers are saved as their numbers, in the same file format as a network's weights: the smallest
+and the fastest to load, needing neither LightGBM nor the scikit-learn that trained them, and what is read can be checked in
+full before it is used. ONNX would need two more packages to write and read; the booster's own text is parsed by code that
+trusts it; and skops, which is used for a few classes that have no such form here, checks the types that a file names, but
+not a tree's nodes.
 """
 
 from __future__ import annotations
