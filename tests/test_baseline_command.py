@@ -113,7 +113,7 @@ def test_config_repeats_the_run(runs, tmp_path):
 
 def test_wrong_settings_leave_no_folder(data, tmp_path, capsys):
     assert run("baseline", data, "--out", tmp_path / "run", "--learner", "sklearn.svm.LinearSVC") == 1
-    assert "no predict_proba" in capsys.readouterr().err
+    assert "could not be saved without pickle" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

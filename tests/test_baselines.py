@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -18,7 +19,15 @@ from sklearn.preprocessing import StandardScaler
 
 from neurotome.baselines.fit import BaselineSettings, fit_baseline, read_bytes
 from neurotome.baselines.importance import measure_importance, shuffle_features
-from neurotome.baselines.learners import BoostingSettings, ForestSettings, LogisticSettings, Stream
+from neurotome.baselines.learners import (
+    BoostingSettings,
+    ForestSettings,
+    LogisticSettings,
+    Stream,
+    choose_learner,
+    convert,
+    list_savable,
+)
 from neurotome.baselines.majority import fit_majority
 from neurotome.baselines.sample import LabelledPixels, limit_rows, spread_rows
 from neurotome.baselines.trees import from_forest
@@ -30,6 +39,7 @@ from neurotome.errors import DatasetError, ImageError, ModelError, NeurotomeErro
 from neurotome.features import FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.base import compute_features
 from neurotome.normalize import Normalization
+from neurotome.pixels.classifiers import Dense, is_class
 from neurotome.pixels.predictor import PixelPredictor, iterate_windows, list_windows
 from neurotome.predictor import predict_slice
 from neurotome.volume import Volume
@@ -231,6 +241,118 @@ def test_lightgbm_trees_agree_with_its_own_prediction():
     np.testing.assert_allclose(found.T, booster.predict(table), atol=1e-6)
 
 
+FORMS = [
+    ("sklearn.discriminant_analysis.LinearDiscriminantAnalysis", {}),
+    ("sklearn.ensemble.BaggingClassifier", {"n_estimators": 4, "max_features": 3}),
+    ("sklearn.ensemble.BaggingClassifier", {"n_estimators": 4, "max_samples": 5}),
+    ("sklearn.ensemble.ExtraTreesClassifier", {"n_estimators": 4}),
+    ("sklearn.ensemble.GradientBoostingClassifier", {"n_estimators": 4}),
+    ("sklearn.ensemble.GradientBoostingClassifier", {"n_estimators": 4, "init": "zero", "subsample": 0.5}),
+    ("sklearn.ensemble.HistGradientBoostingClassifier", {"max_iter": 4}),
+    ("sklearn.ensemble.RandomForestClassifier", {"n_estimators": 4}),
+    ("sklearn.linear_model.LogisticRegression", {}),
+    ("sklearn.linear_model.SGDClassifier", {"loss": "log_loss"}),
+    ("sklearn.neural_network.MLPClassifier", {"hidden_layer_sizes": 7}),
+    ("sklearn.neural_network.MLPClassifier", {"activation": "tanh"}),
+    ("sklearn.neural_network.MLPClassifier", {"activation": "logistic"}),
+    ("sklearn.neural_network.MLPClassifier", {"activation": "identity"}),
+    ("sklearn.tree.DecisionTreeClassifier", {"max_depth": 4}),
+    ("sklearn.tree.ExtraTreeClassifier", {}),
+    ("lightgbm.LGBMClassifier", {"n_estimators": 4}),
+    ("lightgbm.LGBMClassifier", {"n_estimators": 4, "boosting_type": "dart"}),
+]
+
+
+def choose(learner, options, seed=0):
+    return choose_learner(learner, seed, ForestSettings(), BoostingSettings(), LogisticSettings(), options)
+
+
+def make_table(classes):
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(600, 6)).astype(np.float32)
+    return table, np.minimum((table[:, 0] > 0).astype(np.int64) + (table[:, 1] * table[:, 2] > 0.3), classes - 1)
+
+
+def compare_with_its_own(learner, options, classes):
+    """Trains a learner, takes it through its arrays, and compares it with what its estimator predicts."""
+    table, labels = make_table(classes)
+    weights = np.random.default_rng(1).uniform(0.5, 2, len(labels))
+    kept = []
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that so few steps have not converged
+        patch.setattr("neurotome.baselines.learners.convert", lambda estimator: kept.append(estimator) or convert(estimator))
+        found = choose(learner, options).train(table, labels, weights)
+        again = type(found).from_arrays(found.to_arrays(), 6, classes)
+        other = np.random.default_rng(2).normal(size=(500, 6)).astype(np.float32)
+        expected = kept[0].predict_proba(other)
+    np.testing.assert_allclose(again.predict(np.ascontiguousarray(other.T)).T, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize(("learner", "options"), FORMS)
+def test_forms_agree_with_their_estimators(learner, options, classes):
+    pytest.importorskip(learner.split(".")[0], reason="the extra gbm is not installed")
+    compare_with_its_own(learner, options, classes)
+
+
+def test_other_losses_agree_with_their_estimators():
+    compare_with_its_own("sklearn.ensemble.GradientBoostingClassifier", {"n_estimators": 4, "loss": "exponential"}, 2)
+    compare_with_its_own("sklearn.linear_model.LogisticRegression", {"solver": "liblinear"}, 2)
+    compare_with_its_own("sklearn.linear_model.SGDClassifier", {"loss": "modified_huber"}, 3)
+
+
+@pytest.mark.parametrize("path", list_savable())
+def test_savable_classes_are_where_they_are_named(path):
+    module, _, name = path.rpartition(".")
+    kind = getattr(pytest.importorskip(module, reason="the extra gbm is not installed"), name)
+    assert is_class(kind, path)
+
+
+def test_layers_are_checked():
+    found = Dense((np.ones((4, 6), np.float32), np.ones((3, 4), np.float32)), (np.ones(4), np.ones(3)), "relu")
+    arrays = found.to_arrays()
+    assert Dense.from_arrays(arrays, 6, 3).activation == "relu"
+    for name, wrong in {
+        "activation": np.array([4]),
+        "weights0": np.ones((4, 5)),
+        "weights1": np.ones((3, 5)),
+        "bias0": np.ones(3),
+        "bias1": np.full(3, np.inf),
+    }.items():
+        with pytest.raises(ValueError, match=r"layer|activation|infinite"):
+            Dense.from_arrays({**arrays, name: wrong}, 6, 3)
+    with pytest.raises(ValueError, match="3 outputs for 2 classes"):
+        Dense.from_arrays(arrays, 6, 2)
+    with pytest.raises(KeyError):
+        Dense.from_arrays({name: part for name, part in arrays.items() if name != "bias0"}, 6, 3)
+
+
+def test_lightgbm_objectives_that_have_no_form_are_refused():
+    pytest.importorskip("lightgbm", reason="the extra gbm is not installed")
+    for options in ({"objective": "multiclassova"}, {"boosting_type": "rf"}):
+        with pytest.raises(SettingsError, match="could not be saved; expected"):
+            choose("lightgbm.LGBMClassifier", options)
+
+
+def test_truths_are_read_from_text():
+    from neurotome.baselines.learners import _read_option
+
+    found = [_read_option("True", False), _read_option("false", True), _read_option("true", "auto"), _read_option(3, True)]
+    assert found == [True, False, "true", 3]
+    assert (
+        choose("sklearn.linear_model.SGDClassifier", {"loss": "log_loss", "shuffle": "false"}).stream(2).estimator.shuffle
+        is False
+    )
+
+
+def test_what_training_refuses_names_the_learner():
+    table, labels = make_table(3)
+    learner = choose("sklearn.linear_model.SGDClassifier", {"loss": "log_loss", "alpha": -1})
+    for learn in (learner.train, learner.stream(3).learn):
+        with pytest.raises(NeurotomeError, match=r"SGDClassifier' with .*'alpha': -1.* cannot be trained"):
+            learn(table, labels, np.ones(len(labels)))
+
+
 def test_sample_is_balanced_and_without_repeats():
     # the grey value names the pixel, so the draw can be read back from the first feature
     labels = np.random.default_rng(0).choice([0, 0, 0, 0, 1, 2, 255], (3, 20, 30)).astype(np.uint8)
@@ -349,10 +471,16 @@ def test_reads_sizes():
     [
         ("rff", {}, "Did you mean 'rf'"),
         ("rf", {"trees": 3}, "rf has settings of its own"),
-        ("sklearn.svm.LinearSVC", {}, "no predict_proba"),
+        ("sklearn.svm.LinearSVC", {}, "could not be saved without pickle .* sklearn.naive_bayes.GaussianNB"),
+        ("sklearn.neighbors.KNeighborsClassifier", {}, "could not be saved without pickle"),
+        ("sklearn.ensemble.AdaBoostClassifier", {}, "could not be saved without pickle"),
+        ("sklearn.ensemble.VotingClassifier", {}, "could not be saved without pickle"),
         ("sklearn.linear_model.SGDClassifier", {}, "no predict_proba"),
         ("sklearn.naive_bayes.Gaussian", {}, "cannot be imported"),
         ("nowhere.Classifier", {}, "cannot be imported"),
+        (".svm", {}, "cannot be imported"),
+        (".", {}, "cannot be imported"),
+        ("..a", {}, "cannot be imported"),
         ("os.path.join", {}, "no scikit-learn classifier"),
         ("sklearn.naive_bayes.GaussianNB", {"smoothing": 1}, "unknown option of GaussianNB 'smoothing'"),
     ],

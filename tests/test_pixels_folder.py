@@ -2,11 +2,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
+import shutil
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import SGDClassifier
+from sklearn.naive_bayes import BernoulliNB, GaussianNB
+from sklearn.svm import SVC
 
 from neurotome.baselines.fit import BaselineSettings, fit_baseline
 from neurotome.baselines.learners import BoostingSettings, ForestSettings
@@ -16,6 +25,7 @@ from neurotome.errors import ModelError, NeurotomeError
 from neurotome.features import EncoderSettings, FilterSettings
 from neurotome.load import load_predictor
 from neurotome.models.folder import load_model
+from neurotome.pixels.classifiers import Estimator
 from neurotome.pixels.folder import load_pixels, save_pixels
 from neurotome.volume import Volume
 
@@ -31,9 +41,13 @@ KINDS = {
     "gbdt": {"learner": "gbdt", "features": "identity"},
     "lr": {"learner": "lr"},
     "skops": {"learner": "sklearn.naive_bayes.GaussianNB"},
+    "dense": {"learner": "sklearn.neural_network.MLPClassifier", "options": {"tol": 1e9}},
     "encoder": {"features": "encoder"},
     "3d": {"filters": FilterSettings((2.0,), "um", 3)},
 }
+
+
+ENCODER = dataclasses.asdict(EncoderSettings())
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +116,12 @@ def put(name, place, value):
     return change
 
 
+def wrap_starts(arrays):
+    """Starts whose differences wrap around in int64: they looked like sizes, and np.repeat wrote beyond its memory."""
+    nodes = len(arrays["classifier.left"])
+    arrays["classifier.starts"] = np.array([0, 2**63 - 1, -(2**63) + nodes + 5, nodes], np.int64)
+
+
 def test_tampered_weights_are_found(folder):
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-9] ^= 1
@@ -124,6 +144,10 @@ def test_tampered_weights_are_found(folder):
         put("starts", 0, 1),
         put("starts", -1, 10**9),
         put("starts", 1, -5),
+        wrap_starts,
+        lambda arrays: arrays.update({"classifier.values": np.zeros_like(arrays["classifier.values"])}),
+        lambda arrays: arrays.update({"classifier.values": arrays["classifier.values"] * [-1, 1, 1]}),
+        lambda arrays: arrays.update({"classifier.values": arrays["classifier.values"] * 2}),
         lambda arrays: arrays.pop("classifier.left"),
         lambda arrays: arrays.update({"classifier.left": arrays["classifier.left"][:-1]}),
         lambda arrays: arrays.update({"classifier.values": arrays["classifier.values"][:, :2].copy()}),
@@ -146,11 +170,87 @@ def test_impossible_trees_are_refused(folder, change):
         {"features": {"kind": "pickle"}},
         {"halo": 3},
         {"classes": {}},
+        {"voxel_size_um": [0, 0, 0]},
+        {"voxel_size_um": [1, -1, 1]},
+        {"voxel_size_um": [1, 1, float("nan")]},
+        {"voxel_size_um": [1, 1, float("inf")]},
+        {"voxel_size_um": [1, 1]},
+        {"voxel_size_um": [10**400, 1, 1]},
+        {
+            "features": {
+                "kind": "filters",
+                "filters": {"sigmas": [1e308], "dimensions": 2, "unit": "pixel"},
+                "encoder": ENCODER,
+            }
+        },
+        *(
+            {"normalization": {"mode": "dataset", "mean": 100.0, "std": 40.0, "dtype": "uint8", **wrong}}
+            for wrong in (
+                {"mean": float("nan")},
+                {"mean": float("inf")},
+                {"mean": -1e39},
+                {"std": 0},
+                {"std": -1},
+                {"std": 1e-320},
+                {"std": float("inf")},
+                {"std": float("nan")},
+                {"mode": "none"},
+            )
+        ),
     ],
 )
 def test_impossible_descriptions_are_refused(folder, changes):
     describe(folder, **changes)
     with pytest.raises(ModelError, match="damaged model folder"):
+        load_predictor(folder)
+
+
+@pytest.fixture(scope="module")
+def deep(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("deep") / "model"
+    save_pixels(fit(dataset, "encoder"), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("model", {"in_channels": 2}),
+        ("model", {"in_channels": 259}),
+        ("model", {"in_channels": 257}),
+        ("model", {"in_channels": 10**9 + 1}),
+        ("model", {"in_channels": -1}),
+        ("model", {"in_channels": "1"}),
+        ("model", {"in_channels": True}),
+        ("model", {"encoder_weights": "imagenet"}),
+        ("encoder", {"classes": 256}),
+        ("encoder", {"classes": 0}),
+        ("halo", -1),
+    ],
+)
+def test_impossible_encoders_are_refused(deep, tmp_path, monkeypatch, part, changes):
+    folder = Path(shutil.copytree(deep, tmp_path / "model"))
+    encoder = json.loads((folder / "model.json").read_text())["encoder"]
+    if part == "halo":
+        describe(folder, halo=changes)
+    else:
+        (encoder["model"] if part == "model" else encoder).update(changes)
+        describe(folder, encoder=encoder)
+    monkeypatch.setattr("neurotome.pixels.folder.build_network", lambda *_: pytest.fail("a network was built"))
+    with pytest.raises(ModelError, match="damaged model folder"):
+        load_predictor(folder)
+
+
+def test_tampered_encoder_weights_are_refused(deep, tmp_path):
+    folder = Path(shutil.copytree(deep, tmp_path / "model"))
+
+    def spoil(arrays):
+        name = next(name for name, array in arrays.items() if name.startswith("encoder.") and array.ndim == 4)
+        arrays[name] = arrays[name].copy()
+        arrays[name][0, 0, 0, 0] = np.nan
+
+    change_arrays(folder, spoil)
+    with pytest.raises(ModelError, match=r"damaged model folder \(encoder weights .* NaN"):
         load_predictor(folder)
 
 
@@ -168,13 +268,115 @@ class Evil:
         return print, ("ran",)
 
 
-def test_foreign_types_are_not_loaded(dataset, tmp_path, monkeypatch):
-    skops = pytest.importorskip("skops.io", reason="the extra skops is not installed")
-    save_pixels(fit(dataset, "skops"), tmp_path)
-    content = np.frombuffer(skops.dumps({"classifier": Evil()}), np.uint8)
-    change_arrays(tmp_path, lambda arrays: arrays.update({"classifier.skops": content}))
-    with pytest.raises(ModelError, match=r"types that are not allowed, .*could run code"):
-        load_pixels(tmp_path)
+def put_skops(folder, content):
+    content = np.frombuffer(content, np.uint8)
+    change_arrays(folder, lambda arrays: arrays.update({"classifier.skops": content}))
+
+
+def make_table(features, classes=3):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(90, features)).astype(np.float32), np.arange(90) % classes
+
+
+@pytest.fixture
+def naive(dataset, tmp_path):
+    pytest.importorskip("skops.io", reason="the extra skops is not installed")
+    predictor = fit(dataset, "skops")
+    save_pixels(predictor, tmp_path / "model")
+    return tmp_path / "model", predictor.classifier.estimator
+
+
+def test_foreign_types_are_not_loaded(naive):
+    import skops.io
+
+    for one in (Evil(), {"classifier": Evil()}, [1]):
+        put_skops(naive[0], skops.io.dumps(one))
+        with pytest.raises(ModelError, match=r"types that are not allowed, .*could run code"):
+            load_pixels(naive[0])
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_memory_unsafe_estimators_are_not_loaded(naive, hide):
+    # skops trusts both; with these counts libsvm would read beyond its support vectors
+    import skops.io
+
+    folder, estimator = naive
+    svc = SVC().fit(*make_table(estimator.n_features_in_))
+    svc._n_support = np.full(3, 10**6, np.int32)
+    assert skops.io.get_untrusted_types(data=skops.io.dumps(svc)) == []
+    if hide:
+        estimator.priors = svc
+    put_skops(folder, skops.io.dumps(estimator if hide else svc))
+    with pytest.raises(ModelError, match=r"types that are not allowed, sklearn.svm._classes.SVC"):
+        load_pixels(folder)
+
+
+def test_unsafe_estimators_are_not_saved():
+    with pytest.raises(ModelError, match=r"sklearn.svm._classes.SVC cannot be kept without pickle"):
+        Estimator(SVC().fit(*make_table(4)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("theta_", np.zeros((3, 2))),
+        ("theta_", np.zeros((2, 2))),
+        ("var_", -1.0),
+        ("var_", np.nan),
+        ("class_prior_", np.full(2, 0.5)),
+        ("classes_", np.arange(4)),
+        ("classes_", "abc"),
+        ("n_features_in_", 7),
+        ("predict_proba", 1),
+    ],
+)
+def test_impossible_estimators_are_refused(naive, name, value):
+    import skops.io
+
+    folder, estimator = naive
+    setattr(estimator, name, np.full_like(estimator.var_, value) if name == "var_" else value)
+    put_skops(folder, skops.io.dumps(estimator))
+    with pytest.raises(ModelError, match="damaged model folder"):
+        load_pixels(folder)
+
+
+def test_damaged_and_large_archives_are_refused(naive, monkeypatch):
+    import skops.io
+
+    folder, estimator = naive
+    whole = skops.io.dumps(estimator)
+    empty = io.BytesIO()
+    with zipfile.ZipFile(empty, "w") as archive:
+        archive.writestr("other.json", "{}")
+    for content in (b"", b"no archive", whole[: len(whole) // 2], empty.getvalue()):
+        put_skops(folder, content)
+        with pytest.raises(ModelError, match="damaged model folder"):
+            load_pixels(folder)
+    estimator.theta_ = np.zeros((3, 10**6))
+    put_skops(folder, skops.io.dumps(estimator, compression=zipfile.ZIP_DEFLATED))
+    monkeypatch.setattr("neurotome.pixels.classifiers.MOST_BYTES", 10**6)
+    with pytest.raises(ModelError, match=r"bytes when unpacked; expected at most 1000000"):
+        load_pixels(folder)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        GaussianNB(),
+        BernoulliNB(),
+        QuadraticDiscriminantAnalysis(reg_param=0.1),
+        SGDClassifier(loss="log_loss", random_state=0),
+        SGDClassifier(loss="modified_huber", random_state=0, average=True),
+        DummyClassifier(),
+    ],
+)
+def test_plain_estimators_are_kept(estimator, classes):
+    pytest.importorskip("skops.io", reason="the extra skops is not installed")
+    table, labels = make_table(5, classes)
+    arrays = Estimator(estimator.fit(table, labels)).to_arrays()
+    found = Estimator.from_arrays(arrays, 5, classes).predict(np.ascontiguousarray(table.T))
+    np.testing.assert_allclose(found.T, estimator.predict_proba(table), atol=1e-6)
 
 
 def test_missing_skops_names_its_command(dataset, tmp_path, monkeypatch):

@@ -86,12 +86,14 @@ class Normalization:
         """Rebuilds a Normalization from `to_json`.
 
         Raises:
-            ValueError: The mode is not known or the standard deviation is not positive.
+            ValueError: The mode is not known, the standard deviation not positive, or a number cannot be had in float32.
         """
-        mode, std = str(content["mode"]), float(content["std"])
-        if mode not in MODES or not std > 0:
-            raise ValueError(f"normalisation {mode!r} with standard deviation {std}")
-        return cls(mode, float(content["mean"]), std, str(content["dtype"]))
+        mode, mean, std = str(content["mode"]), float(content["mean"]), float(content["std"])
+        most = float(np.finfo(np.float32).max)
+        # grey values are scaled in float32, by the inverse of the standard deviation
+        if mode not in MODES or not (abs(mean) < most and 1 / most < std < most):
+            raise ValueError(f"normalisation {mode!r} with mean {mean} and standard deviation {std}")
+        return cls(mode, mean, std, str(content["dtype"]))
 
 
 def measure_tissue(volume: Volume) -> Scale:

@@ -45,8 +45,8 @@ class BaselineSettings:
     """How a pixel classifier is trained."""
 
     learner: str = "rf"
-    """rf (random forest), lr (logistic regression), gbdt (gradient boosted trees), or the import path of a scikit-learn
-    classifier, such as sklearn.naive_bayes.GaussianNB."""
+    """rf (random forest), lr (logistic regression), gbdt (gradient boosted trees), or the import path of a classifier that
+    can be saved without pickle, such as sklearn.neural_network.MLPClassifier; a wrong one is answered with the list."""
 
     features: Kind = "filters"
     """identity: the grey value; filters: a bank at several scales; encoder: inner layers of a network."""

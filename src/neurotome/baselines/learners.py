@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.baselines.trees import from_boosting, from_forest, from_lightgbm
+from neurotome.baselines.trees import (
+    from_bagging,
+    from_boosting,
+    from_forest,
+    from_gradient,
+    from_lightgbm,
+    from_lightgbm_classifier,
+    from_tree,
+)
 from neurotome.errors import NeurotomeError, SettingsError, unknown
 from neurotome.lazy import import_extra
-from neurotome.pixels.classifiers import Classifier, Estimator, Linear
+from neurotome.pixels.classifiers import PLAIN, Classifier, Dense, Estimator, Linear, is_class
 from neurotome.pixels.predictor import count_cores
 
 LEARNERS = ("rf", "lr", "gbdt")
@@ -103,16 +113,22 @@ class Learner:
 
 @dataclass
 class Stream:
-    """An estimator that learns part by part."""
+    """An estimator that learns part by part; `origin` says for people where it came from."""
 
     estimator: Any
     classes: int
     weighs: bool
+    origin: str
 
     def learn(self, table: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
-        """Learns from a part; `labels` are 0, 1, ..."""
+        """Learns from a part; `labels` are 0, 1, ...
+
+        Raises:
+            NeurotomeError: The estimator refuses the part or its own options.
+        """
         more = {"sample_weight": weights} if self.weighs else {}
-        self.estimator.partial_fit(table, labels, classes=np.arange(self.classes), **more)
+        with _explain_failure(self.origin):
+            self.estimator.partial_fit(table, labels, classes=np.arange(self.classes), **more)
 
     def finish(self) -> Classifier:
         """Returns what was learned."""
@@ -158,23 +174,40 @@ def choose_learner(
 
 
 def convert(estimator: Any) -> Classifier:
-    """Returns a trained estimator as numbers, or as it is where it has no such form here."""
-    for kind, take in _list_own().items():
-        if isinstance(estimator, kind):
-            return take(estimator)
-    return Estimator(estimator)
+    """Returns a trained estimator as numbers, or as it is where it has no such form here.
+
+    Raises:
+        NeurotomeError: It cannot be kept without pickle.
+    """
+    take = _find_form(type(estimator))
+    return Estimator(estimator) if take is None else take(estimator)
 
 
-def _list_own() -> dict[type, Callable[[Any], Classifier]]:
-    """Returns the kinds of estimators that have a form of their own here."""
-    from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
-    from sklearn.linear_model import LogisticRegression
+def list_savable() -> list[str]:
+    """Returns the import paths of the classes that can be saved without pickle."""
+    return sorted([*_list_own(), *PLAIN])
 
+
+def _find_form(kind: type) -> Callable[[Any], Classifier] | None:
+    """Returns what makes numbers of an estimator of a class; None where it has no form of its own here."""
+    return next((take for path, take in _list_own().items() if is_class(kind, path)), None)
+
+
+def _list_own() -> dict[str, Callable[[Any], Classifier]]:
+    """Returns the classes of estimators that have a form of their own here."""
     return {
-        RandomForestClassifier: from_forest,
-        ExtraTreesClassifier: from_forest,
-        HistGradientBoostingClassifier: from_boosting,
-        LogisticRegression: _from_logistic,
+        "lightgbm.LGBMClassifier": from_lightgbm_classifier,
+        "sklearn.discriminant_analysis.LinearDiscriminantAnalysis": _from_logistic,
+        "sklearn.ensemble.BaggingClassifier": from_bagging,
+        "sklearn.ensemble.ExtraTreesClassifier": from_forest,
+        "sklearn.ensemble.GradientBoostingClassifier": from_gradient,
+        "sklearn.ensemble.HistGradientBoostingClassifier": from_boosting,
+        "sklearn.ensemble.RandomForestClassifier": from_forest,
+        "sklearn.linear_model.LogisticRegression": _from_logistic,
+        "sklearn.linear_model.LogisticRegressionCV": _from_logistic,
+        "sklearn.neural_network.MLPClassifier": _from_layers,
+        "sklearn.tree.DecisionTreeClassifier": from_tree,
+        "sklearn.tree.ExtraTreeClassifier": from_tree,
     }
 
 
@@ -218,12 +251,31 @@ def _make_logistic(seed: int, settings: LogisticSettings) -> Learner:
 
 
 def _from_logistic(found: Any, mean: NDArray[np.float64] | float = 0, std: NDArray[np.float64] | float = 1) -> Linear:
-    """Returns a logistic regression with the scaling of its features in its weights."""
+    """Returns a logistic regression, or what is one in the end, with the scaling of its features in its weights.
+
+    Raises:
+        NeurotomeError: It holds one regression per class, whose probabilities are no softmax.
+    """
+    if len(found.coef_) > 1 and (getattr(found, "multi_class", "") == "ovr" or found.solver == "liblinear"):
+        raise NeurotomeError(
+            "a logistic regression of one class against the others at a time cannot be saved. Leave out the options solver "
+            "and multi_class."
+        )
     weights, bias = np.asarray(found.coef_, np.float64), np.asarray(found.intercept_, np.float64)
     if len(weights) == 1:  # two classes: scikit-learn keeps the second one's scores, the first one's are 0
         weights, bias = np.concatenate([np.zeros_like(weights), weights]), np.concatenate([[0.0], bias])
     weights = weights / std
     return Linear(weights.astype(np.float32), (bias - (weights * mean).sum(1)).astype(np.float32))
+
+
+def _from_layers(found: Any) -> Dense:
+    """Returns a trained MLPClassifier; of two classes it keeps the second one's scores, the first one's are 0."""
+    weights = [np.asarray(one, np.float32).T for one in found.coefs_]
+    biases = [np.asarray(one, np.float32) for one in found.intercepts_]
+    if len(biases[-1]) == 1:
+        weights[-1] = np.concatenate([np.zeros_like(weights[-1]), weights[-1]])
+        biases[-1] = np.concatenate([np.zeros_like(biases[-1]), biases[-1]])
+    return Dense(tuple(map(np.ascontiguousarray, weights)), tuple(biases), found.activation)
 
 
 def _make_lightgbm(seed: int, settings: BoostingSettings) -> Learner:
@@ -273,50 +325,97 @@ def _make_boosting(seed: int, settings: BoostingSettings) -> Learner:
 
 def _import_learner(path: str, seed: int, options: Mapping[str, Any]) -> Learner:
     """Returns a classifier of scikit-learn's kind by its import path, such as sklearn.naive_bayes.GaussianNB."""
+    kind = _import_class(path)
+    boosts = is_class(kind, "lightgbm.LGBMClassifier")
+    known = {
+        name: parameter.default
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    for option in options:
+        if option not in known:
+            raise SettingsError(unknown(f"option of {kind.__name__}", option, sorted(known)))
+    given = {option: _read_option(value, known[option]) for option, value in options.items()}
+    if boosts:
+        _check_lightgbm_options(path, given)
+    more = {key: value for key, value in {"random_state": seed, "n_jobs": count_cores()}.items() if key in known}
+    if boosts:
+        more |= {"deterministic": True, "force_row_wise": True, "verbosity": -1}  # as for gbdt
+    try:
+        estimator: Any = kind(**{**more, **given})
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"learner {path!r} cannot be built with {dict(options)}: {error}.") from error
+    if not hasattr(estimator, "predict_proba"):
+        raise SettingsError(
+            f"learner {path!r} has no predict_proba with these options, and every method here gives class "
+            f"probabilities. Choose an option that has it (loss=log_loss), or one of {', '.join(LEARNERS)}."
+        )
+    if _find_form(kind) is None:
+        import_extra("skops.io", "skops")  # before training, not after it
+    weighs = "sample_weight" in inspect.signature(estimator.fit).parameters
+    origin = f"learner {path!r} with {dict(options)}"
+
+    def train(table: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64]) -> Classifier:
+        with _explain_failure(origin):
+            estimator.fit(table, labels, **({"sample_weight": weights} if weighs else {}))
+        return convert(estimator)
+
+    def stream(classes: int) -> Stream:
+        heeds = "sample_weight" in inspect.signature(estimator.partial_fit).parameters
+        return Stream(estimator, classes, heeds, origin)
+
+    # of others nothing is known: twice copied, and as much besides as a forest
+    return Learner(kind.__name__, train, 3.0, 200, weighs, stream if hasattr(estimator, "partial_fit") else None)
+
+
+def _import_class(path: str) -> Any:
+    """Returns the class of an import path.
+
+    Raises:
+        SettingsError: It cannot be imported, is no classifier, or could not be saved once it is trained.
+    """
     module, _, name = path.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: '.svm', '..svm'
         raise SettingsError(
             f"learner {path!r} cannot be imported ({error}); expected {', '.join(LEARNERS)}, or the import path of a "
             "scikit-learn classifier such as sklearn.naive_bayes.GaussianNB."
         ) from error
     if not inspect.isclass(kind) or not hasattr(kind, "fit") or not hasattr(kind, "get_params"):
         raise SettingsError(f"learner {path!r} is no scikit-learn classifier: it lacks fit or get_params. Name a class.")
-    names = set(inspect.signature(kind).parameters)
-    for option in options:
-        if option not in names:
-            raise SettingsError(unknown(f"option of {name}", option, sorted(names)))
-    more = {key: value for key, value in {"random_state": seed, "n_jobs": count_cores()}.items() if key in names}
-    try:
-        estimator: Any = kind(**{**more, **options})
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"learner {path!r} cannot be built with {dict(options)}: {error}.") from error
-    if not hasattr(estimator, "predict_proba"):
+    if not any(is_class(kind, savable) for savable in list_savable()):
         raise SettingsError(
-            f"learner {path!r} has no predict_proba with these options, and every method here gives class "
-            "probabilities. Choose a classifier or an option that has it (probability=true, loss=log_loss), or one of "
-            f"{', '.join(LEARNERS)}."
+            f"learner {path!r} could not be saved without pickle once it is trained. Choose one of {', '.join(LEARNERS)}, "
+            f"{', '.join(list_savable())}."
         )
-    if not isinstance(estimator, tuple(_list_own())):
-        import_extra("skops.io", "skops")  # before training, not after it
-    weighs = "sample_weight" in inspect.signature(estimator.fit).parameters
+    return kind
 
-    def train(table: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64]) -> Classifier:
-        try:
-            estimator.fit(table, labels, **({"sample_weight": weights} if weighs else {}))
-        except (TypeError, ValueError) as error:
-            raise NeurotomeError(
-                f"learner {path!r} with {dict(options)} cannot be trained on these pixels: {error}"
-            ) from error
-        return convert(estimator)
 
-    def stream(classes: int) -> Stream:
-        heeds = "sample_weight" in inspect.signature(estimator.partial_fit).parameters
-        return Stream(estimator, classes, heeds)
+def _read_option(value: Any, default: Any) -> Any:
+    """Returns an option as its class takes it: on the command line true and false are text."""
+    truths = {"true": True, "false": False}
+    return truths.get(value.lower(), value) if isinstance(default, bool) and isinstance(value, str) else value
 
-    # of others nothing is known: twice copied, and as much besides as a forest
-    return Learner(name, train, 3.0, 200, weighs, stream if hasattr(estimator, "partial_fit") else None)
+
+def _check_lightgbm_options(path: str, options: Mapping[str, Any]) -> None:
+    """Refuses what makes other scores of LightGBM's trees than their sum, or other probabilities than a softmax."""
+    for option, allowed in {"objective": ("binary", "multiclass"), "boosting_type": ("gbdt", "dart")}.items():
+        if options.get(option, allowed[0]) not in allowed:
+            raise SettingsError(
+                f"learner {path!r} with {option} {options[option]!r} could not be saved; expected {' or '.join(allowed)}."
+            )
+
+
+@contextlib.contextmanager
+def _explain_failure(origin: str) -> Iterator[None]:
+    """Lets what an estimator finds wrong with its options or with the pixels be met with where it came from."""
+    lightgbm = sys.modules.get("lightgbm")
+    own = (lightgbm.basic.LightGBMError,) if lightgbm else ()
+    try:
+        yield
+    except (TypeError, ValueError, ArithmeticError, *own) as error:
+        raise NeurotomeError(f"{origin} cannot be trained on these pixels: {error}") from error
 
 
 def _check_positive(group: str, settings: Any, names: tuple[str, ...]) -> None:

@@ -16,13 +16,50 @@ Nodes = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[An
 
 def from_forest(forest: Any) -> Trees:
     """Returns a trained RandomForestClassifier or ExtraTreesClassifier as arrays."""
-    found: list[Nodes] = []
-    for one in forest.estimators_:
-        tree = one.tree_
-        values = tree.value[:, 0, :]
-        shares = values / values.sum(1, keepdims=True)
-        found.append((tree.children_left, tree.children_right, tree.feature, tree.threshold, shares))
-    return _join(found, forest.n_features_in_, (), np.zeros(0))
+    return _join([_take_nodes(one, _share(one)) for one in forest.estimators_], forest.n_features_in_, (), np.zeros(0))
+
+
+def from_tree(tree: Any) -> Trees:
+    """Returns a trained DecisionTreeClassifier or ExtraTreeClassifier as a forest of one."""
+    return _join([_take_nodes(tree, _share(tree))], tree.n_features_in_, (), np.zeros(0))
+
+
+def from_bagging(found: Any) -> Trees:
+    """Returns a trained BaggingClassifier of decision trees, each of some features and perhaps not of all classes."""
+    trees: list[Nodes] = []
+    for one, picked in zip(found.estimators_, found.estimators_features_, strict=True):
+        shares = np.zeros((one.tree_.node_count, len(found.classes_)))
+        shares[:, np.asarray(one.classes_, np.int64)] = _share(one)
+        left, right, feature, threshold, values = _take_nodes(one, shares)
+        trees.append((left, right, np.asarray(picked)[feature], threshold, values))
+    return _join(trees, found.n_features_in_, (), np.zeros(0))
+
+
+def from_gradient(found: Any) -> Trees:
+    """Returns a trained GradientBoostingClassifier as arrays."""
+    two = found.estimators_.shape[1] == 1  # of two classes only the second one's scores are kept, the first one's are 0
+    # what the exponential loss fits is half of a logistic score
+    scale = 2.0 if found.loss == "exponential" else 1.0
+    base = scale * np.asarray(found._raw_predict_init(np.zeros((1, found.n_features_in_), np.float32)), np.float64)[0]
+    trees: list[Nodes] = []
+    adds_to: list[int] = []
+    for step in found.estimators_:
+        for i, one in enumerate(step):
+            trees.append(_take_nodes(one, scale * found.learning_rate * one.tree_.value[:, 0, :]))
+            adds_to.append(1 if two else i)
+    return _join(trees, found.n_features_in_, adds_to, np.concatenate([[0.0], base]) if two else base)
+
+
+def _take_nodes(one: Any, values: NDArray[Any]) -> Nodes:
+    tree = one.tree_
+    return tree.children_left, tree.children_right, tree.feature, tree.threshold, values
+
+
+def _share(one: Any) -> NDArray[np.float64]:
+    """Returns the class probabilities in every node of a decision tree."""
+    values = np.asarray(one.tree_.value[:, 0, :], np.float64)
+    shares: NDArray[np.float64] = values / values.sum(1, keepdims=True)
+    return shares
 
 
 def from_boosting(found: Any) -> Trees:
@@ -45,6 +82,16 @@ def from_lightgbm(content: Mapping[str, Any], features: int, classes: int) -> Tr
     """Returns boosted trees of LightGBM, from its `dump_model`, as arrays; the starting score is in their leaves."""
     trees = [_flatten(one["tree_structure"]) for one in content["tree_info"]]
     return _join(trees, features, [i % classes for i in range(len(trees))], np.zeros(classes))
+
+
+def from_lightgbm_classifier(found: Any) -> Trees:
+    """Returns a trained LGBMClassifier as arrays; its objective must be binary or multiclass."""
+    content, classes = found.booster_.dump_model(), len(found.classes_)
+    if classes > 2:
+        return from_lightgbm(content, found.n_features_in_, classes)
+    # of two classes only the second one's scores are kept, the first one's are 0
+    trees = [_flatten(one["tree_structure"]) for one in content["tree_info"]]
+    return _join(trees, found.n_features_in_, [1] * len(trees), np.zeros(2))
 
 
 def _flatten(root: Mapping[str, Any]) -> Nodes:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Mapping
+import importlib
+import io
+import json
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.errors import ModelError
+from neurotome.errors import ModelError, NeurotomeError
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -65,6 +72,75 @@ class Linear:
             raise ValueError(f"weights of shape {found.weights.shape} for {features} features and {classes} classes")
         _check_finite(found.weights, found.bias)
         return found
+
+
+ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
+"""What follows an inner layer of a `Dense`; a file holds the position."""
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A network of full layers on the features of one pixel, with a softmax at its end.
+
+    Attributes:
+        weights: Of each layer, float32, shape (outputs, inputs).
+        biases: Of each layer, float32, shape (outputs,).
+        activation: One of `ACTIVATIONS`.
+    """
+
+    weights: tuple[NDArray[np.float32], ...]
+    biases: tuple[NDArray[np.float32], ...]
+    activation: str
+    kind = "dense"
+
+    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the softmax of what the last layer gives; see `Classifier`."""
+        found = features
+        for i, (weights, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            found = weights @ (_activate(found, self.activation) if i else found)
+            found += bias[:, None]
+        return _softmax(found)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Returns the layers, numbered, and the position of the activation."""
+        layers = enumerate(zip(self.weights, self.biases, strict=True))
+        named = {f"{name}{i}": part for i, pair in layers for name, part in zip(("weights", "bias"), pair, strict=True)}
+        return {"activation": np.array([ACTIVATIONS.index(self.activation)], np.int32), **named}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, features: int, classes: int) -> Dense:
+        """Rebuilds the layers, and checks what a stranger may have written.
+
+        Raises:
+            ValueError: The layers do not follow one another, or are not of these features and classes.
+        """
+        count = (len(arrays) - 1) // 2
+        weights = tuple(np.asarray(arrays[f"weights{i}"], np.float32) for i in range(count))
+        biases = tuple(np.asarray(arrays[f"bias{i}"], np.float32) for i in range(count))
+        activation = np.asarray(arrays["activation"], np.int32)
+        if activation.shape != (1,) or not 0 <= activation[0] < len(ACTIVATIONS):
+            raise ValueError(f"activation {activation.tolist()[:5]} of {len(ACTIVATIONS)}")
+        inputs = features
+        for matrix, bias in zip(weights, biases, strict=True):
+            if matrix.ndim != 2 or matrix.shape[1] != inputs or bias.shape != matrix.shape[:1]:
+                raise ValueError(f"a layer of shape {matrix.shape} with {inputs} inputs and a bias of shape {bias.shape}")
+            inputs = len(matrix)
+        if not count or inputs != classes:
+            raise ValueError(f"{count} layers that end in {inputs} outputs for {classes} classes")
+        _check_finite(*weights, *biases)
+        return cls(weights, biases, ACTIVATIONS[activation[0]])
+
+
+def _activate(values: NDArray[np.float32], activation: str) -> NDArray[np.float32]:
+    if activation == "relu":
+        return np.maximum(values, 0, out=values)
+    if activation == "tanh":
+        return np.tanh(values, out=values)
+    if activation == "logistic":  # 1 / (1 + exp(-v)) without an overflow
+        values = np.tanh(values * np.float32(0.5), out=values)
+        values += 1
+        values *= np.float32(0.5)
+    return values
 
 
 @dataclass(frozen=True)
@@ -165,7 +241,10 @@ def _build_walker(trees: Trees, span: slice) -> Any:
 
 def _check_trees(trees: Trees, classes: int) -> None:
     nodes, starts = len(trees.left), trees.starts
-    if starts.ndim != 1 or len(starts) < 2 or starts[0] != 0 or starts[-1] != nodes or (np.diff(starts) < 1).any():
+    # within the nodes before they are subtracted: the difference of two huge numbers wraps around to what looks like a size
+    if starts.ndim != 1 or len(starts) < 2 or ((starts < 0) | (starts > nodes)).any():
+        raise ValueError("trees that begin or end where there are no nodes")
+    if starts[0] != 0 or starts[-1] != nodes or (np.diff(starts) < 1).any():
         raise ValueError("trees that do not begin and end where they should")
     if any(part.shape != (nodes,) for part in (trees.left, trees.right, trees.feature, trees.threshold)):
         raise ValueError("arrays of nodes that differ in length")
@@ -188,14 +267,61 @@ def _check_trees(trees: Trees, classes: int) -> None:
     if trees.values.shape != (nodes, 1 if boosted else classes):
         raise ValueError(f"values of shape {trees.values.shape} for {nodes} nodes and {classes} classes")
     _check_finite(trees.threshold, trees.values, trees.base)
+    shares = trees.values[leaf]
+    if not boosted and ((shares < 0).any() or (np.abs(shares.sum(1) - 1) > 1e-3).any()):
+        raise ValueError("a leaf whose class probabilities are negative or do not sum to 1")
+
+
+PLAIN = (
+    "sklearn.dummy.DummyClassifier",
+    "sklearn.discriminant_analysis.QuadraticDiscriminantAnalysis",
+    "sklearn.linear_model.SGDClassifier",
+    "sklearn.naive_bayes.BernoulliNB",
+    "sklearn.naive_bayes.GaussianNB",
+)
+"""Classes that are kept by skops: they predict with numpy alone, and are nothing but settings and arrays of numbers.
+
+Others trust what they hold, as libsvm trusts the counts of its support vectors: a file that has been tampered with would
+make them read beyond their memory, although skops finds nothing but scikit-learn's own types in it.
+"""
+
+_DERIVED = ("_loss_function_",)
+"""Attributes that only training needs, and that are no numbers."""
+
+_NODES = ("DictNode", "JsonNode", "ListNode", "NdArrayNode", "TupleNode", "TypeNode")
+"""What skops may find in an estimator."""
+
+_VALUES = ("dict", "list", "tuple", "str", "int", "float", "bool", "NoneType")
+
+MOST_BYTES = 1_000_000_000
+"""Unpacked size of what skops reads."""
+
+MOST_SCHEMA = 1_000_000
+"""Unpacked size of skops' description of an estimator; those of `PLAIN` have some 10 kB."""
+
+
+def is_class(kind: type, path: str) -> bool:
+    """Says whether a class is the one of an import path, without importing a package that the class is not of."""
+    module, _, name = path.rpartition(".")
+    if kind.__name__ != name or kind.__module__.split(".")[0] != path.split(".")[0]:
+        return False
+    return getattr(importlib.import_module(module), name, None) is kind
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """Any other classifier of scikit-learn, kept as it is."""
+    """Another classifier of scikit-learn, kept as it is; one of `PLAIN`."""
 
     estimator: Any
     kind = "skops"
+
+    def __post_init__(self) -> None:
+        kind = type(self.estimator)
+        if not any(is_class(kind, path) for path in PLAIN):
+            raise ModelError(
+                f"a classifier of class {kind.__module__}.{kind.__name__} cannot be kept without pickle; expected one of "
+                f"{', '.join(PLAIN)}. Train with another learner."
+            )
 
     def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the estimator's own probabilities; see `Classifier`."""
@@ -210,35 +336,112 @@ class Estimator:
         """
         from neurotome.lazy import import_extra
 
-        content = import_extra("skops.io", "skops").dumps(self.estimator)
+        kept = copy.copy(self.estimator)
+        for name in _DERIVED:
+            vars(kept).pop(name, None)
+        content = import_extra("skops.io", "skops").dumps(kept)
         return {"skops": np.frombuffer(content, np.uint8)}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, features: int, classes: int) -> Estimator:
-        """Rebuilds the estimator if it is made of what scikit-learn, scipy and numpy offer, and of nothing else.
+        """Rebuilds the estimator if it is one of `PLAIN`, made of settings and arrays of numbers and of nothing else.
 
         Raises:
             ModelError: The file names other types.
             NeurotomeError: skops is not installed.
-            ValueError: It does not fit the features or classes.
+            ValueError: It cannot be read, or does not fit the features or classes.
         """
         from neurotome.lazy import import_extra
 
         skops = import_extra("skops.io", "skops")
         content = np.asarray(arrays["skops"], np.uint8).tobytes()
-        foreign = skops.get_untrusted_types(data=content)
+        _check_skops(content)
+        try:
+            foreign = skops.get_untrusted_types(data=content)
+            if not foreign:
+                found = cls(skops.loads(content, trusted=[]))
+        except NeurotomeError:
+            raise
+        except Exception as error:  # whatever a stranger's numbers bring about
+            raise ValueError(f"skops cannot read the classifier: {error}") from error
         if foreign:
-            raise ModelError(
-                f"the classifier is made of types that are not allowed, {', '.join(foreign[:5])}, so it was not loaded: "
-                "loading them could run code. Use a model whose classifier is scikit-learn's own."
-            )
-        found = cls(skops.loads(content, trusted=[]))
-        if getattr(found.estimator, "n_features_in_", features) != features or len(found.estimator.classes_) != classes:
-            raise ValueError(f"a classifier that is not of {features} features and {classes} classes")
+            raise _refuse_types(foreign)
+        if getattr(found.estimator, "n_features_in_", features) != features:
+            raise ValueError(f"a classifier that is not of {features} features")
+        found._try(features, classes)
         return found
 
+    def _try(self, features: int, classes: int) -> None:
+        """Predicts a few pixels of zeros, so that arrays that do not fit each other are found now."""
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                probs = self.predict(np.zeros((features, 3), np.float32))
+        except Exception as error:
+            raise ValueError(f"the classifier cannot predict: {error}") from error
+        if probs.shape != (classes, 3) or (probs < 0).any() or not (np.abs(probs.sum(0) - 1) < 1e-3).all():
+            raise ValueError(f"a classifier that does not give the probabilities of {classes} classes")
 
-CLASSIFIERS: dict[str, type[Linear | Trees | Estimator]] = {one.kind: one for one in (Linear, Trees, Estimator)}
+
+def _check_skops(content: bytes) -> None:
+    """Checks what skops would build, before it builds anything.
+
+    Raises:
+        ModelError: It would build something else than one estimator of `PLAIN`.
+        ValueError: It is damaged or too large.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            parts = archive.infolist()
+            size = sum(part.file_size for part in parts)
+            described = archive.getinfo("schema.json")
+            if size > MOST_BYTES or described.file_size > MOST_SCHEMA:
+                raise ValueError(f"{size} bytes when unpacked; expected at most {MOST_BYTES}")
+            schema = json.loads(archive.read(described))
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+        raise ValueError(f"the classifier is no file of skops: {error}") from error
+    module, name = str(schema["__module__"]), str(schema["__class__"])
+    known = any(path.endswith(f".{name}") and module.startswith(path.rpartition(".")[0]) for path in PLAIN)
+    foreign = [] if known and schema["__loader__"] == "ObjectNode" else [f"{module}.{name}"]
+    files: dict[str, set[Any]] = {}
+    for node in _list_nodes(list(schema.values())):
+        plain = (node["__module__"] == "builtins" and node["__class__"] in _VALUES) or (
+            # an array of objects has another type than numpy
+            node["__module__"] == "numpy" and node["__loader__"] == "NdArrayNode" and node["type"] == "numpy"
+        )
+        if not plain or node["__loader__"] not in _NODES:
+            foreign.append(f"{node['__module__']}.{node['__class__']}")
+        if "file" in node:
+            files.setdefault(str(node["file"]), set()).add(node.get("__id__"))
+    if foreign:
+        raise _refuse_types(foreign)
+    if any(len(found) > 1 or None in found for found in files.values()):  # one that skops reads once has one id
+        raise ValueError("arrays that are read more than once")
+
+
+def _list_nodes(content: Any) -> Iterator[Mapping[str, Any]]:
+    """Yields every object that a schema of skops describes, the outermost first."""
+    if isinstance(content, dict):
+        if "__loader__" in content:
+            yield content
+        content = list(content.values())
+    if isinstance(content, list):
+        for part in content:
+            yield from _list_nodes(part)
+
+
+def _refuse_types(foreign: Sequence[str]) -> ModelError:
+    named = ", ".join(list(dict.fromkeys(foreign))[:5])
+    return ModelError(
+        f"the classifier is made of types that are not allowed, {named}, so it was not loaded: "
+        "loading them could run code or read memory that is not theirs. Use a model whose classifier is one of "
+        f"{', '.join(PLAIN)}, or one that is saved as its numbers."
+    )
+
+
+CLASSIFIERS: dict[str, type[Linear | Trees | Dense | Estimator]] = {
+    one.kind: one for one in (Linear, Trees, Dense, Estimator)
+}
 
 
 def _check_finite(*arrays: NDArray[Any]) -> None:

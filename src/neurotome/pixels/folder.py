@@ -1,14 +1,16 @@
 """The model folder of a pixel classifier: model.safetensors and model.json, like a network's; no pickle.
 
-Trees and linear classifiers are saved as their numbers, in the same file format as a network's weights: the smallest and the
-fastest to load, needing neither LightGBM nor the scikit-learn that trained them, and what is read can be checked in full
-before it is used. ONNX would need two more packages to write and read; the booster's own text is parsed by code that trusts
-it; and skops, which is used for what has no such form here, checks the types that a file names, but not a tree's nodes.
+Trees, layers and linear classifiers are saved as their numbers, in the same file format as a network's weights: the smallest
+and the fastest to load, needing neither LightGBM nor the scikit-learn that trained them, and what is read can be checked in
+full before it is used. ONNX would need two more packages to write and read; the booster's own text is parsed by code that
+trusts it; and skops, which is used for a few classes that have no such form here, checks the types that a file names, but
+not a tree's nodes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +28,12 @@ from neurotome.models.folder import FORMAT, PIXELS, find_model, read_description
 from neurotome.normalize import Normalization
 from neurotome.pixels.classifiers import CLASSIFIERS
 from neurotome.pixels.predictor import PixelPredictor
+
+MOST_CHANNELS = 257
+"""Input channels of an encoder that is loaded: more neighbouring slices than any is trained on."""
+
+MOST_CLASSES = 255
+"""Outputs of the network that an encoder is taken from, as many as a `ClassSet` may have."""
 
 
 def save_pixels(predictor: PixelPredictor, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
@@ -93,8 +101,7 @@ def load_pixels(path: Path, device: str = "cpu") -> PixelPredictor:
             raise ModelError(f"{folder}: this model is a network, and a pixel classifier is needed here.")
         arrays = load_file(folder / "model.safetensors")
         classes = ClassSet.from_json(content["classes"])
-        size = content["voxel_size_um"]
-        voxel_size_um = None if size is None else (float(size[0]), float(size[1]), float(size[2]))
+        voxel_size_um = _read_size(content["voxel_size_um"])
         settings = _read_settings(content["features"])
         normalization = Normalization.from_json(content["normalization"])
         extractor = (
@@ -122,6 +129,7 @@ def load_pixels(path: Path, device: str = "cpu") -> PixelPredictor:
         LookupError,
         TypeError,
         ValueError,
+        ArithmeticError,
         AttributeError,
         RuntimeError,
         DatasetError,
@@ -133,6 +141,20 @@ def load_pixels(path: Path, device: str = "cpu") -> PixelPredictor:
 
 def _pick(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _read_size(content: Any) -> tuple[float, float, float] | None:
+    """Returns a voxel size (z, y, x), None if it is not known.
+
+    Raises:
+        ValueError: It is no three numbers above 0.
+    """
+    if content is None:
+        return None
+    z, y, x = (float(edge) for edge in content)
+    if not all(0 < edge < math.inf for edge in (z, y, x)):
+        raise ValueError(f"voxel size {content}; expected three numbers above 0")
+    return z, y, x
 
 
 def _read_settings(content: Mapping[str, Any]) -> FeatureSettings:
@@ -151,11 +173,17 @@ def _rebuild_encoder(
     model = ModelSettings(**there["model"])
     if model.encoder_weights != "none":
         raise ValueError("encoder_weights that are not none in a trained model")
-    core = build_network(model, int(there["classes"])).core
+    classes = int(there["classes"])
+    if not 1 <= classes <= MOST_CLASSES:
+        raise ValueError(f"an encoder of {classes} classes; expected 1 to {MOST_CLASSES}")
+    if int(content["halo"]) < 0:
+        raise ValueError(f"an encoder of halo {content['halo']}; expected 0 or more")
+    _check_encoder(model.in_channels, weights)
+    core = build_network(model, classes).core
     found = freeze(
         core,
         model,
-        int(there["classes"]),
+        classes,
         tuple(str(stage) for stage in there["stages"]),
         there["source"],
         normalization,
@@ -164,3 +192,19 @@ def _rebuild_encoder(
     )
     found.net.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
     return found
+
+
+def _check_encoder(in_channels: Any, weights: Mapping[str, NDArray[Any]]) -> None:
+    """Checks what a stranger may have written before a network is built, which could be of any size.
+
+    Raises:
+        ValueError: The input channels are not those of a stored convolution, or a weight is NaN or infinite.
+    """
+    if type(in_channels) is not int or not 1 <= in_channels <= MOST_CHANNELS or in_channels % 2 == 0:
+        raise ValueError(f"an encoder of {in_channels} input channels; expected an odd number up to {MOST_CHANNELS}")
+    # a multiple of them, because some encoders first turn neighbouring pixels into channels
+    if not any(array.ndim == 4 and array.shape[1] and array.shape[1] % in_channels == 0 for array in weights.values()):
+        raise ValueError(f"an encoder of {in_channels} input channels, and no stored convolution that reads them")
+    for name, array in weights.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"encoder weights {name} that are NaN or infinite")

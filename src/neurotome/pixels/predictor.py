@@ -105,6 +105,10 @@ class PixelPredictor:
                 features = prepared.read(*window)
                 found = self.classifier.predict(features.reshape(len(features), -1)) * self.weights[:, None]
                 found /= found.sum(0)
+                if not np.isfinite(found).all():
+                    raise ModelError(
+                        "the classifier gives probabilities that are no numbers; its file is damaged. Train again."
+                    )
                 target[(self.seen, *window)] = found.reshape(-1, *features.shape[1:])
 
             run_windows(fill, list_windows(height, width, self.extractor.window))
