@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from neurotome.baselines.convert import convert, list_savable
 from neurotome.baselines.fit import BaselineSettings, fit_baseline, read_bytes
 from neurotome.baselines.importance import measure_importance, shuffle_features
 from neurotome.baselines.learners import (
@@ -25,8 +26,6 @@ from neurotome.baselines.learners import (
     LogisticSettings,
     Stream,
     choose_learner,
-    convert,
-    list_savable,
 )
 from neurotome.baselines.majority import fit_majority
 from neurotome.baselines.sample import LabelledPixels, limit_rows, spread_rows
@@ -39,8 +38,9 @@ from neurotome.errors import DatasetError, ImageError, ModelError, NeurotomeErro
 from neurotome.features import FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.base import compute_features
 from neurotome.normalize import Normalization
-from neurotome.pixels.classifiers import Dense, is_class
+from neurotome.pixels.classifiers import Dense
 from neurotome.pixels.predictor import PixelPredictor, iterate_windows, list_windows
+from neurotome.pixels.skops_file import is_class
 from neurotome.predictor import predict_slice
 from neurotome.volume import Volume
 

@@ -25,8 +25,8 @@ from neurotome.errors import ModelError, NeurotomeError
 from neurotome.features import EncoderSettings, FilterSettings
 from neurotome.load import load_predictor
 from neurotome.models.folder import load_model
-from neurotome.pixels.classifiers import Estimator
 from neurotome.pixels.folder import load_pixels, save_pixels
+from neurotome.pixels.skops_file import Estimator
 from neurotome.volume import Volume
 
 SETTINGS = BaselineSettings(
@@ -354,7 +354,7 @@ def test_damaged_and_large_archives_are_refused(naive, monkeypatch):
             load_pixels(folder)
     estimator.theta_ = np.zeros((3, 10**6))
     put_skops(folder, skops.io.dumps(estimator, compression=zipfile.ZIP_DEFLATED))
-    monkeypatch.setattr("neurotome.pixels.classifiers.MOST_BYTES", 10**6)
+    monkeypatch.setattr("neurotome.pixels.skops_file.MOST_BYTES", 10**6)
     with pytest.raises(ModelError, match=r"bytes when unpacked; expected at most 1000000"):
         load_pixels(folder)
 

@@ -26,14 +26,20 @@ from neurotome.features.encoder import EncoderFeatures, freeze
 from neurotome.models.build import ModelSettings, build_network
 from neurotome.models.folder import FORMAT, PIXELS, find_model, read_description, write_parts
 from neurotome.normalize import Normalization
-from neurotome.pixels.classifiers import CLASSIFIERS
+from neurotome.pixels.classifiers import Dense, Linear, Trees
 from neurotome.pixels.predictor import PixelPredictor
+from neurotome.pixels.skops_file import Estimator
 
 MOST_CHANNELS = 257
 """Input channels of an encoder that is loaded: more neighbouring slices than any is trained on."""
 
 MOST_CLASSES = 255
 """Outputs of the network that an encoder is taken from, as many as a `ClassSet` may have."""
+
+
+CLASSIFIERS: dict[str, type[Linear | Trees | Dense | Estimator]] = {
+    one.kind: one for one in (Linear, Trees, Dense, Estimator)
+}
 
 
 def save_pixels(predictor: PixelPredictor, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
