@@ -166,6 +166,18 @@ def test_compare_puts_the_others_into_the_report(data, runs, tmp_path):
     assert (runs / "lr" / "figures" / "methods.png").is_file()
 
 
+def test_compare_reports_one_split_and_the_means_of_its_table(data, runs, tmp_path):
+    compare(runs / "rf0", runs / "rf1", runs / "lr", out=tmp_path, split="val", report=data)
+    page = (runs / "rf0" / "report.html").read_text()
+    section = page[page.index('<section id="comparison">') : page.index('<section id="viewer">')]
+    assert "toy, split val: pooled" in section
+    for method in json.loads((tmp_path / "comparison.json").read_text())["methods"]:
+        cells = [method[mean][key] for mean in ("macro", "weighted") for key in ("precision", "recall", "f1")]
+        for found in (*cells, method["accuracy"]):
+            reach = f"<small>{found['low']:.3f} to {found['high']:.3f}</small>" if len(method["runs"]) > 1 else ""
+            assert f"<td>{found['mean']:.3f}{reach}</td>" in section
+
+
 def test_compare_tells_methods_of_one_name_apart(data, runs, tmp_path):
     assert run("baseline", data, "--out", tmp_path / "more", *SMALL[:-1], 4) == 0
     assert list(group_runs([runs / "rf0", tmp_path / "more"])) == ["rf on filters", "rf on filters, forest.trees 4"]

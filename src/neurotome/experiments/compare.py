@@ -29,7 +29,8 @@ def compare(
         runs: Run folders that were scored on the same data.
         out: Folder for methods.png, comparison.json and comparison.md.
         split: Which scores.
-        report: The dataset of the runs; if given, the report of the first run is written again with the others beside it.
+        report: The dataset of the runs; if given, the report of the first run is written again with the others beside it,
+            all of them, and the first run's method, on this split.
 
     Returns:
         What was written.
@@ -62,7 +63,8 @@ def compare(
     if report is not None:
         own = next(name for name, members in methods.items() if runs[0] in members)
         others = {name: found for name, found in grouped.items() if name != own}
-        written.append(build_report(runs[0], open_dataset(report), comparisons=others))
+        seeds = [scores[run] for run in methods[own] if run != runs[0]]
+        written.append(build_report(runs[0], open_dataset(report), comparisons=others, seeds=seeds))
     return written
 
 
