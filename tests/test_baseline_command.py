@@ -103,6 +103,33 @@ def test_killed_run_goes_on(data, runs, tmp_path, monkeypatch):
     assert found == expected
 
 
+def test_run_killed_before_its_summary_gets_one(data, runs, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("neurotome.experiments.baseline._summarise", stop)
+    assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 130
+    assert not (tmp_path / "run" / "training.json").exists()
+    monkeypatch.undo()
+    assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 0
+    found, whole = (json.loads((there / "training.json").read_text()) for there in (tmp_path / "run", runs / "rf0"))
+    assert set(found) == set(whole)
+    assert found["finished"]
+    # this process neither trained nor scored
+    assert found["peak_memory_bytes"] is None
+    assert found["scoring_mpixel_per_s"] is None
+    assert whole["peak_memory_bytes"] > 1e8
+    assert "Peak memory" not in (tmp_path / "run" / "report.html").read_text()
+    compare(tmp_path / "run", runs / "lr", out=tmp_path / "compared")
+    assert "| – |" in (tmp_path / "compared" / "comparison.md").read_text()
+    # scored again: only the speed is another
+    (tmp_path / "run" / "scores" / "test.json").unlink()
+    assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 0
+    again = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert again.pop("scoring_mpixel_per_s") > 0
+    assert again == {key: value for key, value in found.items() if key != "scoring_mpixel_per_s"}
+
+
 def test_config_repeats_the_run(runs, tmp_path):
     assert run("baseline", "--config", runs / "rf1" / "config.yaml", "--out", tmp_path / "again") == 0
     found, expected = (
