@@ -9,6 +9,7 @@ from PIL import Image
 
 from neurotome.cli import main
 from neurotome.errors import RunError
+from neurotome.experiments.commands import check_same_run, claim_run
 from neurotome.experiments.compare import compare, group_runs
 from neurotome.figures.methods import plot_methods, summarise
 from neurotome.io.images import read_image
@@ -142,6 +143,48 @@ def test_wrong_settings_leave_no_folder(data, tmp_path, capsys):
     assert run("baseline", data, "--out", tmp_path / "run", "--learner", "sklearn.svm.LinearSVC") == 1
     assert "no predict_proba" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_folder_in_which_nothing_was_trained_takes_other_settings(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("baseline", data, "--out", out, *SMALL, "--max-memory", "200") == 1
+    assert "Give more" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "environment.json"]
+    (out / ".config.1.aa.partial.yaml").touch()  # of a killed writer
+    assert run("baseline", data, "--out", out, *SMALL[:-1], "2") == 0
+    assert yaml.safe_load((out / "config.yaml").read_text())["max_memory"] == "2GB"
+    assert run("baseline", data, "--out", out, *SMALL[:-1], "1") == 1
+    assert "holds another run, which differs in forest.trees (2 there, 1 asked)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trained", ["model", "checkpoints", "scores", "metrics.csv"])
+def test_claim_keeps_whatever_was_trained(tmp_path, trained):
+    claim_run(tmp_path, {"seed": 0}, {"train": "aa"}, None)
+    (tmp_path / "environment.json").unlink()  # killed between the two files
+    check_same_run(tmp_path, {"seed": 1}, {"train": "bb"})
+    claim_run(tmp_path, {"seed": 1, "learner": "rf"}, {"train": "bb"}, "cc")
+    claim_run(tmp_path, {"seed": 2}, {"train": "bb"}, None)  # a network instead
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"seed": 2}
+    assert json.loads((tmp_path / "environment.json").read_text())["data_sha256"] == {"train": "bb"}
+    (tmp_path / trained).mkdir()
+    before = [(tmp_path / name).read_bytes() for name in ("config.yaml", "environment.json")]
+    claim_run(tmp_path, {"seed": 2}, {"train": "bb"}, None)
+    for config, digest in (({"seed": 3}, "bb"), ({"seed": 2}, "dd")):
+        for refuse in (check_same_run, claim_run):
+            with pytest.raises(RunError, match=r"holds another run|data changed"):
+                refuse(tmp_path, config, {"train": digest}, None)
+    assert before == [(tmp_path / name).read_bytes() for name in ("config.yaml", "environment.json")]
+
+
+def test_training_that_failed_at_once_takes_other_settings(data, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RunError("no space")
+
+    monkeypatch.setattr("neurotome.experiments.commands.fit", fail)
+    monkeypatch.setattr("neurotome.experiments.commands.prepare", lambda *_: object())
+    for patch in (32, 64):
+        assert run("train", data, "--out", tmp_path / "run", "--sample.patch", patch) == 1
+        assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["sample"]["patch"] == patch
 
 
 def test_evaluate_and_predict_take_a_baseline(data, runs, tmp_path, capsys):
