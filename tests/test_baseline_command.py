@@ -277,6 +277,35 @@ def test_compare_groups_runs_on_networks_of_other_seeds(tmp_path):
     }
 
 
+def test_compare_knows_the_data_by_content_not_by_spelling(tmp_path):
+    def write(name, dataset, seed, digest, **more):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({**more, "dataset": dataset, "seed": seed}))
+        (tmp_path / name / "environment.json").write_text(json.dumps({"data_sha256": {"train": digest}}))
+        return tmp_path / name
+
+    forest = {"learner": "rf", "features": "filters"}
+    spelled = [
+        write(f"r{seed}", dataset, seed, "aa", **forest)
+        for seed, dataset in enumerate(("d/plain", "./d/plain", "d/plain/", str(tmp_path / "d" / "plain")))
+    ]
+    less = write("less", "d/plain", 0, "bb", **forest)  # the folder has lost some images since
+    more = write("more", "./d/plain", 0, "aa", **forest, trees=9)
+    assert group_runs([*spelled, less, more]) == {
+        "rf on filters": spelled,
+        "rf on filters, other training data": [less],
+        "rf on filters, trees 9": [more],
+    }
+    # the same of the models that runs began with
+    network = {"model": {"decoder": "unet", "encoder": "resnet18"}}
+    first = [write(f"n{seed}", dataset, seed, "aa", **network) for seed, dataset in enumerate(("d/plain", "./d/plain"))]
+    other = write("n2", "d/plain", 0, "bb", **network)
+    tuned = [write(f"t{model.name}", "e", 0, "cc", **network, init=str(model)) for model in (*first, other)]
+    assert list(group_runs(tuned).values()) == [tuned[:2], tuned[2:]]
+    streamed = [write(f"s{seed}", "phantom-stream", seed, f"{seed}", **network) for seed in (0, 1)]
+    assert list(group_runs(streamed).values()) == [streamed]
+
+
 def test_compare_refuses(runs, tmp_path):
     with pytest.raises(RunError, match="no run to compare"):
         compare(out=tmp_path)
