@@ -139,6 +139,17 @@ def test_config_repeats_the_run(runs, tmp_path):
     assert found == expected
 
 
+def test_out_of_memory_says_what_takes_less(data, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("neurotome.experiments.baseline.fit_baseline", fail)
+    assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 1
+    message = capsys.readouterr().err
+    assert "--max-memory" in message
+    assert "--filters.sigmas" in message
+
+
 def test_wrong_settings_leave_no_folder(data, tmp_path, capsys):
     assert run("baseline", data, "--out", tmp_path / "run", "--learner", "sklearn.svm.LinearSVC") == 1
     assert "no predict_proba" in capsys.readouterr().err
