@@ -285,6 +285,7 @@ def _draw_pixels(
             (
                 f"{slide.name}\nmacro F1 {slide.macro_f1:.3f}",
                 slide.grey,
+                slide.truth != classes.ignore,
                 find_errors(slide.truth, slide.predicted, classes),
                 read_beside(maps, dataset, split, slide),
             )
