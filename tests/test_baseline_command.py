@@ -255,7 +255,7 @@ def test_compare_reports_one_split_and_the_means_of_its_table(data, runs, tmp_pa
     for method in json.loads((tmp_path / "comparison.json").read_text())["methods"]:
         cells = [method[mean][key] for mean in ("macro", "weighted") for key in ("precision", "recall", "f1")]
         for found in (*cells, method["accuracy"]):
-            reach = f"<small>{found['low']:.3f} to {found['high']:.3f}</small>" if len(method["runs"]) > 1 else ""
+            reach = f"<small>{found['low']:.3f}–{found['high']:.3f}</small>" if len(method["runs"]) > 1 else ""
             assert f"<td>{found['mean']:.3f}{reach}</td>" in section
 
 

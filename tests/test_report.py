@@ -210,16 +210,16 @@ def test_comparison_is_of_one_split_with_all_seeds(run, dataset):
     text = read(build_report(run, dataset, comparisons={"a forest": other}, seeds=[second])).text
     section = text[text.index("toy, split val: pooled") : text.index("The rest of this page is about the run a run alone")]
     mine, others = section[section.index("unet, resnet18") :].split("a forest")
-    assert f"{(own_f1 + 0.25) / 2:.3f}0.250 to {own_f1:.3f}" in mine
+    assert f"{(own_f1 + 0.25) / 2:.3f}0.250–{own_f1:.3f}" in mine
     assert f"{test['macro']['f1']:.3f}" not in mine
     assert "0.125" in others
     assert "0.062" in others  # every number of the figure is in the table
-    assert " to " not in others
+    assert "0.125–" not in others
 
 
 def test_seeds_without_other_methods(run, dataset):
     scores = json.loads((run / "scores" / "test.json").read_text())
-    assert "it the lowest and the highest" in read(build_report(run, dataset, seeds=[scores])).text
+    assert "their mean, below it the lowest and the highest" in read(build_report(run, dataset, seeds=[scores])).text
 
 
 def test_comparison_of_other_images_is_refused(run, dataset):
