@@ -61,6 +61,7 @@ def plot_uncertainty(
     if not examples:
         raise ImageError("found no image to draw; expected at least one.")
     figure, panels = make_panels([[grey.shape] * 3 for _, grey, *_ in examples])
+    figure.set_figheight(figure.get_figheight() + 0.3 + 0.35 * len(examples))  # for the colour bar and the words below rows
     shades = matplotlib.colormaps["cividis"]  # made to look alike with and without colour vision
     for row, (name, grey, labelled, wrong, uncertainty) in zip(panels, examples, strict=True):
         row[0].imshow(to_display(grey), cmap="gray", vmin=0, vmax=255)
@@ -72,8 +73,15 @@ def plot_uncertainty(
         row[2].set_xlabel(_say_share(labelled, wrong, uncertainty), fontsize=9)
     for axes, title in zip(panels[0], ("Image", "Uncertainty", "Errors"), strict=True):
         axes.set_title(title, loc="center")
+    # below all columns: below one of them it would move that column's panels against the others
     bar = figure.colorbar(
-        image, ax=[row[1] for row in panels], location="bottom", shrink=0.9, label="1 − probability of the chosen class"
+        image,
+        ax=[axes for row in panels for axes in row],
+        location="bottom",
+        shrink=0.3,
+        aspect=16,
+        pad=0.1 / figure.get_figheight(),
+        label="1 − probability of the chosen class",
     )
     bar.outline.set_visible(False)
     return figure
