@@ -9,6 +9,7 @@ from PIL import Image
 
 from neurotome.cli import main
 from neurotome.errors import RunError
+from neurotome.experiments.commands import check_same_run, claim_run
 from neurotome.experiments.compare import compare, group_runs
 from neurotome.figures.methods import plot_methods, summarise
 from neurotome.io.images import read_image
@@ -103,6 +104,33 @@ def test_killed_run_goes_on(data, runs, tmp_path, monkeypatch):
     assert found == expected
 
 
+def test_run_killed_before_its_summary_gets_one(data, runs, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("neurotome.experiments.baseline._summarise", stop)
+    assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 130
+    assert not (tmp_path / "run" / "training.json").exists()
+    monkeypatch.undo()
+    assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 0
+    found, whole = (json.loads((there / "training.json").read_text()) for there in (tmp_path / "run", runs / "rf0"))
+    assert set(found) == set(whole)
+    assert found["finished"]
+    # this process neither trained nor scored
+    assert found["peak_memory_bytes"] is None
+    assert found["scoring_mpixel_per_s"] is None
+    assert whole["peak_memory_bytes"] > 1e8
+    assert "Peak memory" not in (tmp_path / "run" / "report.html").read_text()
+    compare(tmp_path / "run", runs / "lr", out=tmp_path / "compared")
+    assert "| – |" in (tmp_path / "compared" / "comparison.md").read_text()
+    # scored again: only the speed is another
+    (tmp_path / "run" / "scores" / "test.json").unlink()
+    assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 0
+    again = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert again.pop("scoring_mpixel_per_s") > 0
+    assert again == {key: value for key, value in found.items() if key != "scoring_mpixel_per_s"}
+
+
 def test_config_repeats_the_run(runs, tmp_path):
     assert run("baseline", "--config", runs / "rf1" / "config.yaml", "--out", tmp_path / "again") == 0
     found, expected = (
@@ -111,10 +139,63 @@ def test_config_repeats_the_run(runs, tmp_path):
     assert found == expected
 
 
+def test_out_of_memory_says_what_takes_less(data, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("neurotome.experiments.baseline.fit_baseline", fail)
+    assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 1
+    message = capsys.readouterr().err
+    assert "--max-memory" in message
+    assert "--filters.sigmas" in message
+
+
 def test_wrong_settings_leave_no_folder(data, tmp_path, capsys):
     assert run("baseline", data, "--out", tmp_path / "run", "--learner", "sklearn.svm.LinearSVC") == 1
     assert "could not be saved without pickle" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_folder_in_which_nothing_was_trained_takes_other_settings(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("baseline", data, "--out", out, *SMALL, "--max-memory", "200") == 1
+    assert "Give more" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "environment.json"]
+    (out / ".config.1.aa.partial.yaml").touch()  # of a killed writer
+    assert run("baseline", data, "--out", out, *SMALL[:-1], "2") == 0
+    assert yaml.safe_load((out / "config.yaml").read_text())["max_memory"] == "2GB"
+    assert run("baseline", data, "--out", out, *SMALL[:-1], "1") == 1
+    assert "holds another run, which differs in forest.trees (2 there, 1 asked)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trained", ["model", "checkpoints", "scores", "metrics.csv"])
+def test_claim_keeps_whatever_was_trained(tmp_path, trained):
+    claim_run(tmp_path, {"seed": 0}, {"train": "aa"}, None)
+    (tmp_path / "environment.json").unlink()  # killed between the two files
+    check_same_run(tmp_path, {"seed": 1}, {"train": "bb"})
+    claim_run(tmp_path, {"seed": 1, "learner": "rf"}, {"train": "bb"}, "cc")
+    claim_run(tmp_path, {"seed": 2}, {"train": "bb"}, None)  # a network instead
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"seed": 2}
+    assert json.loads((tmp_path / "environment.json").read_text())["data_sha256"] == {"train": "bb"}
+    (tmp_path / trained).mkdir()
+    before = [(tmp_path / name).read_bytes() for name in ("config.yaml", "environment.json")]
+    claim_run(tmp_path, {"seed": 2}, {"train": "bb"}, None)
+    for config, digest in (({"seed": 3}, "bb"), ({"seed": 2}, "dd")):
+        for refuse in (check_same_run, claim_run):
+            with pytest.raises(RunError, match=r"holds another run|data changed"):
+                refuse(tmp_path, config, {"train": digest}, None)
+    assert before == [(tmp_path / name).read_bytes() for name in ("config.yaml", "environment.json")]
+
+
+def test_training_that_failed_at_once_takes_other_settings(data, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RunError("no space")
+
+    monkeypatch.setattr("neurotome.experiments.commands.fit", fail)
+    monkeypatch.setattr("neurotome.experiments.commands.prepare", lambda *_: object())
+    for patch in (32, 64):
+        assert run("train", data, "--out", tmp_path / "run", "--sample.patch", patch) == 1
+        assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["sample"]["patch"] == patch
 
 
 def test_evaluate_and_predict_take_a_baseline(data, runs, tmp_path, capsys):
@@ -166,6 +247,18 @@ def test_compare_puts_the_others_into_the_report(data, runs, tmp_path):
     assert (runs / "lr" / "figures" / "methods.png").is_file()
 
 
+def test_compare_reports_one_split_and_the_means_of_its_table(data, runs, tmp_path):
+    compare(runs / "rf0", runs / "rf1", runs / "lr", out=tmp_path, split="val", report=data)
+    page = (runs / "rf0" / "report.html").read_text()
+    section = page[page.index('<section id="comparison">') : page.index('<section id="viewer">')]
+    assert "toy, split val: pooled" in section
+    for method in json.loads((tmp_path / "comparison.json").read_text())["methods"]:
+        cells = [method[mean][key] for mean in ("macro", "weighted") for key in ("precision", "recall", "f1")]
+        for found in (*cells, method["accuracy"]):
+            reach = f"<small>{found['low']:.3f}–{found['high']:.3f}</small>" if len(method["runs"]) > 1 else ""
+            assert f"<td>{found['mean']:.3f}{reach}</td>" in section
+
+
 def test_compare_tells_methods_of_one_name_apart(data, runs, tmp_path):
     assert run("baseline", data, "--out", tmp_path / "more", *SMALL[:-1], 4) == 0
     assert list(group_runs([runs / "rf0", tmp_path / "more"])) == ["rf on filters", "rf on filters, forest.trees 4"]
@@ -193,6 +286,35 @@ def test_compare_groups_runs_on_networks_of_other_seeds(tmp_path):
         "gbdt on encoder, encoder.stages 1 2": runs[3:4],
         "gbdt on resnet18 with weights none": runs[4:],
     }
+
+
+def test_compare_knows_the_data_by_content_not_by_spelling(tmp_path):
+    def write(name, dataset, seed, digest, **more):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({**more, "dataset": dataset, "seed": seed}))
+        (tmp_path / name / "environment.json").write_text(json.dumps({"data_sha256": {"train": digest}}))
+        return tmp_path / name
+
+    forest = {"learner": "rf", "features": "filters"}
+    spelled = [
+        write(f"r{seed}", dataset, seed, "aa", **forest)
+        for seed, dataset in enumerate(("d/plain", "./d/plain", "d/plain/", str(tmp_path / "d" / "plain")))
+    ]
+    less = write("less", "d/plain", 0, "bb", **forest)  # the folder has lost some images since
+    more = write("more", "./d/plain", 0, "aa", **forest, trees=9)
+    assert group_runs([*spelled, less, more]) == {
+        "rf on filters": spelled,
+        "rf on filters, other training data": [less],
+        "rf on filters, trees 9": [more],
+    }
+    # the same of the models that runs began with
+    network = {"model": {"decoder": "unet", "encoder": "resnet18"}}
+    first = [write(f"n{seed}", dataset, seed, "aa", **network) for seed, dataset in enumerate(("d/plain", "./d/plain"))]
+    other = write("n2", "d/plain", 0, "bb", **network)
+    tuned = [write(f"t{model.name}", "e", 0, "cc", **network, init=str(model)) for model in (*first, other)]
+    assert list(group_runs(tuned).values()) == [tuned[:2], tuned[2:]]
+    streamed = [write(f"s{seed}", "phantom-stream", seed, f"{seed}", **network) for seed in (0, 1)]
+    assert list(group_runs(streamed).values()) == [streamed]
 
 
 def test_compare_refuses(runs, tmp_path):

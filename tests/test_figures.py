@@ -377,6 +377,42 @@ class TestStatistics:
             figures.plot_class_shares(statistics, OTHERS)
 
 
+class TestUncertainty:
+    def share(self, labelled: Any, wrong: Any, uncertainty: Any) -> str:
+        arrays = (np.asarray(labelled, bool), np.asarray(wrong, bool), np.asarray(uncertainty, np.uint8))
+        grey = np.zeros(arrays[0].shape, np.uint8)
+        figure = figures.plot_uncertainty([("a", grey, *arrays)], 2)
+        return figure.axes[2].get_xlabel()
+
+    @pytest.mark.parametrize("where", [slice(0, 2), slice(-2, None), slice(4, 6)])
+    def test_equally_unsure_pixels_say_nothing_wherever_the_errors_are(self, where):
+        labelled, wrong, unsure = np.ones((10, 10)), np.zeros((10, 10)), np.full((10, 10), 40)
+        wrong[where] = 1
+        assert (
+            self.share(labelled, wrong, unsure) == "10 % of the errors are in the least\nsure tenth of the labelled pixels"
+        )
+
+    def test_by_hand(self):
+        # 20 pixels: the tenth is 2, the one of 200 and a quarter of the four of 100
+        unsure = [[200, 100, 100, 100, 100, *[50] * 15]]
+        labelled = np.ones((1, 20))
+        for errors, share in (((0,), 100), ((1,), 25), ((0, 1), 62), ((1, 2), 25), ((0, 1, 2, 10), 38), ((10,), 0)):
+            wrong = np.zeros((1, 20))
+            wrong[0, list(errors)] = 1
+            assert self.share(labelled, wrong, unsure).startswith(f"{share} % "), errors
+
+    def test_unlabelled_pixels_do_not_count(self):
+        # 10 labelled ones among 30; those without a label are the least sure
+        unsure = np.array([[*range(10), *[250] * 20]])
+        labelled = np.arange(30)[None] < 10
+        wrong = np.isin(np.arange(30)[None], (9, 3))
+        assert self.share(labelled, wrong, unsure).startswith("50 % ")
+
+    def test_no_error(self):
+        assert self.share(np.ones((2, 3)), np.zeros((2, 3)), np.zeros((2, 3))) == "no error"
+        assert self.share(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros((2, 3))) == "no error"
+
+
 def test_names_of_any_script_and_with_dollars_are_drawn(tmp_path):
     strange = ClassSet(("background", r"$\frac$", "细胞", "axon"))
     scores = score(classes=strange)

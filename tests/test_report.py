@@ -200,6 +200,39 @@ def test_comparison_may_not_hide_this_run(run, dataset):
         build_report(run, dataset, comparisons={"unet, resnet18": other})
 
 
+def test_comparison_is_of_one_split_with_all_seeds(run, dataset):
+    own, other = (json.loads((run / "scores" / "val.json").read_text()) for _ in range(2))
+    test = json.loads((run / "scores" / "test.json").read_text())
+    assert own["macro"]["f1"] != test["macro"]["f1"]
+    second = json.loads(json.dumps(own))
+    own_f1, second["macro"]["f1"], other["macro"]["f1"] = own["macro"]["f1"], 0.25, 0.125
+    other["weighted"]["precision"] = 0.0625
+    text = read(build_report(run, dataset, comparisons={"a forest": other}, seeds=[second])).text
+    section = text[text.index("toy, split val: pooled") : text.index("The rest of this page is about the run a run alone")]
+    mine, others = section[section.index("unet, resnet18") :].split("a forest")
+    assert f"{(own_f1 + 0.25) / 2:.3f}0.250–{own_f1:.3f}" in mine
+    assert f"{test['macro']['f1']:.3f}" not in mine
+    assert "0.125" in others
+    assert "0.062" in others  # every number of the figure is in the table
+    assert "0.125–" not in others
+
+
+def test_seeds_without_other_methods(run, dataset):
+    scores = json.loads((run / "scores" / "test.json").read_text())
+    assert "their mean, below it the lowest and the highest" in read(build_report(run, dataset, seeds=[scores])).text
+
+
+def test_comparison_of_other_images_is_refused(run, dataset):
+    test, val = (json.loads((run / "scores" / f"{split}.json").read_text()) for split in ("test", "val"))
+    with pytest.raises(RunError, match="scores of toy test, toy val, and this run"):
+        build_report(run, dataset, comparisons={"a": test, "b": val})
+    with pytest.raises(RunError, match="scores of toy test, toy val, and this run"):
+        build_report(run, dataset, comparisons={"a": test}, seeds=[val])
+    for change in ({"split": "train"}, {"dataset": "elsewhere"}):
+        with pytest.raises(RunError, match="scores of one split, which the run has too"):
+            build_report(run, dataset, comparisons={"a": {**test, **change}})
+
+
 def test_strangers_names_are_text(tmp_path):
     dataset = make_dataset(("background", SCRIPT, '"><img src=x onerror=alert(1)>'), name=f"toy{SCRIPT}")
     run = write_run(tmp_path / "run", dataset)

@@ -59,7 +59,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except KeyboardInterrupt as error:
         _fail(error, "stopped. What was finished is kept; the same command goes on from there.", debug, status=130)
     except MemoryError as error:
-        _fail(error, "out of memory. Use a smaller --sample.batch or --sample.patch, or a smaller --tile.", debug)
+        hint = (
+            "out of memory. Use a smaller --sample.batch or --sample.patch to train a network; a smaller --max-memory, and "
+            "fewer or smaller --filters.sigmas, for a pixel classifier; a smaller --tile to predict."
+        )
+        _fail(error, hint, debug)
     except OSError as error:
         _fail(error, _explain(error), debug)
     sys.exit(0)

@@ -104,18 +104,22 @@ def fit_and_score(data: Dataset, name: str, out: Path, settings: BaselineSetting
             for cutout in data.splits.get(split, ())
         )
         score_splits(predictor, data, out, uncertainty=True)
-        if fresh:
-            write_json(out / "training.json", _summarise(predictor.facts, fresh / 1e6 / (time.monotonic() - began), place))
+        speed = fresh / 1e6 / (time.monotonic() - began) if fresh else None
+        summary = out / "training.json"
+        if not summary.is_file():
+            write_json(summary, _summarise(predictor.facts, speed, None if finished else measure_peak_memory(), place))
+        elif fresh:
+            write_json(summary, {**json.loads(summary.read_text()), "scoring_mpixel_per_s": speed})
         note_scores(out)
 
 
-def _summarise(facts: Any, speed: float, device: str) -> dict[str, Any]:
-    """Returns the content of training.json."""
+def _summarise(facts: Any, speed: float | None, peak_memory: int | None, device: str) -> dict[str, Any]:
+    """Returns the content of training.json; what an earlier process did, this one has not measured and leaves null."""
     return {
         "finished": True,
         **facts["training"],
         "scoring_mpixel_per_s": speed,
-        "peak_memory_bytes": measure_peak_memory(),
+        "peak_memory_bytes": peak_memory,
         "device": device,
         "precision": "32-true",
     }

@@ -232,7 +232,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def check_same_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str], init: str | None = None) -> None:
-    """Checks that a folder is free, or holds the run of these settings and data.
+    """Checks that a folder is free, holds a run that trained nothing, or holds the run of these settings and data.
 
     Args:
         run: Run folder.
@@ -243,7 +243,7 @@ def check_same_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str]
     Raises:
         RunError: It holds a run of other settings, other data or other first weights.
     """
-    if (run / "config.yaml").is_file():
+    if (run / "config.yaml").is_file() and not _is_only_claimed(run):
         there = yaml.safe_load((run / "config.yaml").read_text())
         if ("learner" in there) != ("learner" in config):
             kinds = {True: "a pixel classifier (baseline)", False: "a network (train)"}
@@ -269,12 +269,28 @@ def check_same_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str]
 
 
 def claim_run(run: Path, config: Mapping[str, Any], data: Mapping[str, str], init: str | None) -> None:
-    """Writes `config.yaml` and `environment.json` into a new run folder; arguments as of `check_same_run`."""
-    if (run / "config.yaml").is_file():
+    """Writes `config.yaml` and `environment.json` into a run folder in which nothing was trained yet.
+
+    The caller holds the folder; arguments as of `check_same_run`.
+
+    Raises:
+        RunError: Since the caller's check another process has trained something else there.
+    """
+    if (run / "config.yaml").is_file() and not _is_only_claimed(run):
+        check_same_run(run, config, data, init)
         return
     plain = json.loads(json.dumps(config))
-    write_json(run / "environment.json", {**describe_environment(), "data_sha256": dict(data), "init_sha256": init})
+    # config.yaml first: with it alone the folder is still a run's, in which nothing was trained
     write_text(run / "config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    write_json(run / "environment.json", {**describe_environment(), "data_sha256": dict(data), "init_sha256": init})
+
+
+def _is_only_claimed(run: Path) -> bool:
+    """Says whether a run folder holds its settings and nothing that was trained, as after an error at the start.
+
+    Hidden files are what killed writers and file managers leave.
+    """
+    return {path.name for path in run.iterdir() if not path.name.startswith(".")} <= {"config.yaml", "environment.json"}
 
 
 def _compare(there: Any, now: Any, key: str = "") -> list[str]:

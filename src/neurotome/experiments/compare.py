@@ -29,7 +29,8 @@ def compare(
         runs: Run folders that were scored on the same data.
         out: Folder for methods.png, comparison.json and comparison.md.
         split: Which scores.
-        report: The dataset of the runs; if given, the report of the first run is written again with the others beside it.
+        report: The dataset of the runs; if given, the report of the first run is written again with the others beside it,
+            all of them, and the first run's method, on this split.
 
     Returns:
         What was written.
@@ -62,7 +63,8 @@ def compare(
     if report is not None:
         own = next(name for name, members in methods.items() if runs[0] in members)
         others = {name: found for name, found in grouped.items() if name != own}
-        written.append(build_report(runs[0], open_dataset(report), comparisons=others))
+        seeds = [scores[run] for run in methods[own] if run != runs[0]]
+        written.append(build_report(runs[0], open_dataset(report), comparisons=others, seeds=seeds))
     return written
 
 
@@ -78,23 +80,25 @@ def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
         Run folders by the name of their method. Where two methods would have the same name, the settings in which they
         differ from the first of that name are added.
     """
-    groups: list[tuple[dict[str, Any], dict[str, Any], list[Path]]] = []
+    # how the data set's folder is spelled makes no method; the data are told apart by their content
+    groups: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[Path]]] = []
     for run in runs:
         config = _read_config(run)
-        plain = _drop_seeds(_unfold_models(config))
-        for _, there, members in groups:
+        plain = _drop_seeds(_unfold_models(_name_data(run, config)))
+        for *_, there, members in groups:
             if plain and there == plain:
                 members.append(run)
                 break
         else:
-            groups.append((config, plain, [run]))
+            spoken = {key: value for key, value in _drop_seeds(config).items() if key != "dataset"}
+            groups.append((config, spoken, plain, [run]))
     named: dict[str, list[Path]] = {}
     firsts: dict[str, dict[str, Any]] = {}
-    for config, _, members in groups:
+    for config, spoken, _, members in groups:
         name = unique = name_method(config, members[0])
         if name in firsts:
-            unique = f"{name}, {_say_difference(firsts[name], _drop_seeds(config))}"
-        firsts.setdefault(name, _drop_seeds(config))
+            unique = f"{name}, {_say_difference(firsts[name], spoken)}"
+        firsts.setdefault(name, spoken)
         if unique in named:
             unique = f"{unique} ({members[0].resolve().name})"
         named[unique] = members
@@ -195,6 +199,17 @@ def _read_config(run: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _name_data(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with the SHA-256 of the training data in place of the data set's folder, however it is spelled.
+
+    Those of a stream differ with its seed, which makes no other method; it is no folder, and its word stays.
+    """
+    digests = _read_json(run / "environment.json").get("data_sha256")
+    if not digests or config.get("dataset") in (None, "phantom-stream"):
+        return dict(config)
+    return {**config, "dataset": digests}
+
+
 def _unfold_models(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns settings with those of the runs whose models they name, in place of the folders' names."""
     found: dict[str, Any] = {}
@@ -202,7 +217,7 @@ def _unfold_models(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             found[key] = _unfold_models(value)
         elif key in ("model", "init") and isinstance(value, str) and value:
-            found[key] = _unfold_models(_read_config(Path(value))) or value
+            found[key] = _unfold_models(_name_data(Path(value), _read_config(Path(value)))) or value
         else:
             found[key] = value
     return found
@@ -220,7 +235,7 @@ def _say_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     differing = [
         f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in changed.items()
     ]
-    return ", ".join(differing[:3]) or "other settings"
+    return ", ".join(differing[:3]) or "other training data"
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

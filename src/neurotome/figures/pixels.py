@@ -46,13 +46,13 @@ def plot_importance(importance: Mapping[str, Any]) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def plot_uncertainty(
-    examples: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.bool_], NDArray[np.uint8]]], classes: int
+    examples: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.uint8]]], classes: int
 ) -> Figure:
     """Draws a row per example: image, how unsure the classifier is, and where it is wrong.
 
     Args:
-        examples: Name, grey values, wrong pixels, and uncertainty: 1 - the probability of the chosen class, times 255.
-            Shapes (y, x).
+        examples: Name, grey values, labelled pixels, those of them that are wrong, and uncertainty: 1 - the probability of
+            the chosen class, times 255. Shapes (y, x).
         classes: How many there are; with all equally likely the uncertainty is 1 - 1 / classes.
 
     Raises:
@@ -60,29 +60,42 @@ def plot_uncertainty(
     """
     if not examples:
         raise ImageError("found no image to draw; expected at least one.")
-    figure, panels = make_panels([[grey.shape] * 3 for _, grey, _, _ in examples])
+    figure, panels = make_panels([[grey.shape] * 3 for _, grey, *_ in examples])
+    figure.set_figheight(figure.get_figheight() + 0.3 + 0.35 * len(examples))  # for the colour bar and the words below rows
     shades = matplotlib.colormaps["cividis"]  # made to look alike with and without colour vision
-    for row, (name, grey, wrong, uncertainty) in zip(panels, examples, strict=True):
+    for row, (name, grey, labelled, wrong, uncertainty) in zip(panels, examples, strict=True):
         row[0].imshow(to_display(grey), cmap="gray", vmin=0, vmax=255)
         row[0].set_ylabel(name, fontsize=9)
         image = row[1].imshow(uncertainty / 255, cmap=shades, vmin=0, vmax=1 - 1 / classes)
         pale = np.repeat((255 - (255 - to_display(grey).astype(np.float32)) * 0.4)[..., None], 3, -1).astype(np.uint8)
         pale[wrong] = WRONG
         row[2].imshow(pale)
-        row[2].set_xlabel(_say_share(wrong, uncertainty), fontsize=9)
+        row[2].set_xlabel(_say_share(labelled, wrong, uncertainty), fontsize=9)
     for axes, title in zip(panels[0], ("Image", "Uncertainty", "Errors"), strict=True):
         axes.set_title(title, loc="center")
+    # below all columns: below one of them it would move that column's panels against the others
     bar = figure.colorbar(
-        image, ax=[row[1] for row in panels], location="bottom", shrink=0.9, label="1 − probability of the chosen class"
+        image,
+        ax=[axes for row in panels for axes in row],
+        location="bottom",
+        shrink=0.3,
+        aspect=16,
+        pad=0.1 / figure.get_figheight(),
+        label="1 − probability of the chosen class",
     )
     bar.outline.set_visible(False)
     return figure
 
 
-def _say_share(wrong: NDArray[np.bool_], uncertainty: NDArray[np.uint8]) -> str:
-    """Returns how many of the errors lie in the tenth of the pixels that is least sure."""
+def _say_share(labelled: NDArray[np.bool_], wrong: NDArray[np.bool_], uncertainty: NDArray[np.uint8]) -> str:
+    """Returns how many of the errors lie in the tenth of the labelled pixels that is least sure."""
     if not wrong.any():
         return "no error"
-    order = np.argsort(uncertainty, axis=None, kind="stable")[::-1]
-    found = wrong.reshape(-1)[order[: max(1, wrong.size // 10)]].sum()
-    return f"{100 * found / wrong.sum():.0f} % of the errors are in the\nleast sure tenth of the pixels"
+    # pixels and errors of each uncertainty, the least sure first
+    pixels = np.bincount(uncertainty[labelled], minlength=256)[::-1]
+    errors = np.bincount(uncertainty[wrong], minlength=256)[::-1]
+    before = np.cumsum(pixels) - pixels
+    # where the tenth ends among equally unsure pixels, it has its share of their errors, wherever in the image they lie
+    taken = (pixels.sum() / 10 - before).clip(0, pixels)
+    found = (errors * np.divide(taken, pixels, out=np.zeros(256), where=pixels > 0)).sum()
+    return f"{100 * found / wrong.sum():.0f} % of the errors are in the least\nsure tenth of the labelled pixels"

@@ -33,6 +33,7 @@ def build_report(
     dataset: Dataset,
     *,
     comparisons: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]] | None = None,
+    seeds: Sequence[Mapping[str, Any]] = (),
     title: str | None = None,
 ) -> Path:
     """Writes `run/report.html`, one page that needs no other file and no network, and `run/figures/*.png`.
@@ -42,8 +43,9 @@ def build_report(
     Args:
         run: Run folder.
         dataset: What it was trained and scored on.
-        comparisons: Scores of other methods by their name, each like `scores/<split>.json`, or those of several seeds: the
-            figure has all of them, the table the first.
+        comparisons: Scores of other methods by their name, each like `scores/<split>.json`, or those of several seeds, which
+            are shown as their mean and range. All are of one split; this run's scores of it stand beside them.
+        seeds: Scores of the further runs of this run's method, which differ from it in nothing but their seed.
         title: Heading of the page.
 
     Returns:
@@ -51,7 +53,7 @@ def build_report(
 
     Raises:
         RunError: There are no scores, a file of the run cannot be read, the dataset is another one, or a comparison has
-            this run's name.
+            this run's name or other images.
         ImageError: A prediction is missing or damaged.
     """
     scores = _read_scores(run, dataset.classes)
@@ -69,8 +71,7 @@ def build_report(
     if comparisons and method in comparisons:
         raise RunError(f"comparisons: {method!r} is this run's own name; give the other method another one.")
     importance = _read_json(run / "importance.json")
-    compared = {method: scores[split], **comparisons} if comparisons else {}
-    listed = {name: one if isinstance(one, Mapping) else one[0] for name, one in compared.items()}
+    compared = _gather(run, method, scores, comparisons or {}, seeds)
     page = _fill_template(
         title=title or f"{method} on {dataset.name}",
         run=run.resolve().name,
@@ -83,7 +84,8 @@ def build_report(
         environment=environment,
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
         commands=_list_commands(run, config, environment),
-        compared=listed,
+        compared=_summarise(compared),
+        compared_on=next(iter(compared.values()))[0] if compared else {},
         figures=_draw_figures(run, dataset.classes, scores[split], rows, statistics, slides, compared)
         | _draw_pixels(run, dataset, split, slides, importance),
         importance=importance,
@@ -115,6 +117,56 @@ def _read_scores(run: Path, classes: ClassSet) -> dict[str, dict[str, Any]]:
                 f"but the dataset has {', '.join(classes.names)}. Give the dataset that the run was scored on."
             )
     return scores
+
+
+def _gather(
+    run: Path,
+    method: str,
+    scores: Mapping[str, Mapping[str, Any]],
+    comparisons: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]],
+    seeds: Sequence[Mapping[str, Any]],
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Returns the scores of the runs of each method, this run's own first; none if there is nothing to compare with.
+
+    Raises:
+        RunError: They are not all of one split of one dataset, or this run has no scores of it.
+    """
+    others = {name: [found] if isinstance(found, Mapping) else list(found) for name, found in comparisons.items()}
+    given = [*seeds, *(one for found in others.values() for one in found)]
+    if not given:
+        return {}
+    splits = {(one["dataset"], one["split"]) for one in given}
+    dataset, split = next(iter(splits))
+    if len(splits) > 1 or split not in scores or scores[split]["dataset"] != dataset:
+        there = ", ".join(f"{name} {part}" for name, part in sorted(splits))
+        own = ", ".join(f"{one['dataset']} {part}" for part, one in scores.items())
+        raise RunError(
+            f"comparisons: scores of {there}, and this run ({run}) has those of {own}. Give scores of one split, which the "
+            "run has too: others say nothing beside each other."
+        )
+    return {method: [scores[split], *seeds], **others}
+
+
+def _summarise(compared: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Returns the rows of the comparison's table: the heights and whiskers of the figure, as numbers."""
+    from neurotome.figures.methods import KEYS, MEANS, summarise
+
+    rows = []
+    for name, runs in compared.items():
+        known = [run["accuracy"] for run in runs if run["accuracy"] is not None]
+        cells = [summarise(runs, mean, key) for mean in MEANS for key in KEYS]
+        cells.append((sum(known) / len(known), (min(known), max(known))) if known else (None, None))
+        intervals = runs[0]["intervals"] if len(runs) == 1 else None
+        rows.append(
+            {
+                "name": name,
+                "runs": len(runs),
+                # the whiskers of a single run are its interval, which has a column of its own
+                "cells": [{"value": value, "range": reach if len(runs) > 1 else None} for value, reach in cells],
+                "interval": intervals["macro_f1"] if intervals else None,
+            }
+        )
+    return rows
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -185,7 +237,7 @@ def _draw_figures(
     rows: Sequence[Mapping[str, float | None]],
     statistics: Mapping[str, Any],
     slides: Sequence[Slide],
-    compared: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]],
+    compared: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> dict[str, dict[str, Any]]:
     """Draws into `run/figures/`; returns each picture by its name."""
     from neurotome import figures
@@ -233,6 +285,7 @@ def _draw_pixels(
             (
                 f"{slide.name}\nmacro F1 {slide.macro_f1:.3f}",
                 slide.grey,
+                slide.truth != classes.ignore,
                 find_errors(slide.truth, slide.predicted, classes),
                 read_beside(maps, dataset, split, slide),
             )
