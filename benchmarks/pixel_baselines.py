@@ -3,6 +3,7 @@
     python benchmarks/pixel_baselines.py table --data ../shared/data --out runs/pixels --time 4m
     python benchmarks/pixel_baselines.py speed --data ../shared/data --repeats 5
     python benchmarks/pixel_baselines.py memory --out runs/pixels --slice FOLDER/slice_z159_1420x5805.png
+    python benchmarks/pixel_baselines.py limit --data ../shared/data --limit 200MB
 
 `table` trains a network of each seed on the same training split first, for the features of a trained encoder. What is
 finished is kept, so it goes on where it was stopped.
@@ -11,14 +12,17 @@ finished is kept, so it goes on where it was stopped.
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import resource
 import statistics
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
+import psutil
 import yaml
 from skimage.feature import multiscale_basic_features
 from sklearn.ensemble import RandomForestClassifier
@@ -72,11 +76,26 @@ def make_table(arguments: argparse.Namespace) -> None:
                     run_method(data, run, settings)
                 others.append(run)
         compare(*networks, *others, out=folder / "compared")
-        print((folder / "compared" / "comparison.md").read_text())
-        print("CPU time, which other work on the machine hardly changes: fitting, and predicting a Mpixel")
-        for run in others:
-            cost = json.loads((run / "training.json").read_text())
-            print(f"{run.name}: {cost['cpu_seconds']:.0f} s, {cost['scoring_cpu_s_per_mpixel']:.1f} s")
+        print(format_costs(json.loads((folder / "compared" / "comparison.json").read_text())))
+
+
+def format_costs(comparison: dict) -> str:
+    """Returns scores and costs; of the costs CPU time, which other work on the machine hardly changes."""
+    head = ["method", "macro F1", "mean IoU", "weighted F1", "training, CPU s", "prediction, CPU s/Mpixel"]
+    lines = [f"\n{comparison['dataset']}, test split\n", "| " + " | ".join(head) + " |", "|-" * len(head) + "|"]
+    for row in comparison["methods"]:
+        costs = [json.loads((Path(run) / "training.json").read_text()) for run in row["runs"]]
+        cells = [show_range(row[mean][key]) for mean, key in (("macro", "f1"), ("macro", "iou"), ("weighted", "f1"))]
+        if "cpu_seconds" in costs[0]:
+            cells += [f"{statistics.mean(c[key] for c in costs):.1f}" for key in ("cpu_seconds", "scoring_cpu_s_per_mpixel")]
+        else:
+            cells += [f"{statistics.mean(c['seconds'] for c in costs):.0f} s wall, {costs[0]['steps']} steps", ""]
+        lines.append("| " + " | ".join([row["method"], *cells]) + " |")
+    return "\n".join(lines)
+
+
+def show_range(value: dict) -> str:
+    return f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
 def run_method(data: Path, run: Path, settings: BaselineSettings) -> None:
@@ -226,20 +245,47 @@ def measure_memory(arguments: argparse.Namespace) -> None:
         print(json.dumps({"method": method, "peak_gb": round(peak / 1e9, 2), "seconds": round(spent, 1)}))
 
 
+def measure_limit(arguments: argparse.Namespace) -> None:
+    """Training on every labelled pixel within a limit, each in a process of its own, because a peak never falls."""
+    print("| learner | features | pixels | method | peak above start, MB | s |\n|-|-|-|-|-|-|")
+    for learner in ("rf", "lr", "gbdt", "sklearn.linear_model.SGDClassifier"):
+        for features in ("identity", "filters"):
+            job = (arguments.data / arguments.datasets[0], learner, features, arguments.limit)
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                print(pool.apply(fit_within, job))
+
+
+def fit_within(data: Path, learner: str, features: str, limit: str) -> str:
+    dataset = open_dataset(data)
+    options = {"loss": "log_loss", "alpha": 0.01} if "SGD" in learner else {}
+    settings = BaselineSettings(learner, features, pixels_per_class=500, prior=0.5, options=options)
+    fit_baseline(dataset, settings)  # so that what is imported once does not count
+    start = psutil.Process().memory_info().rss
+    began = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = fit_baseline(dataset, dataclasses.replace(settings, pixels_per_class=0, max_memory=limit)).facts["training"]
+    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - start
+    pixels, seconds = sum(found["pixels"].values()), time.perf_counter() - began
+    return f"| {learner} | {features} | {pixels:,} | {found['method']} | {more / 1e6:.0f} | {seconds:.0f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("table", "speed", "memory"))
+    parser.add_argument("part", choices=("table", "speed", "memory", "limit"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/pixels"))
     parser.add_argument("--time", default="4m")
     parser.add_argument("--seeds", type=int, default=3, help="table: seeds 0, 1, ...")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slice", type=Path)
+    parser.add_argument("--limit", default="200MB", help="limit: of the memory for training")
     parser.add_argument("--datasets", nargs="+", default=DATASETS)
     parser.add_argument("--methods", nargs="+", default=[], help="table, memory: only these")
     arguments = parser.parse_args()
     with threadpool_limits(2):
-        {"table": make_table, "speed": measure_speed, "memory": measure_memory}[arguments.part](arguments)
+        parts = {"table": make_table, "speed": measure_speed, "memory": measure_memory, "limit": measure_limit}
+        parts[arguments.part](arguments)
 
 
 if __name__ == "__main__":

@@ -158,12 +158,16 @@ def test_wrong_settings_leave_no_folder(data, tmp_path, capsys):
 
 def test_folder_in_which_nothing_was_trained_takes_other_settings(data, tmp_path, capsys):
     out = tmp_path / "run"
-    assert run("baseline", data, "--out", out, *SMALL, "--max-memory", "200") == 1
+    wrong = ["--learner", "sklearn.tree.DecisionTreeClassifier", "--options.max_depth=-1"]
+    assert run("baseline", data, "--out", out, *SMALL, *wrong) == 1
+    assert "max_depth" in capsys.readouterr().err
+    assert run("baseline", data, "--out", tmp_path / "none", *SMALL, "--max-memory", "200") == 1
     assert "Give more" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
     assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "environment.json"]
     (out / ".config.1.aa.partial.yaml").touch()  # of a killed writer
     assert run("baseline", data, "--out", out, *SMALL[:-1], "2") == 0
-    assert yaml.safe_load((out / "config.yaml").read_text())["max_memory"] == "2GB"
+    assert yaml.safe_load((out / "config.yaml").read_text())["learner"] == "rf"
     assert run("baseline", data, "--out", out, *SMALL[:-1], "1") == 1
     assert "holds another run, which differs in forest.trees (2 there, 1 asked)" in capsys.readouterr().err
 
