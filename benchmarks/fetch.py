@@ -25,9 +25,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from neurotome.datasets.mtneuro import Z_RANGES  # noqa: E402
-from neurotome.datasets.mtneuro_fetch import IMAGE_URI, LABELS_URI, fetch_mtneuro, plan_parts  # noqa: E402
-from neurotome.datasets.mtneuro_store import BLOCK_SLICES  # noqa: E402
+from neurotome.datasets.mtneuro.download import IMAGE_URI, LABELS_URI, fetch_mtneuro, plan_parts  # noqa: E402
+from neurotome.datasets.mtneuro.stored import BLOCK_SLICES  # noqa: E402
+from neurotome.datasets.mtneuro.variants import Z_RANGES  # noqa: E402
 from neurotome.io.bossdb import BossDB, Box, Connection  # noqa: E402
 
 TRAIN = {"train": Z_RANGES["train"]}

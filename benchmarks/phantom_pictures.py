@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from neurotome.classes import ClassSet
-from neurotome.datasets.phantom import CLASSES, make_cutout
-from neurotome.datasets.phantom_regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
+from neurotome.datasets.phantom.make import CLASSES, make_cutout
+from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
 from neurotome.inference.predict import predict_volume
-from neurotome.models.folder import load_model
+from neurotome.models.model_folder import load_model
 from neurotome.volume import Volume
 
 ANNOTATED = {"cortex": (900, 4600), "striatum": (500, 3700), "vp": (850, 3063), "zi": (650, 1543)}

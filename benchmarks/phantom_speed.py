@@ -11,8 +11,8 @@ import time
 
 import numpy as np
 
-from neurotome.datasets.phantom import make_cutout
-from neurotome.datasets.phantom_regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
+from neurotome.datasets.phantom.make import make_cutout
+from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
 
 REPEATS = 7
 

@@ -18,8 +18,8 @@ from PIL import Image
 from scipy import ndimage
 from skimage.measure import label, regionprops
 
-from neurotome.datasets.phantom import make_cutout
-from neurotome.datasets.phantom_regions import INSTRUMENT, REGIONS
+from neurotome.datasets.phantom.make import make_cutout
+from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS
 
 REAL_MAPS = {"cortex": "ctx", "striatum": "str", "vp": "trn", "zi": "zi"}
 ANNOTATED = {"cortex": (900, 4600), "striatum": (500, 3700), "vp": (850, 3063), "zi": (650, 1543)}

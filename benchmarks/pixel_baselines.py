@@ -30,16 +30,16 @@ from threadpoolctl import threadpool_limits
 
 from neurotome import compare, open_dataset, train
 from neurotome.atomic import write_json, write_text
-from neurotome.baselines.fit import BaselineSettings, fit_baseline
-from neurotome.baselines.sample import LabelledPixels, limit_rows
 from neurotome.datasets.statistics import count_slices
-from neurotome.evaluate import score_images
 from neurotome.experiments.commands import score_split
 from neurotome.features import EncoderSettings
 from neurotome.features.base import check_patch
-from neurotome.pixels.folder import save_pixels
+from neurotome.pixels.sample import LabelledPixels, limit_rows
+from neurotome.pixels.saving import save_pixels
+from neurotome.pixels.train import BaselineSettings, fit_baseline
 from neurotome.predictor import predict_slice
-from neurotome.training.fit import Recipe, TrainSettings
+from neurotome.scoring import score_images
+from neurotome.training.recipe import Recipe, TrainSettings
 
 DATASETS = ("vnc_sstem", "axon_sem")
 

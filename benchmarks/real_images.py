@@ -16,12 +16,12 @@ import yaml
 from neurotome import open_dataset, train
 from neurotome.atomic import write_json
 from neurotome.augment import AugmentSettings
-from neurotome.baselines.fit import fit_baseline
 from neurotome.experiments.commands import score_split
 from neurotome.losses import LossSettings
-from neurotome.models.build import ModelSettings
+from neurotome.models.networks import ModelSettings
 from neurotome.normalize import fit_normalization
-from neurotome.training.fit import Recipe, TrainSettings
+from neurotome.pixels.train import fit_baseline
+from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 
 DATASETS = ("vnc_sstem", "axon_sem")

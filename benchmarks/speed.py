@@ -21,13 +21,14 @@ import numpy as np
 import torch
 
 from neurotome.augment import AugmentSettings, augment
-from neurotome.datasets.phantom import PhantomSettings, make_phantom
+from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
 from neurotome.inference.predict import predict_volume
 from neurotome.io.images import read_image
-from neurotome.models.build import ModelSettings, build_network, import_smp
-from neurotome.models.net import NetPredictor
+from neurotome.models.net_predictor import NetPredictor
+from neurotome.models.networks import ModelSettings, build_network, import_smp
 from neurotome.normalize import Normalization
-from neurotome.training.fit import Recipe, TrainSettings, prepare
+from neurotome.training.prepare import prepare
+from neurotome.training.recipe import Recipe, TrainSettings
 
 
 def time_in_turn(functions: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
@@ -130,7 +131,7 @@ def measure_memory(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         code = (
             "import sys; from pathlib import Path; import benchmarks.speed as s; "
-            "from neurotome.models.folder import save_model; from neurotome.inference.predict import predict; "
+            "from neurotome.models.model_folder import save_model; from neurotome.inference.predict import predict; "
             f"p = s.NetPredictor(s.build_network(s.ModelSettings(), 4), s.ModelSettings(), s.dataset_classes(), "
             f"s.Normalization('dataset', 123.0, 31.0, 'uint8'), 288); save_model(p, Path({folder!r}) / 'm'); "
             f"predict({folder!r} + '/m', {str(path)!r}, {folder!r} + '/out.png')"

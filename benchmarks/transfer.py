@@ -20,13 +20,15 @@ import yaml
 from neurotome import open_dataset
 from neurotome.atomic import write_json
 from neurotome.augment import AugmentSettings
-from neurotome.baselines.fit import BaselineSettings, fit_baseline
 from neurotome.datasets.base import Cutout, Dataset
-from neurotome.evaluate import score_images
 from neurotome.inference.predict import predict_volume
-from neurotome.models.folder import load_model
+from neurotome.models.model_folder import load_model
+from neurotome.pixels.train import BaselineSettings, fit_baseline
 from neurotome.predictor import Predictor
-from neurotome.training.fit import Recipe, TrainSettings, fit, prepare
+from neurotome.scoring import score_images
+from neurotome.training.fit import fit
+from neurotome.training.prepare import prepare
+from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 
 FINE_TUNE = Path(__file__).parents[1] / "configs" / "fine_tune.yaml"

@@ -141,7 +141,7 @@ def test_wrong_configurations_are_refused(folder: Path, changes: dict[str, Any],
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "found missing or empty"),
+        ("", "found nothing"),
         ("- a\n- b\n", "found ['a', 'b']"),
         ("splits: [", "is not valid YAML"),
         ("splits: {train: [a], train: [b]}", "key 'train' twice"),

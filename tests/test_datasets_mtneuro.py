@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from neurotome.datasets import mtneuro, open_dataset
-from neurotome.datasets.mtneuro import MergedLabels, open_mtneuro
+from neurotome.datasets import open_dataset
+from neurotome.datasets.mtneuro import variants as mtneuro
+from neurotome.datasets.mtneuro.variants import MergedLabels, open_mtneuro
 from neurotome.datasets.statistics import count_slices, measure_dataset
 from neurotome.errors import DatasetError, ImageError
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from neurotome.datasets import open_dataset
-from neurotome.datasets import phantom as module
 from neurotome.datasets.base import check_labels
-from neurotome.datasets.phantom import PhantomSettings, make_cutout, make_phantom, phantom
-from neurotome.datasets.phantom_image import record_image
-from neurotome.datasets.phantom_regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
-from neurotome.datasets.phantom_tissue import locate_fibres, sample_field, stamp_tubes
-from neurotome.datasets.phantom_traced import paint_labels
+from neurotome.datasets.phantom import make as module
+from neurotome.datasets.phantom.image import record_image
+from neurotome.datasets.phantom.make import PhantomSettings, make_cutout, make_phantom, phantom
+from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
+from neurotome.datasets.phantom.tissue import locate_fibres, sample_field, stamp_tubes
+from neurotome.datasets.phantom.traced import paint_labels
 from neurotome.errors import DatasetError, RunError, SettingsError
 
 SMALL = PhantomSettings(height=40, width=48, train_depth=3, val_depth=1, test_depth=2)

@@ -7,7 +7,7 @@ import pytest
 
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Cutout
-from neurotome.datasets.phantom_stream import PhantomStream, StreamSettings, open_stream
+from neurotome.datasets.phantom.stream import PhantomStream, StreamSettings, open_stream
 from neurotome.errors import SettingsError
 from neurotome.normalize import fit_normalization
 from neurotome.training.sampler import PatchSampler, SampleSettings

@@ -163,7 +163,7 @@ def test_import_is_light():
 
 
 def test_what_can_be_opened_is_listed_without_data(capsys):
-    from neurotome.datasets.mtneuro import VARIANTS
+    from neurotome.datasets.mtneuro.variants import VARIANTS
 
     known = describe(known=True)
     assert {f"mtneuro:<folder>@{name}" for name in VARIANTS} < set(known)

@@ -19,9 +19,10 @@ from neurotome.features import EncoderSettings, FeatureSettings, FilterSettings,
 from neurotome.features.base import compute_features
 from neurotome.features.filters import Filters, find_eigenvalues, reach
 from neurotome.features.frozen import enlarge
-from neurotome.models.build import ModelSettings, build_network
-from neurotome.models.folder import save_model
-from neurotome.models.net import NetPredictor, measure_halo
+from neurotome.models.model_folder import save_model
+from neurotome.models.net import measure_halo
+from neurotome.models.net_predictor import NetPredictor
+from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
 
 
@@ -361,7 +362,7 @@ def test_refuses_stages(network):
 
 def test_import_is_light():
     code = (
-        "import sys, neurotome.baselines.fit, neurotome.baselines.majority, neurotome.features, neurotome.load;"
+        "import sys, neurotome.pixels.train, neurotome.pixels.majority, neurotome.features, neurotome.load;"
         "sys.exit(' '.join({'sklearn', 'scipy', 'torch', 'lightgbm'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,7 +19,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import DatasetError, ImageError, RunError, SettingsError
-from neurotome.evaluate import score_images
+from neurotome.scoring import score_images
 from neurotome.volume import Volume
 
 CLASSES = ClassSet(("background", "vessel", "cell", "axon"))

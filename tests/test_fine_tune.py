@@ -16,19 +16,21 @@ from PIL import Image
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
-from neurotome.datasets.phantom import CLASSES
+from neurotome.datasets.phantom.make import CLASSES
 from neurotome.errors import DatasetError, ModelError, SettingsError
-from neurotome.models import folder as folders
-from neurotome.models.build import ModelSettings, build_network
-from neurotome.models.folder import find_model, list_packaged, load_model, save_model
-from neurotome.models.net import NetPredictor
+from neurotome.models import model_folder as folders
+from neurotome.models.model_folder import find_model, list_packaged, load_model, save_model
+from neurotome.models.net_predictor import NetPredictor
+from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
-from neurotome.training.fit import Recipe, TrainSettings, fit, list_splits, prepare
+from neurotome.training.fit import fit
+from neurotome.training.prepare import list_splits, prepare
+from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 from neurotome.training.start import REPLAYED, add_tissue, settle_recipe
 from neurotome.volume import Volume
 from test_cli import run, write_dataset
-from test_training import make_dataset
+from test_training_fit import make_dataset
 
 NETWORK = ModelSettings("linknet", "mobilenetv3_small_050", encoder_depth=3)
 SHORT = TrainSettings(epochs=1, steps_per_epoch=2, device="cpu")

@@ -33,7 +33,7 @@ def test_a_missing_extra_names_its_command() -> None:
         import_extra("no_such_module", "track")
 
 
-@pytest.mark.parametrize("module", ["neurotome", "neurotome.models.build", "neurotome.predictor", "neurotome.evaluate"])
+@pytest.mark.parametrize("module", ["neurotome", "neurotome.models.networks", "neurotome.predictor", "neurotome.scoring"])
 def test_importing_does_not_wait_for_torch(module: str) -> None:
     heavy = "{'torch._C', 'torchvision', 'lightning', 'sklearn', 'skimage', 'matplotlib', 'segmentation_models_pytorch'}"
     program = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"

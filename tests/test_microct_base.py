@@ -12,12 +12,12 @@ import pytest
 from neurotome import predict
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Cutout
-from neurotome.datasets.phantom import PhantomSettings, make_phantom
-from neurotome.evaluate import score_images
+from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
 from neurotome.experiments.commands import score_split
 from neurotome.inference.predict import PredictSettings, predict_volume
-from neurotome.models.folder import load_model
-from neurotome.models.net import NetPredictor
+from neurotome.models.model_folder import load_model
+from neurotome.models.net_predictor import NetPredictor
+from neurotome.scoring import score_images
 
 PATCHES = Path(__file__).parents[2] / "shared" / "data" / "microct_patches"
 

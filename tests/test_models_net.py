@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from neurotome.classes import ClassSet
-from neurotome.models.build import ModelSettings, build_network
-from neurotome.models.net import UNBOUNDED_HALO, NetPredictor, Network, measure_halo
+from neurotome.models.net import UNBOUNDED_HALO, Network, measure_halo
+from neurotome.models.net_predictor import NetPredictor
+from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
 
 CLASSES = ClassSet(("background", "vessel", "cell"))

@@ -17,9 +17,10 @@ import pytest
 import zarr
 
 from neurotome import cli
-from neurotome.datasets import mtneuro, open_dataset
-from neurotome.datasets.mtneuro import REGIONS
-from neurotome.datasets.mtneuro_fetch import Announcer, fetch_mtneuro, import_mtneuro
+from neurotome.datasets import open_dataset
+from neurotome.datasets.mtneuro import variants as mtneuro
+from neurotome.datasets.mtneuro.download import Announcer, fetch_mtneuro, import_mtneuro
+from neurotome.datasets.mtneuro.variants import REGIONS
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import DatasetError, FetchError, NeurotomeError, RunError
 from neurotome.io.bossdb import Connection
@@ -240,7 +241,7 @@ def test_sources_do_not_mix(server, tmp_path):
 CHILD = """
 import json, sys
 from pathlib import Path
-from neurotome.datasets.mtneuro_fetch import fetch_mtneuro
+from neurotome.datasets.mtneuro.download import fetch_mtneuro
 from neurotome.io.bossdb import Connection
 host, out, ranges = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
 fetch_mtneuro(out, Connection(host, "http", workers=3), z_ranges=ranges, verify_counts=False, block_slices=1)

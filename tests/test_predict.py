@@ -15,9 +15,9 @@ from neurotome.classes import ClassSet
 from neurotome.errors import ImageError, SettingsError
 from neurotome.inference.predict import PredictSettings, invert_grey, predict, predict_volume
 from neurotome.inference.resample import resize
-from neurotome.models.build import ModelSettings, build_network
-from neurotome.models.folder import load_model, save_model
-from neurotome.models.net import NetPredictor
+from neurotome.models.model_folder import load_model, save_model
+from neurotome.models.net_predictor import NetPredictor
+from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
 from neurotome.volume import Volume
 from test_cli import run

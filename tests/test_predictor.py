@@ -14,8 +14,9 @@ from torch import nn
 
 from neurotome.classes import ClassSet
 from neurotome.errors import SettingsError
-from neurotome.models.build import ModelSettings, build_network
-from neurotome.models.net import NetPredictor, measure_halo
+from neurotome.models.net import measure_halo
+from neurotome.models.net_predictor import NetPredictor
+from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
 from neurotome.predictor import predict_slice
 

@@ -11,10 +11,10 @@ from PIL import Image
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import ImageError, NeurotomeError, RunError
-from neurotome.evaluate import score_images
 from neurotome.io.images import write_labels
 from neurotome.report import build_report
 from neurotome.report.slides import LARGEST, Slide, encode_layers, find_errors, load_slides, rank_images, spread
+from neurotome.scoring import score_images
 from neurotome.volume import Volume
 
 SCRIPT = "<script>alert(1)</script>"

@@ -14,14 +14,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from neurotome.datasets import open_dataset
     from neurotome.datasets.fetch import fetch
-    from neurotome.datasets.phantom import phantom
+    from neurotome.datasets.phantom.make import phantom
     from neurotome.experiments.baseline import baseline
     from neurotome.experiments.commands import evaluate, train
     from neurotome.experiments.compare import compare
     from neurotome.experiments.demo import demo
     from neurotome.inference.predict import predict
     from neurotome.load import load_predictor
-    from neurotome.models.folder import load_model
+    from neurotome.models.model_folder import load_model
     from neurotome.report.describe import describe
 
 __all__ = [
@@ -46,10 +46,10 @@ _HOMES = {
     "describe": "neurotome.report.describe",
     "evaluate": "neurotome.experiments.commands",
     "fetch": "neurotome.datasets.fetch",
-    "load_model": "neurotome.models.folder",
+    "load_model": "neurotome.models.model_folder",
     "load_predictor": "neurotome.load",
     "open_dataset": "neurotome.datasets",
-    "phantom": "neurotome.datasets.phantom",
+    "phantom": "neurotome.datasets.phantom.make",
     "predict": "neurotome.inference.predict",
     "train": "neurotome.experiments.commands",
 }

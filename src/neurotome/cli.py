@@ -32,7 +32,7 @@ COMMANDS = {
     "demo": ("neurotome.experiments.demo", "The main job on a phantom: data, training, comparison, report."),
     "describe": ("neurotome.report.describe", "Statistics of a dataset, sample and augmentation pictures."),
     "fetch": ("neurotome.datasets.fetch", "Get MTNeuro, or a box of any volume, from BossDB; goes on where it was."),
-    "phantom": ("neurotome.datasets.phantom", "Write a synthetic dataset in the likeness of brain microCT."),
+    "phantom": ("neurotome.datasets.phantom.make", "Write a synthetic dataset in the likeness of brain microCT."),
     "train": ("neurotome.experiments.commands", "Train a network, score it on every split, write a report."),
     "baseline": ("neurotome.experiments.baseline", "Train a pixel classifier, score it on every split, write a report."),
     "compare": ("neurotome.experiments.compare", "Draw the scores of several runs side by side."),
@@ -96,7 +96,7 @@ def _take_config(tokens: list[str]) -> list[cyclopts.config.Dict]:
 def _show(result: Any) -> None:
     """Prints what a command returns: a scores table, statistics, a list of datasets, or the paths of what it wrote."""
     if isinstance(result, dict) and "per_class" in result:
-        from neurotome.evaluate import format_scores
+        from neurotome.scoring import format_scores
 
         print(format_scores(result))
     elif isinstance(result, dict) and "splits" not in result:

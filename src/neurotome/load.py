@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neurotome.errors import ModelError
-from neurotome.models.folder import PIXELS, find_model, load_model, read_description
+from neurotome.models.model_folder import PIXELS, find_model, load_model, read_description
 
 if TYPE_CHECKING:
-    from neurotome.models.net import NetPredictor
+    from neurotome.models.net_predictor import NetPredictor
     from neurotome.pixels.predictor import PixelPredictor
 
 
@@ -32,7 +32,7 @@ def load_predictor(path: Path, device: str = "auto") -> NetPredictor | PixelPred
     from neurotome.models.net import choose_device
 
     if kind == PIXELS:
-        from neurotome.pixels.folder import load_pixels
+        from neurotome.pixels.saving import load_pixels
 
         return load_pixels(folder, choose_device(device))
     predictor = load_model(folder)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.folder import open_folder
-from neurotome.datasets.mtneuro import VARIANTS, open_mtneuro
-from neurotome.datasets.phantom_stream import StreamSettings, open_stream
+from neurotome.datasets.mtneuro.variants import VARIANTS, open_mtneuro
+from neurotome.datasets.phantom.stream import StreamSettings, open_stream
 from neurotome.errors import DatasetError, unknown
 
 KINDS = ("mtneuro:<folder>", "mtneuro:<folder>@<variant>", "phantom", "phantom-stream", "<folder with dataset.yaml>")
@@ -41,7 +41,7 @@ def open_dataset(spec: str | Path | Dataset, stream: StreamSettings = StreamSett
     if isinstance(spec, Dataset):
         return spec
     if isinstance(spec, str) and spec == "phantom":
-        from neurotome.datasets.phantom import PhantomSettings, make_phantom
+        from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
 
         if Path("phantom", "dataset.yaml").is_file():
             raise DatasetError(

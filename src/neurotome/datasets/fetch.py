@@ -10,8 +10,8 @@ from cyclopts import Parameter
 from numpy.typing import NDArray
 
 from neurotome.atomic import hold_folder, sweep_partials
-from neurotome.datasets.mtneuro import CITATION, LICENCE, VOXEL_SIZE_UM
-from neurotome.datasets.mtneuro_fetch import Announcer, fetch_mtneuro, import_mtneuro, list_versions, run_transfer
+from neurotome.datasets.mtneuro.download import Announcer, fetch_mtneuro, import_mtneuro, list_versions, run_transfer
+from neurotome.datasets.mtneuro.variants import CITATION, LICENCE, VOXEL_SIZE_UM
 from neurotome.errors import RunError, SettingsError, unknown
 from neurotome.io.bossdb import PUBLIC_TOKEN, BossDB, Box, Connection, parse_uri
 from neurotome.io.ledger import Ledger

@@ -15,16 +15,16 @@ An entry of a split is the id of a whole image, or a range of its slices, the st
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import SPLITS, Cutout, Dataset, check_labels
+from neurotome.documents import read_yaml
 from neurotome.errors import DatasetError, unknown
 from neurotome.io.images import find_image, read_image, read_labels
 from neurotome.progress import track
@@ -84,17 +84,6 @@ def open_folder(path: str | Path) -> Dataset:
     )
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error; plain YAML keeps the last and says nothing."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _load_config(folder: Path, config: Path) -> Mapping[str, Any]:
     if not folder.exists():
         raise DatasetError(f"{folder} does not exist; expected a folder with dataset.yaml. Check the name.")
@@ -103,13 +92,7 @@ def _load_config(folder: Path, config: Path) -> Mapping[str, Any]:
     if not config.is_file():
         found = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
         raise DatasetError(f"{folder} has no dataset.yaml (found {found}); add one with classes and splits.")
-    try:
-        content = yaml.load(config.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"{config} is not valid YAML: {reason}. Correct it.") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f"{config}: found {_kind(content)}; expected keys such as classes and splits.")
+    content = read_yaml(config, DatasetError, "Correct it.")
     for key in content:
         if key not in KEYS:
             raise DatasetError(f"{config}: {unknown('key', str(key), KEYS)}")

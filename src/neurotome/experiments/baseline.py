@@ -12,15 +12,15 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from neurotome.atomic import hold_folder, write_json
-from neurotome.baselines.fit import BaselineSettings, check_baseline, fit_baseline
-from neurotome.baselines.importance import measure_importance
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Dataset, DatasetOrName
-from neurotome.evaluate import format_scores
 from neurotome.experiments.commands import check_same_run, claim_run, note_scores, score_splits
 from neurotome.memory import measure_peak_memory
-from neurotome.models.folder import read_digest
+from neurotome.models.model_folder import read_digest
+from neurotome.pixels.importance import measure_importance
+from neurotome.pixels.train import BaselineSettings, check_baseline, fit_baseline
+from neurotome.scoring import format_scores
 from neurotome.training.fit import check_run_folder
 
 
@@ -72,7 +72,7 @@ def fit_and_score(data: Dataset, name: str, out: Path, settings: BaselineSetting
         device: Where an encoder runs.
     """
     from neurotome.models.net import choose_device
-    from neurotome.pixels.folder import load_pixels, save_pixels
+    from neurotome.pixels.saving import load_pixels, save_pixels
 
     check_run_folder(out)
     data.split("train")

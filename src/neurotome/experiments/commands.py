@@ -25,14 +25,16 @@ from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
 from neurotome.errors import ModelError, RunError
-from neurotome.evaluate import format_scores, score_images
 from neurotome.inference.predict import predict_volume
 from neurotome.io.images import write_image, write_labels
 from neurotome.load import load_predictor
-from neurotome.models.folder import add_facts, read_digest
+from neurotome.models.model_folder import add_facts, read_digest
 from neurotome.predictor import Predictor
 from neurotome.progress import Progress
-from neurotome.training.fit import Recipe, check_run_folder, fit, is_finished, list_splits, prepare
+from neurotome.scoring import format_scores, score_images
+from neurotome.training.fit import check_run_folder, fit, is_finished
+from neurotome.training.prepare import list_splits, prepare
+from neurotome.training.recipe import Recipe
 from neurotome.training.start import settle_recipe
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from neurotome.atomic import write_json, write_text
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import DatasetOrName
 from neurotome.errors import RunError
-from neurotome.report.build import build_report, name_method
+from neurotome.report.page import build_report, name_method
 
 KEYS = ("precision", "recall", "f1")
 

@@ -13,20 +13,20 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from neurotome.atomic import write_json
-from neurotome.baselines.fit import fit_baseline
-from neurotome.baselines.majority import fit_majority
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset
-from neurotome.datasets.phantom import PhantomSettings, make_phantom, phantom
+from neurotome.datasets.phantom.make import PhantomSettings, make_phantom, phantom
 from neurotome.errors import RunError
-from neurotome.evaluate import format_scores
 from neurotome.experiments.commands import score_split, train_and_score
 from neurotome.inference.predict import PredictSettings, predict
 from neurotome.io.images import write_image
+from neurotome.pixels.majority import fit_majority
+from neurotome.pixels.train import fit_baseline
 from neurotome.predictor import Predictor
 from neurotome.report import build_report
 from neurotome.report.describe import describe
-from neurotome.training.fit import Recipe, TrainSettings
+from neurotome.scoring import format_scores
+from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 
 BASELINES: dict[str, Callable[[Dataset], Predictor]] = {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from neurotome.errors import ModelError, unknown
 from neurotome.features.base import check_patch
-from neurotome.models.build import MINIMUM_EDGE, ModelSettings, build_network
+from neurotome.models.networks import MINIMUM_EDGE, ModelSettings, build_network
 from neurotome.normalize import Normalization
 from neurotome.volume import note_other_size
 
@@ -129,7 +129,7 @@ def build_encoder(
     Raises:
         ModelError: The model cannot be loaded or the encoder not built, it has other input channels, or lacks a stage.
     """
-    from neurotome.models.folder import load_model
+    from neurotome.models.model_folder import load_model
 
     if settings.model:
         found = load_model(Path(settings.model))

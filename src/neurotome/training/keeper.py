@@ -16,7 +16,7 @@ import torch
 
 from neurotome import memory
 from neurotome.atomic import atomic_path, write_json, write_text
-from neurotome.models.folder import save_model
+from neurotome.models.model_folder import save_model
 from neurotome.progress import Progress
 from neurotome.training.module import SegmentationModule
 

@@ -19,12 +19,13 @@ from neurotome.augment import AugmentSettings, augment
 from neurotome.datasets.base import Cutout
 from neurotome.errors import TrainingError
 from neurotome.metrics import confusion, scores
-from neurotome.models.net import NetPredictor, Network
+from neurotome.models.net import Network
+from neurotome.models.net_predictor import NetPredictor
 from neurotome.predictor import predict_slice
 from neurotome.training.sampler import PatchSampler
 
 if TYPE_CHECKING:
-    from neurotome.training.fit import TrainSettings
+    from neurotome.training.recipe import TrainSettings
 
 
 class BatchStream(IterableDataset[Any]):

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neurotome.datasets.base import Dataset
-from neurotome.datasets.phantom import CLASSES
-from neurotome.datasets.phantom_stream import StreamSettings, make_piece, wrap_piece
+from neurotome.datasets.phantom.make import CLASSES
+from neurotome.datasets.phantom.stream import StreamSettings, make_piece, wrap_piece
 from neurotome.errors import ModelError, SettingsError
-from neurotome.models.build import ModelSettings
-from neurotome.models.folder import load_model
+from neurotome.models.model_folder import load_model
+from neurotome.models.networks import ModelSettings
 from neurotome.progress import track
 from neurotome.training.sampler import SampleSettings
 
 if TYPE_CHECKING:
-    from neurotome.models.net import NetPredictor
-    from neurotome.training.fit import Recipe
+    from neurotome.models.net_predictor import NetPredictor
+    from neurotome.training.recipe import Recipe
 
 RATE = 3e-3
 """Automatic learning rate from random or ImageNet weights."""

@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, classification_report, f1_score, jac
 
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
-from neurotome.evaluate import FEWEST_IMAGES, RESAMPLES, bootstrap, format_scores, score_images
+from neurotome.scoring import FEWEST_IMAGES, RESAMPLES, bootstrap, format_scores, score_images
 
 CLASSES = ClassSet(("background", "vessel", "cell", "axon"))
 NAMES = list(CLASSES.names)

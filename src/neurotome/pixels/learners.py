@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.baselines.convert import convert, find_form, from_logistic, list_savable
-from neurotome.baselines.trees import from_boosting, from_forest, from_lightgbm
 from neurotome.errors import NeurotomeError, SettingsError, unknown
 from neurotome.lazy import import_extra
 from neurotome.pixels.classifiers import Classifier
+from neurotome.pixels.convert import convert, find_form, from_logistic, list_savable
 from neurotome.pixels.predictor import count_cores
 from neurotome.pixels.skops_file import is_class
+from neurotome.pixels.trees import from_boosting, from_forest, from_lightgbm
 
 LEARNERS = ("rf", "lr", "gbdt")
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from neurotome.errors import ModelError
-from neurotome.models.build import ModelSettings, build_network, find_encoder, import_smp
+from neurotome.models.networks import ModelSettings, build_network, find_encoder, import_smp
 
 DECODERS = (
     "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet",

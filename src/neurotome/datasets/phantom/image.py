@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.datasets.phantom_regions import Instrument, Region
-from neurotome.datasets.phantom_tissue import (
+from neurotome.datasets.phantom.regions import Instrument, Region
+from neurotome.datasets.phantom.tissue import (
     VESSEL,
     Cell,
     Generator,

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
-from neurotome.datasets.phantom import CITATION, CLASSES, LICENCE, VOXEL_SIZE_UM, make_cutout
-from neurotome.datasets.phantom_regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
+from neurotome.datasets.phantom.make import CITATION, CLASSES, LICENCE, VOXEL_SIZE_UM, make_cutout
+from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
 from neurotome.errors import SettingsError
 from neurotome.progress import Progress
 from neurotome.volume import Volume

@@ -13,11 +13,13 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import DatasetError, SettingsError, TrainingError
 from neurotome.losses import LossSettings
-from neurotome.models.build import ModelSettings
-from neurotome.models.folder import load_model
+from neurotome.models.model_folder import load_model
+from neurotome.models.networks import ModelSettings
 from neurotome.training import fit as fitting
 from neurotome.training import keeper
-from neurotome.training.fit import Recipe, TrainSettings, parse_duration, prepare
+from neurotome.training import prepare as preparing
+from neurotome.training.prepare import prepare
+from neurotome.training.recipe import Recipe, TrainSettings, parse_duration
 from neurotome.training.sampler import SampleSettings
 from neurotome.volume import Volume
 
@@ -64,7 +66,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     # dies in the middle of the third epoch, and once more while the fourth is being saved
     for place in ("draw", "save_model"):
         calls = {"left": {"draw": 7, "save_model": 0}[place]}
-        owner = fitting.PatchSampler if place == "draw" else keeper
+        owner = preparing.PatchSampler if place == "draw" else keeper
         original = getattr(owner, place)
 
         def die(*args, calls=calls, original=original):
@@ -112,8 +114,8 @@ def test_it_learns_and_keeps_the_best(tmp_path):
     predictor = load_model(tmp_path / "run")
     assert predictor.facts["val_macro_f1"] == pytest.approx(best)
     dataset = make_dataset()
-    from neurotome.evaluate import score_images
     from neurotome.inference.predict import predict_volume
+    from neurotome.scoring import score_images
 
     images = [(c.name, c.labels[0], predict_volume(predictor, c.volume)[0][0]) for c in dataset.split("val")]
     assert score_images("toy", "val", dataset.classes, images)["macro"]["f1"] == pytest.approx(best, abs=1e-9)
@@ -121,7 +123,7 @@ def test_it_learns_and_keeps_the_best(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     settings = TrainSettings(epochs=3, steps_per_epoch=2, device="cpu")
-    broken = fitting.build_loss
+    broken = preparing.build_loss
 
     def build(*args):
         criterion, calls = broken(*args), []
@@ -132,7 +134,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path,
 
         return loss
 
-    monkeypatch.setattr(fitting, "build_loss", build)
+    monkeypatch.setattr(preparing, "build_loss", build)
     with pytest.raises(TrainingError, match=r"loss became nan at step 3.*checkpoint is kept.*learning-rate"):
         run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
     kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -221,7 +223,7 @@ def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):
     from neurotome.training import module as training
 
     seen = {}
-    original_augment, original_build, original_probs = training.augment, fitting.build_loss, training.predict_slice
+    original_augment, original_build, original_probs = training.augment, preparing.build_loss, training.predict_slice
 
     def augment(images, *rest):
         images, labels = original_augment(images, *rest)
@@ -246,7 +248,7 @@ def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "augment", augment)
     monkeypatch.setattr(training, "predict_slice", predict_slice)
-    monkeypatch.setattr(fitting, "build_loss", build)
+    monkeypatch.setattr(preparing, "build_loss", build)
     settings = TrainSettings(epochs=1, steps_per_epoch=1, device="cpu", precision="bf16")
     module = prepare(make_dataset(), Recipe(train=settings, **SMALL))
     module.net.register_forward_hook(lambda _, __, out: seen.update(logits=out.dtype))

@@ -17,19 +17,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from neurotome.baselines.convert import convert, list_savable
-from neurotome.baselines.fit import BaselineSettings, fit_baseline, read_bytes
-from neurotome.baselines.importance import measure_importance, shuffle_features
-from neurotome.baselines.learners import (
-    BoostingSettings,
-    ForestSettings,
-    LogisticSettings,
-    Stream,
-    choose_learner,
-)
-from neurotome.baselines.majority import fit_majority
-from neurotome.baselines.sample import LabelledPixels, limit_rows, spread_rows
-from neurotome.baselines.trees import from_forest
 from neurotome.blocks import plan_blocks
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
@@ -39,8 +26,21 @@ from neurotome.features import FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.base import compute_features
 from neurotome.normalize import Normalization
 from neurotome.pixels.classifiers import Dense
+from neurotome.pixels.convert import convert, list_savable
+from neurotome.pixels.importance import measure_importance, shuffle_features
+from neurotome.pixels.learners import (
+    BoostingSettings,
+    ForestSettings,
+    LogisticSettings,
+    Stream,
+    choose_learner,
+)
+from neurotome.pixels.majority import fit_majority
 from neurotome.pixels.predictor import PixelPredictor, iterate_windows, list_windows
+from neurotome.pixels.sample import LabelledPixels, limit_rows, spread_rows
 from neurotome.pixels.skops_file import is_class
+from neurotome.pixels.train import BaselineSettings, fit_baseline, read_bytes
+from neurotome.pixels.trees import from_forest
 from neurotome.predictor import predict_slice
 from neurotome.volume import Volume
 
@@ -230,7 +230,7 @@ def test_agrees_with_sklearn(dataset, learner, classes):
 
 def test_lightgbm_trees_agree_with_its_own_prediction():
     lightgbm = pytest.importorskip("lightgbm", reason="the extra gbm is not installed")
-    from neurotome.baselines.trees import from_lightgbm
+    from neurotome.pixels.trees import from_lightgbm
 
     rng = np.random.default_rng(0)
     table = rng.normal(size=(900, 6)).astype(np.float32)
@@ -280,7 +280,7 @@ def compare_with_its_own(learner, options, classes):
     kept = []
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that so few steps have not converged
-        patch.setattr("neurotome.baselines.learners.convert", lambda estimator: kept.append(estimator) or convert(estimator))
+        patch.setattr("neurotome.pixels.learners.convert", lambda estimator: kept.append(estimator) or convert(estimator))
         found = choose(learner, options).train(table, labels, weights)
         again = type(found).from_arrays(found.to_arrays(), 6, classes)
         other = np.random.default_rng(2).normal(size=(500, 6)).astype(np.float32)
@@ -335,7 +335,7 @@ def test_lightgbm_objectives_that_have_no_form_are_refused():
 
 
 def test_truths_are_read_from_text():
-    from neurotome.baselines.learners import _read_option
+    from neurotome.pixels.learners import _read_option
 
     found = [_read_option("True", False), _read_option("false", True), _read_option("true", "auto"), _read_option(3, True)]
     assert found == [True, False, "true", 3]

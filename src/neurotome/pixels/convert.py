@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.baselines.trees import (
+from neurotome.errors import NeurotomeError
+from neurotome.pixels.classifiers import Classifier, Dense, Linear
+from neurotome.pixels.skops_file import PLAIN, Estimator, is_class
+from neurotome.pixels.trees import (
     from_bagging,
     from_boosting,
     from_forest,
@@ -16,9 +19,6 @@ from neurotome.baselines.trees import (
     from_lightgbm_classifier,
     from_tree,
 )
-from neurotome.errors import NeurotomeError
-from neurotome.pixels.classifiers import Classifier, Dense, Linear
-from neurotome.pixels.skops_file import PLAIN, Estimator, is_class
 
 
 def convert(estimator: Any) -> Classifier:

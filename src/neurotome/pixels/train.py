@@ -12,23 +12,23 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.baselines.learners import (
+from neurotome.datasets.base import Dataset
+from neurotome.datasets.statistics import count_slices, is_labelled, list_seen
+from neurotome.errors import SettingsError
+from neurotome.features import EncoderSettings, Extractor, FeatureSettings, FilterSettings, build_extractor
+from neurotome.features.choose import Kind
+from neurotome.metrics import image_scores
+from neurotome.normalize import fit_normalization
+from neurotome.pixels.classifiers import Classifier
+from neurotome.pixels.learners import (
     BoostingSettings,
     ForestSettings,
     Learner,
     LogisticSettings,
     choose_learner,
 )
-from neurotome.baselines.sample import LabelledPixels, limit_rows
-from neurotome.datasets.base import Dataset
-from neurotome.datasets.statistics import count_slices, is_labelled, list_seen
-from neurotome.errors import SettingsError
-from neurotome.features import EncoderSettings, Extractor, FeatureSettings, FilterSettings, build_extractor
-from neurotome.features.build import Kind
-from neurotome.metrics import image_scores
-from neurotome.normalize import fit_normalization
-from neurotome.pixels.classifiers import Classifier
 from neurotome.pixels.predictor import PixelPredictor
+from neurotome.pixels.sample import LabelledPixels, limit_rows
 
 PRIORS = (1.0, 0.75, 0.5, 0.25, 0.0)
 """What is tried where `prior` is not given."""

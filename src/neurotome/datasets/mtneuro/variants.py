@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset, check_labels
-from neurotome.datasets.mtneuro_store import StoredRegion, is_stored, read_provenance, read_regions
+from neurotome.datasets.mtneuro.stored import StoredRegion, is_stored, read_provenance, read_regions
 from neurotome.errors import DatasetError, unknown
 from neurotome.io.images import check_grey, read_image, read_labels
 from neurotome.volume import Volume

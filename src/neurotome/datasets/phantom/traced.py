@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import check_labels
-from neurotome.datasets.phantom import CLASSES, PAD
-from neurotome.datasets.phantom_image import paint_tissue, record_image
-from neurotome.datasets.phantom_regions import Instrument, Region
-from neurotome.datasets.phantom_tissue import AXON, CELL, VESSEL, Cell, Tissue, locate_fibres, shape_cell
+from neurotome.datasets.phantom.image import paint_tissue, record_image
+from neurotome.datasets.phantom.make import CLASSES, PAD
+from neurotome.datasets.phantom.regions import Instrument, Region
+from neurotome.datasets.phantom.tissue import AXON, CELL, VESSEL, Cell, Tissue, locate_fibres, shape_cell
 from neurotome.errors import DatasetError
 
 WIDEST_CAPILLARY = 7.0

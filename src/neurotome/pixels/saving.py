@@ -23,8 +23,8 @@ from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError, ModelError, SettingsError, unknown
 from neurotome.features import EncoderSettings, Extractor, FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.encoder import EncoderFeatures, freeze
-from neurotome.models.build import ModelSettings, build_network
-from neurotome.models.folder import FORMAT, PIXELS, find_model, read_description, write_parts
+from neurotome.models.model_folder import FORMAT, PIXELS, find_model, read_description, write_parts
+from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
 from neurotome.pixels.classifiers import Dense, Linear, Trees
 from neurotome.pixels.predictor import PixelPredictor

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from neurotome.atomic import atomic_path, write_json
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError, ModelError, unknown
-from neurotome.models.build import ModelSettings, build_network
+from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
 
 if TYPE_CHECKING:
-    from neurotome.models.net import NetPredictor
+    from neurotome.models.net_predictor import NetPredictor
 
 FORMAT = 1
 NEXT = "model.next.json"
@@ -156,7 +156,7 @@ def load_model(path: Path) -> NetPredictor:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from neurotome.models.net import NetPredictor
+    from neurotome.models.net_predictor import NetPredictor
 
     folder = find_model(path)
     weights_path = folder / "model.safetensors"

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from neurotome.atomic import write_text
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import SPLITS, Cutout, Dataset
-from neurotome.datasets.phantom_image import paint_tissue, record_image
-from neurotome.datasets.phantom_regions import INSTRUMENT, REGIONS, Instrument, Region, draw_instrument, draw_region
-from neurotome.datasets.phantom_tissue import BACKGROUND, build_tissue, grow_air
+from neurotome.datasets.phantom.image import paint_tissue, record_image
+from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, Instrument, Region, draw_instrument, draw_region
+from neurotome.datasets.phantom.tissue import BACKGROUND, build_tissue, grow_air
 from neurotome.errors import RunError, SettingsError, unknown
 from neurotome.volume import Volume
 

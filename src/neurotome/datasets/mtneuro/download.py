@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.atomic import hold_folder, sweep_partials, write_json
-from neurotome.datasets.mtneuro import (
+from neurotome.datasets.mtneuro.stored import BLOCK_SLICES, LEDGER, PROVENANCE, STORE, open_arrays
+from neurotome.datasets.mtneuro.variants import (
     CITATION,
     EDGE,
     FOUR_CLASSES,
@@ -27,7 +28,6 @@ from neurotome.datasets.mtneuro import (
     Z_RANGES,
     read_caches,
 )
-from neurotome.datasets.mtneuro_store import BLOCK_SLICES, LEDGER, PROVENANCE, STORE, open_arrays
 from neurotome.errors import DatasetError, FetchError, RunError
 from neurotome.io.bossdb import PUBLIC_TOKEN, BossDB, Box, Channel, Connection
 from neurotome.io.ledger import Ledger

@@ -17,16 +17,16 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.naive_bayes import BernoulliNB, GaussianNB
 from sklearn.svm import SVC
 
-from neurotome.baselines.fit import BaselineSettings, fit_baseline
-from neurotome.baselines.learners import BoostingSettings, ForestSettings
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import ModelError, NeurotomeError
 from neurotome.features import EncoderSettings, FilterSettings
 from neurotome.load import load_predictor
-from neurotome.models.folder import load_model
-from neurotome.pixels.folder import load_pixels, save_pixels
+from neurotome.models.model_folder import load_model
+from neurotome.pixels.learners import BoostingSettings, ForestSettings
+from neurotome.pixels.saving import load_pixels, save_pixels
 from neurotome.pixels.skops_file import Estimator
+from neurotome.pixels.train import BaselineSettings, fit_baseline
 from neurotome.volume import Volume
 
 SETTINGS = BaselineSettings(
@@ -236,7 +236,7 @@ def test_impossible_encoders_are_refused(deep, tmp_path, monkeypatch, part, chan
     else:
         (encoder["model"] if part == "model" else encoder).update(changes)
         describe(folder, encoder=encoder)
-    monkeypatch.setattr("neurotome.pixels.folder.build_network", lambda *_: pytest.fail("a network was built"))
+    monkeypatch.setattr("neurotome.pixels.saving.build_network", lambda *_: pytest.fail("a network was built"))
     with pytest.raises(ModelError, match="damaged model folder"):
         load_predictor(folder)
 

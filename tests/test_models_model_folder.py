@@ -12,9 +12,9 @@ import torch
 
 from neurotome.classes import ClassSet
 from neurotome.errors import ModelError
-from neurotome.models.build import ModelSettings, build_network
-from neurotome.models.folder import find_model, load_model, save_model
-from neurotome.models.net import NetPredictor
+from neurotome.models.model_folder import find_model, load_model, save_model
+from neurotome.models.net_predictor import NetPredictor
+from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.datasets.phantom_regions import Region
+from neurotome.datasets.phantom.regions import Region
 
 Shape = tuple[int, int, int]
 Generator = np.random.Generator

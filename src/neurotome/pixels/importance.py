@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.baselines.sample import LabelledPixels, limit_rows
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.statistics import count_slices, is_labelled
 from neurotome.metrics import image_scores
 from neurotome.pixels.predictor import PixelPredictor
+from neurotome.pixels.sample import LabelledPixels, limit_rows
 
 PIXELS_PER_CLASS = 2_000
 REPEATS = 5

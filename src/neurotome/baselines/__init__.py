@@ -1,1 +1,0 @@
-"""Baselines: what a network must beat."""

@@ -1,0 +1,1 @@
+"""A synthetic dataset in the likeness of X-ray microCT of mouse brain."""

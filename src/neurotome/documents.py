@@ -1,0 +1,70 @@
+"""JSON and YAML files, read strictly: what is no valid file ends in one message that names it and says what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neurotome.errors import NeurotomeError
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error; plain YAML keeps the last and says nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_json(path: Path, error: type[NeurotomeError], remedy: str) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+        path: The file; it is there.
+        error: What is raised.
+        remedy: What to do about a file that cannot be read, a sentence.
+
+    Raises:
+        NeurotomeError: Of the class `error`: it is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as failure:
+        raise error(f"{path}: no valid JSON ({_say_reason(failure)}). {remedy}") from failure
+    if not isinstance(content, dict):
+        raise error(f"{path}: found a {type(content).__name__}, expected a JSON object. {remedy}")
+    return content
+
+
+def read_yaml(path: Path, error: type[NeurotomeError], remedy: str) -> Mapping[str, Any]:
+    """Reads a YAML file of settings, keys with values.
+
+    Args:
+        path: The file; it is there.
+        error: What is raised.
+        remedy: What to do about a file that cannot be read, a sentence.
+
+    Raises:
+        NeurotomeError: Of the class `error`: it is no YAML, names a key twice, or holds something else than keys, which
+            must be text or whole numbers.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, OverflowError) as failure:
+        # dates that do not exist, integers of thousands of digits and keys that are lists raise more than YAML's own error
+        raise error(f"{path}: no valid YAML ({_say_reason(failure)}). {remedy}") from failure
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise error(f"{path}: found {found}, expected keys with values. {remedy}")
+    return content
+
+
+def _say_reason(failure: BaseException) -> str:
+    return " ".join(str(failure).split())[:300] or type(failure).__name__

@@ -1,0 +1,153 @@
+"""Recipe: everything that is decided before a network is trained."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from neurotome.augment import AugmentSettings
+from neurotome.datasets.phantom.stream import StreamSettings
+from neurotome.errors import SettingsError
+from neurotome.losses import LossSettings
+from neurotome.models.model_folder import Storage
+from neurotome.models.networks import ModelSettings
+from neurotome.training.sampler import SampleSettings
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How the network is trained."""
+
+    epochs: int = 100
+    """Most epochs; after each one the validation slices are scored and a checkpoint is written."""
+
+    steps_per_epoch: int = 0
+    """Steps per epoch; 0: one pass over the training pixels, but at least 50 where patches are random."""
+
+    max_time: str = ""
+    """Most training time, such as 90s, 12m or 2h; the schedule ends with it. Empty: no limit."""
+
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Optimiser; sgd has Nesterov momentum 0.9."""
+
+    learning_rate: float = 0.0
+    """Highest learning rate; 0: 3e-3, or 3e-4 with --init."""
+
+    weight_decay: float = 0.01
+    """Weight decay."""
+
+    schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
+    """How the learning rate falls."""
+
+    warmup: float = 0.05
+    """Share of the training over which the learning rate rises; one-cycle has its own."""
+
+    freeze_statistics: bool = False
+    """Keep the statistics of batch normalisation as they are; for few images, with --init: their own are too noisy."""
+
+    clip: float = 1.0
+    """Largest norm of the gradient; 0: not clipped."""
+
+    average: float = 0.98
+    """Decay of a moving average of the weights that is validated and saved instead of them; 0: none."""
+
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    """Arithmetic; auto: mixed precision on a GPU and on a CPU with AMX (measured: 2 to 3 times faster), 32 bit elsewhere."""
+
+    patience: int = 0
+    """Stop after this many epochs without a better validation macro F1; 0: never."""
+
+    val_slices: int = 0
+    """Validate on this many slices, evenly spread; 0: on all."""
+
+    normalization: Literal["dataset", "image", "tissue"] = "dataset"
+    """Scale grey values by the training data's mean and standard deviation, by each image's own, or by the grey of each
+    image's tissue and darkest pixels, which survives another scanner's grey scale."""
+
+    replay: float = 0.0
+    """Share of the training pixels that are synthetic tissue, so that fine-tuning does not forget it; 0: none."""
+
+    storage: Storage = "float32"
+    """How the model's weights are written; float16 halves the file and rounds them to 3 digits."""
+
+    seed: int = 0
+    """Seed of the weights, the patches and the augmentation."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train."""
+
+    tensorboard: bool = False
+    """Write TensorBoard logs too (extra: track)."""
+
+    @property
+    def max_seconds(self) -> float:
+        """`max_time` in seconds, 0 for no limit."""
+        return parse_duration(self.max_time)
+
+
+def parse_duration(text: str) -> float:
+    """Returns the seconds of 90s, 12m, 1.5h or a plain number of seconds; 0 for an empty text.
+
+    Raises:
+        SettingsError: It is none of these.
+    """
+    if not text:
+        return 0.0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)?", str(text).strip())
+    if match is None or float(match[1]) == 0:
+        raise SettingsError(f"train.max_time is {text!r}; expected a time such as 90s, 12m or 2h.")
+    return float(match[1]) * {"s": 1, None: 1, "m": 60, "min": 60, "h": 3600}[match[2]]
+
+
+def check_training(settings: TrainSettings) -> None:
+    """Checks that settings can work.
+
+    Raises:
+        SettingsError: Names the field, its value, and what is expected.
+    """
+    checks = {
+        "epochs": settings.epochs >= 1,
+        "steps_per_epoch": settings.steps_per_epoch >= 0,
+        "learning_rate": 0 <= settings.learning_rate < math.inf,
+        "weight_decay": 0 <= settings.weight_decay < math.inf,
+        "warmup": 0 <= settings.warmup < 1,
+        "clip": 0 <= settings.clip < math.inf,
+        "average": 0 <= settings.average < 1,
+        "replay": 0 <= settings.replay < 1,
+        "patience": settings.patience >= 0,
+        "val_slices": settings.val_slices >= 0,
+        "seed": 0 <= settings.seed < 2**31,
+    }
+    for name, fine in checks.items():
+        if not fine:
+            raise SettingsError(f"train.{name} is {getattr(settings, name)}; out of range, see neurotome train --help.")
+    parse_duration(settings.max_time)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that is decided before training."""
+
+    model: ModelSettings = ModelSettings()
+    """Which network."""
+
+    sample: SampleSettings = SampleSettings()
+    """How patches are drawn."""
+
+    augment: AugmentSettings = AugmentSettings()
+    """What may happen to them."""
+
+    loss: LossSettings = LossSettings()
+    """What is minimised."""
+
+    train: TrainSettings = TrainSettings()
+    """How."""
+
+    stream: StreamSettings = StreamSettings()
+    """How tissue is made during training; only for the dataset phantom-stream."""
+
+    init: str = ""
+    """Model to start from: the name of a packaged model, a run or a model folder. Weights, network, classes and scaling of
+    grey values are the model's; a split val is then not needed. For few images use configs/fine_tune.yaml too."""
