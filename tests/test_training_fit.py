@@ -15,6 +15,7 @@ from neurotome.errors import DatasetError, SettingsError, TrainingError
 from neurotome.losses import LossSettings
 from neurotome.models.model_folder import load_model
 from neurotome.models.networks import ModelSettings
+from neurotome.runs import Run
 from neurotome.training import fit as fitting
 from neurotome.training import keeper
 from neurotome.training import prepare as preparing
@@ -32,7 +33,7 @@ SMALL = {
 
 
 def run_fit(dataset, run, **settings):
-    fitting.fit(prepare(dataset, Recipe(**settings)), run)
+    fitting.fit(prepare(dataset, Recipe(**settings)), Run(run))
 
 
 def make_dataset(dtype=np.uint8, slices=1):
@@ -253,7 +254,7 @@ def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):
     module = prepare(make_dataset(), Recipe(train=settings, **SMALL))
     module.net.register_forward_hook(lambda _, __, out: seen.update(logits=out.dtype))
     monkeypatch.setattr(module, "on_before_zero_grad", lambda optimizer: seen.update(fused=optimizer.defaults["fused"]))
-    fitting.fit(module, tmp_path / "run")
+    fitting.fit(module, Run(tmp_path / "run"))
     assert seen == {
         "augment": (torch.float32, False),
         "logits": torch.bfloat16,
@@ -283,7 +284,7 @@ def test_the_gradient_is_clipped(tmp_path, precision):
         note(None)
 
     module.configure_gradient_clipping = configure
-    fitting.fit(module, tmp_path / "run")
+    fitting.fit(module, Run(tmp_path / "run"))
     before, after = norms[0::2], norms[1::2]
     assert min(before) > 1e-2
     assert after == [pytest.approx(1e-3, rel=1e-2)] * 2

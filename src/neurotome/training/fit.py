@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from neurotome.atomic import sweep_partials
-from neurotome.errors import RunError
 from neurotome.lazy import import_extra
 from neurotome.training.recipe import TrainSettings
 
 if TYPE_CHECKING:
+    from neurotome.runs import Run
     from neurotome.training.module import SegmentationModule
 
 
-def fit(module: SegmentationModule, run: Path) -> None:
+def fit(module: SegmentationModule, run: Run) -> None:
     """Trains a network; goes on from `checkpoints/last.ckpt` if the run has one.
 
     Writes, after every epoch: `model/` (the best by validation macro F1, or the last where nothing is validated),
@@ -27,7 +25,7 @@ def fit(module: SegmentationModule, run: Path) -> None:
 
     Args:
         module: From `prepare`.
-        run: Run folder; the caller has checked that it belongs to these settings.
+        run: Claimed by the caller for these settings.
 
     Raises:
         TrainingError: The loss is not finite.
@@ -37,8 +35,7 @@ def fit(module: SegmentationModule, run: Path) -> None:
     from neurotome.training.keeper import Keeper
 
     settings = module.settings
-    sweep_partials(run)
-    last = run / "checkpoints" / "last.ckpt"
+    last = run.checkpoints / "last.ckpt"
     with _quiet_lightning():
         trainer = lightning.Trainer(
             accelerator={"auto": "auto", "cuda": "gpu"}.get(settings.device, settings.device),
@@ -46,7 +43,7 @@ def fit(module: SegmentationModule, run: Path) -> None:
             precision=choose_precision(settings),
             max_epochs=settings.epochs,
             gradient_clip_val=settings.clip or None,
-            logger=_build_logger(run) if settings.tensorboard else False,
+            logger=_build_logger(run.folder) if settings.tensorboard else False,
             callbacks=[Keeper(run, module)],
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -54,7 +51,7 @@ def fit(module: SegmentationModule, run: Path) -> None:
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if module.validation else 0,
             log_every_n_steps=10,
-            default_root_dir=run,
+            default_root_dir=run.folder,
         )
         handler = signal.getsignal(signal.SIGINT)
         try:
@@ -65,12 +62,6 @@ def fit(module: SegmentationModule, run: Path) -> None:
         finally:
             if signal.getsignal(signal.SIGINT) is not handler and handler is not None:
                 signal.signal(signal.SIGINT, handler)
-
-
-def is_finished(run: Path) -> bool:
-    """Says whether a run's training has come to its end."""
-    path = run / "training.json"
-    return path.is_file() and bool(json.loads(path.read_text())["finished"])
 
 
 def choose_precision(settings: TrainSettings) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
@@ -116,15 +107,3 @@ def _quiet_lightning() -> Iterator[None]:
         yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
-
-
-def check_run_folder(run: Path) -> None:
-    """Checks that a folder is new, empty, or a run.
-
-    Raises:
-        RunError: It holds something else.
-    """
-    if run.exists() and not run.is_dir():
-        raise RunError(f"{run}: a file is in the way; choose another run folder with --out.")
-    if run.is_dir() and any(run.iterdir()) and not (run / "config.yaml").is_file():
-        raise RunError(f"{run}: this folder holds files that are not a run; choose a new folder with --out.")

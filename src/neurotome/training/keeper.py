@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 import time
@@ -15,16 +13,17 @@ import psutil
 import torch
 
 from neurotome import memory
-from neurotome.atomic import atomic_path, write_json, write_text
+from neurotome.atomic import atomic_path
 from neurotome.models.model_folder import save_model
 from neurotome.progress import Progress
+from neurotome.runs import Run
 from neurotome.training.module import SegmentationModule
 
 
 class Keeper(lightning.Callback):
     """Writes model, checkpoints, metrics and summary at the end of every epoch."""
 
-    def __init__(self, run: Path, module: SegmentationModule) -> None:
+    def __init__(self, run: Run, module: SegmentationModule) -> None:
         self.run, self.module = run, module
         self.progress = Progress("training", 1.0)
         self.first_step_seconds: float | None = None
@@ -61,26 +60,25 @@ class Keeper(lightning.Callback):
         score = self.module.history[-1]["val_macro_f1"]
         improved = not self.module.validation or (score is not None and score > self.module.best)
         self.module.stale = 0 if improved else self.module.stale + 1
-        if improved or not (self.run / "model" / "model.json").is_file():
+        if improved or not (self.run.model / "model.json").is_file():
             self.module.best = score if score is not None else self.module.best
             facts = {**self.module.predictor.facts, "val_macro_f1": score}
-            save_model(self.module.predictor, self.run / "model", facts, self.module.settings.storage)
+            save_model(self.module.predictor, self.run.model, facts, self.module.settings.storage)
         if self.module.settings.patience and self.module.stale >= self.module.settings.patience:
             trainer.should_stop = True
-        checkpoints = self.run / "checkpoints"
+        checkpoints = self.run.checkpoints
         with atomic_path(checkpoints / "last.ckpt") as temporary:
             trainer.save_checkpoint(temporary)
         if improved:
             _link(checkpoints / "last.ckpt", checkpoints / "best.ckpt")
-        write_text(self.run / "metrics.csv", _format_rows(self.module.history))
+        self.run.write_metrics(self.module.history)
         self.write_summary(finished=False)
 
     def write_summary(self, *, finished: bool) -> None:
         """Writes training.json."""
         steps = sorted(self.step_seconds)
         stream = self.module.sampler.stream
-        write_json(
-            self.run / "training.json",
+        self.run.write_training(
             {
                 "finished": finished,
                 "epochs": len(self.module.history),
@@ -116,11 +114,3 @@ def _link(source: Path, target: Path) -> None:
             os.link(source, temporary)
         except OSError:
             temporary.write_bytes(source.read_bytes())
-
-
-def _format_rows(rows: list[dict[str, float | None]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
-    return text.getvalue()
