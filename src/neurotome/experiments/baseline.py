@@ -17,9 +17,10 @@ from neurotome.errors import ModelError
 from neurotome.experiments.evaluate import score_splits
 from neurotome.experiments.finish import finish, spell_dataset
 from neurotome.memory import measure_peak_memory
+from neurotome.models.model_folder import read_digest
 from neurotome.pixels.importance import measure_importance
 from neurotome.pixels.train import BaselineSettings, check_baseline, fit_baseline
-from neurotome.runs import Run, find_origin, record_run
+from neurotome.runs import Run, find_method, record_run
 from neurotome.runs.run import redo_damaged
 
 if TYPE_CHECKING:
@@ -71,8 +72,9 @@ def fit_and_score(dataset: Dataset, name: str, out: Path, settings: BaselineSett
 
     dataset.split("train")
     config = {"dataset": name, **dataclasses.asdict(settings)}
-    origin = find_origin(settings.encoder.model if settings.features == "encoder" else "")
-    record = record_run("pixels", name_method(settings), config, dataset, seed=settings.seed, **origin)
+    model = settings.encoder.model if settings.features == "encoder" else ""
+    origin = find_method(model), read_digest(Path(model)) if model else None
+    record = record_run("pixels", name_method(settings), config, dataset, settings.seed, *origin)
     run = Run(out)
     run.check(config, record)
     place = choose_device(device)

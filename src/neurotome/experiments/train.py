@@ -14,7 +14,7 @@ from neurotome.datasets.base import Dataset, DatasetOrName
 from neurotome.experiments.evaluate import score_splits
 from neurotome.experiments.finish import finish, spell_dataset
 from neurotome.load import load_predictor
-from neurotome.runs import Run, find_origin, record_run
+from neurotome.runs import Run, find_method, record_run
 from neurotome.training.fit import fit
 from neurotome.training.prepare import prepare
 from neurotome.training.recipe import Recipe, parse_duration
@@ -62,13 +62,14 @@ def train_and_score(dataset: Dataset, name: str, out: Path, recipe: Recipe) -> R
         out: Run folder.
         recipe: Settings.
     """
-    recipe = settle_recipe(dataset, recipe)
-    config = {"dataset": name, **dataclasses.asdict(recipe)}
-    method = f"{recipe.model.decoder}, {recipe.model.encoder}"
-    record = record_run("network", method, config, dataset, seed=recipe.train.seed, **find_origin(recipe.init))
+    settled = settle_recipe(dataset, recipe)
+    config = {"dataset": name, **dataclasses.asdict(settled.recipe)}
+    method = f"{settled.recipe.model.decoder}, {settled.recipe.model.encoder}"
+    origin = find_method(recipe.init), settled.init_sha256
+    record = record_run("network", method, config, dataset, recipe.train.seed, *origin)
     run = Run(out)
     longer = run.check(config, record, GROWING)
-    module = None if run.is_finished and not longer else prepare(dataset, recipe)
+    module = None if run.is_finished and not longer else prepare(dataset, settled)
     with run.claim(config, record, GROWING):
         if module is not None:
             fit(module, run)

@@ -83,10 +83,9 @@ def record_run(
     method: str,
     config: Mapping[str, Any],
     dataset: Dataset,
-    *,
     seed: int,
-    init_sha256: str | None = None,
     init_method: str | None = None,
+    init_sha256: str | None = None,
 ) -> Record:
     """Returns the record of a run that is to be made.
 
@@ -96,9 +95,9 @@ def record_run(
         config: The complete settings.
         dataset: What it is trained and scored on.
         seed: Seed of the run.
-        init_sha256: Weights that training begins with, if any.
-        init_method: `method_sha256` of the run that made them, if it is known, so that starting from another seed of one
-            method is no other method.
+        init_method: `method_sha256` of the run that made the model that training begins with, if there is one and it is
+            known, so that beginning with another seed of one method is no other method.
+        init_sha256: Weights of that model.
     """
     splits = {split: {c.name: dict(c.digests) for c in cutouts} for split, cutouts in dataset.splits.items() if cutouts}
     names, ignore = dataset.classes.names, dataset.classes.ignore

@@ -19,7 +19,7 @@ from neurotome.atomic import hold_folder, sweep_partials, write_json, write_text
 from neurotome.datasets.base import SPLITS
 from neurotome.documents import read_json, read_yaml
 from neurotome.errors import NeurotomeError, RunError
-from neurotome.models.model_folder import find_model, read_digest
+from neurotome.models.model_folder import find_model
 from neurotome.runs.contents import check_importance, check_scores, check_training
 from neurotome.runs.environment import describe_environment
 from neurotome.runs.record import Record, compare_configs, compare_data, flatten
@@ -298,20 +298,15 @@ class Run:
         return content
 
 
-def find_origin(model: str) -> dict[str, str | None]:
-    """Returns what tells a model apart that training begins with.
+def find_method(model: str) -> str | None:
+    """Returns the `method_sha256` of the run that made a model, None if it is not known.
 
     Args:
         model: Run folder, model folder or the name of a packaged model; "" for none.
-
-    Returns:
-        `init_sha256` of its weights, and `init_method` of the run that made it, as `record_run` takes them.
     """
-    if not model:
-        return {"init_sha256": None, "init_method": None}
-    folder = find_model(Path(model))
+    folder = find_model(Path(model)) if model else Path()
     record = Run(folder.parent).read_record() if folder.name == "model" else None
-    return {"init_sha256": read_digest(folder), "init_method": record.method_sha256 if record else None}
+    return record.method_sha256 if record else None
 
 
 def redo_damaged(read: Callable[[], T]) -> T | None:
