@@ -19,6 +19,9 @@ from neurotome.runs.record import compare_data, list_settings
 
 KEYS = ("precision", "recall", "f1")
 
+SAID = ("model.decoder", "model.encoder", "learner", "features")
+"""Settings that the plain name of a method says."""
+
 RunOrRuns = Annotated[
     str | Path | Sequence[str | Path],
     Parameter(accepts_keys=False, n_tokens=1, converter=lambda _, tokens: Path(tokens[0].value)),
@@ -125,7 +128,7 @@ def _name_methods(methods: Sequence[Sequence[Run]]) -> list[str]:
             # a network beside any network; a pixel classifier beside those of its learner and features
             if record and record_ and record.kind == record_.kind and (record.kind == "network" or name == name_)
         ]
-        differing = [key for key in own if any(key in peer and peer[key] != own[key] for peer in peers)]
+        differing = [key for key in own if key not in SAID and any(key in peer and peer[key] != own[key] for peer in peers)]
         names.append(", ".join([name, *(f"{key} {_say(own[key])}" for key in differing)]))
     for i, (name, record) in enumerate(zip(names, records, strict=True)):
         twins = [k for k in range(i) if names[k] == name]

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-COUNTED = ("epochs", "steps")
 MEASURED = ("seconds", "peak_memory_bytes", "best_val_macro_f1", "scoring_mpixel_per_s")
 
 
@@ -45,12 +44,13 @@ def check_scores(content: Mapping[str, Any]) -> None:
 def check_training(content: Mapping[str, Any]) -> None:
     """Checks the content of `training.json`; raises as `check_scores` does."""
     _demand(content, bool, "finished")
-    _check_numbers(content, *(key for key in (*COUNTED, *MEASURED) if key in content))
-    if "pixels" in content:
+    _check_numbers(content, *(key for key in MEASURED if key in content))
+    if "pixels" in content or "steps" not in content:  # of a pixel classifier
         _check_numbers(content["pixels"], *content["pixels"])
-    for key in ("device", "precision", "method"):
-        if key in content:
-            _demand(content, str, key)
+        _demand(content, str, "method")
+    else:
+        _demand(content, int, "epochs", "steps")
+    _demand(content, str, "device", "precision")
 
 
 def check_importance(content: Mapping[str, Any]) -> None:
