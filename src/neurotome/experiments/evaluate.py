@@ -63,7 +63,9 @@ def evaluate(
     opened.split(split)
     predictor = load_predictor(Path(model), device)
     check_classes(predictor, opened, str(model))
-    scores = Scores(score_split(predictor, opened, split))
+    scores = Scores(
+        {**score_split(predictor, opened, split), "made_from": trace_scores(opened, split, read_digest(Path(model)))}
+    )
     if out is not None:
         write_json(out, dict(scores))
     return scores
@@ -77,16 +79,15 @@ def score_splits(predictor: Predictor, dataset: Dataset, run: Run, *, uncertaint
 
     Args:
         predictor: Of the run's model.
-        dataset: Of the run's record.
+        dataset: What the run was claimed for.
         run: Gets predictions, scores, and the speed in its summary of the training.
         uncertainty: Whether it gets maps of uncertainty too.
     """
-    record, weights = run.read_record(), read_digest(run.folder)
-    assert record is not None  # written when the run was claimed
+    weights = read_digest(run.folder)
     macro_f1, mpixels, began = {}, 0.0, time.monotonic()
     for split in SPLITS:
         cutouts = dataset.splits.get(split, ())
-        made_from = {"data_sha256": record.digest_split(split), "weights_sha256": weights}
+        made_from = trace_scores(dataset, split, weights) if cutouts else None
         scores = redo_damaged(partial(run.read_scores, split))
         if scores is None or scores.get("made_from") != made_from or not _are_whole(run, split, cutouts, uncertainty):
             run.delete_split(split)
@@ -101,6 +102,11 @@ def score_splits(predictor: Predictor, dataset: Dataset, run: Run, *, uncertaint
     if mpixels and summary is not None:
         run.write_training({**summary, "scoring_mpixel_per_s": mpixels / (time.monotonic() - began)})
     add_facts(run.model, {"macro_f1": macro_f1})
+
+
+def trace_scores(dataset: Dataset, split: str, weights_sha256: str) -> dict[str, str]:
+    """Returns what scores were made from, by which stale ones are told."""
+    return {"data_sha256": dataset.fingerprint(split), "weights_sha256": weights_sha256}
 
 
 def score_split(
