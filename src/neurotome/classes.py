@@ -141,14 +141,14 @@ class ClassSet:
 
     def from_stored(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Returns labels from what a file holds, any shape; whether it holds classes only is for `check_labels` to say."""
-        return self.from_stored_table[values]
+        return np.asarray(self.from_stored_table[values])
 
     def to_stored(self, labels: NDArray[Any]) -> NDArray[np.uint8]:
         """Returns what a file holds for labels, uint8, any shape."""
         table = np.arange(256, dtype=np.uint8)
         table[: len(self)] += np.uint8(self.first_id)
         table[self.ignore] = self.stored_ignore
-        return table[labels]
+        return np.asarray(table[labels])
 
     def describe_stored(self) -> str:
         """Returns what files may hold, for messages."""
@@ -235,5 +235,5 @@ def _list_names(classes: Mapping[Any, Any] | Sequence[Any]) -> dict[int, Any]:
                 f"class id {show(class_id)} of {show(name)} is no whole number from 0; write, for example, 1: cell."
             )
     if len(dict(pairs)) != len(pairs):
-        raise DatasetError(f"class ids must differ, found {', '.join(str(class_id) for class_id, _ in sorted(pairs))}.")
+        raise DatasetError(f"class ids must differ, found {', '.join(map(str, sorted(class_id for class_id, _ in pairs)))}.")
     return dict(pairs)

@@ -18,11 +18,11 @@ class _StrictLoader(yaml.SafeLoader):
     Text that is no Unicode and integers of more digits than any setting has are errors too: no message could be written.
     """
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)
         if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
             raise yaml.constructor.ConstructorError(None, None, "text that is no Unicode", node.start_mark)
-        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > 40:
+        if node.tag == "tag:yaml.org,2002:int" and len(str(node.value)) > 40:
             raise yaml.constructor.ConstructorError(None, None, "a number of more than 40 digits", node.start_mark)
         return value
 

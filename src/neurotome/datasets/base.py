@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -52,6 +53,19 @@ class Cutout:
         planes = (self.read_labels(z).ravel() for z in range(self.volume.shape[0]))
         return np.stack([np.bincount(plane, minlength=256) for plane in planes]).astype(np.int64)
 
+    @cached_property
+    def digests(self) -> Mapping[str, Any]:
+        """SHA-256 of the `pixels` (with their shape and dtype) and of the `labels`, and `voxel_size_um`; JSON values."""
+        volume = self.volume
+        pixels = hashlib.sha256(repr((volume.shape, str(volume.data.dtype))).encode())
+        labels = hashlib.sha256()
+        for z in range(volume.shape[0]):
+            pixels.update(np.ascontiguousarray(volume.data[z]).tobytes())
+            labels.update(self.read_labels(z).tobytes())
+        size = volume.voxel_size_um
+        voxel_size_um = None if size is None else [float(edge) for edge in size]
+        return {"pixels": pixels.hexdigest(), "labels": labels.hexdigest(), "voxel_size_um": voxel_size_um}
+
 
 class CutoutStream(Protocol):
     """Training cutouts that change as training goes on."""
@@ -84,7 +98,6 @@ class Dataset:
     citation: str = ""
     stream: CutoutStream | None = None
     unlisted: tuple[str, ...] = ()
-    _fingerprints: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def split(self, name: str) -> tuple[Cutout, ...]:
         """Returns the cutouts of a split.
@@ -102,20 +115,9 @@ class Dataset:
         return self.splits[name]
 
     def fingerprint(self, name: str) -> str:
-        """Returns the SHA-256 of a split, by which data are told apart; computed once, slice by slice.
-
-        Images, labels, names of images and classes, ignore value and voxel sizes count; where the data lie does not.
-        """
-        if name not in self._fingerprints:
-            digest = hashlib.sha256(repr(self.classes.to_json()).encode())
-            for cutout in self.split(name):
-                volume = cutout.volume
-                digest.update(ascii((volume.name, volume.shape, volume.data.dtype.name, volume.voxel_size_um)).encode())
-                for z in range(volume.shape[0]):
-                    digest.update(np.ascontiguousarray(volume.data[z]))
-                    digest.update(cutout.read_labels(z))
-            self._fingerprints[name] = digest.hexdigest()
-        return self._fingerprints[name]
+        """Returns the SHA-256 of a split: names, pixels, labels and voxel sizes of its images, classes and ignore value."""
+        content = [self.classes.to_json(), [(c.name, dict(c.digests)) for c in self.split(name)]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property
     def voxel_size_um(self) -> Size | None:

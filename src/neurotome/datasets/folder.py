@@ -60,7 +60,7 @@ def open_folder(path: str | Path) -> Dataset:
     classes = _read_classes(content, config)
     voxel_size_um = _read_voxel_size(content, config)
     name = _read_text(content, "name", config) or folder.resolve().name.encode(errors="replace").decode()
-    texts = {key: _read_text(content, key, config) for key in ("licence", "citation")}
+    licence, citation = (_read_text(content, key, config) for key in ("licence", "citation"))
     splits, source = _load_splits(folder, content, config)
     images, labels = _list_files(folder / "images"), _list_files(folder / "labels")
     if splits is None:
@@ -79,7 +79,7 @@ def open_folder(path: str | Path) -> Dataset:
     }
     _note_sizes(name, (cutout for group in cutouts.values() for cutout in group))
     used = set(_list_used(splits))
-    return Dataset(name, classes, cutouts, **texts, unlisted=tuple(sorted(set(images) - used)))
+    return Dataset(name, classes, cutouts, licence, citation, unlisted=tuple(sorted(set(images) - used)))
 
 
 def _list_files(folder: Path) -> dict[str, list[Path]]:

@@ -218,7 +218,8 @@ def _count_along(whole: Cutout, axis: int, classes: int) -> NDArray[np.int64]:
     if axis == 0:
         return whole.label_counts[:, :classes]
     planes = (whole.read_labels(z) for z in range(whole.volume.shape[0]))
-    return np.sum([[(plane == i).sum(axis=2 - axis) for i in range(classes)] for plane in planes], axis=0).T
+    sums = np.sum([[(plane == i).sum(axis=2 - axis) for i in range(classes)] for plane in planes], axis=0)
+    return np.asarray(sums.T)
 
 
 def _divide_line(weights: NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -25,7 +25,7 @@ class NetPredictor:
         settings: How it was built.
         classes: What its outputs mean.
         normalization: How its input is scaled.
-        halo: Pixels around a pixel that its output depends on.
+        halo: Pixels around a pixel, within its slice, that its output depends on.
         bounded: False if the network pools over the whole image, so that no halo makes tiles exact.
         patch: Edge of the training patches in pixels.
         voxel_size_um: Voxel size (z, y, x) of the training data, None if not known.
@@ -52,9 +52,19 @@ class NetPredictor:
         return self.settings.in_channels
 
     @property
-    def stride(self) -> int:
+    def halo_zyx(self) -> tuple[int, int, int]:
+        """Voxels around a voxel that its output depends on; neighbouring slices are channels."""
+        return 0, self.halo, self.halo
+
+    @property
+    def stride_zyx(self) -> tuple[int, int, int]:
         """Tiles must begin at multiples of this."""
-        return self.net.stride
+        return 1, self.net.stride, self.net.stride
+
+    @property
+    def preferred_tile(self) -> None:
+        """Any tile suits a network."""
+        return None
 
     @property
     def device(self) -> torch.device:
