@@ -314,7 +314,7 @@ def test_wrong_files_are_refused_by_name(folder: Path) -> None:
 
     write_labels(labels, LABELS)
     write_labels(folder / "labels" / "stack.tif", LABELS)
-    with pytest.raises(ImageError, match=r"stack\.tif, stack\.npy all exist"):
+    with pytest.raises(ImageError, match=r"stack\.npy, stack\.tif all exist"):
         open_dataset(folder)
     (folder / "labels" / "stack.tif").unlink()
 
