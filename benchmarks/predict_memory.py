@@ -73,7 +73,10 @@ def main() -> None:
             output = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True).stdout
             peaks.append(int(output.split()[-1]))
             seconds = time.perf_counter() - started
-            print(f"{count} slices of {options.edge} x {options.edge}: peak {peaks[-1] / 1e6:.0f} MB, {seconds:.0f} s", flush=True)
+            print(
+                f"{count} slices of {options.edge} x {options.edge}: peak {peaks[-1] / 1e6:.0f} MB, {seconds:.0f} s",
+                flush=True,
+            )
     print(f"ratio {peaks[1] / peaks[0]:.3f}; allowed {ALLOWED}")
     sys.exit(peaks[1] > ALLOWED * peaks[0])
 

@@ -401,3 +401,21 @@ def test_one_of_several_channels_is_chosen(model: Path, tmp_path: Path) -> None:
         predict(model, tmp_path / "a.tif", tmp_path / "b.tif", settings=CPU)
     predict(model, tmp_path / "a.tif", tmp_path / "b.tif", settings=dataclasses.replace(CPU, channel=1))
     np.testing.assert_array_equal(read_labels(tmp_path / "b.tif")[0], predict(model, channels[1], settings=CPU))
+
+
+def test_labels_are_written_with_the_ids_that_the_dataset_has(model: Path, tmp_path: Path) -> None:
+    """`ignore: 0` with classes from 1: the model knows them from 0, files have them from 1."""
+    folder = tmp_path / "from_one"
+    predictor = load_model(model)
+    save_model(dataclasses.replace(predictor, classes=dataclasses.replace(predictor.classes, first_id=1)), folder)
+    image = make_image()
+    expected = predict(model, image, settings=CPU)
+    assert isinstance(expected, np.ndarray)
+    for name in ("a.png", "a.tif", "a.npy", "a.zarr"):
+        labels = predict(folder, image, tmp_path / name, settings=dataclasses.replace(CPU, overlay=True, existing="replace"))
+        np.testing.assert_array_equal(labels, expected + 1)
+        np.testing.assert_array_equal(read_labels(tmp_path / name)[0], expected + 1)
+    # the first class is a class like the others, not a background that overlays leave grey
+    legend = np.asarray(Image.open(tmp_path / "a_legend.png")).reshape(-1, 3)
+    classes = load_model(folder).classes
+    assert all((legend == colour).all(1).sum() > 50 for colour in classes.colours)

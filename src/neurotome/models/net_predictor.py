@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.models.net import Network
-from neurotome.models.networks import ModelSettings
+from neurotome.models.networks import ModelSettings, settle_network
 from neurotome.normalize import Normalization
 
 
@@ -49,7 +49,7 @@ class NetPredictor:
     @property
     def in_channels(self) -> int:
         """Neighbouring slices read as channels."""
-        return self.settings.in_channels
+        return int(settle_network(self.settings).in_channels)
 
     @property
     def halo_zyx(self) -> tuple[int, int, int]:
