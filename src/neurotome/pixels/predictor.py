@@ -66,7 +66,7 @@ class PixelPredictor:
     @property
     def bounded(self) -> bool:
         """False if the features look at the whole image, so that no halo makes tiles exact."""
-        return bool(getattr(self.extractor, "bounded", True))
+        return self.extractor.bounded
 
     @property
     def own_tile(self) -> int | None:
