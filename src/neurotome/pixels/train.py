@@ -169,7 +169,8 @@ def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings
         size = asked.sum() * learner.count_bytes(len(extractor.names)) / 1e9
         limited = (
             f"{asked.sum():,} pixels would take {size:.2g} GB, more than max_memory {settings.max_memory}, so "
-            f"{rows.sum():,} of them were drawn, as many of each class as there are and as fit. Raise --max-memory to learn from more."
+            f"{rows.sum():,} of them were drawn, as many of each class as there are and as fit. Raise --max-memory to learn "
+            "from more."
         )
         warnings.warn(f"{dataset.name}: {limited}", stacklevel=2)
     table, labels = LabelledPixels(dataset, "train", counts, extractor, normalization).draw(rows, settings.seed)
