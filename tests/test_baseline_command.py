@@ -155,7 +155,7 @@ def test_out_of_memory_says_what_takes_less(data, tmp_path, monkeypatch, capsys)
 
 
 def test_wrong_settings_leave_no_folder(data, tmp_path, capsys):
-    assert run("baseline", data, "--out", tmp_path / "run", "--learner", "sklearn.svm.LinearSVC") == 1
+    assert run("baseline", data, "--out", tmp_path / "run", "--learner", "sklearn.svm.LinearSVC") == 2
     assert "--learner" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
