@@ -13,7 +13,17 @@ from neurotome.errors import NeurotomeError
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error; plain YAML keeps the last and says nothing."""
+    """Safe YAML in which a key given twice is an error; plain YAML keeps the last and says nothing.
+
+    Aliases of collections are refused, because a few lines of them unfold without end.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if is_alias and isinstance(node, yaml.CollectionNode):
+            raise yaml.composer.ComposerError(None, None, "an alias of a list or of keys; write them out", node.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
