@@ -119,7 +119,7 @@ def run_method(data: Path, run: Path, settings: BaselineSettings) -> None:
 class Basic:
     """scikit-image's features as an extractor, for whole slices."""
 
-    in_channels, halo, stride, window = 1, 0, 1, 1 << 20
+    in_channels, halo, stride, bounded, window = 1, 0, 1, True, 1 << 20
     names = tuple(map(str, range(24)))
 
     def prepare(self, patch):

@@ -81,7 +81,7 @@ def test_round_trip(dataset, kind, tmp_path):
     expected = predictor.predict_probs(patch)
     np.testing.assert_array_equal(found.predict_probs(patch), expected)
     assert (expected[:, 2] == 0).all()
-    for name in ("classes", "normalization", "halo", "stride", "in_channels", "voxel_size_um", "bounded"):
+    for name in ("classes", "normalization", "halo_zyx", "stride_zyx", "in_channels", "voxel_size_um", "bounded"):
         assert getattr(found, name) == getattr(predictor, name), name
     assert found.facts == {"licence": "CC0"}
 

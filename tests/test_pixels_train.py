@@ -17,7 +17,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from neurotome.blocks import plan_blocks
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.statistics import count_slices
@@ -91,7 +90,7 @@ def forest(dataset):
     return fit_baseline(dataset, SMALL)
 
 
-def predict(predictor, pair, tile=1024):
+def predict(predictor, pair, tile=None):
     volume = Volume(pair[0], "new")
     return predict_slice(predictor, predictor.normalization.scale_for(volume).apply(volume.read_context(0, 1)), tile)
 
@@ -105,7 +104,7 @@ def test_majority_by_hand():
     assert probs.dtype == np.float32
     np.testing.assert_allclose(probs[1, :, 2, 4], [0.2, 0.2, 0.6])
     assert (probs.argmax(1) == 2).all()
-    assert (predictor.normalization.mean, predictor.in_channels, predictor.halo) == (3.5, 1, 0)
+    assert (predictor.normalization.mean, predictor.in_channels, predictor.halo_zyx) == (3.5, 1, (0, 0, 0))
 
 
 def test_majority_agrees_with_sklearn(dataset):
@@ -153,12 +152,12 @@ def test_lightgbm_learns(dataset):
 
 def test_tiles_equal_the_whole(forest):
     pair = make_pair(3, shape=(70, 90))
-    windowed, tiled = predict(forest, pair), np.empty((3, 70, 90), np.float32)
     image = forest.normalization.scale_for(Volume(pair[0], "new")).apply(pair[0][:1])
-    for block in plan_blocks((70, 90), (32, 32), (forest.halo,) * 2):
-        part = forest.predict_probs(image[None][(slice(None), slice(None), *block.read)])[0]
-        tiled[(slice(None), *block.core)] = part[(slice(None), *block.crop)]
-    np.testing.assert_allclose(tiled, windowed, atol=1e-6)
+    tiles = []
+    tiled = predict_slice(forest, image, 32, on_tile=tiles.append)  # a tile that is asked for is obeyed
+    assert tiles == [1024, 1024, 832, 1024, 1024, 832, 192, 192, 156]
+    np.testing.assert_allclose(tiled, predict(forest, pair), atol=1e-6)
+    assert np.abs(predict_slice(forest, image, 32, halo=0) - tiled).max() > 1e-3
 
 
 def test_windows_and_threads_do_not_change_the_result(forest, monkeypatch):
@@ -185,7 +184,7 @@ def test_many_slices_are_read_in_small_tiles(dataset):
     image = np.random.default_rng(0).normal(100, 40, (predictor.in_channels, 80, 90)).astype(np.float32)
     whole = predictor.predict_probs(image[None])[0]
     predictor.extractor.window = 16
-    assert predictor.own_tile == 32
+    assert predictor.preferred_tile == 32
     np.testing.assert_allclose(predict_slice(predictor, image), whole, atol=1e-6)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -40,6 +42,19 @@ class Cutout:
     def read_labels(self, z: int, rows: slice = slice(None), columns: slice = slice(None)) -> NDArray[np.uint8]:
         """Returns labels of one slice as uint8, shape (y, x); only what is asked for is read and narrowed."""
         return np.asarray(self.labels[z, rows, columns]).astype(np.uint8)
+
+    @cached_property
+    def digests(self) -> Mapping[str, Any]:
+        """SHA-256 of the `pixels` (with their shape and dtype) and of the `labels`, and `voxel_size_um`; JSON values."""
+        volume = self.volume
+        pixels = hashlib.sha256(repr((volume.shape, str(volume.data.dtype))).encode())
+        labels = hashlib.sha256()
+        for z in range(volume.shape[0]):
+            pixels.update(np.ascontiguousarray(volume.data[z]).tobytes())
+            labels.update(self.read_labels(z).tobytes())
+        size = volume.voxel_size_um
+        voxel_size_um = None if size is None else [float(edge) for edge in size]
+        return {"pixels": pixels.hexdigest(), "labels": labels.hexdigest(), "voxel_size_um": voxel_size_um}
 
 
 class CutoutStream(Protocol):
@@ -88,14 +103,9 @@ class Dataset:
         return self.splits[name]
 
     def fingerprint(self, name: str) -> str:
-        """Returns the SHA-256 of a split's images and labels, by which training data are told apart."""
-        digest = hashlib.sha256()
-        for cutout in self.split(name):
-            digest.update(repr((cutout.name, cutout.volume.shape, str(cutout.volume.data.dtype))).encode())
-            for z in range(cutout.volume.shape[0]):
-                digest.update(np.ascontiguousarray(cutout.volume.data[z]).tobytes())
-                digest.update(cutout.read_labels(z).tobytes())
-        return digest.hexdigest()
+        """Returns the SHA-256 of a split: names, pixels, labels and voxel sizes of its images, classes and ignore value."""
+        content = [self.classes.names, self.classes.ignore, [(c.name, dict(c.digests)) for c in self.split(name)]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property
     def voxel_size_um(self) -> tuple[float, float, float] | None:

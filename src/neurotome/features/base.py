@@ -26,6 +26,7 @@ class Extractor(Protocol):
         in_channels: Neighbouring slices it reads, odd.
         halo: Pixels around a pixel that its features depend on.
         stride: Patches must begin at multiples of this.
+        bounded: False if they look at the whole image, so that no halo makes tiles exact.
         window: Edge in pixels of the windows that suit it: large enough that little is computed twice, small enough for the
             caches and for several threads.
     """
@@ -41,6 +42,9 @@ class Extractor(Protocol):
 
     @property
     def stride(self) -> int: ...  # noqa: D102
+
+    @property
+    def bounded(self) -> bool: ...  # noqa: D102
 
     @property
     def window(self) -> int: ...  # noqa: D102

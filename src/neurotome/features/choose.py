@@ -43,6 +43,7 @@ class Identity:
     in_channels = 1
     halo = 0
     stride = 1
+    bounded = True
     window = 512
 
     def prepare(self, patch: NDArray[np.float32]) -> PreparedIdentity:

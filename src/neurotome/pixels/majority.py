@@ -27,8 +27,11 @@ class MajorityPredictor:
     normalization: Normalization
     frequencies: NDArray[np.float32]
     in_channels: int = 1
-    halo: int = 0
-    stride: int = 1
+    halo_zyx: tuple[int, int, int] = (0, 0, 0)
+    stride_zyx: tuple[int, int, int] = (1, 1, 1)
+    voxel_size_um: tuple[float, float, float] | None = None
+    bounded: bool = True
+    preferred_tile: int | None = None
 
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the frequencies for every pixel.

@@ -66,7 +66,7 @@ def save_pixels(predictor: PixelPredictor, folder: Path, facts: Mapping[str, Any
         "normalization": predictor.normalization.to_json(),
         "seen": predictor.seen.tolist(),
         "weights": predictor.weights.astype(float).tolist(),
-        "halo": predictor.halo,
+        "halo": extractor.halo,
         "in_channels": predictor.in_channels,
         "voxel_size_um": None if predictor.voxel_size_um is None else list(predictor.voxel_size_um),
         "versions": {name: metadata.version(name) for name in ("neurotome", "scikit-learn", "torch")},
