@@ -1,8 +1,8 @@
 """Exceptions; each message says what was found, what was expected and what to do.
 
 Everything neurotome raises on purpose is a `NeurotomeError`: the command line prints its message and exits with status
-1. What the system raises, itself or through torch and safetensors, `explain_system_error` puts into words; any other exception
-is a bug and keeps its traceback.
+1. What the system raises, itself or through torch and safetensors, `explain_system_error` puts into words; any other
+exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -82,13 +82,14 @@ def explain_system_error(error: BaseException) -> str | None:
             "out of memory. Use a smaller --sample.batch or --sample.patch to train a network; a smaller --max-memory, and "
             "fewer or smaller --filters.sigmas, for a pixel classifier; a smaller --tile to predict."
         )
-    name = getattr(error, "filename", None)
-    where = f"{os.fsdecode(name)}: " if isinstance(name, (str, bytes, os.PathLike)) else ""
+    name: object = getattr(error, "filename", None)
+    path = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else ""
+    where = f"{path}: " if path else ""
     if is_disk_full(error):
-        disk = f" at {_find_mount(Path(os.fsdecode(name)))}" if where else ""
+        disk = f" at {_find_mount(Path(path))}" if path else ""
         return (
-            f"{where}no space left on the disk{disk}. Nothing half-written was left; free some space and give the same command "
-            "again."
+            f"{where}no space left on the disk{disk}. Nothing half-written was left; free some space and give the same "
+            "command again."
         )
     if not isinstance(error, OSError):
         return None
