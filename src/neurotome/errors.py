@@ -10,8 +10,10 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class NeurotomeError(Exception):
@@ -99,3 +101,11 @@ def explain_system_error(error: BaseException) -> str | None:
 def _find_mount(path: Path) -> Path:
     """Returns where the disk of a path, which need not exist, is mounted."""
     return next((folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_mount()), path)
+
+
+def show(value: Any) -> str:
+    """Returns a value of a file for a message; what is long or deep is shortened."""
+    shortened = reprlib.Repr()
+    shortened.maxlevel = 3
+    shortened.maxstring = shortened.maxother = 80
+    return shortened.repr(value)
