@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from neurotome.atomic import write_json
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
 from neurotome.documents import read_json
 from neurotome.errors import ImageError, ModelError, RunError
-from neurotome.inference.predict import predict_volume
-from neurotome.io.images import find_image, read_labels, write_image, write_labels
+from neurotome.inference.slices import label_slices
+from neurotome.io import Sink, create_image, create_labels, find_image, read_labels
 from neurotome.load import load_predictor
 from neurotome.models.model_folder import add_facts, find_model, read_digest
 from neurotome.outputs import plan_outputs
@@ -25,10 +29,6 @@ from neurotome.runs import Run
 from neurotome.runs.contents import check_scores
 from neurotome.runs.run import redo_damaged
 from neurotome.scoring import Scores, score_images
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 def evaluate(
@@ -123,7 +123,7 @@ def score_split(
         dataset: Of the same classes.
         split: Which images.
         predictions: Folder to write label files to, if any.
-        uncertainty: Folder to write images to, if any: 1 - the probability of the chosen class, times 255.
+        uncertainty: Folder to write images to beside the predictions, if any: 1 - the probability of the chosen class, times 255.
 
     Returns:
         The content of `scores/<split>.json`.
@@ -134,16 +134,22 @@ def score_split(
     def predict_all() -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
         done = 0.0
         for cutout in cutouts:
-            labels, confidence = predict_volume(predictor, cutout.volume, on_progress=partial(_add, progress, done))
+            volume, classes = cutout.volume, dataset.classes
+            depth = volume.shape[0]
+            name = f"{cutout.name}{'.png' if depth == 1 else '.tif'}"
+            with contextlib.ExitStack() as sinks:
+                outputs: list[Sink] = []
+                if predictions is not None:
+                    outputs.append(sinks.enter_context(create_labels(predictions / name, volume.shape, classes, volume)))
+                if uncertainty is not None:
+                    maps = create_image(uncertainty / name, volume.shape, np.uint8, like=volume)
+                    outputs.append(sinks.enter_context(maps))
+                for z, labels, confidence in label_slices(predictor, volume, on_progress=partial(_add, progress, done)):
+                    place = (slice(z, z + 1), slice(None), slice(None))
+                    for sink, values in zip(outputs, (labels, 255 - confidence), strict=False):
+                        sink.write(place, values[None])
+                    yield cutout.name if depth == 1 else f"{cutout.name}/{z:04d}", cutout.read_labels(z), labels
             done += cutout.volume.data.size / 1e6
-            if predictions is not None:
-                _write_slices(write_labels, predictions, cutout, labels)
-            if uncertainty is not None:
-                _write_slices(write_image, uncertainty, cutout, 255 - confidence)
-            depth = cutout.volume.shape[0]
-            for z in range(depth):
-                name = cutout.name if depth == 1 else f"{cutout.name}/{z:04d}"
-                yield name, cutout.read_labels(z), labels[z]
 
     scores = score_images(dataset.name, split, dataset.classes, predict_all())
     progress.finish(f"macro F1 {scores['macro']['f1']:.3f}" if scores["macro"]["f1"] is not None else "")
@@ -188,10 +194,3 @@ def _holds_scores(path: Path) -> bool:
 
 def _add(progress: Progress, before: float, mpixels: float) -> None:
     progress.update(before + mpixels)
-
-
-def _write_slices(
-    write: Callable[[Path, NDArray[np.uint8]], None], folder: Path, cutout: Cutout, values: NDArray[np.uint8]
-) -> None:
-    flat = values.shape[0] == 1
-    write(folder / f"{cutout.name}{'.png' if flat else '.tif'}", values[0] if flat else values)

@@ -102,11 +102,13 @@ def load_slides(run: Path, dataset: Dataset, split: str, chosen: Sequence[tuple[
                 f"{path}: shape {predicted.shape}, but the image has {cutout.volume.shape}. Delete the run's predictions "
                 "and scores, and score it again."
             )
-        wrong = predicted[z][predicted[z] >= len(dataset.classes)]
+        stored = predicted[z]
+        first_id = dataset.classes.first_id
+        wrong = stored[(stored < first_id) | (stored >= first_id + len(dataset.classes))]
         if wrong.size:
             raise RunError(
-                f"{path}: {wrong.size} pixels of slice {z} are no class, such as {wrong[0]}; expected 0.."
-                f"{len(dataset.classes) - 1}. Delete the run's predictions and scores, and score it again."
+                f"{path}: {wrong.size} pixels of slice {z} are no class, such as {wrong[0]}; expected {first_id}.."
+                f"{first_id + len(dataset.classes) - 1}. Delete the run's predictions and scores, and score it again."
             )
         height, width = cutout.volume.shape[1:]
         rows, columns = _middle(height), _middle(width)
@@ -116,7 +118,7 @@ def load_slides(run: Path, dataset: Dataset, split: str, chosen: Sequence[tuple[
                 macro_f1,
                 to_display(np.asarray(cutout.volume.data[z, rows, columns])),
                 cutout.read_labels(z, rows, columns),
-                predicted[z, rows, columns].astype(np.uint8),
+                dataset.classes.from_stored(stored[rows, columns]),
                 (height, width),
             )
         )
@@ -133,7 +135,7 @@ def read_beside(folder: Path, dataset: Dataset, split: str, slide: Slide) -> NDA
     name, _, z = slide.name.rpartition("/")
     stacked = name in deep
     path = find_image(folder, name if stacked else slide.name)
-    found = read_image(path).data[int(z) if stacked else 0]
+    found = read_image(path, allow_constant=True).data[int(z) if stacked else 0]
     if found.shape != slide.size or found.dtype != np.uint8:
         raise ImageError(
             f"{path}: {found.dtype} of shape {found.shape}; expected uint8 of shape {slide.size}. Delete the run's "
