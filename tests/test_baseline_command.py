@@ -209,7 +209,7 @@ def test_evaluate_writes_over_nothing_but_scores(data, runs, tmp_path, capsys):
         (data / "dataset.yaml", "is there already"),
         (runs / "lr" / "scores" / "test.json", "would overwrite the input"),
         (data / "images", "is a folder"),
-        ("", "output"),
+        ("", "empty text after --out"),
     ):
         assert run("evaluate", runs / "lr", "--data", data, "--out", out) == 1
         assert words in capsys.readouterr().err

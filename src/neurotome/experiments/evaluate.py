@@ -123,7 +123,8 @@ def score_split(
         dataset: Of the same classes.
         split: Which images.
         predictions: Folder to write label files to, if any.
-        uncertainty: Folder to write images to beside the predictions, if any: 1 - the probability of the chosen class, times 255.
+        uncertainty: Folder to write images to beside the predictions, if any: 1 - the probability of the chosen class, times
+            255.
 
     Returns:
         The content of `scores/<split>.json`.
