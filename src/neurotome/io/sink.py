@@ -82,13 +82,15 @@ class Sink:
 class LabelSink(Sink):
     """A sink of class ids, which are stored as the ids that the dataset has for them."""
 
+    classes: ClassSet | None = None
+
     def write(self, place: Place, values: NDArray[Any]) -> None:
         """Writes a block of labels of any integer dtype, 0..255; see `Sink.write`."""
         if values.dtype.kind not in "iu":
             raise ImageError(f"{self.path}: labels have dtype {values.dtype}; expected integers 0..255.")
         if values.size and not 0 <= values.min() <= values.max() <= 255:
             raise ImageError(f"{self.path}: labels lie in {values.min()}..{values.max()}; expected 0..255, which fit uint8.")
-        super().write(place, values.astype(np.uint8))
+        super().write(place, values.astype(np.uint8) if self.classes is None else self.classes.to_stored(values))
 
 
 @contextlib.contextmanager
@@ -117,6 +119,7 @@ def create_labels(
     """
     with _create(Path(path), shape_zyx, np.uint8, False, like, classes, block, LabelSink) as sink:
         assert isinstance(sink, LabelSink)
+        sink.classes = classes
         yield sink
 
 
@@ -285,12 +288,12 @@ def _start_zarr(
 
 
 def _name_ids(classes: ClassSet | None) -> dict[int, str] | None:
-    return None if classes is None else dict(enumerate(classes.names))
+    return None if classes is None else dict(enumerate(classes.names, start=classes.first_id))
 
 
 def _list_colours(classes: ClassSet) -> NDArray[np.uint8]:
     """Returns the colour of every value that a byte can have, shape (256, 3)."""
-    return classes.paint(np.arange(256))
+    return classes.paint(classes.from_stored_table)
 
 
 @contextlib.contextmanager
