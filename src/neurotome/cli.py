@@ -99,14 +99,10 @@ def _show(result: Any) -> None:
         from neurotome.scoring import format_scores
 
         print(format_scores(result))
-    elif isinstance(result, dict) and "splits" not in result:
+    elif type(result) is dict:
         from neurotome.report.describe import format_datasets
 
         print(format_datasets(result))
-    elif isinstance(result, dict):
-        from neurotome.report.describe import format_statistics
-
-        print(format_statistics(result))
     elif isinstance(result, list):
         for path in result:
             print(path)
