@@ -29,6 +29,7 @@ from neurotome.models.networks import ModelSettings, build_network, import_smp
 from neurotome.normalize import Normalization
 from neurotome.training.prepare import prepare
 from neurotome.training.recipe import Recipe, TrainSettings
+from neurotome.training.start import settle_recipe
 
 
 def time_in_turn(functions: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
@@ -55,7 +56,7 @@ def describe(title: str, found: dict[str, list[float]]) -> None:
 
 def measure_step(repetitions: int) -> None:
     dataset = make_phantom(PhantomSettings(height=256, width=256, train_depth=2, val_depth=1, test_depth=1))
-    module = prepare(dataset, Recipe(train=TrainSettings(device="cpu")))
+    module = prepare(dataset, settle_recipe(dataset, Recipe(train=TrainSettings(device="cpu"))))
     optimizer = module.configure_optimizers()
     step = iter(range(10**6))
 

@@ -30,6 +30,7 @@ from neurotome.training.fit import fit
 from neurotome.training.prepare import prepare
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
+from neurotome.training.start import settle_recipe
 
 FINE_TUNE = Path(__file__).parents[1] / "configs" / "fine_tune.yaml"
 
@@ -50,7 +51,7 @@ def fit_network(dataset: Dataset, model: str, seed: int, run: Path) -> Predictor
         return load_model(Path(model))
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
-    fit(prepare(dataset, read_recipe(model, seed)), run)
+    fit(prepare(dataset, settle_recipe(dataset, read_recipe(model, seed))), run)
     return load_model(run)
 
 

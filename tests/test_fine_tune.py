@@ -24,15 +24,14 @@ from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
 from neurotome.training.fit import fit
-from neurotome.training.prepare import list_splits, prepare
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
-from neurotome.training.start import REPLAYED, add_tissue, settle_recipe
+from neurotome.training.start import REPLAYED, add_tissue, list_splits, settle_recipe
 from neurotome.volume import Volume
 from test_cli import run, write_dataset
-from test_training_fit import make_dataset
+from test_training_fit import build, make_dataset
 
-NETWORK = ModelSettings("linknet", "mobilenetv3_small_050", encoder_depth=3)
+NETWORK = ModelSettings("linknet", "mobilenetv3_small_050", in_channels=1, encoder_depth=3)
 SHORT = TrainSettings(epochs=1, steps_per_epoch=2, device="cpu")
 
 
@@ -65,7 +64,7 @@ def make_recipe(start: Path, /, **changes: object) -> Recipe:
 
 
 def test_training_begins_with_the_models_weights_network_and_scaling(model: Path) -> None:
-    module = prepare(make_dataset(), make_recipe(model))
+    module = build(make_dataset(), make_recipe(model))
     there = load_model(model)
     assert module.predictor.settings == NETWORK
     assert module.predictor.normalization == there.normalization
@@ -78,21 +77,39 @@ def test_training_begins_with_the_models_weights_network_and_scaling(model: Path
 
 def test_the_learning_rate_is_lower_from_a_model(model: Path) -> None:
     dataset = make_dataset()
-    assert settle_recipe(dataset, make_recipe(model, init="")).train.learning_rate == 3e-3
-    settled = settle_recipe(dataset, make_recipe(model))
+    assert settle_recipe(dataset, make_recipe(model, init="")).recipe.train.learning_rate == 3e-3
+    settled = settle_recipe(dataset, make_recipe(model)).recipe
     assert settled.train.learning_rate == 3e-4
     assert settled.train.normalization == "image"
-    assert settle_recipe(dataset, settled) == settled
+    assert settle_recipe(dataset, settled).recipe == settled
     asked = make_recipe(model, train=TrainSettings(learning_rate=0.1))
-    assert settle_recipe(dataset, asked).train.learning_rate == 0.1
+    assert settle_recipe(dataset, asked).recipe.train.learning_rate == 0.1
 
 
 def test_the_usual_patch_shrinks_to_small_images() -> None:
     # 48 x 64 pixels
     with pytest.warns(UserWarning, match="smaller than the usual patch of 256 pixels; patches of 32 are used"):
-        assert settle_recipe(make_dataset(), Recipe()).sample.patch == 32
-    asked = Recipe(sample=SampleSettings(patch=128))
-    assert settle_recipe(make_dataset(), asked).sample.patch == 128
+        assert settle_recipe(make_dataset(), Recipe()).recipe.sample.patch == 32
+    for patch in (128, 256):  # stated, and too large: for the sampler to refuse
+        asked = Recipe(sample=SampleSettings(patch=patch))
+        assert settle_recipe(make_dataset(), asked).recipe.sample.patch == patch
+
+
+def test_an_epoch_is_one_pass_of_at_least_50_steps() -> None:
+    dataset = make_dataset()  # 2 images of 48 x 64 pixels: 2 x 2 x 2 tiles of 32
+    for order, batch, steps in (("sequential", 4, 2), ("sequential", 3, 3), ("random", 4, 50)):
+        asked = Recipe(sample=SampleSettings(patch=32, batch=batch, order=order))  # type: ignore[arg-type]
+        assert settle_recipe(dataset, asked).recipe.train.steps_per_epoch == steps
+    large = dataclasses.replace(dataset, splits={**dataset.splits, "train": dataset.split("train") * 50})
+    asked = Recipe(sample=SampleSettings(patch=32, batch=2))
+    assert settle_recipe(large, asked).recipe.train.steps_per_epoch == 100 * 48 * 64 / (32 * 32 * 2)
+
+
+def test_a_batch_larger_than_the_memory_is_refused_at_once() -> None:
+    asked = Recipe(sample=SampleSettings(patch=32, batch=10**9))
+    # 1e9 patches of 32 x 32 pixels of 4 bytes, one channel in and two classes out
+    with pytest.raises(SettingsError, match=r"sample\.batch is 1000000000; .* take 1\.23e\+04 GB, and this machine has"):
+        settle_recipe(make_dataset(), asked)
 
 
 def test_another_network_or_scaling_is_refused(model: Path) -> None:
@@ -102,24 +119,50 @@ def test_another_network_or_scaling_is_refused(model: Path) -> None:
         r"the model's network is another .*model\.decoder \(fpn asked, linknet there\); model\.in_channels \(3 asked, 1"
     )
     with pytest.raises(SettingsError, match=message):
-        prepare(dataset, other)
+        build(dataset, other)
     same = make_recipe(model, model=NETWORK)
-    assert settle_recipe(dataset, same).model == NETWORK
+    assert settle_recipe(dataset, same).recipe.model == NETWORK
     with pytest.raises(SettingsError, match=r"train\.normalization is 'tissue', but .* was trained with 'image'"):
-        prepare(dataset, make_recipe(model, train=dataclasses.replace(SHORT, normalization="tissue")))
+        build(dataset, make_recipe(model, train=dataclasses.replace(SHORT, normalization="tissue")))
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "stated"),
+    [
+        ("model", "decoder", "unet"),
+        ("model", "encoder", "resnet18"),
+        ("model", "encoder_depth", 5),
+        ("model", "in_channels", 3),
+        ("train", "normalization", "dataset"),
+    ],
+)
+def test_what_is_stated_is_refused_even_if_it_is_the_usual(model: Path, group: str, name: str, stated: str | int) -> None:
+    dataset, recipe = make_dataset(), make_recipe(model)
+    asked = dataclasses.replace(getattr(recipe, group), **{name: stated})
+    with pytest.raises(SettingsError, match=rf"{group}\.{name} .*{stated}"):
+        settle_recipe(dataset, dataclasses.replace(recipe, **{group: asked}))
+
+
+def test_a_settled_recipe_has_nothing_automatic(model: Path) -> None:
+    for start in (model, ""):
+        settled = settle_recipe(make_dataset(), make_recipe(model, init=str(start))).recipe
+        assert "auto" not in (*dataclasses.asdict(settled.model).values(), settled.sample.patch)
+        chosen = (settled.train.learning_rate, settled.train.normalization, settled.train.steps_per_epoch)
+        assert "auto" not in chosen
+    assert settled.model == ModelSettings("unet", "resnet18", in_channels=1, encoder_depth=5)
 
 
 @pytest.mark.parametrize("names", [("background", "axon"), ("cell", "background"), ("background", "cell", "axon")])
 def test_other_classes_are_refused(model: Path, names: tuple[str, ...]) -> None:
     dataset = dataclasses.replace(make_dataset(), classes=ClassSet(names))
     with pytest.raises(ModelError, match=rf"classes are background, cell, the dataset toy has {', '.join(names)}"):
-        prepare(dataset, make_recipe(model))
+        build(dataset, make_recipe(model))
 
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_frozen_statistics_stay_and_weights_move(model: Path, tmp_path: Path, frozen: bool) -> None:
     train = dataclasses.replace(SHORT, epochs=2, freeze_statistics=frozen, average=0.5)
-    module = prepare(make_dataset(), make_recipe(model, train=train))
+    module = build(make_dataset(), make_recipe(model, train=train))
     before = {key: value.clone() for key, value in module.net.state_dict().items()}
     fit(module, tmp_path / "run")
     for found in (module.net.state_dict(), load_model(tmp_path / "run").net.state_dict()):
@@ -137,7 +180,7 @@ def test_without_a_split_val_the_last_weights_are_kept(model: Path, tmp_path: Pa
         list_splits(dataset, Recipe())
     train = dataclasses.replace(SHORT, epochs=2, average=0.0, storage="float16")
     with pytest.warns(UserWarning, match="no split val, so nothing is validated and the weights of the last epoch are kept"):
-        module = prepare(dataset, make_recipe(model, train=train))
+        module = build(dataset, make_recipe(model, train=train))
     fit(module, tmp_path / "run")
     saved = load_model(tmp_path / "run")
     weights = dict(module.net.named_parameters())
@@ -150,7 +193,7 @@ def test_without_a_split_val_the_last_weights_are_kept(model: Path, tmp_path: Pa
     assert all(float(row["train_loss"]) > 0 for row in rows)
     assert json.loads((tmp_path / "run" / "training.json").read_text())["best_val_macro_f1"] is None
     with pytest.raises(SettingsError, match=r"train\.patience is 3, but toy has no split val"):
-        prepare(dataset, make_recipe(model, train=dataclasses.replace(train, patience=3)))
+        build(dataset, make_recipe(model, train=dataclasses.replace(train, patience=3)))
 
 
 def test_a_packaged_model_is_found_by_its_name(zoo: Path) -> None:

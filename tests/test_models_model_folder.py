@@ -69,7 +69,17 @@ def test_a_loaded_model_predicts_the_same_bits_without_network(
     image = np.random.default_rng(0).normal(size=(1, 3, 70, 45)).astype(np.float32)
     np.testing.assert_array_equal(found.predict_probs(image), predictor.predict_probs(image))
     assert found.settings == dataclasses.replace(predictor.settings, encoder_weights="none")
-    for fact in ("classes", "normalization", "halo", "bounded", "patch", "voxel_size_um", "facts", "in_channels", "stride"):
+    for fact in (
+        "classes",
+        "normalization",
+        "halo",
+        "bounded",
+        "patch",
+        "voxel_size_um",
+        "facts",
+        "in_channels",
+        "stride_zyx",
+    ):
         assert getattr(found, fact) == getattr(predictor, fact)
 
 

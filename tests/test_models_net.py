@@ -93,7 +93,7 @@ def test_measuring_leaves_the_network_as_it_was() -> None:
 def test_probabilities_are_the_softmax_of_the_logits() -> None:
     net = build_network(ModelSettings("linknet", in_channels=3), 3)
     predictor = NetPredictor(net, ModelSettings(in_channels=3), CLASSES, Normalization("dataset", 0, 1, "uint8"), 256)
-    assert (predictor.in_channels, predictor.stride, predictor.device.type) == (3, 32, "cpu")
+    assert (predictor.in_channels, predictor.stride_zyx, predictor.device.type) == (3, (1, 32, 32), "cpu")
     assert not net.training
     patches = np.random.default_rng(0).normal(size=(2, 3, 40, 50)).astype(np.float32)
     patches.flags.writeable = False

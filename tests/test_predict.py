@@ -92,8 +92,10 @@ class Bright:
 
     voxel_size_um: tuple[float, float, float] | None = (9.0, 2.0, 2.0)
     in_channels: int = 1
-    halo: int = 0
-    stride: int = 1
+    halo_zyx: tuple[int, int, int] = (0, 0, 0)
+    stride_zyx: tuple[int, int, int] = (1, 1, 1)
+    bounded: bool = True
+    preferred_tile: int | None = None
 
     def __post_init__(self) -> None:
         self.classes = ClassSet(("background", "cell"))

@@ -36,10 +36,18 @@ class Smoother:
     in_channels: int = 1
     classes: ClassSet = CLASSES
     normalization: Normalization = AS_IS
+    voxel_size_um: tuple[float, float, float] | None = None
+    bounded: bool = True
+    preferred_tile: int | None = None
 
     @property
-    def halo(self) -> int:
-        return max(self.reach, self.stride - 1)
+    def halo_zyx(self) -> tuple[int, int, int]:
+        reach = max(self.reach, self.stride - 1)
+        return 0, reach, reach
+
+    @property
+    def stride_zyx(self) -> tuple[int, int, int]:
+        return 1, self.stride, self.stride
 
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         image = patches[0, 0].astype(np.float64)

@@ -21,6 +21,7 @@ from neurotome.training import prepare as preparing
 from neurotome.training.prepare import prepare
 from neurotome.training.recipe import Recipe, TrainSettings, parse_duration
 from neurotome.training.sampler import SampleSettings
+from neurotome.training.start import settle_recipe
 from neurotome.volume import Volume
 
 TINY = "mobilenetv3_small_050"
@@ -31,8 +32,12 @@ SMALL = {
 }
 
 
+def build(dataset, recipe):
+    return prepare(dataset, settle_recipe(dataset, recipe))
+
+
 def run_fit(dataset, run, **settings):
-    fitting.fit(prepare(dataset, Recipe(**settings)), run)
+    fitting.fit(build(dataset, Recipe(**settings)), run)
 
 
 def make_dataset(dtype=np.uint8, slices=1):
@@ -125,7 +130,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path,
     settings = TrainSettings(epochs=3, steps_per_epoch=2, device="cpu")
     broken = preparing.build_loss
 
-    def build(*args):
+    def build_loss(*args):
         criterion, calls = broken(*args), []
 
         def loss(logits, labels):
@@ -134,7 +139,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path,
 
         return loss
 
-    monkeypatch.setattr(preparing, "build_loss", build)
+    monkeypatch.setattr(preparing, "build_loss", build_loss)
     with pytest.raises(TrainingError, match=r"loss became nan at step 3.*checkpoint is kept.*learning-rate"):
         run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
     kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -146,7 +151,7 @@ def test_a_single_class_is_refused_before_anything_is_written(tmp_path):
     dataset = make_dataset()
     cutout = dataclasses.replace(dataset.split("train")[0], labels=np.zeros_like(dataset.split("train")[0].labels))
     with pytest.raises(DatasetError, match="all labelled training pixels are of class"):
-        prepare(
+        build(
             dataclasses.replace(dataset, splits={**dataset.splits, "train": (cutout,)}),
             Recipe(sample=SampleSettings(patch=32)),
         )
@@ -230,7 +235,7 @@ def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):
         seen["augment"] = (images.dtype, torch.is_autocast_enabled("cpu"))
         return images, labels
 
-    def build(*args):
+    def build_loss(*args):
         criterion = original_build(*args)
 
         def loss(logits, labels):
@@ -248,9 +253,9 @@ def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "augment", augment)
     monkeypatch.setattr(training, "predict_slice", predict_slice)
-    monkeypatch.setattr(preparing, "build_loss", build)
+    monkeypatch.setattr(preparing, "build_loss", build_loss)
     settings = TrainSettings(epochs=1, steps_per_epoch=1, device="cpu", precision="bf16")
-    module = prepare(make_dataset(), Recipe(train=settings, **SMALL))
+    module = build(make_dataset(), Recipe(train=settings, **SMALL))
     module.net.register_forward_hook(lambda _, __, out: seen.update(logits=out.dtype))
     monkeypatch.setattr(module, "on_before_zero_grad", lambda optimizer: seen.update(fused=optimizer.defaults["fused"]))
     fitting.fit(module, tmp_path / "run")
@@ -269,7 +274,7 @@ def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_the_gradient_is_clipped(tmp_path, precision):
     settings = TrainSettings(epochs=1, steps_per_epoch=2, device="cpu", precision=precision, clip=1e-3)
-    module = prepare(make_dataset(), Recipe(train=settings, **SMALL))
+    module = build(make_dataset(), Recipe(train=settings, **SMALL))
     norms = []
 
     def note(optimizer):

@@ -17,6 +17,12 @@ from neurotome.blocks import plan_blocks
 from neurotome.classes import ClassSet
 from neurotome.normalize import Normalization
 
+TILE = 1024
+"""Edge of a tile in pixels where neither a person nor the predictor asks for another."""
+
+WHOLE = 1 << 30
+"""Larger than any slice."""
+
 
 class Predictor(Protocol):
     """What predicts class probabilities.
@@ -25,8 +31,11 @@ class Predictor(Protocol):
         classes: The classes it predicts.
         normalization: How its input must be scaled.
         in_channels: Neighbouring slices it reads as channels, odd.
-        halo: Pixels around a pixel that its probabilities depend on.
-        stride: Tiles must begin at multiples of this.
+        halo_zyx: Voxels around a voxel that its probabilities depend on; 0 along z where neighbours are channels.
+        stride_zyx: Tiles must begin at multiples of this; 1 along z for what predicts slices.
+        voxel_size_um: Voxel size (z, y, x) of the training data, None if not known.
+        bounded: False if it looks at the whole image, so that no halo makes tiles exact.
+        preferred_tile: Edge in pixels of the tiles that suit it, `WHOLE` for any slice in one piece; None where any do.
     """
 
     @property
@@ -39,10 +48,19 @@ class Predictor(Protocol):
     def in_channels(self) -> int: ...  # noqa: D102
 
     @property
-    def halo(self) -> int: ...  # noqa: D102
+    def halo_zyx(self) -> tuple[int, int, int]: ...  # noqa: D102
 
     @property
-    def stride(self) -> int: ...  # noqa: D102
+    def stride_zyx(self) -> tuple[int, int, int]: ...  # noqa: D102
+
+    @property
+    def voxel_size_um(self) -> tuple[float, float, float] | None: ...  # noqa: D102
+
+    @property
+    def bounded(self) -> bool: ...  # noqa: D102
+
+    @property
+    def preferred_tile(self) -> int | None: ...  # noqa: D102
 
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns class probabilities.
@@ -72,18 +90,16 @@ class Slice(Protocol):
 def predict_slice(
     predictor: Predictor,
     image: Slice,
-    tile: int = 1024,
+    tile: int | None = None,
     halo: int | None = None,
     on_tile: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Predicts one slice, whole if it is at most one tile large, otherwise in tiles.
 
-    A predictor may have an `own_tile`, the edge of tiles that suit it better than those asked for.
-
     Args:
         predictor: A network or pixel classifier.
         image: Scaled grey values of a slice and its neighbours, shape (in_channels, y, x).
-        tile: Edge of a tile's core in pixels; rounded up to the predictor's stride.
+        tile: Edge of a tile's core in pixels, rounded up to the predictor's stride; the one that suits it if not given.
         halo: Pixels read around a core; the predictor's own if not given.
         on_tile: Called with the core's number of pixels after each tile.
 
@@ -91,15 +107,15 @@ def predict_slice(
         Class probabilities, float32, shape (classes, y, x).
     """
     height, width = image.shape[1:]
-    stride = predictor.stride
-    tile = min(getattr(predictor, "own_tile", None) or tile, max(height, width))
-    edge = -(-tile // stride) * stride
-    margin = predictor.halo if halo is None else halo
+    stride = predictor.stride_zyx[1:]
+    edge = min((predictor.preferred_tile or TILE) if tile is None else tile, max(height, width))
+    cores = [-(-edge // step) * step for step in stride]
+    margins = predictor.halo_zyx[1:] if halo is None else (halo, halo)
     probs = np.empty((len(predictor.classes), height, width), np.float32)
-    for block in plan_blocks((height, width), (edge, edge), (margin, margin), (stride, stride)):
+    for block in plan_blocks((height, width), cores, margins, stride):
         patch = image[:, block.read[0], block.read[1]]
-        found = predictor.predict_probs(patch[None])[0]
-        probs[(slice(None), *block.core)] = found[(slice(None), *block.crop)]
+        patch_probs = predictor.predict_probs(patch[None])[0]
+        probs[(slice(None), *block.core)] = patch_probs[(slice(None), *block.crop)]
         if on_tile is not None:
             on_tile(block.shape[0] * block.shape[1])
     return probs

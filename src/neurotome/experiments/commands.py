@@ -28,14 +28,14 @@ from neurotome.errors import ModelError, RunError
 from neurotome.inference.predict import predict_volume
 from neurotome.io.images import write_image, write_labels
 from neurotome.load import load_predictor
-from neurotome.models.model_folder import add_facts, read_digest
+from neurotome.models.model_folder import add_facts
 from neurotome.predictor import Predictor
 from neurotome.progress import Progress
 from neurotome.scoring import format_scores, score_images
 from neurotome.training.fit import check_run_folder, fit, is_finished
-from neurotome.training.prepare import list_splits, prepare
+from neurotome.training.prepare import prepare
 from neurotome.training.recipe import Recipe
-from neurotome.training.start import settle_recipe
+from neurotome.training.start import list_splits, settle_recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,12 +88,12 @@ def train_and_score(data: Dataset, name: str, out: Path, recipe: Recipe) -> None
     """
     check_run_folder(out)
     splits = list_splits(data, recipe)
-    recipe = settle_recipe(data, recipe)
-    config = {"dataset": name, **dataclasses.asdict(recipe)}
+    settled = settle_recipe(data, recipe)
+    config = {"dataset": name, **dataclasses.asdict(settled.recipe)}
     hashes = {split: data.fingerprint(split) for split in splits}
-    init = read_digest(Path(recipe.init)) if recipe.init else None
+    init = settled.init_sha256
     check_same_run(out, config, hashes, init)
-    module = None if is_finished(out) else prepare(data, recipe)
+    module = None if is_finished(out) else prepare(data, settled)
     with hold_folder(out):
         if module is not None:
             claim_run(out, config, hashes, init)

@@ -43,6 +43,8 @@ class Identity:
     in_channels = 1
     halo = 0
     stride = 1
+    bounded = True
+    normalization = None
     window = 512
 
     def prepare(self, patch: NDArray[np.float32]) -> PreparedIdentity:

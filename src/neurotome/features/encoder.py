@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from neurotome.errors import ModelError, unknown
 from neurotome.features.base import check_patch
-from neurotome.models.networks import MINIMUM_EDGE, ModelSettings, build_network
+from neurotome.models.networks import MINIMUM_EDGE, ModelSettings, build_network, settle_network
 from neurotome.normalize import Normalization
 from neurotome.volume import note_other_size
 
@@ -80,7 +80,7 @@ class EncoderFeatures:
     @property
     def in_channels(self) -> int:
         """Neighbouring slices read as channels."""
-        return self.model.in_channels
+        return int(self.model.in_channels)
 
     @property
     def stride(self) -> int:
@@ -194,10 +194,11 @@ def freeze(
             raise ModelError(unknown(f"stage of {model.decoder} on {model.encoder}", stage, known))
     if not stages or len(set(stages)) < len(stages):
         raise ModelError(f"encoder.stages is {stages}; name each layer once, of {', '.join(known)}.")
-    minimum = MINIMUM_EDGE.get(model.decoder, 1) if DECODER in stages else 1
+    model = settle_network(model)
+    channels, minimum = int(model.in_channels), MINIMUM_EDGE.get(model.decoder, 1) if DECODER in stages else 1
     try:
-        net = Frozen(core, stages, model.in_channels, minimum).eval().requires_grad_(False)
-        halo, bounded = measure_halo(net, model.in_channels) if reach is None else reach
+        net = Frozen(core, stages, channels, minimum).eval().requires_grad_(False)
+        halo, bounded = measure_halo(net, channels) if reach is None else reach
     except (RuntimeError, AssertionError) as error:  # encoders made for one image size
         raise ModelError(
             f"encoder {model.encoder!r} does not take images of any size ({error}); its layers cannot be features. "

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from neurotome.classes import Palette
 from neurotome.errors import ImageError, RunError, SettingsError
 from neurotome.inference.resample import choose_shape, resize
-from neurotome.io.decode import SUFFIXES
+from neurotome.io.files import OUTPUT_SUFFIXES as SUFFIXES
 from neurotome.io.images import check_grey, read_image, write_colours, write_image, write_labels
 from neurotome.load import load_predictor
 from neurotome.normalize import Scale
-from neurotome.predictor import Predictor, Slice, predict_slice
+from neurotome.predictor import TILE, Predictor, Slice, predict_slice
 from neurotome.progress import Progress
 from neurotome.volume import Volume, to_display
 
@@ -30,11 +30,11 @@ from neurotome.volume import Volume, to_display
 class PredictSettings:
     """How a model is applied."""
 
-    tile: int = 1024
-    """Edge of a tile in pixels; larger images are predicted in overlapping tiles."""
+    tile: int | Literal["auto"] = "auto"
+    """Edge of a tile in pixels; larger images are predicted in overlapping tiles. auto: the edge that suits the model."""
 
-    halo: int = -1
-    """Pixels read around a tile; -1: as many as the model can see, so that tiles equal the whole image."""
+    halo: int | Literal["auto"] = "auto"
+    """Pixels read around a tile; auto: as many as the model can see, so that tiles equal the whole image."""
 
     overlay: bool = False
     """Write OUTPUT_overlay.png (a .tif for stacks): the image with the classes laid over it."""
@@ -51,9 +51,9 @@ class PredictSettings:
     invert: bool = False
     """Flip the grey values first: for images in which vessels and cells are brighter than the tissue around them."""
 
-    voxel_size_um: float = 0.0
-    """Edge of the image's pixels in micrometres; 0: what the file says. Where the model's differs, slices are resampled to
-    it and the labels brought back."""
+    voxel_size_um: float | Literal["auto"] = "auto"
+    """Edge of the image's pixels in micrometres; auto: what the file says. Where the model's differs, slices are resampled
+    to it and the labels brought back."""
 
     existing: Literal["refuse", "skip", "replace"] = "refuse"
     """What to do where an output is there already; skip finishes a folder that was stopped."""
@@ -85,12 +85,7 @@ def predict(
         ImageError: An image cannot be read or does not fit the model.
         RunError: An output is there already.
     """
-    if settings.tile < 32 or settings.halo < -1:
-        raise SettingsError(
-            f"tile is {settings.tile} (at least 32) and halo {settings.halo} (at least 0, or -1 for the model's own)."
-        )
-    if not 0 <= settings.voxel_size_um < math.inf:
-        raise SettingsError(f"voxel_size_um is {settings.voxel_size_um}; expected micrometres, or 0 for what the file says.")
+    _check_settings(settings)
     predictor = load_predictor(Path(model), settings.device)
     shown = [predictor.classes.index(name) for name in settings.show] or list(range(1, len(predictor.classes)))
     if not isinstance(input, (str, Path)):
@@ -152,11 +147,13 @@ def predict_volume(
     Raises:
         ImageError: The volume has no scale that fits the predictor, or a voxel size that cannot be right.
     """
-    shape = choose_shape(volume, getattr(predictor, "voxel_size_um", None))
-    if max(shape) > settings.tile and not getattr(predictor, "bounded", True):
+    shape = choose_shape(volume, predictor.voxel_size_um)
+    tile = (predictor.preferred_tile or TILE) if settings.tile == "auto" else settings.tile
+    halo = None if settings.halo == "auto" else settings.halo
+    if max(shape) > tile and not predictor.bounded:
         warnings.warn(
             f"{volume.path or volume.name}: this network looks at the whole image at once, so tiles of "
-            f"{settings.tile} pixels only approximate it. Raise tile above {max(shape)} if memory allows.",
+            f"{tile} pixels only approximate it. Raise tile above {max(shape)} if memory allows.",
             stacklevel=2,
         )
     if settings.invert:
@@ -176,8 +173,7 @@ def predict_volume(
         image: Slice = Context(volume, z, predictor.in_channels, scale)
         if shape != volume.shape[1:]:
             image = resize(image[:, :, :], shape)
-        halo = None if settings.halo < 0 else settings.halo
-        probs = resize(predict_slice(predictor, image, settings.tile, halo, count), volume.shape[1:])
+        probs = resize(predict_slice(predictor, image, tile, halo, count), volume.shape[1:])
         labels[z] = probs.argmax(0)
         confidence[z] = (probs.max(0) * 255).round()
     return labels, confidence
@@ -205,7 +201,16 @@ class Context:
 def _place_voxels(volume: Volume, settings: PredictSettings) -> Volume:
     """Returns a volume of the voxel size that was asked for, if one was."""
     edge = settings.voxel_size_um
-    return dataclasses.replace(volume, voxel_size_um=(edge, edge, edge)) if edge else volume
+    return volume if edge == "auto" else dataclasses.replace(volume, voxel_size_um=(edge, edge, edge))
+
+
+def _check_settings(settings: PredictSettings) -> None:
+    if settings.tile != "auto" and settings.tile < 32:
+        raise SettingsError(f"tile is {settings.tile}; expected at least 32 pixels, or auto.")
+    if settings.halo != "auto" and settings.halo < 0:
+        raise SettingsError(f"halo is {settings.halo}; expected 0 pixels or more, or auto.")
+    if settings.voxel_size_um != "auto" and not 0 < settings.voxel_size_um < math.inf:
+        raise SettingsError(f"voxel_size_um is {settings.voxel_size_um}; expected micrometres, or auto.")
 
 
 def _note_unknown_size(volume: Volume, expected_um: tuple[float, float, float] | None) -> bool:

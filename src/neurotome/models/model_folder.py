@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from neurotome.atomic import atomic_path, write_json
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError, ModelError, unknown
-from neurotome.models.networks import ModelSettings, build_network
+from neurotome.models.networks import ModelSettings, build_network, settle_network
 from neurotome.normalize import Normalization
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def save_model(
     voxel_size = predictor.voxel_size_um
     description = {
         "format": FORMAT,
-        "model": {**dataclasses.asdict(predictor.settings), "encoder_weights": "none"},
+        "model": {**dataclasses.asdict(settle_network(predictor.settings)), "encoder_weights": "none"},
         "storage": storage,
         "pretraining": predictor.settings.encoder_weights,
         "classes": predictor.classes.to_json(),

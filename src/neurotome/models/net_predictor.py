@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.models.net import Network
-from neurotome.models.networks import ModelSettings
+from neurotome.models.networks import ModelSettings, settle_network
 from neurotome.normalize import Normalization
 
 
@@ -25,7 +25,7 @@ class NetPredictor:
         settings: How it was built.
         classes: What its outputs mean.
         normalization: How its input is scaled.
-        halo: Pixels around a pixel that its output depends on.
+        halo: Pixels around a pixel, within its slice, that its output depends on.
         bounded: False if the network pools over the whole image, so that no halo makes tiles exact.
         patch: Edge of the training patches in pixels.
         voxel_size_um: Voxel size (z, y, x) of the training data, None if not known.
@@ -49,12 +49,22 @@ class NetPredictor:
     @property
     def in_channels(self) -> int:
         """Neighbouring slices read as channels."""
-        return self.settings.in_channels
+        return int(settle_network(self.settings).in_channels)
 
     @property
-    def stride(self) -> int:
+    def halo_zyx(self) -> tuple[int, int, int]:
+        """Voxels around a voxel that its output depends on; neighbouring slices are channels."""
+        return 0, self.halo, self.halo
+
+    @property
+    def stride_zyx(self) -> tuple[int, int, int]:
         """Tiles must begin at multiples of this."""
-        return self.net.stride
+        return 1, self.net.stride, self.net.stride
+
+    @property
+    def preferred_tile(self) -> None:
+        """Any tile suits a network."""
+        return None
 
     @property
     def device(self) -> torch.device:

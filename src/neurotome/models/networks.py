@@ -8,9 +8,9 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from neurotome.errors import ModelError, unknown
@@ -37,22 +37,33 @@ HEADS = ("fc", "_fc", "last_linear", "head", "classifier")
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which network is built."""
+    """Which network is built. What is auto is taken from the model of --init, else it is the usual."""
 
-    decoder: str = "unet"
-    """Decoder: unet, linknet, fpn, unetplusplus, manet, pspnet, pan, deeplabv3, deeplabv3plus, upernet, segformer, dpt."""
+    decoder: str = "auto"
+    """Decoder: unet (usual), linknet, fpn, unetplusplus, manet, pspnet, pan, deeplabv3, deeplabv3plus, upernet, segformer,
+    dpt."""
 
-    encoder: str = "resnet18"
-    """Encoder of segmentation_models_pytorch (resnet18, resnet34, ...) or any of timm's (convnext_tiny, ...)."""
+    encoder: str = "auto"
+    """Encoder of segmentation_models_pytorch (resnet18, the usual; resnet34, ...) or any of timm's (convnext_tiny, ...)."""
 
     encoder_weights: str = "none"
     """What the encoder starts from: none, imagenet (downloaded once, then cached) or a local .safetensors file."""
 
-    in_channels: int = 1
-    """Input channels: an odd number of neighbouring slices, the predicted one in the middle."""
+    in_channels: int | Literal["auto"] = "auto"
+    """Input channels (usual: 1): an odd number of neighbouring slices, the predicted one in the middle."""
 
-    encoder_depth: int = 5
-    """Stages of the encoder, 3 to 5; fewer: a smaller and faster network that sees less. 5: all that the decoder uses."""
+    encoder_depth: int | Literal["auto"] = "auto"
+    """Stages of the encoder, 3 to 5 (usual: 5, all that there are); fewer: a smaller and faster network that sees less."""
+
+
+USUAL = ModelSettings("unet", "resnet18", in_channels=1, encoder_depth=DEEPEST)
+"""The network that is built where neither a person nor a model decides."""
+
+
+def settle_network(asked: ModelSettings, usual: ModelSettings = USUAL) -> ModelSettings:
+    """Returns settings in which what was auto is as in `usual`."""
+    automatic = {f.name: getattr(usual, f.name) for f in fields(asked) if getattr(asked, f.name) == "auto"}
+    return replace(asked, **automatic)
 
 
 def import_smp() -> Any:
@@ -78,12 +89,12 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
     """
     from neurotome.models.net import Network
 
-    if settings.in_channels < 1 or settings.in_channels % 2 == 0:
-        raise ModelError(
-            f"model.in_channels is {settings.in_channels}; expected an odd number of neighbouring slices (1, 3, 5, ...)."
-        )
-    if not 3 <= settings.encoder_depth <= DEEPEST:
-        raise ModelError(f"model.encoder_depth is {settings.encoder_depth}; expected 3, 4 or 5 stages of the encoder.")
+    settings = settle_network(settings)
+    channels, depth = int(settings.in_channels), int(settings.encoder_depth)
+    if channels < 1 or channels % 2 == 0:
+        raise ModelError(f"model.in_channels is {channels}; expected an odd number of neighbouring slices (1, 3, 5, ...).")
+    if not 3 <= depth <= DEEPEST:
+        raise ModelError(f"model.encoder_depth is {depth}; expected 3, 4 or 5 stages of the encoder.")
     smp = import_smp()
     decoders = smp.MODEL_ARCHITECTURES_MAPPING
     if settings.decoder not in decoders:
@@ -95,17 +106,17 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
             core = decoders[settings.decoder](
                 encoder_name=encoder,
                 encoder_weights=_choose_weights(settings, encoder),
-                in_channels=settings.in_channels,
+                in_channels=channels,
                 classes=classes,
                 **EXTRA_ARGUMENTS.get(settings.decoder, {}),
-                **_choose_depth(settings, decoders[settings.decoder]),
+                **_choose_depth(settings.decoder, depth, decoders[settings.decoder]),
             )
     except ModelError:
         raise
     except Exception as error:
         if _is_download_error(error):
             raise ModelError(_explain_download(settings, error)) from error
-        if settings.encoder_depth < DEEPEST:
+        if depth < DEEPEST:
             raise ModelError(_explain_depth(settings, str(error))) from error
         raise ModelError(
             f"decoder {settings.decoder!r} cannot be built on encoder {settings.encoder!r}: {error} "
@@ -117,20 +128,20 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
             f"{settings.decoder!r} cannot join; choose one with patches of 8, 16 or 32 pixels."
         )
     if settings.encoder_weights not in ("none", "imagenet"):
-        _load_encoder(core.encoder, Path(settings.encoder_weights), settings.in_channels)
+        _load_encoder(core.encoder, Path(settings.encoder_weights), channels)
     net = Network(core, minimum=MINIMUM_EDGE.get(settings.decoder, 1))
-    if settings.encoder_depth < DEEPEST:
+    if depth < DEEPEST:
         _drop_unused(net, settings)
     return net
 
 
-def _choose_depth(settings: ModelSettings, decoder: Any) -> dict[str, Any]:
+def _choose_depth(name: str, depth: int, decoder: Any) -> dict[str, Any]:
     """Returns the arguments that make encoder and decoder shorter; none at the full depth, which decoders choose."""
-    if settings.encoder_depth == DEEPEST:
+    if depth == DEEPEST:
         return {}
-    chosen: dict[str, Any] = {"encoder_depth": settings.encoder_depth}
-    if "decoder_channels" in inspect.signature(decoder).parameters and settings.decoder in ("unet", "unetplusplus", "manet"):
-        chosen["decoder_channels"] = DECODER_CHANNELS[-settings.encoder_depth :]
+    chosen: dict[str, Any] = {"encoder_depth": depth}
+    if "decoder_channels" in inspect.signature(decoder).parameters and name in ("unet", "unetplusplus", "manet"):
+        chosen["decoder_channels"] = DECODER_CHANNELS[-depth:]
     return chosen
 
 
@@ -151,7 +162,7 @@ def _drop_unused(net: Network, settings: ModelSettings) -> None:
     try:
         with torch.enable_grad():
             # without the padding and cropping of Network, which would hide an output of another size
-            logits = net.core(torch.zeros(1, settings.in_channels, edge, edge))
+            logits = net.core(torch.zeros(1, int(settings.in_channels), edge, edge))
             logits.sum().backward()
     except (RuntimeError, ValueError, IndexError) as error:
         raise ModelError(_explain_depth(settings, str(error))) from error

@@ -17,6 +17,7 @@ from neurotome.errors import ModelError
 from neurotome.features import Extractor, FeatureSettings
 from neurotome.normalize import Normalization
 from neurotome.pixels.classifiers import Classifier
+from neurotome.predictor import WHOLE
 
 Window = tuple[slice, slice]
 
@@ -54,22 +55,22 @@ class PixelPredictor:
         return self.extractor.in_channels
 
     @property
-    def halo(self) -> int:
-        """Pixels around a pixel that its features depend on."""
-        return self.extractor.halo
+    def halo_zyx(self) -> tuple[int, int, int]:
+        """Voxels around a voxel that its features depend on; neighbouring slices are channels."""
+        return 0, self.extractor.halo, self.extractor.halo
 
     @property
-    def stride(self) -> int:
+    def stride_zyx(self) -> tuple[int, int, int]:
         """Tiles must begin at multiples of this."""
-        return self.extractor.stride
+        return 1, self.extractor.stride, self.extractor.stride
 
     @property
     def bounded(self) -> bool:
         """False if the features look at the whole image, so that no halo makes tiles exact."""
-        return bool(getattr(self.extractor, "bounded", True))
+        return self.extractor.bounded
 
     @property
-    def own_tile(self) -> int | None:
+    def preferred_tile(self) -> int | None:
         """Edge of the tiles that suit it; None: any.
 
         A slice goes in whole where features are computed window by window, so that no halo is computed twice. Where many
@@ -77,7 +78,7 @@ class PixelPredictor:
         """
         if self.settings.kind == "encoder":
             return None
-        return 2 * self.extractor.window if self.in_channels > 1 else 1 << 30
+        return 2 * self.extractor.window if self.in_channels > 1 else WHOLE
 
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns class probabilities, 0 for a class that was not seen in training.

@@ -59,7 +59,6 @@ class SegmentationModule(lightning.LightningModule):
         validation: Sequence[tuple[Cutout, int]],
         augment_settings: AugmentSettings,
         settings: TrainSettings,
-        steps_per_epoch: int,
     ) -> None:
         super().__init__()
         self.net = predictor.net
@@ -79,10 +78,10 @@ class SegmentationModule(lightning.LightningModule):
         cutouts = {id(cutout): cutout for cutout, _ in validation}
         self.scales = {key: predictor.normalization.scale_for(cutout.volume) for key, cutout in cutouts.items()}
         self.augment_settings, self.settings = augment_settings, settings
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.rate = int(settings.steps_per_epoch), float(settings.learning_rate)
         norms = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.instancenorm._InstanceNorm)
         self.frozen = [m for m in self.net.modules() if isinstance(m, norms)] if settings.freeze_statistics else []
-        self.total_steps = steps_per_epoch * settings.epochs
+        self.total_steps = self.steps_per_epoch * settings.epochs
         self.history: list[dict[str, float | None]] = []
         self.best = -math.inf
         self.stale = 0
@@ -117,7 +116,7 @@ class SegmentationModule(lightning.LightningModule):
         parameters = list(self.net.parameters())
         # on a GPU, gradient scaling and clipping do not go with fused steps
         common: dict[str, Any] = {
-            "lr": settings.learning_rate,
+            "lr": self.rate,
             "weight_decay": settings.weight_decay,
             "fused": self.device.type == "cpu",
         }
@@ -153,7 +152,7 @@ class SegmentationModule(lightning.LightningModule):
             norm.eval()
         factor = schedule_factor(self.settings.schedule, self.share_done(), self.settings.warmup)
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.settings.learning_rate * factor
+            group["lr"] = self.rate * factor
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Augments a batch on the device and returns its loss.

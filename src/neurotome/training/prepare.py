@@ -3,47 +3,41 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurotome.augment import check_augment
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.statistics import list_seen
-from neurotome.errors import DatasetError
 from neurotome.lazy import mend_torchvision
 from neurotome.losses import build_loss
-from neurotome.models.model_folder import read_digest
 from neurotome.models.networks import build_network
 from neurotome.normalize import fit_normalization
-from neurotome.training.recipe import Recipe, check_training
 from neurotome.training.sampler import PatchSampler, collect_slices
-from neurotome.training.start import add_tissue, load_init, settle_recipe
+from neurotome.training.start import Settled, add_tissue
 from neurotome.volume import note_other_size
 
 if TYPE_CHECKING:
     from neurotome.training.module import SegmentationModule
 
 
-def prepare(dataset: Dataset, recipe: Recipe = Recipe()) -> SegmentationModule:
-    """Builds all that training needs and checks every setting; writes nothing.
+def prepare(dataset: Dataset, settled: Settled) -> SegmentationModule:
+    """Builds all that training needs; writes nothing.
 
     Args:
-        dataset: Has the splits train and val; with `recipe.init` val may be missing.
-        recipe: Settings.
+        dataset: The one that the recipe was settled for.
+        settled: From `settle_recipe`; the network of `settled.init` is the one that is trained.
 
     Raises:
         NeurotomeError: A setting cannot work, or the data do not suit it.
     """
-    check_training(recipe.train)
-    check_augment(recipe.augment)
-    init = load_init(dataset, recipe.init) if recipe.init else None
-    recipe = settle_recipe(dataset, recipe, init)
+    recipe, init = settled.recipe, settled.init
     model, sample, train = recipe.model, recipe.sample, recipe.train
+    in_channels, patch = int(model.in_channels), int(sample.patch)
     if init is None:
+        assert train.normalization != "auto"
         normalization = fit_normalization((c.volume for c in dataset.split("train")), train.normalization)
     else:
         normalization = init.normalization
-    held_out = dataset.split("val") if "val" in list_splits(dataset, recipe) else ()
+    held_out = dataset.splits.get("val", ())
     if not held_out:
         warnings.warn(
             f"{dataset.name}: no split val, so nothing is validated and the weights of the last epoch are kept, not the "
@@ -52,8 +46,8 @@ def prepare(dataset: Dataset, recipe: Recipe = Recipe()) -> SegmentationModule:
         )
     for cutout in held_out:
         normalization.scale_for(cutout.volume)
-    seen = add_tissue(dataset, train.replay, sample.patch, model.in_channels, train.seed) if train.replay else dataset
-    sampler = PatchSampler(seen, sample, normalization, model.in_channels, train.seed)
+    seen = add_tissue(dataset, train.replay, patch, in_channels, train.seed) if train.replay else dataset
+    sampler = PatchSampler(seen, sample, normalization, in_channels, train.seed)
     if init is None:
         list_seen(dataset, sampler.counts.sum(0))
     criterion = build_loss(recipe.loss, dataset.classes, sampler.counts.sum(0))
@@ -69,7 +63,7 @@ def prepare(dataset: Dataset, recipe: Recipe = Recipe()) -> SegmentationModule:
     torch.manual_seed(train.seed)
     if init is None:
         net = build_network(model, len(dataset.classes))
-        halo, bounded = measure_halo(net, model.in_channels)
+        halo, bounded = measure_halo(net, in_channels)
     else:
         net, halo, bounded = init.net, init.halo, init.bounded
     facts: dict[str, Any] = {
@@ -80,36 +74,9 @@ def prepare(dataset: Dataset, recipe: Recipe = Recipe()) -> SegmentationModule:
     }
     if init is not None:
         origin = {key: init.facts[key] for key in ("dataset", "licence", "citation", "init") if key in init.facts}
-        facts["init"] = {"name": recipe.init, "weights_sha256": read_digest(Path(recipe.init)), **origin}
+        facts["init"] = {"name": recipe.init, "weights_sha256": settled.init_sha256, **origin}
         note_other_size(recipe.init, init.voxel_size_um, dataset.voxel_size_um)
-    predictor = NetPredictor(
-        net, model, dataset.classes, normalization, halo, bounded, sample.patch, dataset.voxel_size_um, facts
-    )
+    predictor = NetPredictor(net, model, dataset.classes, normalization, halo, bounded, patch, dataset.voxel_size_um, facts)
     net.train()
     validation = [(held_out[c], z) for c, z in collect_slices(held_out, train.val_slices)]
-    steps = train.steps_per_epoch or choose_steps(sampler)
-    return SegmentationModule(predictor, criterion, sampler, validation, recipe.augment, train, steps)
-
-
-def list_splits(dataset: Dataset, recipe: Recipe) -> tuple[str, ...]:
-    """Returns the splits that training reads: train and val, or train alone where fine-tuning finds no val.
-
-    Raises:
-        DatasetError: One that training needs is missing or empty.
-    """
-    names = ("train",) if recipe.init and not dataset.splits.get("val") else ("train", "val")
-    dataset.split("train")
-    if "val" in names and "val" not in dataset.splits:
-        raise DatasetError(
-            f"{dataset.name}: found no split val, by which training chooses its best weights. Name some images under "
-            "splits: val in dataset.yaml, other ones than in train and test; or start from a trained model with --init, "
-            "which needs none."
-        )
-    dataset.split(names[-1])
-    return names
-
-
-def choose_steps(sampler: PatchSampler) -> int:
-    """Returns the steps of an epoch: one pass, or 50 if that is more, so that scoring does not take most of the time."""
-    passes = sampler.steps_per_pass
-    return passes if sampler.settings.order == "sequential" else max(50, passes)
+    return SegmentationModule(predictor, criterion, sampler, validation, recipe.augment, train)

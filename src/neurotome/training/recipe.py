@@ -23,8 +23,8 @@ class TrainSettings:
     epochs: int = 100
     """Most epochs; after each one the validation slices are scored and a checkpoint is written."""
 
-    steps_per_epoch: int = 0
-    """Steps per epoch; 0: one pass over the training pixels, but at least 50 where patches are random."""
+    steps_per_epoch: int | Literal["auto"] = "auto"
+    """Steps per epoch; auto: one pass over the training pixels, but at least 50 where patches are random."""
 
     max_time: str = ""
     """Most training time, such as 90s, 12m or 2h; the schedule ends with it. Empty: no limit."""
@@ -32,8 +32,8 @@ class TrainSettings:
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """Optimiser; sgd has Nesterov momentum 0.9."""
 
-    learning_rate: float = 0.0
-    """Highest learning rate; 0: 3e-3, or 3e-4 with --init."""
+    learning_rate: float | Literal["auto"] = "auto"
+    """Highest learning rate; auto: 3e-3, or 3e-4 with --init."""
 
     weight_decay: float = 0.01
     """Weight decay."""
@@ -62,9 +62,10 @@ class TrainSettings:
     val_slices: int = 0
     """Validate on this many slices, evenly spread; 0: on all."""
 
-    normalization: Literal["dataset", "image", "tissue"] = "dataset"
+    normalization: Literal["auto", "dataset", "image", "tissue"] = "auto"
     """Scale grey values by the training data's mean and standard deviation, by each image's own, or by the grey of each
-    image's tissue and darkest pixels, which survives another scanner's grey scale."""
+    image's tissue and darkest pixels, which survives another scanner's grey scale; auto: dataset, or as the model of --init
+    does."""
 
     replay: float = 0.0
     """Share of the training pixels that are synthetic tissue, so that fine-tuning does not forget it; 0: none."""
@@ -109,8 +110,8 @@ def check_training(settings: TrainSettings) -> None:
     """
     checks = {
         "epochs": settings.epochs >= 1,
-        "steps_per_epoch": settings.steps_per_epoch >= 0,
-        "learning_rate": 0 <= settings.learning_rate < math.inf,
+        "steps_per_epoch": settings.steps_per_epoch == "auto" or settings.steps_per_epoch >= 1,
+        "learning_rate": settings.learning_rate == "auto" or 0 < settings.learning_rate < math.inf,
         "weight_decay": 0 <= settings.weight_decay < math.inf,
         "warmup": 0 <= settings.warmup < 1,
         "clip": 0 <= settings.clip < math.inf,
@@ -150,4 +151,4 @@ class Recipe:
 
     init: str = ""
     """Model to start from: the name of a packaged model, a run or a model folder. Weights, network, classes and scaling of
-    grey values are the model's; a split val is then not needed. For few images use configs/fine_tune.yaml too."""
+    grey values are the model's; a split val is then not needed. For few images use --config fine_tune too."""

@@ -24,8 +24,9 @@ Place = tuple[int, int, int, int]
 class SampleSettings:
     """How patches are drawn."""
 
-    patch: int = 256
-    """Edge of a patch in pixels; images smaller than that are padded with pixels that are not learned."""
+    patch: int | Literal["auto"] = "auto"
+    """Edge of a patch in pixels; images smaller than that are padded with pixels that are not learned; auto: 256, or what
+    fits into the largest image."""
 
     batch: int = 8
     """Patches per step."""
@@ -35,6 +36,19 @@ class SampleSettings:
 
     rare: float = 0.2
     """Share of random patches placed on a pixel of a class drawn evenly, so that rare classes are seen."""
+
+
+def check_sample(settings: SampleSettings) -> None:
+    """Checks that settings are in range.
+
+    Raises:
+        SettingsError: One is not.
+    """
+    if (settings.patch != "auto" and settings.patch < 8) or settings.batch < 1 or not 0 <= settings.rare <= 1:
+        raise SettingsError(
+            f"sample.patch is {settings.patch} (at least 8), sample.batch {settings.batch} (at least 1), sample.rare "
+            f"{settings.rare} (0 to 1)."
+        )
 
 
 class PatchSampler:
@@ -61,20 +75,17 @@ class PatchSampler:
             SettingsError: A setting is out of range, or the patch is larger than every image.
         """
         cutouts = dataset.split("train")
-        if settings.patch < 8 or settings.batch < 1 or not 0 <= settings.rare <= 1:
-            raise SettingsError(
-                f"sample.patch is {settings.patch} (at least 8), sample.batch {settings.batch} (at least 1), sample.rare "
-                f"{settings.rare} (0 to 1)."
-            )
+        check_sample(settings)
+        self.edge = edge = int(settings.patch)
         if dataset.stream is not None and settings.order == "sequential":
             raise SettingsError(
                 f"sample.order is sequential, but {dataset.name} has no end; use --sample.order random, or write a phantom "
                 "folder and train on that."
             )
         largest = max(cutouts, key=lambda cutout: min(cutout.volume.shape[1:]))
-        if settings.patch > min(largest.volume.shape[1:]):
+        if edge > min(largest.volume.shape[1:]):
             raise SettingsError(
-                f"sample.patch is {settings.patch}, larger than every training image; the largest is "
+                f"sample.patch is {edge}, larger than every training image; the largest is "
                 f"{largest.volume.path or largest.name} with {largest.volume.shape[1]} x {largest.volume.shape[2]} pixels. "
                 f"Use --sample.patch {max(8, min(largest.volume.shape[1:]) // 32 * 32)}."
             )
@@ -94,7 +105,7 @@ class PatchSampler:
         if self.tiles:
             return -(-len(self.tiles) // self.settings.batch)
         pixels = sum(int(np.prod(c.volume.shape)) for c in self.cutouts)
-        return max(1, round(pixels / (self.settings.patch**2 * self.settings.batch)))
+        return max(1, round(pixels / (self.edge**2 * self.settings.batch)))
 
     def draw(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Returns batch number `step`.
@@ -182,7 +193,7 @@ class PatchSampler:
         return self.normalization.scale_for(cutout.volume), counts
 
     def _plan_tiles(self, depth: int = 1) -> list[Place]:
-        edge = self.settings.patch
+        edge = self.edge
         return [
             (c, z, y, x)
             for c, cutout in enumerate(self.cutouts)
@@ -196,7 +207,7 @@ class PatchSampler:
             return self._draw_on_class(generator)
         c, z = self.slices[generator.choice(len(self.slices), p=self.slice_probs)]
         _, height, width = self.cutouts[c].volume.shape
-        edge = self.settings.patch
+        edge = self.edge
         return (
             c,
             z,
@@ -213,13 +224,13 @@ class PatchSampler:
         pixel = int(generator.choice(np.flatnonzero(labels.reshape(-1) == wanted)))
         starts = []
         for at, size in zip(divmod(pixel, labels.shape[1]), labels.shape, strict=True):
-            start = at - int(generator.integers(0, self.settings.patch))
-            starts.append(int(np.clip(start, 0, max(0, size - self.settings.patch))))
+            start = at - int(generator.integers(0, self.edge))
+            starts.append(int(np.clip(start, 0, max(0, size - self.edge))))
         return c, z, starts[0], starts[1]
 
     def _cut(self, place: Place) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         c, z, y, x = place
-        cutout, edge = self.cutouts[c], self.settings.patch
+        cutout, edge = self.cutouts[c], self.edge
         rows, columns = slice(y, y + edge), slice(x, x + edge)
         image = self.scales[c].apply(cutout.volume.read_context(z, self.in_channels, rows, columns))
         labels = cutout.read_labels(z, rows, columns)

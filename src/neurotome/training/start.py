@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 
+from neurotome.augment import check_augment
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.phantom.make import CLASSES
 from neurotome.datasets.phantom.stream import StreamSettings, make_piece, wrap_piece
-from neurotome.errors import ModelError, SettingsError
-from neurotome.models.model_folder import load_model
-from neurotome.models.networks import ModelSettings
+from neurotome.errors import DatasetError, ModelError, SettingsError
+from neurotome.models.model_folder import load_model, read_digest
+from neurotome.models.networks import USUAL, ModelSettings, settle_network
 from neurotome.progress import track
-from neurotome.training.sampler import SampleSettings
+from neurotome.training.recipe import Recipe, check_training
+from neurotome.training.sampler import SampleSettings, check_sample
 
 if TYPE_CHECKING:
     from neurotome.models.net_predictor import NetPredictor
-    from neurotome.training.recipe import Recipe
 
 RATE = 3e-3
 """Automatic learning rate from random or ImageNet weights."""
@@ -34,39 +38,66 @@ REPLAY = 2
 FINE_RATE = 3e-4
 """Automatic learning rate from a trained model, whose weights are to be kept nearly as they are."""
 
+PATCH = 256
+"""Edge in pixels of the usual patch."""
 
-def settle_recipe(dataset: Dataset, recipe: Recipe, init: NetPredictor | None = None) -> Recipe:
-    """Returns a recipe in which nothing is automatic; a settled one comes back as it is.
+
+@dataclass(frozen=True)
+class Settled:
+    """What training does, with nothing left to decide.
+
+    Attributes:
+        recipe: No setting in it is auto.
+        init: The model that training starts from, if any; its network is trained.
+        init_sha256: Digest of that model's weights.
+    """
+
+    recipe: Recipe
+    init: NetPredictor | None = None
+    init_sha256: str | None = None
+
+
+def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
+    """Decides what is auto, from the data and the model to start from, and checks what was asked for.
 
     Args:
         dataset: Has a split train.
-        recipe: As asked for. With `init` its network and normalisation are the model's.
-        init: The model of `recipe.init`; loaded if not given.
+        recipe: As asked for; where all is stated it stays as it is.
 
     Raises:
-        ModelError: The model cannot be loaded, or its classes are not the dataset's.
-        SettingsError: A setting contradicts the model.
+        DatasetError: A split that training needs is missing or empty.
+        ModelError: The model to start from cannot be loaded, or its classes are not the dataset's.
+        SettingsError: A setting cannot work, or contradicts the model.
     """
-    model, train = recipe.model, recipe.train
-    if recipe.init:
-        init = init or load_init(dataset, recipe.init)
-        model = _take_model(recipe, init)
-        mode = init.normalization.mode
-        usual = type(train)().normalization
-        if train.normalization not in (usual, mode):
+    check_training(recipe.train)
+    check_augment(recipe.augment)
+    check_sample(recipe.sample)
+    list_splits(dataset, recipe)
+    if recipe.train.patience and not dataset.splits.get("val"):
+        raise SettingsError(
+            f"train.patience is {recipe.train.patience}, but {dataset.name} has no split val to watch; leave it out or "
+            "name a split val in dataset.yaml."
+        )
+    init = load_init(dataset, recipe.init) if recipe.init else None
+    model = settle_network(recipe.model, init.settings if init else USUAL)
+    mode = init.normalization.mode if init else "dataset"
+    rate = FINE_RATE if init else RATE
+    sample = recipe.sample
+    if sample.patch == "auto":
+        sample = dataclasses.replace(sample, patch=choose_patch(dataset))
+    decided = {"normalization": mode, "learning_rate": rate, "steps_per_epoch": choose_steps(dataset, sample)}
+    decided = {name: value for name, value in decided.items() if getattr(recipe.train, name) == "auto"}
+    train = dataclasses.replace(recipe.train, **decided)  # type: ignore[arg-type]  # each of its own type
+    check_batch(sample, int(model.in_channels), len(dataset.classes))
+    if init is not None:
+        _check_network(recipe.init, model, init.settings)
+        if train.normalization != mode:
             raise SettingsError(
                 f"train.normalization is {train.normalization!r}, but {recipe.init} was trained with {mode!r}, which its "
                 "weights depend on. Leave the setting out, or leave out --init."
             )
-        train = dataclasses.replace(train, normalization=mode)  # type: ignore[arg-type]  # checked when loaded
-        if train.patience and not dataset.splits.get("val"):
-            raise SettingsError(
-                f"train.patience is {train.patience}, but {dataset.name} has no split val to watch; leave it out or name a "
-                "split val in dataset.yaml."
-            )
-    if not train.learning_rate:
-        train = dataclasses.replace(train, learning_rate=FINE_RATE if recipe.init else RATE)
-    return dataclasses.replace(recipe, model=model, train=train, sample=_fit_patch(dataset, recipe.sample))
+    digest = read_digest(Path(recipe.init)) if init else None
+    return Settled(dataclasses.replace(recipe, model=model, train=train, sample=sample), init, digest)
 
 
 def load_init(dataset: Dataset, name: str) -> NetPredictor:
@@ -85,33 +116,77 @@ def load_init(dataset: Dataset, name: str) -> NetPredictor:
     return init
 
 
-def _take_model(recipe: Recipe, init: NetPredictor) -> ModelSettings:
-    """Returns the model's settings, if those asked for are the defaults or the same."""
-    usual, differing = ModelSettings(), []
-    for field in dataclasses.fields(usual):
-        asked, there = getattr(recipe.model, field.name), getattr(init.settings, field.name)
-        if asked not in (getattr(usual, field.name), there):
-            differing.append(f"model.{field.name} ({asked} asked, {there} there)")
+def _check_network(name: str, asked: ModelSettings, has: ModelSettings) -> None:
+    """Checks that the network asked for is the model's.
+
+    Raises:
+        SettingsError: It is not.
+    """
+    differing = [
+        f"model.{field.name} ({getattr(asked, field.name)} asked, {getattr(has, field.name)} there)"
+        for field in dataclasses.fields(asked)
+        if getattr(asked, field.name) != getattr(has, field.name)
+    ]
     if differing:
         raise SettingsError(
-            f"--init {recipe.init}: the model's network is another than the settings ask for: {'; '.join(differing)}. Leave "
+            f"--init {name}: the model's network is another than the settings ask for: {'; '.join(differing)}. Leave "
             "these settings out, because the network comes with the weights, or train without --init."
         )
-    return init.settings
 
 
-def _fit_patch(dataset: Dataset, sample: SampleSettings) -> SampleSettings:
-    """Returns settings whose patch fits into the largest image; another than the usual one is for the sampler to judge."""
+def list_splits(dataset: Dataset, recipe: Recipe) -> tuple[str, ...]:
+    """Returns the splits that training reads: train and val, or train alone where fine-tuning finds no val.
+
+    Raises:
+        DatasetError: One that training needs is missing or empty.
+    """
+    names = ("train",) if recipe.init and not dataset.splits.get("val") else ("train", "val")
+    dataset.split("train")
+    if "val" in names and "val" not in dataset.splits:
+        raise DatasetError(
+            f"{dataset.name}: found no split val, by which training chooses its best weights. Name some images under "
+            "splits: val in dataset.yaml, other ones than in train and test; or start from a trained model with --init, "
+            "which needs none."
+        )
+    dataset.split(names[-1])
+    return names
+
+
+def choose_patch(dataset: Dataset) -> int:
+    """Returns the usual patch, or one that fits where the largest image is smaller."""
     edge = max(min(cutout.volume.shape[1:]) for cutout in dataset.split("train"))
-    if sample.patch != SampleSettings().patch or edge >= sample.patch or edge < 8:
-        return sample
+    if edge >= PATCH or edge < 8:  # what is too small for any patch is for the sampler to refuse
+        return PATCH
     patch = max(8, edge // 32 * 32)
     warnings.warn(
-        f"{dataset.name}: the training images are smaller than the usual patch of {sample.patch} pixels; patches of {patch} "
+        f"{dataset.name}: the training images are smaller than the usual patch of {PATCH} pixels; patches of {patch} "
         "are used. Say --sample.patch to choose.",
-        stacklevel=2,
+        stacklevel=3,
     )
-    return dataclasses.replace(sample, patch=patch)
+    return patch
+
+
+def choose_steps(dataset: Dataset, sample: SampleSettings) -> int:
+    """Returns the steps of an epoch: one pass, or 50 if that is more, so that scoring does not take most of the time."""
+    edge, shapes = int(sample.patch), [cutout.volume.shape for cutout in dataset.split("train")]
+    if sample.order == "sequential":
+        return -(-sum(z * -(-y // edge) * -(-x // edge) for z, y, x in shapes) // sample.batch)
+    return max(50, round(sum(math.prod(shape) for shape in shapes) / (edge**2 * sample.batch)))
+
+
+def check_batch(sample: SampleSettings, in_channels: int, classes: int) -> None:
+    """Checks that a batch fits into this machine's memory.
+
+    Raises:
+        SettingsError: It does not, whatever the network.
+    """
+    each = int(sample.patch) ** 2 * 4 * (in_channels + classes)  # images in, logits out, both float32
+    have = psutil.virtual_memory().total
+    if sample.batch * each > have:
+        raise SettingsError(
+            f"sample.batch is {sample.batch}; images and logits of so many patches of {sample.patch} pixels alone take "
+            f"{sample.batch * each / 1e9:.3g} GB, and this machine has {have / 1e9:.3g} GB. Use a --sample.batch of 4 to 64."
+        )
 
 
 def add_tissue(dataset: Dataset, share: float, edge: int, depth: int, seed: int) -> Dataset:
