@@ -25,7 +25,7 @@ from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
 from neurotome.errors import ModelError, RunError
-from neurotome.inference.predict import predict_volume
+from neurotome.inference.slices import predict_volume
 from neurotome.io.images import write_image, write_labels
 from neurotome.load import load_predictor
 from neurotome.models.model_folder import add_facts
