@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,8 +17,8 @@ from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
 from neurotome.documents import read_json
 from neurotome.errors import ImageError, ModelError, RunError
-from neurotome.inference.slices import label_slices
-from neurotome.io import Sink, create_image, create_labels, find_image, read_labels
+from neurotome.inference.slices import Output, label_slices, write_slices
+from neurotome.io import find_image, read_labels
 from neurotome.load import load_predictor
 from neurotome.models.model_folder import add_facts, find_model, read_digest
 from neurotome.outputs import plan_outputs
@@ -123,8 +122,7 @@ def score_split(
         dataset: Of the same classes.
         split: Which images.
         predictions: Folder to write label files to, if any.
-        uncertainty: Folder to write images to beside the predictions, if any: 1 - the probability of the chosen class, times
-            255.
+        uncertainty: Folder to write images to, if any: 1 - the probability of the chosen class, times 255.
 
     Returns:
         The content of `scores/<split>.json`.
@@ -135,21 +133,13 @@ def score_split(
     def predict_all() -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
         done = 0.0
         for cutout in cutouts:
-            volume, classes = cutout.volume, dataset.classes
-            depth = volume.shape[0]
+            depth = cutout.volume.shape[0]
             name = f"{cutout.name}{'.png' if depth == 1 else '.tif'}"
-            with contextlib.ExitStack() as sinks:
-                outputs: list[Sink] = []
-                if predictions is not None:
-                    outputs.append(sinks.enter_context(create_labels(predictions / name, volume.shape, classes, volume)))
-                if uncertainty is not None:
-                    maps = create_image(uncertainty / name, volume.shape, np.uint8, like=volume)
-                    outputs.append(sinks.enter_context(maps))
-                for z, labels, confidence in label_slices(predictor, volume, on_progress=partial(_add, progress, done)):
-                    place = (slice(z, z + 1), slice(None), slice(None))
-                    for sink, values in zip(outputs, (labels, 255 - confidence), strict=False):
-                        sink.write(place, values[None])
-                    yield cutout.name if depth == 1 else f"{cutout.name}/{z:04d}", cutout.read_labels(z), labels
+            folders: dict[Output, Path | None] = {"labels": predictions, "uncertainty": uncertainty}
+            files = {kind: folder / name for kind, folder in folders.items() if folder is not None}
+            slices = label_slices(predictor, cutout.volume, on_progress=partial(_add, progress, done))
+            for z, labels, _ in write_slices(slices, files, cutout.volume, dataset.classes):
+                yield cutout.name if depth == 1 else f"{cutout.name}/{z:04d}", cutout.read_labels(z), labels
             done += cutout.volume.data.size / 1e6
 
     scores = score_images(dataset.name, split, dataset.classes, predict_all())
