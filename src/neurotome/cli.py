@@ -184,10 +184,7 @@ def _show(result: Any) -> None:
 
 def _format(result: dict[str, Any]) -> str:
     from neurotome.report.describe import format_datasets
-    from neurotome.scoring import format_scores
 
-    if "per_class" in result:
-        return format_scores(result)
     return format_datasets(result) if type(result) is dict else str(result)
 
 

@@ -17,7 +17,8 @@ from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
 from neurotome.documents import read_json
 from neurotome.errors import ImageError, ModelError, RunError
-from neurotome.inference.slices import Output, label_slices, write_slices
+from neurotome.inference.jobs import Output
+from neurotome.inference.slices import label_slices, write_slices
 from neurotome.io import find_image, read_labels
 from neurotome.load import load_predictor
 from neurotome.models.model_folder import add_facts, find_model, read_digest
