@@ -23,6 +23,7 @@ from neurotome.models.model_folder import find_model, list_packaged, load_model,
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
+from neurotome.runs import Run
 from neurotome.training.fit import fit
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
@@ -164,7 +165,7 @@ def test_frozen_statistics_stay_and_weights_move(model: Path, tmp_path: Path, fr
     train = dataclasses.replace(SHORT, epochs=2, freeze_statistics=frozen, average=0.5)
     module = build(make_dataset(), make_recipe(model, train=train))
     before = {key: value.clone() for key, value in module.net.state_dict().items()}
-    fit(module, tmp_path / "run")
+    fit(module, Run(tmp_path / "run"))
     for found in (module.net.state_dict(), load_model(tmp_path / "run").net.state_dict()):
         for key, value in before.items():
             if "running" in key or "num_batches" in key:
@@ -181,7 +182,7 @@ def test_without_a_split_val_the_last_weights_are_kept(model: Path, tmp_path: Pa
     train = dataclasses.replace(SHORT, epochs=2, average=0.0, storage="float16")
     with pytest.warns(UserWarning, match="no split val, so nothing is validated and the weights of the last epoch are kept"):
         module = build(dataset, make_recipe(model, train=train))
-    fit(module, tmp_path / "run")
+    fit(module, Run(tmp_path / "run"))
     saved = load_model(tmp_path / "run")
     weights = dict(module.net.named_parameters())
     for key, value in module.net.state_dict().items():

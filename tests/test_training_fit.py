@@ -15,6 +15,7 @@ from neurotome.errors import DatasetError, SettingsError, TrainingError
 from neurotome.losses import LossSettings
 from neurotome.models.model_folder import load_model
 from neurotome.models.networks import ModelSettings
+from neurotome.runs import Run
 from neurotome.training import fit as fitting
 from neurotome.training import keeper
 from neurotome.training import prepare as preparing
@@ -37,7 +38,7 @@ def build(dataset, recipe):
 
 
 def run_fit(dataset, run, **settings):
-    fitting.fit(build(dataset, Recipe(**settings)), run)
+    fitting.fit(build(dataset, Recipe(**settings)), Run(run))
 
 
 def make_dataset(dtype=np.uint8, slices=1):
@@ -113,7 +114,7 @@ def test_it_learns_and_keeps_the_best(tmp_path):
     assert summary["finished"]
     assert summary["best_val_macro_f1"] == pytest.approx(best)
     assert summary["peak_memory_bytes"] > 1e8
-    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"last.ckpt"}
 
     # what is saved scores what was recorded
     predictor = load_model(tmp_path / "run")
@@ -143,7 +144,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path,
     with pytest.raises(TrainingError, match=r"loss became nan at step 3.*checkpoint is kept.*learning-rate"):
         run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
     kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert kept["global_step"] == 2
+    assert kept["step"] == 2
     assert all(torch.isfinite(v).all() for v in kept["state_dict"].values())
 
 
@@ -258,7 +259,7 @@ def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):
     module = build(make_dataset(), Recipe(train=settings, **SMALL))
     module.net.register_forward_hook(lambda _, __, out: seen.update(logits=out.dtype))
     monkeypatch.setattr(module, "on_before_zero_grad", lambda optimizer: seen.update(fused=optimizer.defaults["fused"]))
-    fitting.fit(module, tmp_path / "run")
+    fitting.fit(module, Run(tmp_path / "run"))
     assert seen == {
         "augment": (torch.float32, False),
         "logits": torch.bfloat16,
@@ -288,7 +289,7 @@ def test_the_gradient_is_clipped(tmp_path, precision):
         note(None)
 
     module.configure_gradient_clipping = configure
-    fitting.fit(module, tmp_path / "run")
+    fitting.fit(module, Run(tmp_path / "run"))
     before, after = norms[0::2], norms[1::2]
     assert min(before) > 1e-2
     assert after == [pytest.approx(1e-3, rel=1e-2)] * 2
