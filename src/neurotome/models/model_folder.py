@@ -96,7 +96,7 @@ def write_parts(folder: Path, description: dict[str, Any], save: Callable[[Path]
 
 def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     """Adds facts, such as scores, to the description of a model that is there."""
-    content = json.loads((folder / "model.json").read_text())
+    content = read_description(folder)  # after a kill between weights and description, the one that fits
     write_json(folder / "model.json", {**content, "facts": {**content["facts"], **facts}})
 
 

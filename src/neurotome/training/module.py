@@ -286,8 +286,8 @@ class SegmentationModule(lightning.LightningModule):
 def build_averaging(limit: float) -> Callable[[Any, Any, Any], None]:
     """Returns how a moving average of weights takes up new ones.
 
-    The decay after `n` steps is min(limit, (1 + n) / (10 + n)): an average that is as slow from the start as in the end holds
-    the first weights for long, and most of them at the end of a short training.
+    The decay after `n` steps is min(limit, (1 + n) / (10 + n)): an average as slow from the start as in the end would
+    hold the first weights for long, and little else at the end of a short training.
     """
 
     def move(averaged: list[Tensor], current: list[Tensor], n: Tensor) -> None:
