@@ -119,7 +119,8 @@ def run_method(data: Path, run: Path, settings: BaselineSettings) -> None:
 class Basic:
     """scikit-image's features as an extractor, for whole slices."""
 
-    in_channels, halo, stride, bounded, window = 1, 0, 1, True, 1 << 20
+    in_channels, halo, stride, window = 1, 0, 1, 1 << 20
+    bounded, normalization = True, None
     names = tuple(map(str, range(24)))
 
     def prepare(self, patch):
@@ -248,7 +249,7 @@ def measure_memory(arguments: argparse.Namespace) -> None:
 def measure_limit(arguments: argparse.Namespace) -> None:
     """Training on every labelled pixel within a limit, each in a process of its own, because a peak never falls."""
     print("| learner | features | pixels | method | peak above start, MB | s |\n|-|-|-|-|-|-|")
-    for learner in ("rf", "lr", "gbdt", "sklearn.linear_model.SGDClassifier"):
+    for learner in ("rf", "lr", "gbdt"):
         for features in ("identity", "filters"):
             job = (arguments.data / arguments.datasets[0], learner, features, arguments.limit)
             with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -257,8 +258,7 @@ def measure_limit(arguments: argparse.Namespace) -> None:
 
 def fit_within(data: Path, learner: str, features: str, limit: str) -> str:
     dataset = open_dataset(data)
-    options = {"loss": "log_loss", "alpha": 0.01} if "SGD" in learner else {}
-    settings = BaselineSettings(learner, features, pixels_per_class=500, prior=0.5, options=options)
+    settings = BaselineSettings(learner, features, pixels_per_class=500, prior=0.5)
     fit_baseline(dataset, settings)  # so that what is imported once does not count
     start = psutil.Process().memory_info().rss
     began = time.perf_counter()

@@ -78,14 +78,18 @@ def test_run_folder_is_whole(runs):
 
 
 def test_same_command_changes_nothing_and_another_is_refused(data, runs, capsys):
-    before = (runs / "rf0" / "model" / "model.json").stat().st_mtime_ns
+    def read_files():
+        files = [path for path in (runs / "rf0").rglob("*") if path.is_file()]
+        # the report is made again
+        return {path: path.read_bytes() for path in files if path.name != "report.html" and path.parent.name != "figures"}
+
+    before = read_files()
     assert run("baseline", data, "--out", runs / "rf0", *SMALL) == 0
-    assert (runs / "rf0" / "scores" / "test.json").is_file()
+    assert read_files() == before
     assert run("baseline", data, "--out", runs / "rf0", "--learner", "lr", *SMALL) == 1
     assert "learner (rf there, lr asked)" in capsys.readouterr().err
     after = json.loads((runs / "rf0" / "model" / "model.json").read_text())
     assert after["facts"]["training"]["learner"] == "random forest"
-    assert before
 
 
 def test_killed_run_goes_on(data, runs, tmp_path, monkeypatch):
@@ -149,16 +153,20 @@ def test_out_of_memory_says_what_takes_less(data, tmp_path, monkeypatch, capsys)
 
 
 def test_wrong_settings_leave_no_folder(data, tmp_path, capsys):
-    assert run("baseline", data, "--out", tmp_path / "run", "--learner", "sklearn.svm.LinearSVC") == 1
-    assert "could not be saved without pickle" in capsys.readouterr().err
+    assert run("baseline", data, "--out", tmp_path / "run", "--learner", "sklearn.svm.LinearSVC") == 2
+    assert "--learner" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_folder_in_which_nothing_was_trained_takes_other_settings(data, tmp_path, capsys):
+def test_folder_in_which_nothing_was_trained_takes_other_settings(data, tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise RunError("training failed")
+
     out = tmp_path / "run"
-    wrong = ["--learner", "sklearn.tree.DecisionTreeClassifier", "--options.max_depth=-1"]
-    assert run("baseline", data, "--out", out, *SMALL, *wrong) == 1
-    assert "max_depth" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr("neurotome.experiments.baseline.fit_baseline", fail)
+        assert run("baseline", data, "--out", out, *SMALL, "--learner", "lr") == 1
+    assert "training failed" in capsys.readouterr().err
     assert run("baseline", data, "--out", tmp_path / "none", *SMALL, "--max-memory", "200") == 1
     assert "Give more" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

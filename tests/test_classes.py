@@ -34,13 +34,79 @@ def test_ids_are_positions() -> None:
 
 
 def test_a_mapping_may_come_in_any_order() -> None:
-    assert ClassSet.from_mapping({2: "cell", 0: "background", 1: "vessel"}).names == ("background", "vessel", "cell")
+    assert ClassSet.from_config({2: "cell", 0: "background", 1: "vessel"}).names == ("background", "vessel", "cell")
 
 
-@pytest.mark.parametrize("ids", [(0, 2), (1, 2), ("0", "1"), (0, "1")])
-def test_ids_with_gaps_are_refused(ids: tuple[object, ...]) -> None:
-    with pytest.raises(DatasetError, match="class ids must be 0, 1, 2"):
-        ClassSet.from_mapping({i: f"class {i}" for i in ids})
+@pytest.mark.parametrize(
+    "classes",
+    [
+        {0: "a", 1: "b", 2: "c"},
+        {"0": "a", "1": "b", "2": "c"},
+        {0: "a", "1": "b", "2": "c"},
+        {"c": 2, "a": 0, "b": 1},
+        ["a", "b", "c"],
+        {1: "b", 0: "a", 2: "c"},
+    ],
+)
+def test_every_form_of_classes_is_read(classes: dict[object, object] | list[object]) -> None:
+    found = ClassSet.from_config(classes, 9)
+    assert found == ClassSet(("a", "b", "c"), 9)
+
+
+@pytest.mark.parametrize("classes", [{1: "x", 2: "y"}, {"2": "y", "1": "x"}, {"x": 1, "y": 2}])
+def test_ids_from_1_where_0_is_not_labelled(classes: dict[object, object]) -> None:
+    found = ClassSet.from_config(classes, 0)
+    assert found == ClassSet(("x", "y"), first_id=1)
+    assert ClassSet.from_json(found.to_json()) == found != ClassSet(("x", "y"))
+    stored = np.array([[0, 1], [2, 1]], np.uint64)
+    labels = found.from_stored(stored)
+    assert labels.tolist() == [[found.ignore, 0], [1, 0]]
+    assert (labels.dtype, found.to_stored(labels).dtype) == (np.uint8, np.uint8)
+    np.testing.assert_array_equal(found.to_stored(labels), stored)
+    # no class is the background, so all are painted
+    assert found.paint(labels).tolist() == [[[128] * 3, [230, 159, 0]], [[86, 180, 233], [230, 159, 0]]]
+    assert found.overlay(np.zeros((2, 2), np.uint8), labels, 1).tolist()[1] == [[86, 180, 233], [230, 159, 0]]
+    assert found.with_palette("colour-blind-safe").first_id == 1
+
+
+def test_ids_from_0_are_stored_as_they_are() -> None:
+    labels = np.array([0, 3, 255, 1], np.uint8)
+    np.testing.assert_array_equal(CLASSES.to_stored(labels), labels)
+    np.testing.assert_array_equal(CLASSES.from_stored(labels), labels)
+    assert ClassSet(tuple(map(str, range(255))), first_id=1).to_stored(np.array([0, 254, 255])).tolist() == [1, 255, 0]
+
+
+@pytest.mark.parametrize(
+    ("classes", "ignore", "message"),
+    [
+        ({0: "a", 2: "b"}, 255, "without a gap"),
+        ({"0": "a", "2": "b"}, 255, "without a gap"),
+        ({2: "a", 3: "b"}, 0, "without a gap"),
+        ({1: "a", 2: "b"}, 255, "Write ignore: 0 if 0 means not labelled, or add 0: background"),
+        ({0: "a", 1: "b"}, 0, "must lie in 2..255"),
+        ({0: "a", "0": "b"}, 255, "ids must differ, found 0, 0"),
+        ({"a": 0, "b": 0}, 255, "ids must differ"),
+        ({-1: "a", 0: "b"}, 255, "class id -1 of 'a' is no whole number"),
+        ({0.0: "a", 1.0: "b"}, 255, "no whole number"),
+        ({"a": "b", "c": "d"}, 255, "class id 'a' of 'b' is no whole number"),
+        ({"9" * 5000: "a", 0: "b"}, 255, "no whole number"),
+        ({True: "a", False: "b"}, 255, "no whole number"),
+        ({"a": 0, "ignore": 1}, 255, "write ignore: 1 beside classes"),
+        (["a", 1], 255, "class name 1 is not text"),
+        (["a", " "], 255, "is not text"),
+        (["a", ["b"]], 255, "is not text"),
+        ({0: None, 1: "b"}, 255, "is not text"),
+    ],
+)
+def test_classes_that_contradict_themselves_are_refused(classes: object, ignore: int, message: str) -> None:
+    with pytest.raises(DatasetError) as caught:
+        ClassSet.from_config(classes, ignore)  # type: ignore[arg-type]
+    assert message in str(caught.value)
+
+
+def test_other_first_ids_are_refused() -> None:
+    with pytest.raises(DatasetError, match="first class id is 2"):
+        ClassSet(("a", "b"), first_id=2)
 
 
 @pytest.mark.parametrize(

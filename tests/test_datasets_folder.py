@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 
 from neurotome.datasets import open_dataset
@@ -97,7 +98,8 @@ def test_an_open_dataset_is_returned(folder: Path) -> None:
     [
         ({"splitz": {}}, "unknown key 'splitz'. Did you mean 'splits'?"),
         ({"classes": None}, "classes is missing or empty"),
-        ({"classes": ["a", "b"]}, "classes is ['a', 'b']"),
+        ({"classes": []}, "classes is missing or empty"),
+        ({"classes": "a, b"}, "classes is 'a, b'"),
         ({"classes": {0: "a", 2: "b"}}, "without a gap"),
         ({"classes": {0: "a", 1: True}}, "class name True is not text"),
         ({"classes": {0: "a", 1: "a"}}, "must differ"),
@@ -108,7 +110,6 @@ def test_an_open_dataset_is_returned(folder: Path) -> None:
         ({"voxel_size_um": [1, 1]}, "three positive numbers"),
         ({"voxel_size_um": [1, 1, 0]}, "three positive numbers"),
         ({"voxel_size_um": [1, 1, float("nan")]}, "three positive numbers"),
-        ({"splits": None}, "splits is missing or empty"),
         ({"splits": {}}, "splits is missing or empty"),
         ({"splits": {"training": ["stack"]}}, "unknown split 'training'. Did you mean 'train'?"),
         ({"splits": {"train": []}}, "split train is missing or empty"),
@@ -118,16 +119,21 @@ def test_an_open_dataset_is_returned(folder: Path) -> None:
         ({"splits": {"train": [".."]}}, "'..' is no plain file name"),
         ({"splits": {"train": ["a\\b"]}}, "is no plain file name"),
         ({"splits": {"train": [{"id": "stack"}]}}, "expected {id: name, z: [start, stop]}"),
+        ({"splits": {"train": [{"z": [0, 1]}]}}, "expected {id: name, z: [start, stop]}"),
+        ({"splits": {"train": [{"id": "stack", "c": [0, 1]}]}}, "expected {id: name, z: [start, stop]}"),
+        ({"splits": {"train": [{"id": ["stack"], "z": [0, 1]}]}}, "id ['stack'] is not text"),
+        ({"splits": {"train": [{"id": "stack", "y": [0, 6]}]}}, "y 0..6 of stack is asked for"),
+        ({"splits": {"train": [{"id": "stack", "x": [0, 7]}]}}, "x 0..7 of stack is asked for"),
         ({"splits": {"train": [{"id": "stack", "z": [3, 3]}]}}, "0 <= start < stop"),
         ({"splits": {"train": [{"id": "stack", "z": [0, True]}]}}, "0 <= start < stop"),
-        ({"splits": {"train": [{"id": "stack", "z": [0, 9]}]}}, "slices 0..9 of stack are asked for"),
+        ({"splits": {"train": [{"id": "stack", "z": [0, 9]}]}}, "z 0..9 of stack is asked for"),
         ({"splits": {"train": ["stack"], "val": ["stack"]}}, "what is trained on must not be scored"),
         ({"splits": {"train": ["stack"], "val": [{"id": "stack", "z": [7, 8]}]}}, "stack_z7-8"),
         (
             {"splits": {"train": [{"id": "stack", "z": [0, 5]}], "test": [{"id": "stack", "z": [4, 8]}]}},
-            "slices of stack are in train (stack_z0-5) and in test (stack_z4-8)",
+            "pixels of stack are in train (stack_z0-5) and in test (stack_z4-8)",
         ),
-        ({"splits": {"train": ["flat", "flat"]}}, "split train lists slices of flat twice"),
+        ({"splits": {"train": ["flat", "flat"]}}, "split train lists pixels of flat twice"),
     ],
 )
 def test_wrong_configurations_are_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
@@ -146,6 +152,25 @@ def test_wrong_configurations_are_refused(folder: Path, changes: dict[str, Any],
         ("splits: [", "no valid YAML"),
         ("splits: {train: [a], train: [b]}", "key 'train' twice"),
         ("splits: !!python/object/apply:os.getcwd []", "no valid YAML"),
+        ("name: 2022-13-45", "no valid YAML"),
+        ("name: 2022-12-05\nclasses: [a, b]", "name is datetime.date(2022, 12, 5); expected text"),
+        ("name: !local x", "no valid YAML"),
+        ("ignore: " + "9" * 5000, "no valid YAML"),
+        ("ignore: 0x" + "f" * 5000, "no valid YAML"),
+        ('name: "\\ud800"', "no valid YAML (text that is no Unicode"),
+        ("? [a, b]\n: c", "no valid YAML"),
+        ("? {a: b}\n: c", "no valid YAML"),
+        ("1: c", "unknown key '1'"),
+        ("null: c", "unknown key 'None'"),
+        ("[" * 3000, "no valid YAML"),
+        ("name: &a [*a]\nclasses: [a, b]", "name is [[[[...]]]]; expected text"),
+        ("a: &a [x, x, x, x, x, x, x, x]\nname: [*a, *a]", "unknown key 'a'"),
+        ("classes: &c {0: a, 1: *c}", "is not text"),
+        ("classes: [a, b]\nsplits: {1: [stack]}", "unknown split '1'"),
+        ("classes: [a, b]\nsplits: {train: {stack: 1}}", "split train is {'stack': 1}"),
+        ("classes: [a, b]\nignore: .inf", "ignore is inf"),
+        ("classes: [a, b]\nvoxel_size_um: [1, .inf, 1]", "three positive numbers"),
+        ("classes: [a, b]\nsplits: {train: [2022-12-05]}", "is not text"),
     ],
 )
 def test_wrong_yaml_is_refused(folder: Path, text: str, message: str) -> None:
@@ -155,10 +180,117 @@ def test_wrong_yaml_is_refused(folder: Path, text: str, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_a_value_that_would_fill_the_message_is_shortened(folder: Path) -> None:
+    layers = "&l0 [x, x, x, x, x, x, x, x, x]"
+    for level in range(1, 9):
+        layers = f"&l{level} [" + layers + f", *l{level - 1}" * 8 + "]"
+    (folder / "dataset.yaml").write_text(f"classes: [a, b]\nname: {layers}\n")  # 9 ** 9 words when written out
+    with pytest.raises(DatasetError) as caught:
+        open_dataset(folder)
+    assert "name is [" in str(caught.value)
+    assert len(str(caught.value)) < 100_000
+
+
 def test_yaml_that_is_not_text_is_refused(folder: Path) -> None:
     (folder / "dataset.yaml").write_bytes(b"name: \xff\xfe")
     with pytest.raises(DatasetError, match="no valid YAML"):
         open_dataset(folder)
+
+
+def test_parts_along_every_axis_are_cut(folder: Path) -> None:
+    splits = {"train": [{"id": "stack", "y": [0, 3]}], "test": [{"id": "stack", "z": [2, 4], "y": [3, 5], "x": [1, 3]}]}
+    write_config(folder, splits=splits)
+    dataset = open_dataset(folder)
+    train, test = dataset.split("train")[0], dataset.split("test")[0]
+    assert (train.name, test.name) == ("stack_y0-3", "stack_z2-4_y3-5_x1-3")
+    assert (train.volume.origin_zyx, test.volume.origin_zyx) == ((0, 0, 0), (2, 3, 1))
+    np.testing.assert_array_equal(train.volume.data, GREY[:, :3])
+    np.testing.assert_array_equal(test.volume.data, GREY[2:4, 3:5, 1:3])
+    np.testing.assert_array_equal(test.labels, LABELS[2:4, 3:5, 1:3])
+    write_config(folder, splits={**splits, "val": [{"id": "stack", "x": [2, 3]}]})
+    with pytest.raises(DatasetError, match=r"are in train .stack_y0-3. and in val .stack_x2-3."):
+        open_dataset(folder)
+
+
+def test_files_are_found_whatever_their_suffix_and_unicode_form(folder: Path) -> None:
+    (folder / "images" / "stack.tif").rename(folder / "images" / "\u00e9chelle.TIF")
+    (folder / "labels" / "stack.npy").rename(folder / "labels" / "e\u0301chelle.NPY")
+    (folder / "images" / "._\u00e9chelle.tif").write_bytes(b"Mac OS X")
+    for name in ("\u00e9chelle", "e\u0301chelle"):
+        write_config(folder, splits={"train": [name]})
+        dataset = open_dataset(folder)
+        assert [cutout.name for cutout in dataset.split("train")] == ["\u00e9chelle"]
+        assert dataset.unlisted == ("flat", "not_listed")
+        assert "in no split: flat, not_listed" in str(dataset)
+        np.testing.assert_array_equal(dataset.split("train")[0].volume.data, GREY)
+
+
+def test_labels_from_1_are_read_as_classes_from_0_and_0_as_not_labelled(folder: Path) -> None:
+    write_config(folder, classes={1: "cell", 2: "axon"}, ignore=0)
+    dataset = open_dataset(folder)
+    (stack,) = dataset.split("train")
+    expected = np.array([dataset.classes.ignore, 0, 1])[LABELS]
+    np.testing.assert_array_equal(np.asarray(stack.labels), expected)
+    np.testing.assert_array_equal(stack.read_labels(3, slice(2), slice(1, 4)), expected[3, :2, 1:4])
+    assert stack.label_counts[:, :2].sum(axis=0).tolist() == [(LABELS == 1).sum(), (LABELS == 2).sum()]
+    np.testing.assert_array_equal(dataset.classes.to_stored(np.asarray(stack.labels)), LABELS)
+    assert isinstance(stack.labels.source, np.memmap)  # type: ignore[attr-defined]
+    write_labels(folder / "labels" / "stack.npy", LABELS + 1)
+    with pytest.raises(
+        DatasetError, match=r"outside the classes: 3 .*expected 1\.\.2 .cell, axon. or 0 for pixels not labelled"
+    ):
+        open_dataset(folder)
+    write_config(folder, classes={1: "cell", 2: "axon"}, ignore=None)
+    with pytest.raises(DatasetError, match="Write ignore: 0 if 0 means not labelled"):
+        open_dataset(folder)
+
+
+def test_images_of_different_voxel_sizes_are_noted(folder: Path) -> None:
+    for name, size_um in (("a", 1.17), ("b", 0.585), ("c", 1.170001)):
+        resolution = (1e4 / size_um, 1e4 / size_um)
+        tifffile.imwrite(folder / "images" / f"{name}.tif", GREY[0], resolution=resolution, resolutionunit="CENTIMETER")
+        write_labels(folder / "labels" / f"{name}.png", LABELS[0])
+    write_config(folder, voxel_size_um=None, splits={"train": ["a"], "test": ["c"]})
+    assert open_dataset(folder).voxel_size_um == pytest.approx((1.17, 1.17, 1.17))
+    write_config(folder, voxel_size_um=None, splits={"train": ["a", "b"], "test": ["c"]})
+    with pytest.warns(UserWarning, match=r"sizes: 1\.17 x 1\.17 .*\(a\), 0\.585 x 0\.585 .*\(b\)\. None is used"):
+        dataset = open_dataset(folder)
+    assert dataset.voxel_size_um is None
+    assert "1.17 x 1.17 x 1.17 um (z, y, x) and 0.585 x" in str(dataset)
+    write_config(folder, voxel_size_um=None, splits={"train": ["a", "flat"]})
+    with pytest.warns(UserWarning, match=r"1\.17 x .* not known \(flat\)"):
+        open_dataset(folder)
+    write_config(folder, splits={"train": ["a", "b"], "test": ["c"]})
+    assert open_dataset(folder).voxel_size_um == (3.0, 2.0, 1.0)
+
+
+def test_a_fingerprint_is_of_all_that_counts_and_of_nothing_else(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    first = open_dataset(folder).fingerprint("train")
+    moved = folder.rename(tmp_path_factory.mktemp("elsewhere") / "other")
+    write_config(moved, name="renamed", citation="Other (2025)", splits={"train": ["stack"], "val": ["flat"]})
+    assert open_dataset(moved).fingerprint("train") == first
+    prints = {first}
+    changes: list[dict[str, Any]] = [
+        {"classes": {0: "background", 1: "axon", 2: "cell"}},
+        {"ignore": 254},
+        {"voxel_size_um": [3, 2, 2]},
+        {"splits": {"train": [{"id": "stack", "z": [0, 7]}]}},
+        {"splits": {"train": ["flat"]}},
+    ]
+    for change in changes:
+        write_config(moved, **change)
+        prints.add(open_dataset(moved).fingerprint("train"))
+    write_config(moved)
+    write_labels(moved / "labels" / "stack.npy", np.roll(LABELS, 1))
+    prints.add(open_dataset(moved).fingerprint("train"))
+    write_image(moved / "images" / "stack.tif", np.roll(GREY, 1))
+    dataset = open_dataset(moved)
+    prints.add(dataset.fingerprint("train"))
+    assert len(prints) == len(changes) + 3
+    dataset.split("train")[0].volume.data[:] = 0
+    assert dataset.fingerprint("train") in prints, "a split is read once"
 
 
 def test_wrong_files_are_refused_by_name(folder: Path) -> None:
@@ -182,7 +314,7 @@ def test_wrong_files_are_refused_by_name(folder: Path) -> None:
 
     write_labels(labels, LABELS)
     write_labels(folder / "labels" / "stack.tif", LABELS)
-    with pytest.raises(ImageError, match=r"stack\.tif, stack\.npy all exist"):
+    with pytest.raises(ImageError, match=r"stack\.npy, stack\.tif all exist"):
         open_dataset(folder)
     (folder / "labels" / "stack.tif").unlink()
 

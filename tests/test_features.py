@@ -16,7 +16,6 @@ from neurotome.blocks import plan_blocks
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError, ImageError, ModelError, SettingsError
 from neurotome.features import EncoderSettings, FeatureSettings, FilterSettings, build_extractor
-from neurotome.features.base import compute_features
 from neurotome.features.filters import Filters, find_eigenvalues, reach
 from neurotome.features.frozen import enlarge
 from neurotome.models.model_folder import save_model
@@ -24,6 +23,7 @@ from neurotome.models.net import measure_halo
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
+from tests.conftest import compute_features
 
 
 def build_filters(*sigmas, voxel_size_um=None, **more):

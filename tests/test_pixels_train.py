@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import sys
 import time
-import warnings
 
 import numpy as np
 import pytest
@@ -22,26 +21,17 @@ from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.statistics import count_slices
 from neurotome.errors import DatasetError, ImageError, ModelError, NeurotomeError, SettingsError
 from neurotome.features import FeatureSettings, FilterSettings, build_extractor
-from neurotome.features.base import compute_features
 from neurotome.normalize import Normalization
-from neurotome.pixels.classifiers import Dense
-from neurotome.pixels.convert import convert, list_savable
+from neurotome.pixels.from_trained import from_forest, from_lightgbm
 from neurotome.pixels.importance import measure_importance, shuffle_features
-from neurotome.pixels.learners import (
-    BoostingSettings,
-    ForestSettings,
-    LogisticSettings,
-    Stream,
-    choose_learner,
-)
+from neurotome.pixels.learners import BoostingSettings, ForestSettings, LogisticSettings
 from neurotome.pixels.majority import fit_majority
 from neurotome.pixels.predictor import PixelPredictor, iterate_windows, list_windows
 from neurotome.pixels.sample import LabelledPixels, limit_rows, spread_rows
-from neurotome.pixels.skops_file import is_class
 from neurotome.pixels.train import BaselineSettings, fit_baseline, read_bytes
-from neurotome.pixels.trees import from_forest
 from neurotome.predictor import predict_slice
 from neurotome.volume import Volume
+from tests.conftest import compute_features
 
 CLASSES = ClassSet(("background", "vessel", "cell"))
 FILTERS = FilterSettings((1, 2))
@@ -124,8 +114,6 @@ LEARNERS = {
     "rf": SMALL,
     "lr": change(learner="lr"),
     "gbdt": change(learner="gbdt"),
-    "naive": change(learner="sklearn.naive_bayes.GaussianNB"),
-    "extra": change(learner="sklearn.ensemble.ExtraTreesClassifier", options={"n_estimators": 9}),
 }
 
 
@@ -137,7 +125,7 @@ def test_learns(dataset, name):
     assert probs.dtype == np.float32
     np.testing.assert_allclose(probs.sum(0), 1, atol=1e-6)
     labelled = pair[1][0] != 255
-    assert (probs.argmax(0) == pair[1][0])[labelled].mean() > (0.9 if name == "naive" else 0.96)
+    assert (probs.argmax(0) == pair[1][0])[labelled].mean() > 0.96
 
 
 def test_lightgbm_learns(dataset):
@@ -229,8 +217,6 @@ def test_agrees_with_sklearn(dataset, learner, classes):
 
 def test_lightgbm_trees_agree_with_its_own_prediction():
     lightgbm = pytest.importorskip("lightgbm", reason="the extra gbm is not installed")
-    from neurotome.pixels.trees import from_lightgbm
-
     rng = np.random.default_rng(0)
     table = rng.normal(size=(900, 6)).astype(np.float32)
     labels = (table[:, 0] > 0).astype(int) + (table[:, 1] * table[:, 2] > 0.3)
@@ -238,118 +224,6 @@ def test_lightgbm_trees_agree_with_its_own_prediction():
     booster = lightgbm.train(chosen, lightgbm.Dataset(table, labels), 7)
     found = from_lightgbm(booster.dump_model(), 6, 3).predict(np.ascontiguousarray(table.T))
     np.testing.assert_allclose(found.T, booster.predict(table), atol=1e-6)
-
-
-FORMS = [
-    ("sklearn.discriminant_analysis.LinearDiscriminantAnalysis", {}),
-    ("sklearn.ensemble.BaggingClassifier", {"n_estimators": 4, "max_features": 3}),
-    ("sklearn.ensemble.BaggingClassifier", {"n_estimators": 4, "max_samples": 5}),
-    ("sklearn.ensemble.ExtraTreesClassifier", {"n_estimators": 4}),
-    ("sklearn.ensemble.GradientBoostingClassifier", {"n_estimators": 4}),
-    ("sklearn.ensemble.GradientBoostingClassifier", {"n_estimators": 4, "init": "zero", "subsample": 0.5}),
-    ("sklearn.ensemble.HistGradientBoostingClassifier", {"max_iter": 4}),
-    ("sklearn.ensemble.RandomForestClassifier", {"n_estimators": 4}),
-    ("sklearn.linear_model.LogisticRegression", {}),
-    ("sklearn.linear_model.SGDClassifier", {"loss": "log_loss"}),
-    ("sklearn.neural_network.MLPClassifier", {"hidden_layer_sizes": 7}),
-    ("sklearn.neural_network.MLPClassifier", {"activation": "tanh"}),
-    ("sklearn.neural_network.MLPClassifier", {"activation": "logistic"}),
-    ("sklearn.neural_network.MLPClassifier", {"activation": "identity"}),
-    ("sklearn.tree.DecisionTreeClassifier", {"max_depth": 4}),
-    ("sklearn.tree.ExtraTreeClassifier", {}),
-    ("lightgbm.LGBMClassifier", {"n_estimators": 4}),
-    ("lightgbm.LGBMClassifier", {"n_estimators": 4, "boosting_type": "dart"}),
-]
-
-
-def choose(learner, options, seed=0):
-    return choose_learner(learner, seed, ForestSettings(), BoostingSettings(), LogisticSettings(), options)
-
-
-def make_table(classes):
-    rng = np.random.default_rng(0)
-    table = rng.normal(size=(600, 6)).astype(np.float32)
-    return table, np.minimum((table[:, 0] > 0).astype(np.int64) + (table[:, 1] * table[:, 2] > 0.3), classes - 1)
-
-
-def compare_with_its_own(learner, options, classes):
-    """Trains a learner, takes it through its arrays, and compares it with what its estimator predicts."""
-    table, labels = make_table(classes)
-    weights = np.random.default_rng(1).uniform(0.5, 2, len(labels))
-    kept = []
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that so few steps have not converged
-        patch.setattr("neurotome.pixels.learners.convert", lambda estimator: kept.append(estimator) or convert(estimator))
-        found = choose(learner, options).train(table, labels, weights)
-        again = type(found).from_arrays(found.to_arrays(), 6, classes)
-        other = np.random.default_rng(2).normal(size=(500, 6)).astype(np.float32)
-        expected = kept[0].predict_proba(other)
-    np.testing.assert_allclose(again.predict(np.ascontiguousarray(other.T)).T, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize(("learner", "options"), FORMS)
-def test_forms_agree_with_their_estimators(learner, options, classes):
-    pytest.importorskip(learner.split(".")[0], reason="the extra gbm is not installed")
-    compare_with_its_own(learner, options, classes)
-
-
-def test_other_losses_agree_with_their_estimators():
-    compare_with_its_own("sklearn.ensemble.GradientBoostingClassifier", {"n_estimators": 4, "loss": "exponential"}, 2)
-    compare_with_its_own("sklearn.linear_model.LogisticRegression", {"solver": "liblinear"}, 2)
-    compare_with_its_own("sklearn.linear_model.SGDClassifier", {"loss": "modified_huber"}, 3)
-
-
-@pytest.mark.parametrize("path", list_savable())
-def test_savable_classes_are_where_they_are_named(path):
-    module, _, name = path.rpartition(".")
-    kind = getattr(pytest.importorskip(module, reason="the extra gbm is not installed"), name)
-    assert is_class(kind, path)
-
-
-def test_layers_are_checked():
-    found = Dense((np.ones((4, 6), np.float32), np.ones((3, 4), np.float32)), (np.ones(4), np.ones(3)), "relu")
-    arrays = found.to_arrays()
-    assert Dense.from_arrays(arrays, 6, 3).activation == "relu"
-    for name, wrong in {
-        "activation": np.array([4]),
-        "weights0": np.ones((4, 5)),
-        "weights1": np.ones((3, 5)),
-        "bias0": np.ones(3),
-        "bias1": np.full(3, np.inf),
-    }.items():
-        with pytest.raises(ValueError, match=r"layer|activation|infinite"):
-            Dense.from_arrays({**arrays, name: wrong}, 6, 3)
-    with pytest.raises(ValueError, match="3 outputs for 2 classes"):
-        Dense.from_arrays(arrays, 6, 2)
-    with pytest.raises(KeyError):
-        Dense.from_arrays({name: part for name, part in arrays.items() if name != "bias0"}, 6, 3)
-
-
-def test_lightgbm_objectives_that_have_no_form_are_refused():
-    pytest.importorskip("lightgbm", reason="the extra gbm is not installed")
-    for options in ({"objective": "multiclassova"}, {"boosting_type": "rf"}):
-        with pytest.raises(SettingsError, match="could not be saved; expected"):
-            choose("lightgbm.LGBMClassifier", options)
-
-
-def test_truths_are_read_from_text():
-    from neurotome.pixels.learners import _read_option
-
-    found = [_read_option("True", False), _read_option("false", True), _read_option("true", "auto"), _read_option(3, True)]
-    assert found == [True, False, "true", 3]
-    assert (
-        choose("sklearn.linear_model.SGDClassifier", {"loss": "log_loss", "shuffle": "false"}).stream(2).estimator.shuffle
-        is False
-    )
-
-
-def test_what_training_refuses_names_the_learner():
-    table, labels = make_table(3)
-    learner = choose("sklearn.linear_model.SGDClassifier", {"loss": "log_loss", "alpha": -1})
-    for learn in (learner.train, learner.stream(3).learn):
-        with pytest.raises(NeurotomeError, match=r"SGDClassifier' with .*'alpha': -1.* cannot be trained"):
-            learn(table, labels, np.ones(len(labels)))
 
 
 def test_sample_is_balanced_and_without_repeats():
@@ -448,6 +322,8 @@ def test_refuses_channels(forest):
         (lambda: BoostingSettings(leaves=1), "boosting.leaves"),
         (lambda: BoostingSettings(engine="xgboost"), "lightgbm"),
         (lambda: LogisticSettings(strength=0), "logistic.strength"),
+        (lambda: BaselineSettings("rff"), "Did you mean 'rf'"),
+        (lambda: BaselineSettings("sklearn.svm.SVC"), "unknown learner .* Known: rf, lr, gbdt"),
         (lambda: BaselineSettings(pixels_per_class=-1), "pixels_per_class"),
         (lambda: BaselineSettings(prior=2), "prior"),
         (lambda: BaselineSettings(seed=-1), "seed"),
@@ -465,37 +341,10 @@ def test_reads_sizes():
     assert found == [2 * 10**9, 3 * 2**29, 500 * 10**6, 7, 3000]
 
 
-@pytest.mark.parametrize(
-    ("learner", "options", "message"),
-    [
-        ("rff", {}, "Did you mean 'rf'"),
-        ("rf", {"trees": 3}, "rf has settings of its own"),
-        ("sklearn.svm.LinearSVC", {}, "could not be saved without pickle .* sklearn.naive_bayes.GaussianNB"),
-        ("sklearn.neighbors.KNeighborsClassifier", {}, "could not be saved without pickle"),
-        ("sklearn.ensemble.AdaBoostClassifier", {}, "could not be saved without pickle"),
-        ("sklearn.ensemble.VotingClassifier", {}, "could not be saved without pickle"),
-        ("sklearn.linear_model.SGDClassifier", {}, "no predict_proba"),
-        ("sklearn.naive_bayes.Gaussian", {}, "cannot be imported"),
-        ("nowhere.Classifier", {}, "cannot be imported"),
-        (".svm", {}, "cannot be imported"),
-        (".", {}, "cannot be imported"),
-        ("..a", {}, "cannot be imported"),
-        ("os.path.join", {}, "no scikit-learn classifier"),
-        ("sklearn.naive_bayes.GaussianNB", {"smoothing": 1}, "unknown option of GaussianNB 'smoothing'"),
-    ],
-)
-def test_refuses_learners(dataset, learner, options, message):
-    with pytest.raises(SettingsError, match=message):
-        fit_baseline(dataset, change(learner=learner, options=options))
-
-
 def test_missing_extras_name_their_command(dataset, monkeypatch):
     monkeypatch.setitem(sys.modules, "lightgbm", None)
-    monkeypatch.setitem(sys.modules, "skops.io", None)
     with pytest.raises(NeurotomeError, match=r"pip install 'neurotome\[gbm\]'"):
         fit_baseline(dataset, change(learner="gbdt", boosting=BoostingSettings(engine="lightgbm")))
-    with pytest.raises(NeurotomeError, match=r"pip install 'neurotome\[skops\]'"):
-        fit_baseline(dataset, change(learner="sklearn.naive_bayes.GaussianNB"))
 
 
 def test_boosts_without_lightgbm(dataset, monkeypatch):
@@ -522,37 +371,13 @@ def test_limit_rows_by_hand():
 def test_memory_limit_samples_and_says_so(dataset):
     everything = change(pixels_per_class=0)
     assert fit_baseline(dataset, everything).facts["training"]["method"] == "all"
-    with pytest.warns(UserWarning, match=r"more than max_memory 200kB, so [\d,]+ of them were drawn \(sampling\)"):
+    with pytest.warns(UserWarning, match=r"more than max_memory 200kB, so [\d,]+ of them were drawn"):
         predictor = fit_baseline(dataset, dataclasses.replace(everything, max_memory="200kB"))
     training = predictor.facts["training"]
     assert training["method"] == "sampled"
     assert sum(training["pixels"].values()) * training["features"] * 4 <= 200_000
     with pytest.raises(SettingsError, match="max_memory is 100B"):
         fit_baseline(dataset, change(max_memory="100B"))
-
-
-def test_memory_limit_streams_where_the_learner_can(dataset):
-    chosen = change(learner="sklearn.naive_bayes.GaussianNB", pixels_per_class=0, prior=1)
-    whole = fit_baseline(dataset, chosen)
-    with pytest.warns(UserWarning, match="learned from one part after another"):
-        streamed = fit_baseline(dataset, dataclasses.replace(chosen, max_memory="200kB"))
-    assert (whole.facts["training"]["method"], streamed.facts["training"]["method"]) == ("all", "streamed")
-    assert streamed.facts["training"]["pixels"] == whole.facts["training"]["pixels"]
-    # Gaussian naive Bayes is the same whether it sees the pixels at once or in parts
-    pair = make_pair(5)
-    np.testing.assert_allclose(predict(streamed, pair), predict(whole, pair), atol=1e-3)
-
-
-def test_streaming_learns_from_no_more_at_once_than_fits(dataset, monkeypatch):
-    sizes = []
-    learn = Stream.learn
-    monkeypatch.setattr(Stream, "learn", lambda self, table, *rest: (sizes.append(len(table)), learn(self, table, *rest)))
-    with pytest.warns(UserWarning, match="streaming"):
-        fit_baseline(
-            dataset, change(learner="sklearn.naive_bayes.GaussianNB", pixels_per_class=0, prior=1, max_memory="20kB")
-        )
-    assert max(sizes) * 8 * 4 <= 20_000
-    assert sum(sizes) == count_slices(dataset).sum()
 
 
 def test_val_without_a_label_is_as_none(dataset):

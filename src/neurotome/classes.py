@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.errors import DatasetError, SettingsError, unknown
+from neurotome.errors import DatasetError, SettingsError, show, unknown
 
 Colour = tuple[int, int, int]
 
@@ -40,15 +40,20 @@ PALETTES = get_args(Palette)
 class ClassSet:
     """The classes of a dataset or model; class id = position in `names`.
 
+    Files may count otherwise: where `first_id` is 1, they hold 1, 2, ... for the classes and 0 for "not labelled", as tools
+    for scribbles write them. `from_stored` and `to_stored` are the way in and out; all else knows ids from 0.
+
     Attributes:
         names: One name per class, id 0 first.
         ignore: Label value that means "not labelled": never trained on, never scored.
         palette: `colour-blind-safe` (repeats after eight classes) or `founding-report`.
+        first_id: What files hold for the first class, 0 or 1. With 0 it is the background, which pictures leave grey.
     """
 
     names: tuple[str, ...]
     ignore: int = 255
     palette: str = "colour-blind-safe"
+    first_id: int = 0
     colours: tuple[Colour, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,34 +63,52 @@ class ClassSet:
             raise DatasetError(f"class names must differ, found {', '.join(self.names)}.")
         if not 0 <= self.ignore <= 255 or self.ignore < len(self.names):
             raise DatasetError(f"the ignore value {self.ignore} must lie in {len(self.names)}..255, beside the class ids.")
+        if self.first_id not in (0, 1):
+            raise DatasetError(f"the first class id is {self.first_id}; expected 0, or 1 where 0 means not labelled.")
         if self.palette not in PALETTES:
             raise SettingsError(unknown("palette", self.palette, PALETTES))
         object.__setattr__(self, "colours", self._choose_colours())
 
     def _choose_colours(self) -> tuple[Colour, ...]:
+        background, named = ((BACKGROUND,), self.names[1:]) if self.first_id == 0 else ((), self.names)
         if self.palette == "founding-report":
-            missing = [name for name in self.names[1:] if name not in REPORT_COLOURS]
+            missing = [name for name in named if name not in REPORT_COLOURS]
             if missing:
                 raise SettingsError(
                     f"the founding-report palette has no colour for {', '.join(missing)}; it knows "
                     f"{', '.join(REPORT_COLOURS)}. Use --palette colour-blind-safe."
                 )
-            return (BACKGROUND, *(REPORT_COLOURS[name] for name in self.names[1:]))
-        return (BACKGROUND, *(OKABE_ITO[i % len(OKABE_ITO)] for i in range(len(self.names) - 1)))
+            return (*background, *(REPORT_COLOURS[name] for name in named))
+        return (*background, *(OKABE_ITO[i % len(OKABE_ITO)] for i in range(len(named))))
 
     @classmethod
-    def from_mapping(cls, classes: Mapping[Any, Any], ignore: int = 255) -> ClassSet:
-        """Builds a ClassSet from `{0: background, 1: ...}` as a dataset.yaml has it.
+    def from_config(cls, classes: Mapping[Any, Any] | Sequence[Any], ignore: int = 255) -> ClassSet:
+        """Builds a ClassSet from what a dataset.yaml may have.
+
+        Args:
+            classes: `{0: background, 1: ...}`, ids in any order and as numbers or text; `{background: 0, ...}`, as nnU-Net
+                has it; or the names alone, id 0 first.
+            ignore: Label value in the files that means "not labelled". With 0 the ids begin with 1.
 
         Raises:
-            DatasetError: The ids are not 0, 1, 2, ... without a gap.
+            DatasetError: A name is no text, or the ids are not 0, 1, 2, ... or 1, 2, ... without a gap.
         """
-        ids = sorted(classes, key=str) if not all(isinstance(i, int) for i in classes) else sorted(classes)
-        if ids != list(range(len(ids))):
+        names = _list_names(classes)
+        for name in names.values():
+            if not isinstance(name, str) or not name.strip():
+                raise DatasetError(f"class name {show(name)} is not text. Put it in quotes.")
+        first_id = min(names, default=0)
+        if sorted(names) != list(range(first_id, first_id + len(names))) or first_id not in (0, 1):
             raise DatasetError(
-                f"class ids must be 0, 1, 2, ... without a gap, found {', '.join(map(str, ids))}; renumber the labels."
+                f"class ids must be 0, 1, 2, ... without a gap (or 1, 2, ... with ignore: 0), found "
+                f"{', '.join(map(str, sorted(names)))}; renumber the labels."
             )
-        return cls(tuple(str(classes[i]) for i in ids), ignore)
+        if first_id == 1 and ignore != 0:
+            raise DatasetError(
+                "class ids begin with 1, and 0 is no class. Write ignore: 0 if 0 means not labelled, or add 0: background "
+                "to classes."
+            )
+        return cls(tuple(names[i] for i in sorted(names)), 255 if first_id else ignore, first_id=first_id)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -102,16 +125,44 @@ class ClassSet:
 
     def with_palette(self, palette: str) -> ClassSet:
         """Returns the same classes in other colours."""
-        return ClassSet(self.names, self.ignore, palette)
+        return replace(self, palette=palette)
+
+    @property
+    def stored_ignore(self) -> int:
+        """What files hold for pixels not labelled."""
+        return 0 if self.first_id else self.ignore
+
+    @property
+    def from_stored_table(self) -> NDArray[np.uint8]:
+        """The label for each value of a file, uint8, shape (256,); a value that is no class is "not labelled"."""
+        table = np.full(256, self.ignore, np.uint8)
+        table[self.first_id : self.first_id + len(self)] = np.arange(len(self))
+        return table
+
+    def from_stored(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        """Returns labels from what a file holds, any shape; whether it holds classes only is for `check_labels` to say."""
+        return np.asarray(self.from_stored_table[values])
+
+    def to_stored(self, labels: NDArray[Any]) -> NDArray[np.uint8]:
+        """Returns what a file holds for labels, uint8, any shape."""
+        table = np.arange(256, dtype=np.uint8)
+        table[: len(self)] += np.uint8(self.first_id)
+        table[self.ignore] = self.stored_ignore
+        return np.asarray(table[labels])
+
+    def describe_stored(self) -> str:
+        """Returns what files may hold, for messages."""
+        last_id = self.first_id + len(self) - 1
+        return f"{self.first_id}..{last_id} ({', '.join(self.names)}) or {self.stored_ignore} for pixels not labelled"
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `from_json` reads."""
-        return {"names": list(self.names), "ignore": self.ignore}
+        return {"names": list(self.names), "ignore": self.ignore, **({"first_id": 1} if self.first_id else {})}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ClassSet:
         """Rebuilds a ClassSet from `to_json`."""
-        return cls(tuple(content["names"]), int(content["ignore"]))
+        return cls(tuple(content["names"]), int(content["ignore"]), first_id=int(content.get("first_id", 0)))
 
     def count(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Returns the pixels per class of integer labels of any shape; ignored pixels are left out.
@@ -149,7 +200,7 @@ class ClassSet:
         return table[np.where(known, labels, 255).astype(np.uint8)]
 
     def overlay(self, grey: NDArray[np.uint8], labels: NDArray[Any], opacity: float = 0.45) -> NDArray[np.uint8]:
-        """Returns a grey image with the classes laid over it; class 0 and ignored pixels stay grey.
+        """Returns a grey image with the classes laid over it; background and ignored pixels stay grey.
 
         Args:
             grey: uint8 of any shape.
@@ -161,5 +212,28 @@ class ClassSet:
         """
         image = np.repeat(grey[..., None], 3, axis=-1).astype(np.float32)
         mixed = (1 - opacity) * image + opacity * self.paint(labels)
-        shown = (labels > 0) & (labels < len(self))
+        shown = (labels >= 1 - self.first_id) & (labels < len(self))
         return np.where(shown[..., None], mixed, image).round().astype(np.uint8)
+
+
+def _list_names(classes: Mapping[Any, Any] | Sequence[Any]) -> dict[int, Any]:
+    """Returns names by id from every form in which classes are written."""
+    if not isinstance(classes, Mapping):
+        return dict(enumerate(classes))
+    if all(type(value) is int for value in classes.values()) and all(isinstance(key, str) for key in classes):
+        if "ignore" in classes:
+            raise DatasetError(f"classes names ignore; write ignore: {classes['ignore']} beside classes instead.")
+        pairs = [(value, key) for key, value in classes.items()]
+    else:
+        pairs = [
+            (int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 9 else key, name)
+            for key, name in classes.items()
+        ]
+    for class_id, name in pairs:
+        if type(class_id) is not int or class_id < 0:
+            raise DatasetError(
+                f"class id {show(class_id)} of {show(name)} is no whole number from 0; write, for example, 1: cell."
+            )
+    if len(dict(pairs)) != len(pairs):
+        raise DatasetError(f"class ids must differ, found {', '.join(map(str, sorted(class_id for class_id, _ in pairs)))}.")
+    return dict(pairs)

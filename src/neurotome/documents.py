@@ -13,7 +13,18 @@ from neurotome.errors import NeurotomeError
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error; plain YAML keeps the last and says nothing."""
+    """Safe YAML in which a key given twice is an error; plain YAML keeps the last and says nothing.
+
+    Text that is no Unicode and integers of more digits than any setting has are errors too: no message could be written.
+    """
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
+            raise yaml.constructor.ConstructorError(None, None, "text that is no Unicode", node.start_mark)
+        if node.tag == "tag:yaml.org,2002:int" and len(str(node.value)) > 40:
+            raise yaml.constructor.ConstructorError(None, None, "a number of more than 40 digits", node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

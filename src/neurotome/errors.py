@@ -7,7 +7,9 @@ Everything neurotome raises on purpose is a `NeurotomeError`: the command line p
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class NeurotomeError(Exception):
@@ -55,3 +57,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     hint = f" Did you mean {close[0]!r}?" if close else ""
     listed = ", ".join(options[:40]) + (f", ... ({len(options)} in all)" if len(options) > 40 else "")
     return f"unknown {kind} {name!r}.{hint} Known: {listed}."
+
+
+def show(value: Any) -> str:
+    """Returns a value of a file for a message; what is long or deep is shortened."""
+    shortened = reprlib.Repr()
+    shortened.maxlevel = 3
+    shortened.maxstring = shortened.maxother = 80
+    return shortened.repr(value)

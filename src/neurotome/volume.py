@@ -21,14 +21,15 @@ class Volume:
     """Grey values and where they are; a 2D image has one slice.
 
     Attributes:
-        data: Shape (z, y, x), uint8, uint16 or float32; may be memory-mapped.
+        data: Shape (z, y, x), uint8, uint16 or float32: a numpy array, or one that reads on demand when it is indexed by
+            whole numbers and slices (`io.lazy_array.LazyArray`), as everybody does who does not know which.
         name: Short name without folder or suffix.
         voxel_size_um: Edge lengths (z, y, x) in micrometres, None if not known.
         origin_zyx: Voxel of the larger volume at which `data` begins.
         path: The file it came from, for messages.
     """
 
-    data: NDArray[Any]
+    data: Any
     name: str
     voxel_size_um: tuple[float, float, float] | None = None
     origin_zyx: tuple[int, int, int] = (0, 0, 0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,12 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
-from neurotome.volume import Volume
+from neurotome.tables import Table, to_html
+from neurotome.volume import SIZE_TOLERANCE, Volume
 
 SPLITS = ("train", "val", "test")
+
+Size = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,12 @@ class Cutout:
     def read_labels(self, z: int, rows: slice = slice(None), columns: slice = slice(None)) -> NDArray[np.uint8]:
         """Returns labels of one slice as uint8, shape (y, x); only what is asked for is read and narrowed."""
         return np.asarray(self.labels[z, rows, columns]).astype(np.uint8)
+
+    @cached_property
+    def label_counts(self) -> NDArray[np.int64]:
+        """Pixels of each slice per label value, int64, shape (slices, 256); read once, slice by slice."""
+        planes = (self.read_labels(z).ravel() for z in range(self.volume.shape[0]))
+        return np.stack([np.bincount(plane, minlength=256) for plane in planes]).astype(np.int64)
 
     @cached_property
     def digests(self) -> Mapping[str, Any]:
@@ -78,6 +88,7 @@ class Dataset:
         licence: Licence of the data, "" if not stated.
         citation: How to cite it, "" if not stated.
         stream: Training cutouts that are made as training goes on; the split train holds those of the first step.
+        unlisted: Images that lie beside the others and are in no split.
     """
 
     name: str
@@ -86,6 +97,7 @@ class Dataset:
     licence: str = ""
     citation: str = ""
     stream: CutoutStream | None = None
+    unlisted: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[Cutout, ...]:
         """Returns the cutouts of a split.
@@ -104,14 +116,61 @@ class Dataset:
 
     def fingerprint(self, name: str) -> str:
         """Returns the SHA-256 of a split: names, pixels, labels and voxel sizes of its images, classes and ignore value."""
-        content = [self.classes.names, self.classes.ignore, [(c.name, dict(c.digests)) for c in self.split(name)]]
+        content = [self.classes.to_json(), [(c.name, dict(c.digests)) for c in self.split(name)]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property
-    def voxel_size_um(self) -> tuple[float, float, float] | None:
-        """Voxel size shared by all cutouts, None if not known or not the same."""
-        sizes = {c.volume.voxel_size_um for cutouts in self.splits.values() for c in cutouts}
-        return sizes.pop() if len(sizes) == 1 else None
+    def voxel_size_um(self) -> Size | None:
+        """Voxel size (z, y, x) shared by all cutouts, None if not known or not the same."""
+        sizes = self._list_sizes()
+        return sizes[0] if len(sizes) == 1 else None
+
+    def _list_sizes(self) -> list[Size | None]:
+        return list(list_sizes(cutout.volume for cutouts in self.splits.values() for cutout in cutouts))
+
+    def __str__(self) -> str:
+        return "\n".join([self._headline(), "", self._table().to_text(), *self._notes()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self._headline(), self._table(), *self._notes())
+
+    def _headline(self) -> str:
+        sizes = " and ".join(map(format_size, self._list_sizes()))
+        return f"{self.name}: {', '.join(self.classes.names)}; voxel size {sizes}"
+
+    def _table(self) -> Table:
+        rows = []
+        for split, cutouts in self.splits.items():
+            planes = sorted({cutout.volume.shape[1:] for cutout in cutouts})
+            shown = ", ".join(f"{y} x {x}" for y, x in planes[:3]) + ", ..." * (len(planes) > 3)
+            slices = sum(cutout.volume.shape[0] for cutout in cutouts)
+            rows.append((split, str(len(cutouts)), str(slices), shown))
+        return Table(("split", "images", "slices", "pixels (y x x)"), rows)
+
+    def _notes(self) -> list[str]:
+        return [f"in no split: {', '.join(self.unlisted)}"] if self.unlisted else []
+
+
+def list_sizes(volumes: Iterable[Volume]) -> dict[Size | None, str]:
+    """Returns the voxel sizes that differ by more than rounding, each with the name of the first volume that has it."""
+    sizes: dict[Size | None, str] = {}
+    for volume in volumes:
+        if not any(_equal_sizes(volume.voxel_size_um, size) for size in sizes):
+            sizes[volume.voxel_size_um] = volume.name
+    return sizes
+
+
+def _equal_sizes(first: Size | None, second: Size | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return all(max(a / b, b / a) <= SIZE_TOLERANCE for a, b in zip(first, second, strict=True))
+
+
+def format_size(size: Size | None) -> str:
+    """Returns a voxel size (z, y, x) as text."""
+    return "not known" if size is None else " x ".join(f"{edge:.4g}" for edge in size) + " um (z, y, x)"
 
 
 def _take_word(_: Any, tokens: Sequence[Any]) -> str:
@@ -127,10 +186,10 @@ DatasetOrName = Annotated[str | Path | Dataset, Parameter(accepts_keys=False, n_
 
 
 def check_labels(labels: NDArray[Any], classes: ClassSet, where: str) -> None:
-    """Checks that labels are integers and hold class ids or the ignore value only; reads slice by slice.
+    """Checks that labels are integers and hold what files may hold for these classes only; reads slice by slice.
 
     Args:
-        labels: Shape (z, y, x).
+        labels: As stored, shape (z, y, x).
         classes: What is allowed.
         where: File or name for the message.
 
@@ -139,19 +198,17 @@ def check_labels(labels: NDArray[Any], classes: ClassSet, where: str) -> None:
     """
     if labels.dtype.kind not in "iu":
         raise DatasetError(
-            f"{where}: labels have dtype {labels.dtype}; expected integers 0..{len(classes) - 1} or "
-            f"{classes.ignore}. Save them as uint8."
+            f"{where}: labels have dtype {labels.dtype}; expected integers {classes.describe_stored()}. Save them as uint8."
         )
-    wrong: dict[int, int] = {}
-    for plane in labels:
-        values = np.asarray(plane)
-        bad = values[((values < 0) | (values >= len(classes))) & (values != classes.ignore)]
-        for value, count in zip(*np.unique(bad, return_counts=True), strict=True):
-            wrong[int(value)] = wrong.get(int(value), 0) + int(count)
+    first, ignore = classes.first_id, classes.stored_ignore
+    wrong: Counter[int] = Counter()
+    for z in range(labels.shape[0]):
+        plane = np.asarray(labels[z])
+        stray = plane[((plane < first) | (plane >= first + len(classes))) & (plane != ignore)]
+        wrong.update(dict(zip(*(array.tolist() for array in np.unique(stray, return_counts=True)), strict=True)))
     if wrong:
         listed = ", ".join(f"{value} ({count} pixels)" for value, count in sorted(wrong.items())[:8])
         raise DatasetError(
-            f"{where}: label values outside the classes: {listed}; expected 0..{len(classes) - 1} "
-            f"({', '.join(classes.names)}) or {classes.ignore} for pixels not labelled. Correct the labels, or add the "
-            "class to dataset.yaml."
+            f"{where}: label values outside the classes: {listed}; expected {classes.describe_stored()}. Correct the "
+            "labels, or add the class to dataset.yaml."
         )

@@ -139,7 +139,7 @@ def fetch_volume(
             sweep_partials(out)
 
             def create() -> Any:
-                cut = {} if chunk is None else {"chunk": chunk}
+                cut: dict[str, Any] = {} if chunk is None else {"chunk": chunk}
                 return create_ome_zarr(
                     out,
                     box.shape,

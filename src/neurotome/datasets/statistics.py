@@ -30,28 +30,18 @@ def count_slices(dataset: Dataset, split: str = "train") -> NDArray[np.int64]:
     Raises:
         DatasetError: There is no such split, or none of its pixels is labelled.
     """
-    counts = np.stack(
-        [
-            dataset.classes.count(cutout.read_labels(z))
-            for cutout in dataset.split(split)
-            for z in range(cutout.volume.shape[0])
-        ]
-    )
+    counts = np.concatenate([cutout.label_counts[:, : len(dataset.classes)] for cutout in dataset.split(split)])
     if not counts.any():
         raise DatasetError(
-            f"{dataset.name}: all pixels of split {split!r} have the ignore value {dataset.classes.ignore}; expected "
+            f"{dataset.name}: all pixels of split {split!r} have the ignore value {dataset.classes.stored_ignore}; expected "
             f"labelled ones. Label some, or list other ids under splits: {split}."
         )
     return counts
 
 
 def is_labelled(dataset: Dataset, split: str) -> bool:
-    """Says whether a split is there and has a labelled pixel; reads no further than the first."""
-    return any(
-        dataset.classes.count(cutout.read_labels(z)).any()
-        for cutout in dataset.splits.get(split, ())
-        for z in range(cutout.volume.shape[0])
-    )
+    """Says whether a split is there and has a labelled pixel."""
+    return any(cutout.label_counts[:, : len(dataset.classes)].any() for cutout in dataset.splits.get(split, ()))
 
 
 def list_seen(dataset: Dataset, totals: NDArray[np.int64], warn: bool = True) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import ImageError, ModelError
+from neurotome.normalize import Normalization
 
 
 class Prepared(Protocol):
@@ -26,7 +27,8 @@ class Extractor(Protocol):
         in_channels: Neighbouring slices it reads, odd.
         halo: Pixels around a pixel that its features depend on.
         stride: Patches must begin at multiples of this.
-        bounded: False if they look at the whole image, so that no halo makes tiles exact.
+        bounded: False if the features look at the whole image, so that no halo makes tiles exact.
+        normalization: How the grey values must be scaled; None where it does not matter.
         window: Edge in pixels of the windows that suit it: large enough that little is computed twice, small enough for the
             caches and for several threads.
     """
@@ -45,6 +47,9 @@ class Extractor(Protocol):
 
     @property
     def bounded(self) -> bool: ...  # noqa: D102
+
+    @property
+    def normalization(self) -> Normalization | None: ...  # noqa: D102
 
     @property
     def window(self) -> int: ...  # noqa: D102
@@ -82,14 +87,3 @@ def check_patch(patch: NDArray[np.float32], channels: int) -> None:
             f"{np.count_nonzero(~np.isfinite(patch))} of {patch.size} grey values are NaN or infinite; "
             "expected finite ones. Replace them before computing features."
         )
-
-
-def compute_features(patch: NDArray[np.float32], extractor: Extractor) -> NDArray[np.float32]:
-    """Returns the features of every pixel of a patch, float32, shape (features, y, x).
-
-    Args:
-        patch: Scaled grey values, shape (in_channels, y, x).
-        extractor: What to compute.
-    """
-    height, width = patch.shape[-2:]
-    return extractor.prepare(patch).read(slice(0, height), slice(0, width))

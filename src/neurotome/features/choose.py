@@ -44,6 +44,7 @@ class Identity:
     halo = 0
     stride = 1
     bounded = True
+    normalization = None
     window = 512
 
     def prepare(self, patch: NDArray[np.float32]) -> PreparedIdentity:

@@ -70,6 +70,7 @@ class Filters:
 
     stride = 1
     bounded = True
+    normalization = None
 
     def __init__(self, settings: FilterSettings, voxel_size_um: Axes | None = None) -> None:
         """Chooses the kernels.

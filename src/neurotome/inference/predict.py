@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from neurotome.classes import Palette
 from neurotome.errors import ImageError, RunError, SettingsError
 from neurotome.inference.resample import choose_shape, resize
-from neurotome.io.decode import SUFFIXES
+from neurotome.io.files import OUTPUT_SUFFIXES as SUFFIXES
 from neurotome.io.images import check_grey, read_image, write_colours, write_image, write_labels
 from neurotome.load import load_predictor
 from neurotome.normalize import Scale

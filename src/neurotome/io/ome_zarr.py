@@ -1,4 +1,4 @@
-"""OME-Zarr 0.5: a sharded Zarr 3 array with the metadata by which viewers know its axes and voxel size.
+"""OME-Zarr: written as 0.5, a Zarr 3 array with the metadata by which viewers know axes and voxel size; 0.4 is read too.
 
 Metadata after the NGFF specification 0.5, https://ngff.openmicroscopy.org/0.5/: `multiscales` with one level.
 """
@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from neurotome.errors import ImageError
+from neurotome.io.axes import Choice, choose_axes
+from neurotome.io.calibration import Size, find_unit, keep_plausible
+from neurotome.io.lazy_array import LazyArray
+from neurotome.io.tiff import Source
 from neurotome.io.zarr_store import create_group, open_or_create
 
 if TYPE_CHECKING:
@@ -27,13 +32,14 @@ def create_ome_zarr(
     root: Path,
     shape: Sequence[int],
     dtype: np.dtype[Any],
-    voxel_size_um: tuple[float, float, float],
+    voxel_size_um: tuple[float, float, float] | None,
     *,
     name: str,
     origin_zyx: tuple[int, int, int] = (0, 0, 0),
     shard: Sequence[int] | None = None,
     chunk: Sequence[int] = CHUNK,
     notes: Mapping[str, Any] | None = None,
+    image_label: Mapping[str, Any] | None = None,
 ) -> zarr.Array[Any]:
     """Creates an OME-Zarr of one level, or opens it again with its metadata written anew.
 
@@ -41,12 +47,13 @@ def create_ome_zarr(
         root: Folder, usually ending in .zarr.
         shape: Voxels (z, y, x).
         dtype: Of the voxels.
-        voxel_size_um: Edge lengths (z, y, x) in micrometres.
+        voxel_size_um: Edge lengths (z, y, x) in micrometres; None: not known, the axes then have no unit.
         name: Of the image.
         origin_zyx: Voxel of a larger volume at which it begins; kept as a translation in micrometres.
         shard: Voxels per file (z, y, x), a multiple of `chunk`; up to 16 MiB if not given.
         chunk: Voxels that are compressed together.
         notes: JSON that goes beside the metadata, under `neurotome`.
+        image_label: Colours and names of labels, as the specification has them.
 
     Returns:
         The array of the full resolution, zeros where nothing has been written.
@@ -55,21 +62,26 @@ def create_ome_zarr(
         RunError: There is one of another shape, dtype or cut.
     """
     array = open_or_create(root, LEVEL, shape, dtype, choose_shard(dtype) if shard is None else shard, chunk)
-    translation = [start * size for start, size in zip(origin_zyx, voxel_size_um, strict=True)]
+    scale = voxel_size_um or (1.0, 1.0, 1.0)
+    unit = {"unit": "micrometer"} if voxel_size_um else {}
+    translation = [start * size for start, size in zip(origin_zyx, scale, strict=True)]
     multiscale = {
         "name": name,
-        "axes": [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"],
+        "axes": [{"name": axis, "type": "space", **unit} for axis in "zyx"],
         "datasets": [
             {
                 "path": LEVEL,
                 "coordinateTransformations": [
-                    {"type": "scale", "scale": list(voxel_size_um)},
+                    {"type": "scale", "scale": list(scale)},
                     {"type": "translation", "translation": translation},
                 ],
             }
         ],
     }
-    create_group(root, attributes={"ome": {"version": VERSION, "multiscales": [multiscale]}, "neurotome": dict(notes or {})})
+    ome: dict[str, Any] = {"version": VERSION, "multiscales": [multiscale]}
+    if image_label is not None:
+        ome["image-label"] = dict(image_label)
+    create_group(root, attributes={"ome": ome, "neurotome": dict(notes or {})})
     return array
 
 
@@ -79,3 +91,60 @@ def choose_shard(dtype: np.dtype[Any]) -> tuple[int, int, int]:
     while CHUNK[0] * y * x * dtype.itemsize > SHARD_BYTES:
         y, x = (y // 2, x) if y >= x else (y, x // 2)
     return CHUNK[0], y, x
+
+
+def is_zarr(path: Path) -> bool:
+    """Returns whether a folder is a Zarr group or array of version 2 or 3."""
+    return any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+
+
+def open_zarr(path: Path, choice: Choice) -> Source:
+    """Opens an OME-Zarr 0.4 or 0.5 at its full resolution, or a plain Zarr array (z, y, x); chunks are read when asked for.
+
+    Args:
+        path: The folder of the image, or of an array within it.
+        choice: Channel and time.
+
+    Raises:
+        ImageError: It is no such image, or a channel or time must be chosen.
+    """
+    import zarr
+
+    node = zarr.open(str(path), mode="r")
+    if isinstance(node, zarr.Array):
+        axes = "".join(getattr(node.metadata, "dimension_names", None) or "zyx"[-node.ndim :])
+        return _read_lazily(path, node, axes, choice, [], None)
+    attributes: dict[str, Any] = dict(node.attrs)
+    described = attributes.get("ome", attributes)
+    multiscales = described.get("multiscales") if isinstance(described, dict) else None
+    if not multiscales:
+        listed = ", ".join(sorted(node.keys())) or "nothing"
+        raise ImageError(
+            f"{path}: found no image (`multiscales`) but {listed}; expected an OME-Zarr "
+            "of version 0.4 or 0.5. Name the folder of the image itself."
+        )
+    multiscale = multiscales[0]
+    level = multiscale["datasets"][0]
+    if Path(level["path"]).is_absolute() or ".." in Path(level["path"]).parts:
+        raise ImageError(f"{path}: its pixels lie outside, at {level['path']}; expected them within the folder.")
+    axes = multiscale["axes"]
+    names = [axis["name"] if isinstance(axis, dict) else axis for axis in axes]
+    units = [axis.get("unit") if isinstance(axis, dict) else None for axis in axes]
+    scale = np.ones(len(names))
+    for step in (*level.get("coordinateTransformations", ()), *multiscale.get("coordinateTransformations", ())):
+        if step["type"] == "scale":
+            scale *= np.asarray(step["scale"], float)
+    sizes = {
+        name: float(factor) * unit for name, unit, factor in zip(names, map(find_unit, units), scale, strict=True) if unit
+    }
+    known = (sizes.get("z", sizes["y"]), sizes["y"], sizes["x"]) if {"y", "x"} <= set(sizes) else None
+    channels = [str(channel.get("label", "")) for channel in described.get("omero", {}).get("channels", ())]
+    return _read_lazily(path, node[level["path"]], "".join(names), choice, channels, known)
+
+
+def _read_lazily(path: Path, array: Any, axes: str, choice: Choice, channels: Sequence[str], sizes: Size | None) -> Source:
+    layout = choose_axes(str(path), axes, array.shape, choice, channels)
+    return Source(
+        LazyArray(path, layout.shape_zyx, array.dtype, lambda place: layout.read(array, place)),
+        keep_plausible(sizes),
+    )

@@ -32,7 +32,7 @@ class Classifier(Protocol):
 
 @dataclass(frozen=True)
 class Linear:
-    """Multinomial logistic regression on standardised features.
+    """Multinomial logistic regression.
 
     Attributes:
         weights: float32, shape (classes, features); for features as they are, the scaling is in them.
@@ -56,82 +56,13 @@ class Linear:
         """Rebuilds it, and checks what a stranger may have written.
 
         Raises:
-            ValueError: A shape or number cannot be right.
+            ValueError: A shape, dtype or number cannot be right.
         """
-        found = cls(np.asarray(arrays["weights"], np.float32), np.asarray(arrays["bias"], np.float32))
-        if found.weights.shape != (classes, features) or found.bias.shape != (classes,):
-            raise ValueError(f"weights of shape {found.weights.shape} for {features} features and {classes} classes")
-        _check_finite(found.weights, found.bias)
-        return found
-
-
-ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
-"""What follows an inner layer of a `Dense`; a file holds the position."""
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A network of full layers on the features of one pixel, with a softmax at its end.
-
-    Attributes:
-        weights: Of each layer, float32, shape (outputs, inputs).
-        biases: Of each layer, float32, shape (outputs,).
-        activation: One of `ACTIVATIONS`.
-    """
-
-    weights: tuple[NDArray[np.float32], ...]
-    biases: tuple[NDArray[np.float32], ...]
-    activation: str
-    kind = "dense"
-
-    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns the softmax of what the last layer gives; see `Classifier`."""
-        found = features
-        for i, (weights, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            found = weights @ (_activate(found, self.activation) if i else found)
-            found += bias[:, None]
-        return _softmax(found)
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Returns the layers, numbered, and the position of the activation."""
-        layers = enumerate(zip(self.weights, self.biases, strict=True))
-        named = {f"{name}{i}": part for i, pair in layers for name, part in zip(("weights", "bias"), pair, strict=True)}
-        return {"activation": np.array([ACTIVATIONS.index(self.activation)], np.int32), **named}
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays, features: int, classes: int) -> Dense:
-        """Rebuilds the layers, and checks what a stranger may have written.
-
-        Raises:
-            ValueError: The layers do not follow one another, or are not of these features and classes.
-        """
-        count = (len(arrays) - 1) // 2
-        weights = tuple(np.asarray(arrays[f"weights{i}"], np.float32) for i in range(count))
-        biases = tuple(np.asarray(arrays[f"bias{i}"], np.float32) for i in range(count))
-        activation = np.asarray(arrays["activation"], np.int32)
-        if activation.shape != (1,) or not 0 <= activation[0] < len(ACTIVATIONS):
-            raise ValueError(f"activation {activation.tolist()[:5]} of {len(ACTIVATIONS)}")
-        inputs = features
-        for matrix, bias in zip(weights, biases, strict=True):
-            if matrix.ndim != 2 or matrix.shape[1] != inputs or bias.shape != matrix.shape[:1]:
-                raise ValueError(f"a layer of shape {matrix.shape} with {inputs} inputs and a bias of shape {bias.shape}")
-            inputs = len(matrix)
-        if not count or inputs != classes:
-            raise ValueError(f"{count} layers that end in {inputs} outputs for {classes} classes")
-        _check_finite(*weights, *biases)
-        return cls(weights, biases, ACTIVATIONS[activation[0]])
-
-
-def _activate(values: NDArray[np.float32], activation: str) -> NDArray[np.float32]:
-    if activation == "relu":
-        return np.maximum(values, 0, out=values)
-    if activation == "tanh":
-        return np.tanh(values, out=values)
-    if activation == "logistic":  # 1 / (1 + exp(-v)) without an overflow
-        values = np.tanh(values * np.float32(0.5), out=values)
-        values += 1
-        values *= np.float32(0.5)
-    return values
+        linear = cls(_take(arrays, "weights", np.float32), _take(arrays, "bias", np.float32))
+        if linear.weights.shape != (classes, features) or linear.bias.shape != (classes,):
+            raise ValueError(f"weights of shape {linear.weights.shape} for {features} features and {classes} classes")
+        _check_finite(linear.weights, linear.bias)
+        return linear
 
 
 @dataclass(frozen=True)
@@ -191,18 +122,15 @@ class Trees:
         Raises:
             ValueError: An array cannot be right; nothing is walked before that is sure.
         """
-        found = cls(**{name: np.asarray(arrays[name], dtype) for name, dtype in _TREE_ARRAYS.items()}, features=features)
-        _check_trees(found, classes)
-        return found
+        trees = cls(**{name: _take(arrays, name, dtype) for name, dtype in _TREE_ARRAYS.items()}, features=features)
+        _check_trees(trees, classes)
+        return trees
 
     @functools.cached_property
     def _walkers(self) -> list[tuple[Any, NDArray[np.float32]]]:
         """Per tree what walks it, and the values of its nodes."""
-        walkers = []
-        for start, stop in zip(self.starts[:-1], self.starts[1:], strict=True):
-            span = slice(int(start), int(stop))
-            walkers.append((_build_walker(self, span), self.values[span]))
-        return walkers
+        spans = [slice(int(start), int(stop)) for start, stop in zip(self.starts[:-1], self.starts[1:], strict=True)]
+        return [(_build_walker(self, span), self.values[span]) for span in spans]
 
 
 _TREE_ARRAYS: dict[str, Any] = {
@@ -215,6 +143,14 @@ _TREE_ARRAYS: dict[str, Any] = {
     "adds_to": np.int32,
     "base": np.float32,
 }
+
+
+def _take(arrays: Arrays, name: str, dtype: Any) -> NDArray[Any]:
+    """Returns an array of a file as it is: another dtype could be cast to numbers that look right, 2**32 + 1 to 1."""
+    array = arrays[name]
+    if array.dtype != dtype:
+        raise ValueError(f"{name} of dtype {array.dtype}; expected {np.dtype(dtype)}")
+    return array
 
 
 def _build_walker(trees: Trees, span: slice) -> Any:
@@ -237,7 +173,7 @@ def _check_trees(trees: Trees, classes: int) -> None:
         raise ValueError("trees that begin or end where there are no nodes")
     if starts[0] != 0 or starts[-1] != nodes or (np.diff(starts) < 1).any():
         raise ValueError("trees that do not begin and end where they should")
-    if any(part.shape != (nodes,) for part in (trees.left, trees.right, trees.feature, trees.threshold)):
+    if any(array.shape != (nodes,) for array in (trees.left, trees.right, trees.feature, trees.threshold)):
         raise ValueError("arrays of nodes that differ in length")
     sizes = np.diff(starts)
     place = np.arange(nodes) - np.repeat(starts[:-1], sizes)

@@ -65,19 +65,19 @@ def shuffle_features(
         groups.setdefault(name if len(names) <= MOST_GROUPS else name.rpartition("_")[0] or name, []).append(i)
     rng = np.random.default_rng(seed)
     whole = _score(predictor, table, labels)
-    found: list[tuple[str, float, float]] = []
+    falls: list[tuple[str, float, float]] = []
     for name, members in groups.items():
         drops = []
         for _ in range(REPEATS):
             shuffled = table.copy()
             shuffled[members] = table[members][:, rng.permutation(table.shape[1])]
             drops.append(whole - _score(predictor, shuffled, labels))
-        found.append((name, float(np.mean(drops)), float(np.std(drops))))
-    found.sort(key=lambda one: -one[1])
+        falls.append((name, float(np.mean(drops)), float(np.std(drops))))
+    falls.sort(key=lambda fall: -fall[1])
     return {
         "repeats": REPEATS,
         "macro_f1": whole,
-        "features": [{"name": name, "drop": drop, "std": std} for name, drop, std in found],
+        "features": [{"name": name, "drop": drop, "std": std} for name, drop, std in falls],
     }
 
 

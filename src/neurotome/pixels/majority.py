@@ -34,14 +34,7 @@ class MajorityPredictor:
     preferred_tile: int | None = None
 
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns the frequencies for every pixel.
-
-        Args:
-            patches: Shape (n, 1, y, x); only the shape matters.
-
-        Returns:
-            float32, shape (n, classes, y, x).
-        """
+        """Returns the frequencies for every pixel, float32, shape (n, classes, y, x), for patches of shape (n, 1, y, x)."""
         n, _, height, width = patches.shape
         shape = (n, len(self.classes), height, width)
         return np.broadcast_to(self.frequencies[:, None, None], shape).copy()
@@ -49,9 +42,6 @@ class MajorityPredictor:
 
 def fit_majority(dataset: Dataset) -> MajorityPredictor:
     """Counts the classes of the training split.
-
-    Args:
-        dataset: Must have a split `train`.
 
     Raises:
         DatasetError: There is no training split, or none of its pixels is labelled.

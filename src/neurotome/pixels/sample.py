@@ -1,4 +1,4 @@
-"""Labelled pixels of a split with their features: drawn by class over all slices, or all of them, slice by slice."""
+"""Labelled pixels of a split with their features, drawn by class over all slices."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def spread_rows(counts: NDArray[np.int64], rows: NDArray[np.int64], rng: np.rand
         pool = pool - here
         # numpy draws from up to 1e9; of so many, one more or less taken out does not matter, which makes it binomial
         large = np.maximum(here, pool) >= 10**9
-        few = (np.where(large, 0, part) for part in (here, pool, left))
+        few = (np.where(large, 0, count) for count in (here, pool, left))
         share = here / np.maximum(here + pool, 1)
-        found = np.where(large, rng.binomial(left, share), rng.hypergeometric(*few))
-        found = np.clip(found, left - pool, np.minimum(here, left))
-        left = left - found
-        yield found
+        taken = np.where(large, rng.binomial(left, share), rng.hypergeometric(*few))
+        taken = np.clip(taken, left - pool, np.minimum(here, left))
+        left = left - taken
+        yield taken
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,13 @@ class LabelledPixels:
         table = np.empty((int(rows.sum()), len(self.extractor.names)), np.float32)
         labels = np.empty(len(table), np.uint8)
         done = 0
-        for found, truth in self.iterate(rows, seed):
-            table[done : done + len(truth)], labels[done : done + len(truth)] = found, truth
+        for features, truth in self._iterate(rows, seed):
+            table[done : done + len(truth)], labels[done : done + len(truth)] = features, truth
             done += len(truth)
         assert done == len(table)
         return table, labels
 
-    def iterate(self, rows: NDArray[np.int64], seed: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+    def _iterate(self, rows: NDArray[np.int64], seed: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
         """Yields what `draw` returns, window by window; one slice of images is in memory at a time."""
         rng = np.random.default_rng(seed)
         planned = spread_rows(self.counts, rows, rng)
@@ -120,8 +120,8 @@ class LabelledPixels:
                 truth = cutout.read_labels(z)
                 picked = np.zeros(truth.shape, bool)
                 for i in np.flatnonzero(asked):
-                    there = np.flatnonzero(truth == i)
-                    picked.reshape(-1)[rng.choice(there, asked[i], replace=False, shuffle=False)] = True
+                    places = np.flatnonzero(truth == i)
+                    picked.reshape(-1)[rng.choice(places, asked[i], replace=False, shuffle=False)] = True
                 yield from _compute_slice(cutout, z, truth, picked, self.extractor, self.normalization)
 
 

@@ -1,10 +1,9 @@
 """The model folder of a pixel classifier: model.safetensors and model.json, like a network's; no pickle.
 
-Trees, layers and linear classifiers are saved as their numbers, in the same file format as a network's weights: the smallest
-and the fastest to load, needing neither LightGBM nor the scikit-learn that trained them, and what is read can be checked in
-full before it is used. ONNX would need two more packages to write and read; the booster's own text is parsed by code that
-trusts it; and skops, which is used for a few classes that have no such form here, checks the types that a file names, but
-not a tree's nodes.
+Trees and linear classifiers are saved as their numbers, in the same file format as a network's weights: the smallest and the
+fastest to load, needing neither LightGBM nor the scikit-learn that trained them, and what is read can be checked in full
+before it is used. ONNX would need two more packages to write and read; the booster's own text is parsed by code that trusts
+it; and skops checks the types that a file names, but not a tree's nodes.
 """
 
 from __future__ import annotations
@@ -26,9 +25,8 @@ from neurotome.features.encoder import EncoderFeatures, freeze
 from neurotome.models.model_folder import FORMAT, PIXELS, find_model, read_description, write_parts
 from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
-from neurotome.pixels.classifiers import Dense, Linear, Trees
+from neurotome.pixels.classifiers import Linear, Trees
 from neurotome.pixels.predictor import PixelPredictor
-from neurotome.pixels.skops_file import Estimator
 
 MOST_CHANNELS = 257
 """Input channels of an encoder that is loaded: more neighbouring slices than any is trained on."""
@@ -36,10 +34,7 @@ MOST_CHANNELS = 257
 MOST_CLASSES = 255
 """Outputs of the network that an encoder is taken from, as many as a `ClassSet` may have."""
 
-
-CLASSIFIERS: dict[str, type[Linear | Trees | Dense | Estimator]] = {
-    one.kind: one for one in (Linear, Trees, Dense, Estimator)
-}
+CLASSIFIERS: dict[str, type[Linear | Trees]] = {"linear": Linear, "trees": Trees}
 
 
 def save_pixels(predictor: PixelPredictor, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
@@ -49,14 +44,11 @@ def save_pixels(predictor: PixelPredictor, folder: Path, facts: Mapping[str, Any
         predictor: What to save.
         folder: Created if missing.
         facts: Scores, licence, citation, training data, versions; JSON values.
-
-    Raises:
-        NeurotomeError: The classifier needs skops, and it is not installed.
     """
     from safetensors.numpy import save_file
 
     extractor = predictor.extractor
-    arrays = {f"classifier.{name}": np.ascontiguousarray(part) for name, part in predictor.classifier.to_arrays().items()}
+    arrays = {f"classifier.{name}": np.ascontiguousarray(array) for name, array in predictor.classifier.to_arrays().items()}
     description = {
         "format": FORMAT,
         "kind": PIXELS,
@@ -95,7 +87,6 @@ def load_pixels(path: Path, device: str = "cpu") -> PixelPredictor:
 
     Raises:
         ModelError: It is missing, damaged, of another format, or a network.
-        NeurotomeError: It needs skops, and it is not installed.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -175,29 +166,29 @@ def _rebuild_encoder(
 ) -> Extractor:
     import torch
 
-    there = content["encoder"]
-    model = ModelSettings(**there["model"])
+    encoder = content["encoder"]
+    model = ModelSettings(**encoder["model"])
     if model.encoder_weights != "none":
         raise ValueError("encoder_weights that are not none in a trained model")
-    classes = int(there["classes"])
+    classes = int(encoder["classes"])
     if not 1 <= classes <= MOST_CLASSES:
         raise ValueError(f"an encoder of {classes} classes; expected 1 to {MOST_CLASSES}")
     if int(content["halo"]) < 0:
         raise ValueError(f"an encoder of halo {content['halo']}; expected 0 or more")
     _check_encoder(model.in_channels, weights)
     core = build_network(model, classes).core
-    found = freeze(
+    features = freeze(
         core,
         model,
         classes,
-        tuple(str(stage) for stage in there["stages"]),
-        there["source"],
+        tuple(str(stage) for stage in encoder["stages"]),
+        encoder["source"],
         normalization,
-        (int(content["halo"]), bool(there["bounded"])),
+        (int(content["halo"]), bool(encoder["bounded"])),
         device,
     )
-    found.net.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
-    return found
+    features.net.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+    return features
 
 
 def _check_encoder(in_channels: Any, weights: Mapping[str, NDArray[Any]]) -> None:

@@ -63,7 +63,7 @@ def fetch_mtneuro(
     """Fetches image and labels of the four regions for the three splits; goes on where it was stopped.
 
     Args:
-        out: Folder, see `mtneuro_store`.
+        out: Folder, see `stored`.
         connection: How BossDB is asked.
         token: Proves who asks; never stored.
         verify_counts: Whether other pixels per class than `counts` are an error. They are compared and noted either way.
@@ -111,7 +111,7 @@ def import_mtneuro(
 
     Args:
         cache: Where the files lie; a split without files is left out.
-        out: Folder, see `mtneuro_store`.
+        out: Folder, see `stored`.
         verify_counts: Whether other pixels per class than `counts` are an error.
         counts: Expected pixels per class of each split.
         block_slices: Slices per file.

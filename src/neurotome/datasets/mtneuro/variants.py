@@ -1,6 +1,6 @@
 """MTNeuro task 2: the annotated X-ray microCT of Prasad et al. (2020), and every selection of it that is compared.
 
-It is read from what `neurotome fetch mtneuro` writes (see `mtneuro_store`), or from the files MTNeuro's own loader saves:
+It is read from what `neurotome fetch mtneuro` writes (see `stored`), or from the files MTNeuro's own loader saves:
 there four regions of 256 x 256 pixels stand one after the other in each file
 `task2_<2D|3D>_<3class|4class><train|val|test><images|labels>.npy`; dimension and class count in the name do not change the
 content, and the arrays stay on the disk.
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset, check_labels
 from neurotome.datasets.mtneuro.stored import StoredRegion, is_stored, read_provenance, read_regions
+from neurotome.datasets.view import view
 from neurotome.errors import DatasetError, unknown
 from neurotome.io.images import check_grey, read_image, read_labels
 from neurotome.volume import Volume
@@ -120,46 +121,6 @@ CITATION = (
     "Quesada et al. (2022) MTNeuro, NeurIPS Datasets and Benchmarks, arXiv:2301.00345; Prasad et al. (2020) "
     "Sci. Data 7:358, doi:10.1038/s41597-020-00692-y"
 )
-
-
-class MergedLabels:
-    """Labels in which classes are replaced by others whenever they are read, so that nothing is copied.
-
-    It is indexed, iterated and converted like the array it stands for.
-
-    Attributes:
-        source: Labels 0..255 of any integer dtype; may be memory-mapped.
-        table: uint8, shape (256,): the label that stands for each.
-    """
-
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, source: NDArray[Any], table: NDArray[np.uint8]) -> None:
-        self.source, self.table = source, table
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the source."""
-        return self.source.shape
-
-    @property
-    def ndim(self) -> int:
-        """Axes of the source."""
-        return self.source.ndim
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
-        return np.asarray(self.table[np.asarray(self.source[index])])
-
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        return (self[z] for z in range(len(self)))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False:
-            raise ValueError("merged labels are made when they are read; they cannot be had without a copy.")
-        return self[...].astype(self.dtype if dtype is None else dtype, copy=False)
 
 
 def open_mtneuro(folder: str | Path, variant: str = "4class") -> Dataset:
@@ -276,5 +237,4 @@ def _merge(labels: NDArray[Any], classes: ClassSet) -> NDArray[Any]:
         return labels
     table = np.arange(256, dtype=np.uint8)
     table[len(classes) : len(FOUR_CLASSES)] = 0
-    # It behaves as an array wherever labels are used; a numpy subclass could not map values as it reads them.
-    return cast("NDArray[Any]", MergedLabels(labels, table))
+    return view(labels, table=table)

@@ -1,0 +1,90 @@
+"""Axes of stored arrays: where z, y and x are, and which channel and time are meant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.errors import ImageError
+from neurotome.io.lazy_array import Place
+
+NAMES = {"c": "channel", "t": "time"}
+
+
+class Choice(NamedTuple):
+    """Which channel and time to read; None where there is one only."""
+
+    channel: int | None = None
+    time: int | None = None
+
+
+class Layout(NamedTuple):
+    """How an array with named axes is read as (z, y, x).
+
+    Attributes:
+        axes: One small letter per axis.
+        shape: Of the stored array.
+        fixed: Axis -> its index, for all but z, y and x.
+    """
+
+    axes: str
+    shape: tuple[int, ...]
+    fixed: dict[str, int]
+
+    @property
+    def shape_zyx(self) -> tuple[int, int, int]:
+        """Voxels (z, y, x)."""
+        z, y, x = (self.shape[self.axes.index(axis)] if axis in self.axes else 1 for axis in "zyx")
+        return z, y, x
+
+    def read(self, array: Any, place: Place) -> NDArray[Any]:
+        """Reads a place (z, y, x) of the stored array; what it takes is an index of whole numbers and slices."""
+        asked = dict(zip("zyx", place, strict=True))
+        voxels = np.asarray(array[tuple(asked[axis] if axis in asked else self.fixed[axis] for axis in self.axes)])
+        kept = [axis for axis in self.axes if axis in asked]
+        voxels = voxels.transpose([kept.index(axis) for axis in "zyx" if axis in kept])
+        return voxels if "z" in kept else voxels[None]
+
+
+def choose_axes(where: str, axes: str, shape: Sequence[int], choice: Choice, channels: Sequence[str] = ()) -> Layout:
+    """Finds z, y and x among the axes of an array, and fixes the others.
+
+    Args:
+        where: File, for the message.
+        axes: One letter per axis, in any case.
+        shape: Of the array.
+        choice: Channel and time asked for.
+        channels: Names of the channels, where the file has them.
+
+    Raises:
+        ImageError: There is no y or x, a channel or time must be chosen or is not there, or there is an unknown axis.
+    """
+    axes = axes.lower()
+    if len(axes) != len(shape) or len(set(axes)) != len(axes) or not {"y", "x"} <= set(axes):
+        raise ImageError(f"{where}: found axes {axes.upper()} of shape {tuple(shape)}; expected y and x, once each.")
+    fixed = {}
+    for axis, size in zip(axes, shape, strict=True):
+        if axis in "zyx":
+            continue
+        asked = {"c": choice.channel, "t": choice.time}.get(axis)
+        if asked is None and size != 1:
+            if axis not in NAMES:
+                raise ImageError(
+                    f"{where}: found axes {axes.upper()} of shape {tuple(shape)}; expected one slice (y, x) or one stack "
+                    "(z, y, x). Mark the remaining axis as z (tifffile: metadata={'axes': 'ZYX'}; Fiji: Image > Properties)."
+                )
+            listed = f" ({', '.join(f'{i}: {name}' for i, name in enumerate(channels))})" if axis == "c" and channels else ""
+            raise ImageError(
+                f"{where}: found axes {axes.upper()} of shape {tuple(shape)}, {size} {NAMES[axis]}s{listed}; expected one. "
+                f"Choose with {NAMES[axis]}=0..{size - 1}, or save them as separate files."
+            )
+        if asked is not None and not 0 <= asked < size:
+            raise ImageError(f"{where}: {NAMES[axis]} {asked} asked for; there are {size}, 0..{size - 1}.")
+        fixed[axis] = asked or 0
+    for axis, asked in (("c", choice.channel), ("t", choice.time)):
+        if asked and axis not in axes:
+            raise ImageError(f"{where}: {NAMES[axis]} {asked} asked for; the file has one {NAMES[axis]}, 0.")
+    return Layout(axes, tuple(int(size) for size in shape), fixed)

@@ -1,0 +1,98 @@
+"""What a TIFF file says about the size of its voxels, read and written."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+Size = tuple[float, float, float]
+
+UNITS_UM = {
+    unit: scale
+    for scale, units in {
+        1e-4: ("angstrom", "angstroms", "å"),
+        1e-3: ("nm", "nanometer", "nanometers", "nanometre", "nanometres"),
+        # the micro sign comes as either of two letters, or written out by ImageJ
+        1.0: ("um", "µm", "μm", "\\u00b5m", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"),
+        1e3: ("mm", "millimeter", "millimeters", "millimetre", "millimetres"),
+        1e4: ("cm", "centimeter", "centimeters", "centimetre", "centimetres"),
+        1e6: ("m", "meter", "meters", "metre", "metres"),
+    }.items()
+    for unit in units
+}
+"""Micrometres per unit, in lower case."""
+
+
+def read_tiff_size(file: Any) -> Size | None:
+    """Returns what a TIFF file says about the size of its voxels, (z, y, x) in micrometres.
+
+    Believed are ImageJ's and OME's descriptions and plain resolutions per centimetre. A resolution per inch is a printer's
+    or a default. A file that gives no distance of slices gets its pixels' height.
+
+    Args:
+        file: A `tifffile.TiffFile`.
+
+    Returns:
+        None for a file that says nothing, or nothing plausible.
+    """
+    try:
+        return keep_plausible(_read_ome_size(file) if file.is_ome else _read_tag_size(file))
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        return None  # a size that cannot be read is not known
+
+
+def keep_plausible(sizes: Size | None) -> Size | None:
+    """Returns voxel sizes of 1e-4 to 1e4 um, None for others; a negative size is one counted downwards."""
+    if sizes is None:
+        return None
+    z, y, x = (abs(size) for size in sizes)
+    return (z, y, x) if all(1e-4 <= size <= 1e4 for size in (z, y, x)) else None
+
+
+def find_unit(unit: Any) -> float | None:
+    """Returns micrometres per unit, None for one that is not known."""
+    return UNITS_UM.get(str(unit).strip().lower())
+
+
+def _read_tag_size(file: Any) -> Size | None:
+    import tifffile
+
+    tags = file.pages.first.tags
+    described = file.imagej_metadata or {}
+    unit = find_unit(described.get("unit", ""))
+    if unit is None and not file.is_imagej and tags["ResolutionUnit"].value == tifffile.RESUNIT.CENTIMETER:
+        unit = 1e4
+    unit_y, unit_z = (find_unit(described[name]) if name in described else unit for name in ("yunit", "zunit"))
+    if unit is None or unit_y is None or unit_z is None:
+        return None
+    x, y = (tags[name].value[1] / tags[name].value[0] for name in ("XResolution", "YResolution"))
+    return unit_z * float(described["spacing"]) if "spacing" in described else unit_y * y, unit_y * y, unit * x
+
+
+def _read_ome_size(file: Any) -> Size | None:
+    import tifffile
+
+    image = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
+    pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
+    sizes = {
+        axis: float(pixels[f"PhysicalSize{axis}"]) * UNITS_UM[str(pixels.get(f"PhysicalSize{axis}Unit", "µm")).lower()]
+        for axis in "XYZ"
+        if f"PhysicalSize{axis}" in pixels
+    }
+    return sizes.get("Z", sizes["Y"]), sizes["Y"], sizes["X"]
+
+
+def describe_stack(slices: int, sizes: Size | None, classes: dict[int, str] | None) -> str:
+    """Returns a description of a stack as ImageJ writes it, so that Fiji shows micrometres and knows the axes.
+
+    Args:
+        slices: How many.
+        sizes: Edge lengths (z, y, x) in micrometres, None if not known.
+        classes: Stored id -> name; ImageJ leaves the line alone.
+    """
+    lines = ["ImageJ=1.54f", f"images={slices}", f"slices={slices}"]
+    if sizes is not None:
+        lines += ["unit=micron", f"spacing={sizes[0]!r}"]
+    if classes:
+        lines.append(f"classes={json.dumps(classes)}")
+    return "\n".join([*lines, "loop=false", ""])

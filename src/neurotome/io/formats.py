@@ -1,0 +1,161 @@
+"""HDF5, NIfTI, NRRD and MRC, which need the extra `formats`: h5py and mrcfile (BSD), nibabel and pynrrd (MIT)."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neurotome.errors import ImageError
+from neurotome.io.axes import Choice, Layout, choose_axes
+from neurotome.io.calibration import Size, find_unit, keep_plausible
+from neurotome.io.lazy_array import LazyArray
+from neurotome.io.tiff import Source, check_claim
+from neurotome.lazy import import_extra
+
+EXTRA = "formats"
+
+PACKED_RATIO = 1100
+"""Deflate packs at most 1032 bytes into one."""
+
+HDF5_RATIO = 1_000_000
+"""Chunks that hold nothing but the fill value take no room; a file claims more of them than this only if it is made to."""
+
+NRRD_DTYPES = {
+    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "uint8"),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "uint16"),
+    "float": "float32",
+}
+"""What is memory-mapped; other types are read whole."""
+
+
+def open_hdf5(path: Path, inner: str, choice: Choice) -> Source:
+    """Opens a dataset of an HDF5 file; its chunks are read when they are asked for.
+
+    Args:
+        path: The file.
+        inner: Path of the dataset in the file; "" where it holds one array of 2 dimensions or more.
+        choice: Channel and time.
+
+    Raises:
+        ImageError: Which dataset is meant is not clear, it is not there, or it lies in another file.
+    """
+    h5py = import_extra("h5py", EXTRA)
+    file = h5py.File(path, "r")
+    arrays: list[str] = []
+    # visits hard links only: what is linked from elsewhere is not read unasked
+    file.visititems(lambda name, node: arrays.append(name) if isinstance(node, h5py.Dataset) and node.ndim > 1 else None)
+    if not inner and len(arrays) != 1:
+        raise ImageError(
+            f"{path}: found {len(arrays)} arrays{': ' if arrays else ''}{', '.join(arrays[:20])}; expected one. Name it: "
+            f"{path}:/{arrays[0] if arrays else 'data'}."
+        )
+    name = inner.strip("/") or arrays[0]
+    if name not in arrays:
+        raise ImageError(
+            f"{path}: found no array {name!r} in the file itself; there are {', '.join(arrays[:20]) or 'none'}."
+        )
+    dataset = file[name]
+    if dataset.external or dataset.is_virtual:
+        raise ImageError(f"{path}:/{name}: its values lie in other files; expected them in the file. Copy them into one.")
+    check_claim(path, dataset.nbytes, HDF5_RATIO)
+    sizes = dataset.attrs.get("element_size_um")
+    known: Size | None = None
+    if sizes is not None:
+        z, y, x = (float(size) for size in np.ravel(sizes)[-3:])
+        known = (z, y, x)
+    layout = choose_axes(f"{path}:/{name}", _name_axes(dataset), dataset.shape, choice)
+    return Source(_wrap(path, dataset, layout), keep_plausible(known))
+
+
+def _name_axes(dataset: Any) -> str:
+    """Returns the axes as ilastik and h5py write them down; those of a nameless array end with z, y, x."""
+    tags = dataset.attrs.get("axistags")
+    if tags is not None:
+        return "".join(axis["key"] for axis in json.loads(tags)["axes"])
+    labels = "".join(dimension.label for dimension in dataset.dims)
+    if len(labels) == dataset.ndim:
+        return labels
+    return {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}.get(dataset.ndim, "?" * int(dataset.ndim))
+
+
+def open_nifti(path: Path) -> Source:
+    """Opens a NIfTI file, which stores (x, y, z); compressed ones are unpacked whole, others are read when asked for.
+
+    Raises:
+        ImageError: It is no single image.
+    """
+    nibabel = import_extra("nibabel", EXTRA)
+    image = nibabel.load(path)
+    layout = choose_axes(str(path), "xyztc"[: len(image.shape)], image.shape, Choice())
+    spatial = image.header.get_xyzt_units()[0]
+    unit = {"meter": 1e6, "mm": 1e3, "micron": 1.0}.get(spatial)
+    x, y, z = (*(float(size) for size in image.header.get_zooms()[:3]), 1.0)[:3]
+    known = None if unit is None else keep_plausible((z * unit, y * unit, x * unit))
+    check_claim(path, math.prod(image.shape) * image.get_data_dtype().itemsize, PACKED_RATIO)
+    slope, offset = image.dataobj.slope, image.dataobj.inter
+    dtype = image.get_data_dtype() if (slope, offset) == (1.0, 0.0) else np.dtype(np.float32)
+    stored = np.asarray(image.dataobj, dtype) if path.name.lower().endswith(".gz") else image.dataobj
+    return Source(_wrap(path, stored, layout, dtype), known)
+
+
+def open_nrrd(path: Path) -> Source:
+    """Opens a NRRD file, which stores (x, y, z); compressed ones are unpacked whole, others are read when asked for.
+
+    Raises:
+        ImageError: Its pixels lie in another file, or it is no single image.
+    """
+    nrrd = import_extra("nrrd", EXTRA)
+    with path.open("rb") as file:
+        header = nrrd.read_header(file)
+        offset = file.tell()
+        if "data file" in header or "datafile" in header:
+            raise ImageError(
+                f"{path}: its pixels lie in another file; expected them in the file. Save it with attached data."
+            )
+        shape = tuple(int(size) for size in header["sizes"][::-1])
+        dtype = np.dtype(NRRD_DTYPES.get(header["type"], "uint8"))
+        check_claim(path, math.prod(shape) * dtype.itemsize, PACKED_RATIO)
+        skips = header.get("byte skip") or header.get("line skip")
+        if header["encoding"] == "raw" and header["type"] in NRRD_DTYPES and not skips:
+            dtype = dtype.newbyteorder(">" if header.get("endian") == "big" else "<")
+            stored = np.memmap(path, dtype, "r", offset, shape)
+        else:
+            stored = nrrd.read_data(header, file, str(path), index_order="C")
+    layout = choose_axes(str(path), "czyx"[-stored.ndim :], stored.shape, Choice())
+    return Source(_wrap(path, stored, layout), _read_nrrd_size(header))
+
+
+def _read_nrrd_size(header: Any) -> Size | None:
+    directions = header.get("space directions")
+    steps = header.get("spacings") if directions is None else np.linalg.norm(np.asarray(directions, float), axis=1)
+    units = [find_unit(unit) for unit in header.get("space units", header.get("units", ()))]
+    if steps is None or not units or None in units:
+        return None
+    sizes = [float(step) * float(unit or 0) for step, unit in zip(steps, units, strict=False)][-3:]
+    if not all(np.isfinite(sizes)) or len(sizes) < 2:
+        return None
+    x, y = sizes[:2]
+    return keep_plausible((sizes[2] if len(sizes) == 3 else y, y, x))
+
+
+def open_mrc(path: Path) -> Source:
+    """Opens an MRC file, memory-mapped; its voxel sizes are in Angstrom.
+
+    Raises:
+        ImageError: It is no single image or stack.
+    """
+    mrcfile = import_extra("mrcfile", EXTRA)
+    with mrcfile.mmap(path, mode="r") as file:
+        stored = file.data
+        sizes = file.voxel_size
+        layout = choose_axes(str(path), "czyx"[-stored.ndim :], stored.shape, Choice())
+        known = keep_plausible((float(sizes.z) * 1e-4, float(sizes.y) * 1e-4, float(sizes.x) * 1e-4))
+    return Source(_wrap(path, stored, layout), known)
+
+
+def _wrap(path: Path, stored: Any, layout: Layout, dtype: Any = None) -> LazyArray:
+    return LazyArray(path, layout.shape_zyx, dtype or stored.dtype, lambda place: layout.read(stored, place))

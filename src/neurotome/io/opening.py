@@ -1,0 +1,188 @@
+"""open_volume: every format people bring as one lazy Volume, with voxel sizes, axes and a choice of channel and time."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.errors import ImageError
+from neurotome.io import formats
+from neurotome.io.axes import Choice, choose_axes
+from neurotome.io.calibration import Size
+from neurotome.io.files import SUFFIXES, describe_suffix, find_suffix, name_image, split_inner
+from neurotome.io.lazy_array import LazyArray, check_finite, name_failures
+from neurotome.io.ome_zarr import is_zarr, open_zarr
+from neurotome.io.raster import open_plain, open_png
+from neurotome.io.tiff import GREY_REMEDY, LABELS_REMEDY, Source, open_tiff
+from neurotome.volume import Volume
+
+GREY_DTYPES = ("uint8", "uint16", "float32")
+
+
+def open_volume(
+    path: str | Path,
+    *,
+    channel: int | None = None,
+    time: int | None = None,
+    voxel_size_um: Size | None = None,
+    allow_constant: bool = False,
+) -> Volume:
+    """Opens a grey image or stack; voxels are read when they are asked for, but for PNG, JPEG and BMP.
+
+    Args:
+        path: A file with one of `SUFFIXES`, a Zarr folder, or `file.h5:/path/in/file`; uint8, uint16 or float32.
+        channel: Which of several channels, from 0.
+        time: Which of several times, from 0.
+        voxel_size_um: Edge lengths (z, y, x) in micrometres; None: what the file says.
+        allow_constant: Take an image that has the same value everywhere.
+
+    Returns:
+        A volume named after the file; a 2D image has one slice. Pixels that are no finite numbers, or damaged, are refused
+        with an ImageError when they are read.
+
+    Raises:
+        ImageError: The file is missing, empty, damaged or of another kind, has colours, or several channels or times of
+            which none was chosen, or has the same value everywhere.
+    """
+    path = Path(path)
+    source = open_source(path, Choice(channel, time), labels=False)
+    check_grey(source.data, str(path), allow_constant=allow_constant)
+    return Volume(source.data, name_image(split_inner(path)[0]), voxel_size_um or source.voxel_size_um, path=path)
+
+
+def open_labels(path: str | Path, *, channel: int | None = None, time: int | None = None) -> Any:
+    """Opens a label image or stack; labels are read when they are asked for, but for PNG and BMP.
+
+    Args:
+        path: As for `open_volume`; lossless, of any integer dtype. Palette indices are ids; masks of booleans are 0 and 1.
+        channel: Which of several channels, from 0.
+        time: Which of several times, from 0.
+
+    Returns:
+        Integers as stored, shape (z, y, x), a numpy array or a LazyArray. Whether they are class ids is for the dataset
+        to say.
+
+    Raises:
+        ImageError: The file is missing, empty, damaged or of another kind, has colours, was compressed with loss, or does
+            not hold integers.
+    """
+    path = Path(path)
+    labels = open_source(path, Choice(channel, time), labels=True).data
+    if labels.dtype.kind not in "iu":
+        raise ImageError(
+            f"{path}: labels have dtype {labels.dtype}; expected integers, one class id per pixel. Save them as uint8."
+        )
+    return labels
+
+
+def open_source(path: Path, choice: Choice, *, labels: bool) -> Source:
+    """Opens a file of any format.
+
+    Args:
+        path: The file, or file.h5:/path/in/file.
+        choice: Channel and time.
+        labels: Class ids rather than grey values.
+
+    Returns:
+        Voxels (z, y, x) as stored but in the machine's byte order, and their sizes.
+
+    Raises:
+        ImageError: The file is missing, empty, damaged, of another kind, has colours, or channels or times to choose from.
+    """
+    outer, _ = split_inner(path)
+    if not outer.exists():
+        raise ImageError(f"{path} does not exist; check the name.")
+    if not outer.is_file() and not is_zarr(outer):
+        raise ImageError(f"{path} is a folder; expected a file with suffix {', '.join(SUFFIXES)}.")
+    if outer.is_file() and (not outer.name.lower().endswith(SUFFIXES) or find_suffix(outer).endswith(".zarr")):
+        raise ImageError(describe_suffix(path))
+    if outer.is_file() and outer.stat().st_size == 0:
+        raise ImageError(f"{path} is empty (0 bytes); copy or export it again.")
+    with warnings.catch_warnings(), name_failures(path):
+        warnings.simplefilter("error")  # a decoder that warns is not sure
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", ResourceWarning)
+        data, size, notes = _open_format(path, choice, labels=labels)
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    if data.ndim != 3 or data.size == 0:
+        raise ImageError(f"{path}: shape {data.shape}; expected one slice (y, x) or one stack (z, y, x).")
+    if isinstance(data, LazyArray):
+        if labels and data.dtype.kind == "b":
+            data.dtype = np.dtype(np.uint8)
+        data.reopen = functools.partial(open_source, path, choice, labels=labels)
+    elif labels and data.dtype.kind == "b":
+        data = data.astype(np.uint8)
+    elif not data.dtype.isnative:
+        data = data.astype(data.dtype.newbyteorder("="))
+    return Source(data, size)
+
+
+def _open_format(path: Path, choice: Choice, *, labels: bool) -> Source:
+    outer, inner = split_inner(path)
+    suffix = find_suffix(outer)
+    if outer.is_dir():
+        return open_zarr(outer, choice)
+    if suffix.endswith((".tif", ".tiff")):
+        return open_tiff(path, choice, labels=labels)
+    if suffix == ".npy":
+        return Source(_open_npy(path, choice, LABELS_REMEDY if labels else GREY_REMEDY))
+    if suffix in (".png", ".bmp", ".jpg", ".jpeg"):
+        choose_axes(str(path), "yx", (1, 1), choice)
+        return open_png(path, labels=labels) if suffix == ".png" else open_plain(path, labels=labels)
+    if suffix in (".h5", ".hdf5"):
+        return formats.open_hdf5(outer, inner, choice)
+    readers = {".nrrd": formats.open_nrrd, ".mrc": formats.open_mrc}
+    return readers.get(suffix, formats.open_nifti)(path)
+
+
+def _open_npy(path: Path, choice: Choice, remedy: str) -> NDArray[Any]:
+    # A memory map holds plain numbers only: object arrays, which could run code when loaded, are
+    # refused by numpy.
+    data = np.lib.format.open_memmap(path, mode="r")
+    if data.ndim not in (2, 3):
+        raise ImageError(f"{path}: shape {data.shape}; expected one slice (y, x) or one stack (z, y, x).")
+    if data.ndim == 3 and data.shape[-1] in (3, 4) and min(data.shape[:2]) > 16:
+        raise ImageError(f"{path}: shape {data.shape} looks like RGB(A) colours; expected (z, y, x). {remedy}.")
+    choose_axes(str(path), "zyx"[-data.ndim :], data.shape, choice)
+    return data[None] if data.ndim == 2 else data
+
+
+def check_grey(data: Any, where: str, *, allow_constant: bool = False) -> None:
+    """Checks that an array can be used as a grey volume; reads slice by slice, and no more than it must.
+
+    Args:
+        data: Shape (z, y, x), uint8, uint16 or float32; may be memory-mapped or lazy. The voxels of a lazy one are checked
+            for being finite when they are read.
+        where: File or name for the message.
+        allow_constant: Take an image that has the same value everywhere.
+
+    Raises:
+        ImageError: Other dtype or shape, pixels that are NaN or infinite, or one value everywhere.
+    """
+    if data.dtype.name not in GREY_DTYPES:
+        raise ImageError(
+            f"{where}: dtype {data.dtype}; expected {', '.join(GREY_DTYPES)}. Convert it first, for example "
+            "with array.astype('float32'), so that no value changes unnoticed."
+        )
+    if data.ndim != 3 or data.size == 0:
+        raise ImageError(f"{where}: shape {data.shape}; expected (z, y, x) with at least one pixel.")
+    check_all = data.dtype.kind == "f" and not isinstance(data, LazyArray)
+    first, varies = None, allow_constant
+    for z in range(len(data)):
+        if varies and not check_all:
+            return
+        plane = np.asarray(data[z])
+        first = plane[0, 0] if first is None else first
+        varies = varies or bool((plane != first).any())
+        if check_all:
+            check_finite(plane[None], where, (z, 0, 0))
+    if not varies:
+        raise ImageError(
+            f"{where}: every pixel is {first:g}; a constant image shows nothing. Check how it was exported, or leave it out."
+        )
