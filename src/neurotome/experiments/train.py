@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -20,7 +21,7 @@ from neurotome.training.prepare import prepare
 from neurotome.training.recipe import Recipe, parse_duration
 from neurotome.training.start import settle_recipe
 
-GROWING = {"train.epochs": float, "train.max_time": parse_duration}
+GROWING: dict[str, Callable[[Any], float]] = {"train.epochs": float, "train.max_time": parse_duration}
 """Settings by which a run can be prolonged, and how large a value of theirs is."""
 
 
