@@ -26,8 +26,8 @@ test: lint
 
 # the packaged model, made again: about 70 minutes on two cores with AMX; stopped, the same command goes on
 microct-base: .venv/installed
-	$(BIN)/neurotome train phantom-stream --config configs/microct_base.yaml --out runs/microct-base-1
-	$(BIN)/neurotome train phantom-stream --config configs/microct_base.yaml --init runs/microct-base-1 \
+	$(BIN)/neurotome train phantom-stream --config microct_base --out runs/microct-base-1
+	$(BIN)/neurotome train phantom-stream --config microct_base --init runs/microct-base-1 \
 		--train.learning-rate 1.2e-3 --train.max-time 18m --train.seed 1 --stream.seed 1 --out runs/microct-base-2
 
 clean:

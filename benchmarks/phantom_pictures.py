@@ -14,7 +14,7 @@ from PIL import Image
 from neurotome.classes import ClassSet
 from neurotome.datasets.phantom.make import CLASSES, make_cutout
 from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
-from neurotome.inference.predict import predict_volume
+from neurotome.inference.slices import predict_volume
 from neurotome.models.model_folder import load_model
 from neurotome.volume import Volume
 

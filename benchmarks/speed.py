@@ -22,7 +22,7 @@ import torch
 
 from neurotome.augment import AugmentSettings, augment
 from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
-from neurotome.inference.predict import predict_volume
+from neurotome.inference.slices import predict_volume
 from neurotome.io.images import read_image
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network, import_smp

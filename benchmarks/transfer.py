@@ -21,7 +21,7 @@ from neurotome import open_dataset
 from neurotome.atomic import write_json
 from neurotome.augment import AugmentSettings
 from neurotome.datasets.base import Cutout, Dataset
-from neurotome.inference.predict import predict_volume
+from neurotome.inference.slices import predict_volume
 from neurotome.models.model_folder import load_model
 from neurotome.pixels.train import BaselineSettings, fit_baseline
 from neurotome.predictor import Predictor

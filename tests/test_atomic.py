@@ -105,3 +105,46 @@ def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
         other.kill()
     with hold_folder(tmp_path / "run"):
         pass
+
+
+def test_files_get_the_mode_of_the_umask_whoever_writes_them(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; os.umask(0o027)\n"
+        "from pathlib import Path; import numpy; from safetensors.numpy import save_file\n"
+        "from neurotome.atomic import atomic_path, write_text\n"
+        "with atomic_path(Path(sys.argv[1])) as temporary: save_file({'a': numpy.zeros(3)}, temporary)\n"
+        "write_text(Path(sys.argv[2]), 'x')\n"
+    )
+    paths = [tmp_path / "model.safetensors", tmp_path / "a.txt"]
+    subprocess.run([sys.executable, "-c", program, *paths], check=True)
+    assert [path.stat().st_mode & 0o777 for path in paths] == [0o640, 0o640]
+
+
+def test_names_of_any_length_and_texts_that_are_no_unicode_can_be_written(tmp_path: Path) -> None:
+    target = tmp_path / ("ä" * 120 + ".txt")
+    write_text(target, "scan \udcff.png")
+    assert target.read_bytes() == b"scan ?.png"
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 534"),
+        RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"),
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=repr,
+)
+def test_every_writers_word_for_a_full_disk_names_the_file(tmp_path: Path, raised: Exception) -> None:
+    with pytest.raises(OSError, match="No space left on device") as caught, atomic_path(tmp_path / "a.ckpt"):
+        raise raised
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.ckpt"))
+    assert list_names(tmp_path) == []
+
+
+def test_an_error_names_the_file_and_not_its_temporary_name(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    with pytest.raises(FileNotFoundError) as caught, atomic_path(target):
+        pass  # a writer that wrote nothing
+    assert caught.value.filename == str(target)

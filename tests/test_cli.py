@@ -24,12 +24,14 @@ QUICK = [*TINY, "--train.epochs", "1", "--train.steps-per-epoch", "2", "--train.
 
 def run(*arguments):
     """Returns the exit status of a command."""
-    handler, show = signal.getsignal(signal.SIGTERM), cli.warnings.showwarning
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    show = cli.warnings.showwarning
     try:
         with pytest.raises(SystemExit) as stopped:
             cli.main([str(a) for a in arguments])
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         cli.warnings.showwarning = show
     return stopped.value.code
 
@@ -370,7 +372,7 @@ def test_a_stopped_run_goes_on(dataset, tmp_path, sent):
 
 def test_help_does_not_wait_for_torch():
     code = (
-        "import sys; from neurotome import cli; cli.app(['train', '--help']); "
+        "import sys; from neurotome import cli; cli.make_app()(['train', '--help']); "
         "assert type(sys.modules.get('torch')).__name__ != 'module'; "
         "assert not {'lightning', 'matplotlib', 'sklearn'} & sys.modules.keys()"
     )

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import yaml
 
+import neurotome
 from test_cli import run, write_dataset
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(neurotome.__file__).parent / "configs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from neurotome.errors import ImageError, SettingsError
 from neurotome.io.images import read_image
-from neurotome.normalize import MOST_VALUES, Normalization, Scale, _thin, fit_normalization, measure_grey, measure_tissue
+from neurotome.normalize import (
+    MOST_VALUES,
+    Normalization,
+    Scale,
+    fit_normalization,
+    measure_grey,
+    measure_tissue,
+    sample_grey,
+)
 from neurotome.volume import Volume
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "microct_patches"
@@ -115,7 +123,7 @@ def test_tissue_scale_does_not_move_with_air_or_fibres() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 9000, 3000), (300, 300, 300), (5000, 100, 100), (1, 1, 5_000_000)])
 def test_a_large_volume_is_thinned_evenly(shape: tuple[int, int, int]) -> None:
-    picked = _thin(np.broadcast_to(np.arange(shape[-1], dtype=np.float32), shape), MOST_VALUES)
+    picked = sample_grey(np.broadcast_to(np.arange(shape[-1], dtype=np.float32), shape), MOST_VALUES)
     assert MOST_VALUES / 3 < picked.size <= MOST_VALUES
     assert picked.mean() == pytest.approx(shape[-1] / 2, rel=0.02)
 
@@ -169,3 +177,13 @@ def test_json_that_would_scale_wrongly_is_refused(wrong: dict[str, object]) -> N
     content = Normalization("dataset", 0.1, 2.0, "uint16").to_json()
     with pytest.raises(ValueError, match="standard deviation"):
         Normalization.from_json(content | wrong)
+
+
+def test_an_image_unlike_the_training_data_is_noted() -> None:
+    trained = Normalization("dataset", 100, 20, "uint8")
+    grey = np.full((2, 10, 10), 80, np.uint8)
+    grey[:, ::2] = 119  # mean 99.5
+    trained.note_unlike(Volume(grey, "a"))
+    with pytest.warns(UserWarning, match=r"b: grey values have mean 39\.5, the training data 100; that is 3\.0 of their"):
+        trained.note_unlike(Volume(grey - np.uint8(60), "b"))
+    Normalization("image", 100, 20, "uint8").note_unlike(Volume(grey - np.uint8(60), "b"))

@@ -12,9 +12,13 @@ import torch
 from PIL import Image
 
 from neurotome.classes import ClassSet
-from neurotome.errors import ImageError, SettingsError
-from neurotome.inference.predict import PredictSettings, invert_grey, predict, predict_volume
+from neurotome.errors import ImageError, RunError, SettingsError
+from neurotome.inference.overlay import Painter
+from neurotome.inference.predict import PredictSettings, invert_grey, predict, predict_probs
 from neurotome.inference.resample import resize
+from neurotome.inference.slices import label_slices, predict_volume
+from neurotome.io.images import read_labels
+from neurotome.io.lazy_array import LazyArray
 from neurotome.models.model_folder import load_model, save_model
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network
@@ -67,7 +71,7 @@ def test_inverted_contrast_is_refused_and_then_flipped(model: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_flipping_by_hand(dtype: str) -> None:
-    flipped = invert_grey(Volume(np.array([[[10, 250]], [[40, 240]]], dtype), "a")).data
+    flipped = invert_grey(Volume(np.array([[[10, 250]], [[40, 240]]], dtype), "a")).data[:]
     assert flipped.ravel().tolist() == [250, 10, 220, 20]
     assert flipped.dtype == dtype
 
@@ -229,3 +233,189 @@ def test_the_options_on_the_command_line(sized: Path, tmp_path: Path, capsys: py
     assert "note: " not in capsys.readouterr().err
     expected = predict(sized, image, settings=PredictSettings(device="cpu", voxel_size_um=1.0))
     np.testing.assert_array_equal(np.asarray(Image.open(target)), expected)
+
+
+def write_images(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in names:
+        Image.fromarray(make_image()).save(folder / name)
+    return folder
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("existing", ["refuse", "skip", "replace"])
+@pytest.mark.parametrize(("source", "target"), [(".", "."), ("a.png", "a.png"), ("a.png", "."), ("a.png", "../in/a.png")])
+def test_an_input_is_never_written_to(tmp_path: Path, existing: str, source: str, target: str) -> None:
+    folder = write_images(tmp_path / "in", "a.png", "b.png")
+    before = read_all(folder)
+    asked = PredictSettings(existing=existing)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=r"would overwrite the input .*a\.png"):
+        predict("no such model", folder / source, folder / target, settings=asked)  # before the model is looked for
+    assert read_all(folder) == before
+
+
+@pytest.mark.parametrize("there", ["labels_overlay.png", "labels_confidence.png", "labels_legend.png", "labels.png"])
+def test_every_file_is_planned_before_the_model_is_read(tmp_path: Path, there: str) -> None:
+    folder = write_images(tmp_path / "in", "a.png")
+    (tmp_path / there).write_text("mine")
+    asked = PredictSettings(overlay=True, confidence=True)
+    with pytest.raises(RunError, match=f"{there}: is there already"):
+        predict("no such model", folder / "a.png", tmp_path / "labels.png", settings=asked)
+    with pytest.raises(RunError, match=f"{there}: is there already"):
+        predict("no such model", make_image(), tmp_path / "labels.png", settings=asked)
+    assert (tmp_path / there).read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_side_outputs_that_collide_are_refused(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "in", "a.png", "a_overlay.png")
+    with pytest.raises(RunError, match=r"a_overlay\.png: would be written twice"):
+        predict("no such model", folder, tmp_path / "out", settings=PredictSettings(overlay=True))
+
+
+def test_skip_writes_what_is_missing_and_no_more(model: Path, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "in", "a.png", "b.png")
+    asked = PredictSettings(device="cpu", overlay=True, confidence=True, existing="skip")
+    predict(model, folder, tmp_path / "out", settings=asked)
+    whole = read_all(tmp_path / "out")
+    assert sorted(whole) == [f"{i}{what}.png" for i in "ab" for what in ("", "_confidence", "_overlay")] + ["legend.png"]
+    (tmp_path / "out" / "b_overlay.png").unlink()
+    (tmp_path / "out" / "a.png").write_bytes(b"mine")
+    assert predict(model, folder, tmp_path / "out", settings=asked) == []
+    assert read_all(tmp_path / "out") == whole | {"a.png": b"mine"}
+
+
+def test_a_bad_image_does_not_keep_the_others_from_being_done(model: Path, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "in", "a.png", "b.png", "c.png", "d.png")
+    Image.fromarray(np.full((30, 30), 9, np.uint8)).save(folder / "b.png")
+    (folder / "c.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"(?s)2 of 4 images could not.*--existing skip:.*b\.png: every .*c\.png"):
+        predict(model, folder, tmp_path / "out", settings=CPU)
+    assert sorted(read_all(tmp_path / "out")) == ["a.png", "d.png"]
+
+
+def test_a_folder_is_listed_as_datasets_are(model: Path, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "in", "a.PNG", "b.png")
+    tifffile.imwrite(folder / "c.TIF", make_image())
+    (folder / "._b.png").write_bytes(b"AppleDouble")
+    predict(model, folder, tmp_path / "out", settings=CPU)
+    assert sorted(read_all(tmp_path / "out")) == ["a.png", "b.png", "c.tif"]
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 3), (40, 30, 4)])
+def test_arrays_of_colours_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match="grey values without colours"):
+        predict("no such model", np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8))
+
+
+def test_an_array_is_written_with_all_that_was_asked_for(model: Path, tmp_path: Path) -> None:
+    image = make_image()
+    asked = PredictSettings(device="cpu", overlay=True, confidence=True)
+    labels = predict(model, image, tmp_path / "a.png", settings=asked)
+    assert sorted(read_all(tmp_path)) == ["a.png", "a_confidence.png", "a_legend.png", "a_overlay.png"]
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), labels)
+    probs = predict_probs(model, image, settings=CPU)
+    assert probs.shape == (3, 1, *image.shape)
+    np.testing.assert_array_equal(probs.argmax(0)[0], labels)
+    confidence = np.asarray(Image.open(tmp_path / "a_confidence.png"))
+    np.testing.assert_array_equal(confidence, (probs.max(0)[0] * 255).round())
+    with pytest.raises(SettingsError, match="files beside an output"):
+        predict(model, image, settings=asked)
+
+
+def test_probabilities_of_a_file_and_a_loaded_model(model: Path, tmp_path: Path) -> None:
+    Image.fromarray(make_image()).save(tmp_path / "a.png")
+    probs = predict_probs(load_model(model), tmp_path / "a.png", settings=CPU)
+    np.testing.assert_allclose(probs.sum(0), 1, atol=1e-5)
+    np.testing.assert_array_equal(probs, predict_probs(model, make_image(), settings=CPU))
+
+
+def test_the_legend_shows_the_colours_of_the_shown_classes(model: Path, tmp_path: Path) -> None:
+    asked = PredictSettings(device="cpu", overlay=True, show=("cell",))
+    predict(model, make_image(), tmp_path / "a.png", settings=asked)
+    legend = np.asarray(Image.open(tmp_path / "a_legend.png")).reshape(-1, 3)
+    classes = load_model(model).classes
+    shown = [
+        name for name, colour in zip(classes.names, classes.colours, strict=True) if (legend == colour).all(1).sum() > 50
+    ]
+    assert shown == ["cell"]
+
+
+def test_slices_are_read_one_at_a_time_and_come_in_order() -> None:
+    stack = np.stack([make_disc(40)[0] // (z + 1) for z in range(6)])
+    reads: list[int] = []
+
+    def read(place: tuple[slice, slice, slice]) -> np.ndarray:
+        assert place[0].stop - place[0].start == 1
+        reads.append(place[0].start)
+        return stack[place]
+
+    slices = label_slices(Bright(None), Volume(LazyArray(Path("a"), stack.shape, np.uint8, read), "a"))
+    first = next(slices)
+    assert (first.z, reads) == (0, [0])  # nothing is read ahead
+    labels = np.stack([first.labels, *(labelled.labels for labelled in slices)])
+    np.testing.assert_array_equal(labels, predict_volume(Bright(None), Volume(stack, "a"))[0])
+    assert reads == list(range(6))
+
+
+def test_all_slices_of_an_overlay_share_one_display_range() -> None:
+    ramp = np.linspace(0, 1000, 1600).reshape(40, 40).astype(np.uint16)
+    stack = np.stack([ramp, ramp * 3])
+    painter = Painter(Volume(stack, "a"), ClassSet(("background", "cell")), [1])
+    nothing = np.zeros((40, 40), np.uint8)
+    dim, bright = (painter.paint(z, nothing)[..., 0] for z in (0, 1))
+    assert dim.max() < 100
+    assert bright.max() == 255
+    low, high = np.percentile(stack, (0.5, 99.5))
+    expected = np.clip((stack[1] - low) / (high - low), 0, 1) * 255
+    np.testing.assert_allclose(bright, expected, atol=1)
+
+
+def test_only_the_shown_classes_are_painted() -> None:
+    grey = np.full((1, 1, 3), 100, np.uint8)
+    classes = ClassSet(("background", "vessel", "cell"))
+    painted = Painter(Volume(grey, "a"), classes, [2]).paint(0, np.array([[0, 1, 2]], np.uint8))
+    expected = np.round(0.55 * 100 + 0.45 * np.array(classes.colours[2])).tolist()
+    assert painted[0].tolist() == [[100] * 3, [100] * 3, expected]
+
+
+def test_the_output_has_what_its_suffix_says(model: Path, tmp_path: Path) -> None:
+    stack = np.stack([make_image(), make_image()[::-1]])
+    labels = predict(model, stack, settings=CPU)
+    for name in ("a.tif", "a.npy", "a.zarr"):
+        predict(model, stack, tmp_path / name, settings=CPU)
+        np.testing.assert_array_equal(read_labels(tmp_path / name), labels)
+    with pytest.raises(RunError, match=r"cannot write labels as '\.jpg'; expected \.png"):
+        predict(model, stack, tmp_path / "a.jpg", settings=CPU)
+    with pytest.raises(ImageError, match="a PNG file holds one slice, found 2"):
+        predict(model, stack, tmp_path / "a.png", settings=CPU)
+
+
+def test_one_of_several_channels_is_chosen(model: Path, tmp_path: Path) -> None:
+    channels = np.stack([make_image(), make_image()[::-1]])
+    tifffile.imwrite(tmp_path / "a.tif", channels, imagej=True, metadata={"axes": "CYX"})
+    with pytest.raises(ImageError, match="channel"):
+        predict(model, tmp_path / "a.tif", tmp_path / "b.tif", settings=CPU)
+    predict(model, tmp_path / "a.tif", tmp_path / "b.tif", settings=dataclasses.replace(CPU, channel=1))
+    np.testing.assert_array_equal(read_labels(tmp_path / "b.tif")[0], predict(model, channels[1], settings=CPU))
+
+
+def test_labels_are_written_with_the_ids_that_the_dataset_has(model: Path, tmp_path: Path) -> None:
+    """`ignore: 0` with classes from 1: the model knows them from 0, files have them from 1."""
+    folder = tmp_path / "from_one"
+    predictor = load_model(model)
+    save_model(dataclasses.replace(predictor, classes=dataclasses.replace(predictor.classes, first_id=1)), folder)
+    image = make_image()
+    expected = predict(model, image, settings=CPU)
+    assert isinstance(expected, np.ndarray)
+    for name in ("a.png", "a.tif", "a.npy", "a.zarr"):
+        labels = predict(folder, image, tmp_path / name, settings=dataclasses.replace(CPU, overlay=True, existing="replace"))
+        np.testing.assert_array_equal(labels, expected + 1)
+        np.testing.assert_array_equal(read_labels(tmp_path / name)[0], expected + 1)
+    # the first class is a class like the others, not a background that overlays leave grey
+    legend = np.asarray(Image.open(tmp_path / "a_legend.png")).reshape(-1, 3)
+    classes = load_model(folder).classes
+    assert all((legend == colour).all(1).sum() > 50 for colour in classes.colours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -11,27 +12,49 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from neurotome.errors import RunError
+from neurotome.errors import RunError, is_disk_full
+
+UMASK = os.umask(0o077)
+"""Can only be read by setting it, which is safe while modules load and no thread writes files."""
+os.umask(UMASK)
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it over `path` if the block succeeds, deletes it otherwise.
 
-    The temporary name keeps the suffix, because many writers choose their format by it.
+    The temporary name keeps the suffix, because many writers choose their format by it. The file gets the mode that the
+    umask gives, whoever writes it (safetensors would make it private).
+
+    Raises:
+        OSError: It cannot be written; names `path`, also where the writer's own error for a full disk does not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.{secrets.token_hex(4)}.partial{path.suffix}")
+    # a name may have 255 bytes, and up to 4 of them make a letter
+    temporary = path.with_name(f".{path.stem[:40]}.{os.getpid()}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         yield temporary
-        descriptor = os.open(temporary, os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        temporary.chmod(0o666 & ~UMASK)
+        _sync(temporary, os.O_RDWR)
         temporary.replace(path)
+        with contextlib.suppress(OSError):  # some file systems, and Windows, cannot sync folders
+            _sync(path.parent, os.O_RDONLY)
+    except Exception as error:
+        if is_disk_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        if isinstance(error, OSError) and error.errno and error.filename in (str(temporary), temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -74,8 +97,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes `content` to `path` as UTF-8 in one step."""
-    write_bytes(path, content.encode())
+    """Writes `content` to `path` as UTF-8 in one step; names of files that are no Unicode get question marks."""
+    write_bytes(path, content.encode(errors="replace"))
 
 
 def write_json(path: Path, content: Any) -> None:

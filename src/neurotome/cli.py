@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import errno
+import io
+import os
 import signal
 import sys
 import traceback
 import warnings
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
-
-import cyclopts
-import yaml
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from neurotome import __version__
-from neurotome.errors import NeurotomeError, SettingsError
+from neurotome.errors import NeurotomeError, SettingsError, explain_system_error, unknown
 
-app = cyclopts.App(
-    name="neurotome",
-    version=__version__,
-    help="Segment brain microstructure in X-ray microCT: train, compare, apply and measure.",
-    help_epilogue=(
-        "Every option can stand in a YAML file given with --config FILE; options win over the file. "
-        "--debug shows the traceback of an error."
-    ),
-    default_parameter=cyclopts.Parameter(negative_iterable=()),
-    result_action="return_value",
-    suppress_keyboard_interrupt=False,
-)
+if TYPE_CHECKING:
+    from cyclopts import App
+    from cyclopts.config import Dict
+
 COMMANDS = {
     "demo": ("neurotome.experiments.demo", "The main job on a phantom: data, training, comparison, report."),
     "describe": ("neurotome.report.describe", "Statistics of a dataset, sample and augmentation pictures."),
@@ -39,8 +31,39 @@ COMMANDS = {
     "evaluate": ("neurotome.experiments.evaluate", "Score a trained model on a split of a dataset."),
     "predict": ("neurotome.inference.predict", "Label an image, a stack or a folder with a trained model."),
 }
-for name, (module, summary) in COMMANDS.items():
-    app.command(f"{module}:{name}", name=name, help=summary)
+
+CONFIGS = Path(__file__).parent / "configs"
+"""Settings that come with the package, a YAML file each."""
+
+STOPPED = "stopped. Files that were finished are kept, half-written ones are not"
+"""What is true of every command; `GO_ON` says what to do next."""
+
+GO_ON = {
+    **dict.fromkeys(("demo", "fetch", "train", "baseline"), "; the same command goes on from there."),
+    "predict": "; the same command with --existing skip does the others.",
+}
+
+
+@cache
+def make_app() -> App:
+    """Returns the command line; a command's module is imported when the command is given."""
+    import cyclopts
+
+    app = cyclopts.App(
+        name="neurotome",
+        version=__version__,
+        help="Segment brain microstructure in X-ray microCT: train, compare, apply and measure.",
+        help_epilogue=(
+            "Every option can stand in a YAML file given with --config FILE, or --config NAME for one that comes with "
+            "neurotome; options win over the file. --debug shows the traceback of an error."
+        ),
+        default_parameter=cyclopts.Parameter(negative_iterable=()),
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for name, (module, summary) in COMMANDS.items():
+        app.command(f"{module}:{name}", name=name, help=summary)
+    return app
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -50,68 +73,122 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if debug:
         tokens.remove("--debug")
     warnings.showwarning = _show_warning
-    signal.signal(signal.SIGTERM, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # notebooks have streams of their own
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter must not cost the result
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is usual:  # nohup ignores SIGINT, and so do we then
+            signal.signal(number, _stop)
+    command = next((token for token in tokens if token in COMMANDS), "")
     try:
-        app.config = _take_config(tokens)
+        app = make_app()
+        app.config = _take_config(tokens, command)
         _show(app(tokens))
+        sys.stdout.flush()
     except NeurotomeError as error:
         _fail(error, str(error), debug)
     except KeyboardInterrupt as error:
-        _fail(error, "stopped. What was finished is kept; the same command goes on from there.", debug, status=130)
-    except MemoryError as error:
-        hint = (
-            "out of memory. Use a smaller --sample.batch or --sample.patch to train a network; a smaller --max-memory, and "
-            "fewer or smaller --filters.sigmas, for a pixel classifier; a smaller --tile to predict."
-        )
-        _fail(error, hint, debug)
-    except OSError as error:
-        _fail(error, _explain(error), debug)
+        _fail(error, STOPPED + GO_ON.get(command, "."), debug, status=130)
+    except BrokenPipeError:
+        # whoever reads, such as head, has read enough; what is left to write goes nowhere, so that the exit is quiet too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)
+    except Exception as error:
+        message = explain_system_error(error)
+        if message is None:
+            raise
+        _fail(error, message, debug)
     sys.exit(0)
 
 
-def _take_config(tokens: list[str]) -> list[cyclopts.config.Dict]:
+def find_config(name: str) -> Path:
+    """Returns the file of `--config`: what is there under that name, or else what comes with the package.
+
+    Args:
+        name: A path, or the name of built-in settings with or without its folder and suffix: `fine_tune`,
+            `configs/fine_tune.yaml`, `founding_report/unet-resnet18-ce-lr3e-2`.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    packaged = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+    plain = name.replace("\\", "/").removeprefix("configs/").removesuffix(".yaml")
+    if plain in packaged:
+        return packaged[plain]
+    raise SettingsError(f"--config {name}: no such file, and {unknown('built-in config', plain, packaged)}")
+
+
+def _take_config(tokens: list[str], command: str) -> list[Dict]:
     """Removes `--config FILE` from the tokens and returns the settings that the file holds.
 
     Raises:
-        SettingsError: There is no such file, or it does not hold settings.
+        SettingsError: There is no such file, it does not hold settings, or a token is empty.
     """
-    for index, token in enumerate(tokens):
-        if token == "--config" or token.startswith("--config="):
-            value = token.partition("=")[2] if "=" in token else "".join(tokens[index + 1 : index + 2])
-            del tokens[index : index + (1 if "=" in token else 2)]
-            if not Path(value).is_file():
-                raise SettingsError(f"--config {value}: no such file; expected a YAML file of settings.")
-            try:
-                content = yaml.safe_load(Path(value).read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise SettingsError(f"--config {value}: not a YAML file ({error}).") from error
-            if not isinstance(content, dict):
-                raise SettingsError(f"--config {value}: expected settings such as 'train: {{epochs: 10}}'.")
-            # under the command's name, because `train` is a command and a group of settings too
-            command = next((name for name in tokens if name in COMMANDS), "")
-            return [cyclopts.config.Dict({command: content}, source=value)]
-    return []
+    for before, token in zip(["", *tokens], tokens, strict=False):
+        if not token or (token.startswith("--") and token.endswith("=")):
+            raise SettingsError(
+                f"found an empty text after {before or 'neurotome'}, expected a value. Leave it out or give one."
+            )
+    index = next((i for i, token in enumerate(tokens) if token.partition("=")[0] == "--config"), None)
+    if index is None:
+        return []
+    _, assigned, value = tokens.pop(index).partition("=")
+    if not assigned:
+        if index == len(tokens):
+            raise SettingsError("--config: found nothing after it, expected a YAML file or the name of built-in settings.")
+        value = tokens.pop(index)
+    from cyclopts.config import Dict
+
+    from neurotome.documents import read_yaml
+
+    path = find_config(value)
+    content = read_yaml(path, SettingsError, "Expected settings such as 'train: {epochs: 10}'.")
+    parameters = make_app()[command].assemble_argument_collection() if command else []
+    groups = {name for parameter in parameters if not parameter.show for name in parameter.names}
+    _check_plain(dict(content), groups, path)
+    # under the command's name, because `train` is a command and a group of settings too
+    return [Dict({command: content}, source=value)]
+
+
+def _check_plain(content: dict[Any, Any], groups: set[str], path: Path, key: str = "") -> None:
+    """Checks that settings are named by text, groups hold settings, and the others text, numbers or lists.
+
+    Raises:
+        SettingsError: They hold something else, such as a date.
+    """
+    for name, value in content.items():
+        where = f"{key}.{name}" if key else str(name)
+        if not isinstance(name, str):
+            raise SettingsError(f"{path}: found the key {where}, a {type(name).__name__}; expected the name of a setting.")
+        if isinstance(value, dict):
+            _check_plain(value, groups, path, where)
+        elif f"--{where.replace('_', '-')}" in groups:
+            raise SettingsError(f"{path}: {where} is {value!r:.50}; expected settings, as in '{where}: {{name: value}}'.")
+        for entry in value if isinstance(value, list) else [value]:
+            if not isinstance(entry, (str, int, float, dict, type(None))):
+                kind = type(entry).__name__
+                raise SettingsError(f"{path}: {where} holds a {kind} ({entry!s:.50}); expected text or a number. Quote it.")
 
 
 def _show(result: Any) -> None:
-    """Prints what a command returns: a scores table, statistics, a list of datasets, or the paths of what it wrote."""
-    if isinstance(result, dict) and "per_class" in result:
-        from neurotome.scoring import format_scores
-
-        print(format_scores(result))
-    elif isinstance(result, dict) and "splits" not in result:
-        from neurotome.report.describe import format_datasets
-
-        print(format_datasets(result))
-    elif isinstance(result, dict):
-        from neurotome.report.describe import format_statistics
-
-        print(format_statistics(result))
+    """Prints what a command returns: the paths of what it wrote, or what prints itself as a table."""
+    if isinstance(result, dict):
+        print(_format(result))
     elif isinstance(result, list):
-        for path in result:
-            print(path)
+        print(*result, sep="\n")
     elif result is not None:
         print(result)
+
+
+def _format(result: dict[str, Any]) -> str:
+    from neurotome.report.describe import format_datasets, format_statistics
+    from neurotome.scoring import format_scores
+
+    if "per_class" in result:
+        return format_scores(result)
+    return format_statistics(result) if "splits" in result else format_datasets(result)
 
 
 def _fail(error: BaseException, message: str, debug: bool, status: int = 1) -> NoReturn:
@@ -121,24 +198,26 @@ def _fail(error: BaseException, message: str, debug: bool, status: int = 1) -> N
     sys.exit(status)
 
 
-def _explain(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno == errno.ENOSPC:
-        return (
-            f"{where}no space left on the disk. Nothing half-written was left; free some space and give the same command "
-            "again."
-        )
-    return f"{where}{error.strerror or error}. Check the path and its permissions."
-
-
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     if issubclass(category, UserWarning):
         sys.stderr.write(f"neurotome: note: {message}\n")
 
 
-def _stop(*_: object) -> NoReturn:
-    """Treats a request to end like Ctrl-C, so that it is answered the same way."""
+def _stop(_: int, frame: FrameType | None) -> None:
+    """Answers the first request to end with an exception, so that files are closed; modules that load cannot take one."""
+    signal.signal(signal.SIGINT, _leave)
+    signal.signal(signal.SIGTERM, _leave)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _leave()  # torch half loaded crashes at the exit
+        frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _leave(*_: object) -> NoReturn:
+    """Ends the process at once."""
+    os.write(2, f"neurotome: {STOPPED}.\n".encode())
+    os._exit(130)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,16 @@ from neurotome.errors import NeurotomeError
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML in which a key given twice is an error; plain YAML keeps the last and says nothing.
 
-    Text that is no Unicode and integers of more digits than any setting has are errors too: no message could be written.
+    Aliases of collections are refused, because a few lines of them unfold without end; so are text that is no Unicode and
+    integers of more digits than any setting has, because no message could be written.
     """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if is_alias and isinstance(node, yaml.CollectionNode):
+            raise yaml.composer.ComposerError(None, None, "an alias of a list or of keys; write them out", node.start_mark)
+        return node
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)

@@ -1,14 +1,18 @@
 """Exceptions; each message says what was found, what was expected and what to do.
 
 Everything neurotome raises on purpose is a `NeurotomeError`: the command line prints its message and exits with status
-1; any other exception is a bug and keeps its traceback.
+1. What the system raises, itself or through torch and safetensors, `explain_system_error` puts into words; any other
+exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import reprlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -57,6 +61,46 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     hint = f" Did you mean {close[0]!r}?" if close else ""
     listed = ", ".join(options[:40]) + (f", ... ({len(options)} in all)" if len(options) > 40 else "")
     return f"unknown {kind} {name!r}.{hint} Known: {listed}."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Says whether an error means too little memory; torch raises a `RuntimeError` then, on CPUs and GPUs alike."""
+    signs = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Says whether an error means a full disk or a used-up quota, also as safetensors and torch say it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    signs = ("No space left on device", "os error 28)", "PytorchStreamWriter failed", "unexpected pos ")
+    return any(sign in str(error) for sign in signs)
+
+
+def explain_system_error(error: BaseException) -> str | None:
+    """Returns the message for an error of the system: memory, disks, paths; None for any other."""
+    if is_out_of_memory(error):
+        return (
+            "out of memory. Use a smaller --sample.batch or --sample.patch to train a network; a smaller --max-memory, and "
+            "fewer or smaller --filters.sigmas, for a pixel classifier; a smaller --tile to predict."
+        )
+    name: object = getattr(error, "filename", None)
+    path = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else ""
+    where = f"{path}: " if path else ""
+    if is_disk_full(error):
+        disk = f" at {_find_mount(Path(path))}" if path else ""
+        return (
+            f"{where}no space left on the disk{disk}. Nothing half-written was left; free some space and give the same "
+            "command again."
+        )
+    if not isinstance(error, OSError):
+        return None
+    return f"{where}{error.strerror or error}. Check the path and its permissions."
+
+
+def _find_mount(path: Path) -> Path:
+    """Returns where the disk of a path, which need not exist, is mounted."""
+    return next((folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_mount()), path)
 
 
 def show(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ MODES = ("dataset", "image", "tissue")
 
 MOST_VALUES = 4_000_000
 """Voxels of a volume that mode `tissue` looks at; larger volumes are thinned evenly."""
+
+FARTHEST = 1.0
+"""Standard deviations that an image's mean may lie off the training data's; within the real sets it is at most 0.7."""
 
 FEWEST_DARK = 0.6
 """Distance of the 1st percentile from the tissue's grey over that of the 99th, below which an image must be inverted.
@@ -77,6 +81,19 @@ class Normalization:
             raise ImageError(f"{volume.path or volume.name}: every pixel is {mean:g}; a constant image has no scale.")
         return Scale(mean, std)
 
+    def note_unlike(self, volume: Volume) -> None:
+        """Says so if the mode is `dataset` and a volume's grey values are unlike the training data's."""
+        if self.mode != "dataset" or volume.data.dtype.name != self.dtype:
+            return
+        mean = float(sample_grey(volume.data, MOST_VALUES).mean())
+        if abs(mean - self.mean) > FARTHEST * self.std:
+            warnings.warn(
+                f"{volume.path or volume.name}: grey values have mean {mean:.4g}, the training data {self.mean:.4g}; that "
+                f"is {abs(mean - self.mean) / self.std:.1f} of their standard deviations off, so labels may be wrong. Bring "
+                "the image to their scale, or train with --train.normalization image (baseline: --normalization image).",
+                stacklevel=2,
+            )
+
     def to_json(self) -> dict[str, Any]:
         """Returns what `from_json` reads."""
         return {"mode": self.mode, "mean": self.mean, "std": self.std, "dtype": self.dtype}
@@ -111,7 +128,7 @@ def measure_tissue(volume: Volume) -> Scale:
         ImageError: The volume is constant, or its contrast is inverted: its bright end is far longer than its dark one.
     """
     where = volume.path or volume.name
-    values = _thin(volume.data, MOST_VALUES)
+    values = sample_grey(volume.data, MOST_VALUES)
     low, dark, bright, high = (float(v) for v in np.percentile(values, (0.1, 1, 99, 99.9)))
     if low == high:  # fewer than 1 pixel in 1000 differs
         low, high = float(values.min()), float(values.max())
@@ -130,16 +147,21 @@ def measure_tissue(volume: Volume) -> Scale:
     return Scale(centre, (centre - low) / 4)
 
 
-def _thin(data: NDArray[Any], most: int) -> NDArray[np.float64]:
-    """Returns at most `most` voxels of a volume in float64, flat, on a grid that is even along every axis."""
+def sample_grey(data: Any, most: int) -> NDArray[np.float64]:
+    """Returns at most `most` voxels of a volume, flat, on a grid that is even along every axis; reads slice by slice.
+
+    Args:
+        data: Shape (z, y, x), of any real dtype; may be lazy.
+        most: How many voxels.
+    """
     steps = [1, 1, 1]
     counts = list(data.shape)
     while counts[0] * counts[1] * counts[2] > most:
         longest = counts.index(max(counts))
         steps[longest] += 1
         counts[longest] = -(-data.shape[longest] // steps[longest])
-    picked = data[:: steps[0], :: steps[1], :: steps[2]]
-    return np.asarray(picked, np.float64).reshape(-1)
+    planes = [np.asarray(data[z, :: steps[1], :: steps[2]], np.float64) for z in range(0, data.shape[0], steps[0])]
+    return np.stack(planes).reshape(-1)
 
 
 def measure_grey(arrays: Iterable[NDArray[Any]]) -> tuple[float, float]:

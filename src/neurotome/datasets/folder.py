@@ -30,7 +30,7 @@ from neurotome.datasets.splits import Entries, describe_splits, describe_value, 
 from neurotome.datasets.view import view
 from neurotome.documents import read_yaml
 from neurotome.errors import DatasetError, show, unknown
-from neurotome.io.decode import SUFFIXES
+from neurotome.io.files import SUFFIXES
 from neurotome.io.images import find_image, read_image, read_labels
 from neurotome.progress import track
 

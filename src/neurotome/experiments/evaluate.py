@@ -14,7 +14,7 @@ from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
 from neurotome.documents import read_json
 from neurotome.errors import ImageError, ModelError, RunError
-from neurotome.inference.predict import predict_volume
+from neurotome.inference.slices import predict_volume
 from neurotome.io.images import find_image, read_labels, write_image, write_labels
 from neurotome.load import load_predictor
 from neurotome.models.model_folder import add_facts, find_model, read_digest

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
 
-from neurotome.classes import Palette
-from neurotome.errors import ImageError, RunError, SettingsError
-from neurotome.inference.resample import choose_shape, resize
-from neurotome.io.files import OUTPUT_SUFFIXES as SUFFIXES
-from neurotome.io.images import check_grey, read_image, write_colours, write_image, write_labels
-from neurotome.load import load_predictor
-from neurotome.normalize import Scale
-from neurotome.predictor import TILE, Predictor, Slice, predict_slice
+from neurotome.classes import ClassSet, Palette
+from neurotome.errors import ImageError, SettingsError
+from neurotome.inference.jobs import Job, list_sources, name_beside, plan_jobs
+from neurotome.io.lazy_array import LazyArray, Place
+from neurotome.io.opening import check_grey, looks_like_colours, open_volume
+from neurotome.io.sink import Sink, create_image, create_labels
+from neurotome.outputs import Existing
 from neurotome.progress import Progress
-from neurotome.volume import Volume, to_display
+from neurotome.volume import Volume
+
+if TYPE_CHECKING:
+    from neurotome.predictor import Predictor
+
+MOST_LISTED = 20
+"""Images of a folder that could not be predicted and are listed with their reasons."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +45,16 @@ class PredictSettings:
     """Pixels read around a tile; auto: as many as the model can see, so that tiles equal the whole image."""
 
     overlay: bool = False
-    """Write OUTPUT_overlay.png (a .tif for stacks): the image with the classes laid over it."""
+    """Write OUTPUT_overlay.png (a .tif for stacks), the image with the classes laid over it, and OUTPUT_legend.png."""
 
     show: tuple[str, ...] = ()
-    """Classes that the overlay shows; all but class 0 if none is named."""
+    """Classes that the overlay shows; all but the first if none is named."""
 
     confidence: bool = False
     """Write OUTPUT_confidence.png (a .tif for stacks): the probability of the chosen class times 255."""
 
     palette: Palette = "colour-blind-safe"
-    """Colours of the overlay."""
+    """Colours of the overlay and of label files that have colours."""
 
     invert: bool = False
     """Flip the grey values first: for images in which vessels and cells are brighter than the tissue around them."""
@@ -55,7 +63,13 @@ class PredictSettings:
     """Edge of the image's pixels in micrometres; auto: what the file says. Where the model's differs, slices are resampled
     to it and the labels brought back."""
 
-    existing: Literal["refuse", "skip", "replace"] = "refuse"
+    channel: int | Literal["auto"] = "auto"
+    """Which channel of an image of several, from 0; auto: the only one."""
+
+    time: int | Literal["auto"] = "auto"
+    """Which time of an image of several, from 0; auto: the only one."""
+
+    existing: Existing = "refuse"
     """What to do where an output is there already; skip finishes a folder that was stopped."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -69,148 +83,172 @@ def predict(
     *,
     settings: Annotated[PredictSettings, Parameter(name="*")] = PredictSettings(),
 ) -> NDArray[np.uint8] | list[Path]:
-    """Labels images with a trained model.
+    """Labels images with a trained model, in memory that does not grow with the number of slices.
 
     Args:
         model: Run folder, model folder or the name of a packaged model.
-        input: An image or stack (.png, .tif, .npy), a folder of them, or an array (y, x) or (z, y, x).
-        output: Label file, or for a folder the folder to write label files to; not needed for an array.
+        input: An image or stack, a folder of them, or an array (y, x) or (z, y, x).
+        output: Label file (.png, .tif, .npy or .zarr), or for a folder the folder to write label files to; not needed for
+            an array.
         settings: How the model is applied.
 
     Returns:
-        For an array its labels, uint8, same shape; otherwise the label files written.
+        For an array its labels as they are stored, uint8, same shape; otherwise the label files written.
 
     Raises:
         ModelError: The model cannot be loaded.
-        ImageError: An image cannot be read or does not fit the model.
-        RunError: An output is there already.
+        ImageError: An image cannot be read or does not fit the model. In a folder, the other images are done first.
+        RunError: An output is there already, or is an input; nothing has been read then.
+        SettingsError: A setting is out of range.
     """
     _check_settings(settings)
+    plan = partial(plan_jobs, existing=settings.existing, overlay=settings.overlay, confidence=settings.confidence)
+    if isinstance(input, (str, Path)):
+        if output is None:
+            raise SettingsError("no output named; expected a file, or a folder where the input is one.")
+        jobs, legend = plan(*list_sources(Path(input), Path(output)))
+    elif output is not None:
+        array = wrap_array(input, settings)
+        jobs, legend = plan([(array, Path(output))], name_beside(Path(output), "legend", ".png"))
+        jobs = jobs or [Job(array)]
+    elif settings.overlay or settings.confidence:
+        raise SettingsError("overlay and confidence are files beside an output: name one, or use predict_probs.")
+    else:
+        jobs, legend = [Job(wrap_array(input, settings))], None
+    if not jobs and legend is None:
+        return []
+    from neurotome.load import load_predictor
+
     predictor = load_predictor(Path(model), settings.device)
-    shown = [predictor.classes.index(name) for name in settings.show] or list(range(1, len(predictor.classes)))
-    if not isinstance(input, (str, Path)):
-        if input.ndim not in (2, 3):
-            raise ImageError(f"the array: shape {input.shape}; expected (y, x) or (z, y, x).")
-        volume = Volume(input if input.ndim == 3 else input[None], "array")
-        check_grey(volume.data, "the array")
-        volume = _place_voxels(volume, settings)
-        _note_unknown_size(volume, predictor.voxel_size_um)
-        labels, _ = predict_volume(predictor, volume, settings)
-        if output is not None:
-            _check_free(Path(output), settings)
-            write_labels(output, labels)
-        return labels.reshape(input.shape)
-    if output is None:
-        raise SettingsError("no output named; expected a file, or a folder where the input is one.")
-    pairs = _pair_files(Path(input), Path(output), settings)
+    classes, shown = _choose_shown(predictor, settings)
+    failures: list[str] = []
     noted = False
-    for number, (source, target) in enumerate(pairs, start=1):
-        volume = _place_voxels(read_image(source), settings)
-        noted = noted or _note_unknown_size(volume, predictor.voxel_size_um)
-        if volume.shape[0] > 1 and target.suffix.lower() == ".png":
-            raise RunError(f"{target}: a PNG file holds one slice, {source} has {volume.shape[0]}. Use the suffix .tif.")
-        title = f"predicting {source.name}" + (f" ({number} of {len(pairs)})" if len(pairs) > 1 else "")
-        progress = Progress(title, volume.data.size / 1e6, "Mpixel")
-        labels, confidence = predict_volume(predictor, volume, settings, progress.update)
-        if volume.shape[0] == 1:
-            labels, confidence, grey = labels[0], confidence[0], volume.data[0]
-        else:
-            grey = volume.data
-        if settings.confidence:
-            write_image(_beside(target, "confidence"), confidence)
-        if settings.overlay:
-            classes = predictor.classes.with_palette(settings.palette)
-            coloured = classes.overlay(to_display(grey), np.where(np.isin(labels, shown), labels, 0))
-            write_colours(_beside(target, "overlay"), coloured)
-        write_labels(target, labels)
-        progress.finish(f"{target}")
-    return [target for _, target in pairs]
+    for number, job in enumerate(jobs, start=1):
+        try:
+            volume = job.source if isinstance(job.source, Volume) else _open(job.source, settings)
+            noted = noted or _note_unknown_size(volume, predictor.voxel_size_um)
+            title = f"predicting {volume.name}" + (f" ({number} of {len(jobs)})" if len(jobs) > 1 else "")
+            planes = _label(predictor, volume, job, settings, title)
+            if not isinstance(input, (str, Path)):
+                labels = np.stack(list(planes)).reshape(input.shape)
+            else:
+                deque(planes, maxlen=0)
+        except ImageError as error:
+            if len(jobs) == 1:
+                raise
+            failures.append(str(error))
+    if legend is not None:
+        from neurotome.inference.overlay import write_legend
+
+        write_legend(legend, classes, shown)
+    if failures:
+        listed = "\n".join(failures[:MOST_LISTED] + ["..."] * (len(failures) > MOST_LISTED))
+        raise ImageError(
+            f"{input}: {len(failures)} of {len(jobs)} images could not be predicted; the others are done. Mend them, or "
+            f"take them out, and give the same command with --existing skip:\n{listed}"
+        )
+    return [job.labels for job in jobs if job.labels is not None] if isinstance(input, (str, Path)) else labels
 
 
-def predict_volume(
-    predictor: Predictor,
-    volume: Volume,
-    settings: PredictSettings = PredictSettings(),
-    on_progress: Callable[[float], None] | None = None,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Labels a volume slice by slice, at the predictor's voxel size if both sizes are known and differ.
+def predict_probs(
+    model: str | Path | Predictor, image: str | Path | NDArray[Any], *, settings: PredictSettings = PredictSettings()
+) -> NDArray[np.float32]:
+    """Returns class probabilities of an image or stack, all of them in memory.
 
     Args:
-        predictor: A network or pixel classifier.
-        volume: What to label.
-        settings: Tile and halo.
-        on_progress: Called with the Mpixels done so far.
+        model: Run folder, model folder, the name of a packaged model, or what `load_predictor` returned.
+        image: A file, or an array (y, x) or (z, y, x).
+        settings: How the model is applied; what concerns files is left aside.
 
     Returns:
-        Labels, and the probability of the chosen class times 255; uint8, shape (z, y, x).
+        float32, shape (classes, z, y, x), summing to 1 over the classes.
 
     Raises:
-        ImageError: The volume has no scale that fits the predictor, or a voxel size that cannot be right.
+        NeurotomeError: As for `predict`.
     """
-    shape = choose_shape(volume, predictor.voxel_size_um)
-    tile = (predictor.preferred_tile or TILE) if settings.tile == "auto" else settings.tile
-    halo = None if settings.halo == "auto" else settings.halo
-    if max(shape) > tile and not predictor.bounded:
-        warnings.warn(
-            f"{volume.path or volume.name}: this network looks at the whole image at once, so tiles of "
-            f"{tile} pixels only approximate it. Raise tile above {max(shape)} if memory allows.",
-            stacklevel=2,
-        )
-    if settings.invert:
-        volume = invert_grey(volume)
-    scale = predictor.normalization.scale_for(volume)
-    labels = np.empty(volume.shape, np.uint8)
-    confidence = np.empty(volume.shape, np.uint8)
-    done = 0.0
+    from neurotome.inference.slices import predict_slices
+    from neurotome.load import load_predictor
 
-    def count(pixels: int) -> None:
-        nonlocal done
-        done += pixels * (volume.shape[1] * volume.shape[2]) / (shape[0] * shape[1])
-        if on_progress is not None:
-            on_progress(done / 1e6)
-
-    for z in range(volume.shape[0]):
-        image: Slice = Context(volume, z, predictor.in_channels, scale)
-        if shape != volume.shape[1:]:
-            image = resize(image[:, :, :], shape)
-        probs = resize(predict_slice(predictor, image, tile, halo, count), volume.shape[1:])
-        labels[z] = probs.argmax(0)
-        confidence[z] = (probs.max(0) * 255).round()
-    return labels, confidence
+    _check_settings(settings)
+    volume = _open(Path(image), settings) if isinstance(image, (str, Path)) else wrap_array(image, settings)
+    predictor = load_predictor(Path(model), settings.device) if isinstance(model, (str, Path)) else model
+    volume = _prepare(predictor, volume, settings)
+    return np.stack(list(predict_slices(predictor, volume, tile=settings.tile, halo=settings.halo)), axis=1)
 
 
-@dataclass(frozen=True)
-class Context:
-    """A slice of a volume with its neighbours, scaled piece by piece: hundreds of slices would not fit into memory whole."""
+def _label(
+    predictor: Predictor, volume: Volume, job: Job, settings: PredictSettings, title: str
+) -> Iterator[NDArray[np.uint8]]:
+    """Yields the labels of every slice as they are stored, shape (y, x), and writes the files of a job meanwhile."""
+    from neurotome.inference.overlay import Painter
+    from neurotome.inference.slices import LabelledSlice, label_slices
 
-    volume: Volume
-    z: int
-    slices: int
-    scale: Scale
+    classes, shown = _choose_shown(predictor, settings)
+    progress = Progress(title, math.prod(volume.shape) / 1e6, "Mpixel")
+    prepared = _prepare(predictor, volume, settings)
+    slices = label_slices(predictor, prepared, tile=settings.tile, halo=settings.halo, on_progress=progress.update)
+    writers: list[tuple[Sink, Callable[[LabelledSlice], NDArray[np.uint8]]]] = []
+    with contextlib.ExitStack() as stack:
+        if job.labels is not None:
+            sink: Sink = stack.enter_context(create_labels(job.labels, volume.shape, classes, volume))
+            writers.append((sink, lambda labelled: labelled.labels))
+        if job.confidence is not None:
+            sink = stack.enter_context(create_image(job.confidence, volume.shape, np.uint8, like=volume))
+            writers.append((sink, lambda labelled: labelled.confidence))
+        if job.overlay is not None:
+            sink = stack.enter_context(create_image(job.overlay, volume.shape, np.uint8, colours=True, like=volume))
+            painter = Painter(volume, classes, shown)
+            writers.append((sink, lambda labelled: painter.paint(labelled.z, labelled.labels)))
+        for labelled in slices:
+            for sink, choose in writers:
+                sink.write((slice(labelled.z, labelled.z + 1), slice(None), slice(None)), choose(labelled)[None])
+            yield classes.to_stored(labelled.labels)
+    progress.finish(str(job.labels or ""))
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Slices, y and x."""
-        return self.slices, self.volume.shape[1], self.volume.shape[2]
 
-    def __getitem__(self, key: tuple[slice, slice, slice]) -> NDArray[np.float32]:
-        """Returns a piece of all slices."""
-        return self.scale.apply(self.volume.read_context(self.z, self.slices, *key[1:]))
+def _choose_shown(predictor: Predictor, settings: PredictSettings) -> tuple[ClassSet, list[int]]:
+    """Returns the classes in the colours that were asked for, and the ids of those that an overlay shows."""
+    classes = predictor.classes.with_palette(settings.palette)
+    return classes, [classes.index(name) for name in settings.show] or list(range(1 - classes.first_id, len(classes)))
 
 
-def _place_voxels(volume: Volume, settings: PredictSettings) -> Volume:
-    """Returns a volume of the voxel size that was asked for, if one was."""
+def wrap_array(array: NDArray[Any], settings: PredictSettings = PredictSettings()) -> Volume:
+    """Returns an array (y, x) or (z, y, x) as a volume, checked as a file would be."""
+    if array.ndim not in (2, 3) or looks_like_colours(array.shape):
+        raise ImageError(f"the array: shape {array.shape}; expected (y, x) or (z, y, x), grey values without colours.")
+    data = array if array.ndim == 3 else array[None]
+    check_grey(data, "the array")
+    return Volume(data, "array", _choose_size(settings))
+
+
+def _open(source: Path, settings: PredictSettings) -> Volume:
+    channel, time = (None if choice == "auto" else choice for choice in (settings.channel, settings.time))
+    return open_volume(source, channel=channel, time=time, voxel_size_um=_choose_size(settings))
+
+
+def _choose_size(settings: PredictSettings) -> tuple[float, float, float] | None:
     edge = settings.voxel_size_um
-    return volume if edge == "auto" else dataclasses.replace(volume, voxel_size_um=(edge, edge, edge))
+    return None if edge == "auto" else (edge, edge, edge)
 
 
-def _check_settings(settings: PredictSettings) -> None:
-    if settings.tile != "auto" and settings.tile < 32:
-        raise SettingsError(f"tile is {settings.tile}; expected at least 32 pixels, or auto.")
-    if settings.halo != "auto" and settings.halo < 0:
-        raise SettingsError(f"halo is {settings.halo}; expected 0 pixels or more, or auto.")
-    if settings.voxel_size_um != "auto" and not 0 < settings.voxel_size_um < math.inf:
-        raise SettingsError(f"voxel_size_um is {settings.voxel_size_um}; expected micrometres, or auto.")
+def _prepare(predictor: Predictor, volume: Volume, settings: PredictSettings) -> Volume:
+    """Flips the grey values if asked to, and says so if they are unlike the training data's."""
+    volume = invert_grey(volume) if settings.invert else volume
+    predictor.normalization.note_unlike(volume)
+    return volume
+
+
+def invert_grey(volume: Volume) -> Volume:
+    """Returns a volume whose grey values are flipped between its lowest and its highest when they are read; same dtype."""
+    extremes = [(plane.min(), plane.max()) for plane in volume.data]
+    low, high = min(lowest for lowest, _ in extremes), max(highest for _, highest in extremes)
+
+    def read(place: Place) -> NDArray[Any]:
+        flipped: NDArray[Any] = (high - np.asarray(volume.data[place])) + low  # in this order every step fits into the dtype
+        return flipped
+
+    where = volume.path or Path(volume.name)
+    return dataclasses.replace(volume, data=LazyArray(where, volume.shape, volume.data.dtype, read))
 
 
 def _note_unknown_size(volume: Volume, expected_um: tuple[float, float, float] | None) -> bool:
@@ -225,53 +263,10 @@ def _note_unknown_size(volume: Volume, expected_um: tuple[float, float, float] |
     return True
 
 
-def invert_grey(volume: Volume) -> Volume:
-    """Returns a volume whose grey values are flipped between its lowest and its highest; same dtype."""
-    low = min(plane.min() for plane in volume.data)
-    high = max(plane.max() for plane in volume.data)
-    # in this order every step fits into the dtype
-    return dataclasses.replace(volume, data=(high - volume.data) + low)
-
-
-def _pair_files(source: Path, target: Path, settings: PredictSettings) -> list[tuple[Path, Path]]:
-    """Returns input and output files; every output's place is checked before the first image is read."""
-    if not source.exists():
-        raise ImageError(f"{source}: no such file or folder; expected an image, a stack or a folder of them.")
-    if not source.is_dir():
-        if target.is_dir():
-            target = target / _name_labels(source)
-        pairs = [(source, target)]
-    else:
-        if target.suffix in SUFFIXES:
-            raise RunError(f"{target}: the input is a folder, so the output must be a folder too.")
-        images = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not images:
-            raise ImageError(f"{source}: no {', '.join(SUFFIXES)} file in this folder; expected at least one image.")
-        stems = [image.stem for image in images]
-        for stem in stems:
-            if stems.count(stem) > 1:
-                raise ImageError(f"{source}: more than one image is named {stem!r}; their label files would collide.")
-        pairs = [(image, target / _name_labels(image)) for image in images]
-    kept = [pair for pair in pairs if settings.existing != "skip" or not pair[1].exists()]
-    for _, place in kept:
-        _check_free(place, settings)
-    return kept
-
-
-def _name_labels(image: Path) -> str:
-    return f"{image.stem}{'.png' if image.suffix.lower() == '.png' else '.tif'}"
-
-
-def _check_free(place: Path, settings: PredictSettings) -> None:
-    if place.suffix.lower() not in SUFFIXES:
-        raise RunError(f"{place}: cannot write labels as {place.suffix!r}; expected {', '.join(SUFFIXES)}.")
-    if place.exists() and settings.existing == "refuse":
-        raise RunError(
-            f"{place}: is there already. Choose another output, or say --existing replace, or --existing skip to finish "
-            "a folder."
-        )
-
-
-def _beside(target: Path, what: str) -> Path:
-    suffix = ".tif" if target.suffix.lower() in (".tif", ".tiff", ".npy") else ".png"
-    return target.with_name(f"{target.stem}_{what}{suffix}")
+def _check_settings(settings: PredictSettings) -> None:
+    if settings.tile != "auto" and settings.tile < 32:
+        raise SettingsError(f"tile is {settings.tile}; expected at least 32 pixels, or auto.")
+    if settings.halo != "auto" and settings.halo < 0:
+        raise SettingsError(f"halo is {settings.halo}; expected 0 pixels or more, or auto.")
+    if settings.voxel_size_um != "auto" and not 0 < settings.voxel_size_um < math.inf:
+        raise SettingsError(f"voxel_size_um is {settings.voxel_size_um}; expected micrometres, or auto.")

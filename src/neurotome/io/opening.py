@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +148,15 @@ def _open_npy(path: Path, choice: Choice, remedy: str) -> NDArray[Any]:
     data = np.lib.format.open_memmap(path, mode="r")
     if data.ndim not in (2, 3):
         raise ImageError(f"{path}: shape {data.shape}; expected one slice (y, x) or one stack (z, y, x).")
-    if data.ndim == 3 and data.shape[-1] in (3, 4) and min(data.shape[:2]) > 16:
+    if looks_like_colours(data.shape):
         raise ImageError(f"{path}: shape {data.shape} looks like RGB(A) colours; expected (z, y, x). {remedy}.")
     choose_axes(str(path), "zyx"[-data.ndim :], data.shape, choice)
     return data[None] if data.ndim == 2 else data
+
+
+def looks_like_colours(shape: Sequence[int]) -> bool:
+    """Returns whether an array of this shape is rather a picture (y, x, colours) than a stack (z, y, x)."""
+    return len(shape) == 3 and shape[-1] in (3, 4) and min(shape[:2]) > 16
 
 
 def check_grey(data: Any, where: str, *, allow_constant: bool = False) -> None:

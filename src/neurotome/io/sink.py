@@ -80,7 +80,13 @@ class Sink:
 
 
 class LabelSink(Sink):
-    """A sink of class ids, which are stored as the ids that the dataset has for them."""
+    """A sink of class ids, which are stored as the ids that the dataset has for them.
+
+    Attributes:
+        classes: Know the stored ids; None: labels are stored as they are.
+    """
+
+    classes: ClassSet | None = None
 
     def write(self, place: Place, values: NDArray[Any]) -> None:
         """Writes a block of labels of any integer dtype, 0..255; see `Sink.write`."""
@@ -88,7 +94,7 @@ class LabelSink(Sink):
             raise ImageError(f"{self.path}: labels have dtype {values.dtype}; expected integers 0..255.")
         if values.size and not 0 <= values.min() <= values.max() <= 255:
             raise ImageError(f"{self.path}: labels lie in {values.min()}..{values.max()}; expected 0..255, which fit uint8.")
-        super().write(place, values.astype(np.uint8))
+        super().write(place, values.astype(np.uint8) if self.classes is None else self.classes.to_stored(values))
 
 
 @contextlib.contextmanager
@@ -117,6 +123,7 @@ def create_labels(
     """
     with _create(Path(path), shape_zyx, np.uint8, False, like, classes, block, LabelSink) as sink:
         assert isinstance(sink, LabelSink)
+        sink.classes = classes
         yield sink
 
 
@@ -206,7 +213,8 @@ def _start_npy(
     stack: contextlib.ExitStack, temporary: Path, shape: tuple[int, int, int], dtype: np.dtype[Any]
 ) -> WriteSlices:
     file = stack.enter_context(temporary.open("wb"))
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    kept = shape[1:] if shape[0] == 1 else shape  # one slice is an image
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": kept}
     np.lib.format.write_array_header_1_0(file, header)
 
     def write(_: Place, values: NDArray[Any]) -> None:
@@ -285,12 +293,14 @@ def _start_zarr(
 
 
 def _name_ids(classes: ClassSet | None) -> dict[int, str] | None:
-    return None if classes is None else dict(enumerate(classes.names))
+    if classes is None:
+        return None
+    return {int(value): name for value, name in zip(classes.to_stored(np.arange(len(classes))), classes.names, strict=True)}
 
 
 def _list_colours(classes: ClassSet) -> NDArray[np.uint8]:
-    """Returns the colour of every value that a byte can have, shape (256, 3)."""
-    return classes.paint(np.arange(256))
+    """Returns the colour of every stored value that a byte can have, shape (256, 3)."""
+    return classes.paint(classes.from_stored(np.arange(256)))
 
 
 @contextlib.contextmanager

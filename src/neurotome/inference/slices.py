@@ -1,0 +1,120 @@
+"""A predictor applied to a volume slice by slice, in memory that does not grow with the number of slices."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.inference.resample import choose_shape, resize
+from neurotome.normalize import Scale
+from neurotome.predictor import TILE, Predictor, Slice, predict_slice
+from neurotome.volume import Volume
+
+Pixels = int | Literal["auto"]
+
+
+class LabelledSlice(NamedTuple):
+    """What is predicted for one slice.
+
+    Attributes:
+        z: Which slice.
+        labels: Class ids, uint8, shape (y, x).
+        confidence: The probability of the chosen class times 255, uint8, shape (y, x).
+    """
+
+    z: int
+    labels: NDArray[np.uint8]
+    confidence: NDArray[np.uint8]
+
+
+def label_slices(
+    predictor: Predictor,
+    volume: Volume,
+    *,
+    tile: Pixels = "auto",
+    halo: Pixels = "auto",
+    on_progress: Callable[[float], None] | None = None,
+) -> Iterator[LabelledSlice]:
+    """Labels a volume slice by slice, from the first to the last; arguments and errors as of `predict_slices`."""
+    for z, probs in enumerate(predict_slices(predictor, volume, tile=tile, halo=halo, on_progress=on_progress)):
+        yield LabelledSlice(z, probs.argmax(0).astype(np.uint8), (probs.max(0) * 255).round().astype(np.uint8))
+
+
+def predict_volume(
+    predictor: Predictor, volume: Volume, *, on_progress: Callable[[float], None] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Returns labels and confidence of a whole volume, uint8, shape (z, y, x); see `label_slices`."""
+    slices = list(label_slices(predictor, volume, on_progress=on_progress))
+    return np.stack([one.labels for one in slices]), np.stack([one.confidence for one in slices])
+
+
+def predict_slices(
+    predictor: Predictor,
+    volume: Volume,
+    *,
+    tile: Pixels = "auto",
+    halo: Pixels = "auto",
+    on_progress: Callable[[float], None] | None = None,
+) -> Iterator[NDArray[np.float32]]:
+    """Predicts a volume slice by slice, at the predictor's voxel size if both sizes are known and differ.
+
+    Args:
+        predictor: A network or pixel classifier.
+        volume: What to predict; may be lazy.
+        tile: Edge of a tile in pixels; auto: the predictor's own.
+        halo: Pixels read around a tile; auto: the predictor's own.
+        on_progress: Called with the Mpixels done so far.
+
+    Yields:
+        Class probabilities of every slice, float32, shape (classes, y, x).
+
+    Raises:
+        ImageError: The volume has no scale that fits the predictor, or a voxel size that cannot be right.
+    """
+    shape = choose_shape(volume, predictor.voxel_size_um)
+    edge = (predictor.preferred_tile or TILE) if tile == "auto" else tile
+    if max(shape) > edge and not predictor.bounded:
+        warnings.warn(
+            f"{volume.path or volume.name}: this network looks at the whole image at once, so tiles of {edge} pixels only "
+            f"approximate it. Raise tile above {max(shape)} if memory allows.",
+            stacklevel=2,
+        )
+    scale = predictor.normalization.scale_for(volume)
+    done = 0.0
+
+    def count(pixels: int) -> None:
+        nonlocal done
+        done += pixels * (volume.shape[1] * volume.shape[2]) / (shape[0] * shape[1])
+        if on_progress is not None:
+            on_progress(done / 1e6)
+
+    for z in range(volume.shape[0]):
+        image: Slice = Context(volume, z, predictor.in_channels, scale)
+        if shape != volume.shape[1:]:
+            image = resize(image[:, :, :], shape)
+        probs = predict_slice(predictor, image, edge, None if halo == "auto" else halo, count)
+        yield resize(probs, volume.shape[1:])
+
+
+@dataclass(frozen=True)
+class Context:
+    """A slice of a volume with its neighbours, scaled piece by piece: hundreds of slices would not fit into memory whole."""
+
+    volume: Volume
+    z: int
+    slices: int
+    scale: Scale
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Slices, y and x."""
+        return self.slices, self.volume.shape[1], self.volume.shape[2]
+
+    def __getitem__(self, key: tuple[slice, slice, slice]) -> NDArray[np.float32]:
+        """Returns a piece of all slices."""
+        return self.scale.apply(self.volume.read_context(self.z, self.slices, *key[1:]))
