@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from neurotome.io import create_image
+
 ALLOWED = 1.10
 SLICES = (20, 400)
 
@@ -65,9 +67,9 @@ def main() -> None:
         folder = Path(temporary)
         model = train_model(folder)
         for count in options.slices:
-            with tifffile.TiffWriter(folder / "stack.tif", bigtiff=True) as writer:
-                for plane in make_slices(count, options.edge):
-                    writer.write(plane, compression="zlib", compressionargs={"level": 1}, contiguous=False)
+            with create_image(folder / "stack.tif", (count, options.edge, options.edge), np.uint16) as sink:
+                for z, plane in enumerate(make_slices(count, options.edge)):
+                    sink.write((slice(z, z + 1), slice(None), slice(None)), plane[None])
             started = time.perf_counter()
             command = [sys.executable, "-c", MEASURED, model, folder / "stack.tif", folder / "labels.tif"]
             output = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -18,6 +18,9 @@ MODES = ("dataset", "image", "tissue")
 MOST_VALUES = 4_000_000
 """Voxels of a volume that mode `tissue` looks at; larger volumes are thinned evenly."""
 
+FEWER_VALUES = 1 << 20
+"""Voxels from which the mean of a volume is estimated."""
+
 FARTHEST = 1.0
 """Standard deviations that an image's mean may lie off the training data's; within the real sets it is at most 0.7."""
 
@@ -85,7 +88,7 @@ class Normalization:
         """Says so if the mode is `dataset` and a volume's grey values are unlike the training data's."""
         if self.mode != "dataset" or volume.data.dtype.name != self.dtype:
             return
-        mean = float(sample_grey(volume.data, MOST_VALUES).mean())
+        mean = float(sample_grey(volume.data, FEWER_VALUES).mean())
         if abs(mean - self.mean) > FARTHEST * self.std:
             warnings.warn(
                 f"{volume.path or volume.name}: grey values have mean {mean:.4g}, the training data {self.mean:.4g}; that "

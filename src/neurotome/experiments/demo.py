@@ -102,8 +102,9 @@ def demo(
     _say("5/5 labelling new slices with it")
     unseen = out / "new" / "images"
     _write_unseen(unseen, 2 * settings.edge, settings.seed + 1)
-    voxel = dataset.voxel_size_um[1] if dataset.voxel_size_um else 0.0  # PNG files do not say it
-    new = PredictSettings(overlay=True, existing="replace", voxel_size_um=voxel)
+    new = PredictSettings(overlay=True, existing="replace")
+    if dataset.voxel_size_um is not None:  # PNG files do not say it
+        new = dataclasses.replace(new, voxel_size_um=dataset.voxel_size_um[1])
     predict(run.folder, unseen, out / "new" / "labels", settings=new)
     scores = run.read_scores("test") or {}
     _say(f"\n{format_scores(scores)}\n")

@@ -104,11 +104,11 @@ def _check_whole(path: Path, width: int, height: int, bits: int, interlaced: int
         while True:
             head = stream.read(8)
             length, name = struct.unpack(">I4s", head) if len(head) == 8 else (0, b"")
-            content = stream.read(length + 4)[:-4] if name and length <= path.stat().st_size else b""
-            if not name or len(content) < length:
+            content = stream.read(length + 4) if name and length <= path.stat().st_size else b""
+            if not name or len(content) < length + 4:
                 break
             if name == b"IDAT" and count < expected:
-                count += len(unpack.decompress(content, expected - count))
+                count += len(unpack.decompress(content[:-4], expected - count))
             if name == b"IEND":
                 if count >= expected:
                     return

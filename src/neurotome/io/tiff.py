@@ -150,6 +150,7 @@ def open_tiff(path: Path, choice: Choice, *, labels: bool) -> Source:
             read = functools.partial(_read_contiguous, path, stored, series.dataoffset, layout)
         else:
             pages = list(series)
+            _ = page.decode, page.jpegheader  # they look into the file, and remember
             if len(pages) < np.prod(layout.shape[:-2]) or any(one is None for one in pages):
                 raise ImageError(
                     f"{path}: found {len(pages)} slices for axes {axes} of shape {series.shape}; it is damaged."

@@ -102,7 +102,7 @@ def record_run(
     splits = {split: {c.name: dict(c.digests) for c in cutouts} for split, cutouts in dataset.splits.items() if cutouts}
     names, ignore = dataset.classes.names, dataset.classes.ignore
     # tissue that is made while training differs with the seed, which makes no other method
-    data = None if dataset.stream is not None else {name: splits.get(name) for name in ("train", "val")}
+    data = None if dataset.source is not None else {name: splits.get(name) for name in ("train", "val")}
     methodical = {key: value for key, value in list_settings(config).items() if key not in NAMED_MODELS}
     digest = _hash_json([kind, methodical, names, ignore, data, init_method or init_sha256])
     return Record(kind, method, digest, seed, names, ignore, splits, init_sha256)

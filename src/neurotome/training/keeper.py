@@ -140,7 +140,6 @@ class Keeper(lightning.Callback):
     def summarise(self) -> dict[str, Any]:
         """Returns the content of training.json."""
         module, steps = self.module, sorted(self.step_seconds)
-        stream = module.sampler.stream
         return {
             "epochs": len(module.history),
             "steps": module.step,
@@ -149,7 +148,7 @@ class Keeper(lightning.Callback):
             "best_val_macro_f1": module.best if math.isfinite(module.best) else None,
             "seconds_to_first_step": self.first_step_seconds,
             "median_step_seconds": steps[len(steps) // 2] if steps else None,
-            "seconds_waited_for_tissue": None if stream is None else round(stream.waited_seconds, 3),
+            **module.sampler.facts,
             "peak_memory_bytes": measure_peak_memory(),
             "precision": module.trainer.precision,
             "device": str(module.device),
