@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import yaml
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.folder import open_folder
+from neurotome.datasets.view import View
 from neurotome.errors import DatasetError, ImageError, NeurotomeError
-from neurotome.io.images import write_image, write_labels
+from neurotome.io import create_labels, open_labels, write_image, write_labels
 
 GREY = np.arange(8 * 5 * 6, dtype=np.uint8).reshape(8, 5, 6)
 LABELS = (GREY % 3).astype(np.uint8)
@@ -243,6 +245,41 @@ def test_labels_from_1_are_read_as_classes_from_0_and_0_as_not_labelled(folder: 
     write_config(folder, classes={1: "cell", 2: "axon"}, ignore=None)
     with pytest.raises(DatasetError, match="Write ignore: 0 if 0 means not labelled"):
         open_dataset(folder)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".npy", ".zarr"])
+def test_labels_of_such_classes_are_written_as_they_were_read(folder: Path, suffix: str) -> None:
+    write_config(folder, classes={1: "cell", 2: "axon"}, ignore=0)
+    classes = open_dataset(folder).classes
+    labels = classes.from_stored(LABELS[:1])
+    with create_labels(folder / f"out{suffix}", labels.shape, classes) as sink:
+        sink.write((slice(0, 1), slice(None), slice(None)), labels)
+    np.testing.assert_array_equal(np.asarray(open_labels(folder / f"out{suffix}")), LABELS[:1])
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 30])
+def test_parts_of_any_format_are_read_as_they_are(folder: Path, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neurotome.datasets.folder.KEPT_BYTES", kept)
+    place = (slice(1, 7), slice(1, 4), slice(2, 6))
+    parts = {"z": [1, 7], "y": [1, 4], "x": [2, 6]}
+    write_config(folder, classes={1: "cell", 2: "axon"}, ignore=0, splits={"train": [{"id": "stack", **parts}]})
+    (folder / "labels" / "stack.npy").unlink()
+    for suffix in (".zarr", ".tif", ".npy"):
+        for old in (*(folder / "images").glob("stack.*"), *(folder / "labels").glob("stack.*")):
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        write_image(folder / "images" / f"stack{suffix}", GREY)
+        write_labels(folder / "labels" / f"stack{suffix}", LABELS)
+        dataset = open_dataset(folder)
+        (cutout,) = dataset.split("train")
+        data, expected = cutout.volume.data, np.array([255, 0, 1])[LABELS]
+        if suffix != ".npy":
+            assert isinstance(data, View if kept == 0 else np.ndarray)
+        np.testing.assert_array_equal(np.asarray(data), GREY[place])
+        np.testing.assert_array_equal(np.stack(list(data)), GREY[place])
+        np.testing.assert_array_equal(np.asarray(data[::2, -1:, 3:0:-1]), GREY[place][::2, -1:, 3:0:-1])
+        np.testing.assert_array_equal(cutout.volume.read_context(0, 3), GREY[place][[0, 0, 1]])
+        np.testing.assert_array_equal(cutout.read_labels(2, slice(1, 3)), expected[place][2, 1:3])
+        assert cutout.label_counts[:, :2].sum() == (LABELS[place] > 0).sum()
 
 
 def test_images_of_different_voxel_sizes_are_noted(folder: Path) -> None:

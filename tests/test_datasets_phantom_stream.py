@@ -67,7 +67,7 @@ def test_batches_follow_the_stream_and_depend_on_the_step_alone() -> None:
     images, labels = jump.draw(11)
     np.testing.assert_array_equal(images, batches[11][0])
     np.testing.assert_array_equal(labels, batches[11][1])
-    assert jump.numbers == [3, 4, 5, 6]
+    assert jump.pools[0].numbers == [3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import DatasetError, RunError, SettingsError
-from neurotome.report.describe import DRAWS, choose_slices, describe, draw_augmentation, format_datasets, format_statistics
+from neurotome.report.describe import DRAWS, choose_slices, describe, draw_augmentation, format_datasets
 from neurotome.volume import Volume
 
 OFF = AugmentSettings(enabled=False)
@@ -72,7 +73,7 @@ def test_error_leaves_no_folder(tmp_path, arguments, error):
 
 def test_file_in_the_way(tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(RunError, match="a file is in the way"):
+    with pytest.raises(RunError, match="is a file; expected a folder"):
         describe(make_dataset(), out=tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
 
@@ -122,7 +123,7 @@ def test_one_scale_for_all_pictures():
 def test_numbers_as_text():
     dataset = make_dataset()
     statistics = measure_dataset(dataset)
-    text = format_statistics(statistics)
+    text = str(statistics)
     train = statistics["splits"]["train"]
     assert "toy: 3 classes, voxel size 1 x 0.5 x 0.5 um (z, y, x)" in text
     assert "licence: CC0" in text
@@ -131,9 +132,41 @@ def test_numbers_as_text():
     assert "test: 1 image, 1 slice, 1,920 pixels" in text
     assert f"mean {train['mean']:.4g}" in text
     # 2 x 15 x 22 pixels of vessel
-    assert f"vessel{660:>22,}{100 * 660 / 3744:>7.2f} %" in text
-    assert f"not labelled{96:>16}" in text
+    assert f"  vessel{660:>14,}  {100 * 660 / 3744:.2f} %\n" in text
+    assert f"  not labelled{96:>8}\n" in text
+    html = statistics._repr_html_()
+    assert "<td>vessel</td><td>660</td><td>17.63 %</td>" in html
+    assert html.count("<table>") == 2
+    assert repr(statistics) == text
+    assert json.loads(json.dumps(statistics)) == statistics
+    assert "train       2       2         40 x 48" in str(dataset)
+    assert "<td>train</td><td>2</td><td>2</td><td>40 x 48</td>" in dataset._repr_html_()
     assert "–" not in text
+
+
+def test_a_mask_of_0_and_255_is_described_with_what_to_do(tmp_path):
+    dataset = make_dataset()
+    for cutout in dataset.split("train"):
+        cutout.labels[:] = np.where(cutout.labels == 1, 255, 0)
+    with pytest.warns(UserWarning, match="all labelled .* of class background.* in masks of 0 and 255 write 1"):
+        assert describe(dataset, out=tmp_path)["splits"]["train"]["counts"]["vessel"] == 0
+    dataset = make_dataset()
+    for cutout in dataset.split("train"):
+        cutout.labels[cutout.labels == 1] = 255
+    with pytest.warns(UserWarning, match="no training pixel of class vessel.* in masks of 0 and 255 write 1"):
+        describe(dataset)
+
+
+def test_images_that_no_split_names_are_named():
+    dataset = dataclasses.replace(make_dataset(), unlisted=("d", "e<f>"))
+    assert "in no split: d, e<f>" in str(describe(dataset))
+    assert "in no split: d, e&lt;f&gt;" in describe(dataset)._repr_html_()
+    assert "in no split: d, e&lt;f&gt;" in dataset._repr_html_()
+
+
+def test_nothing_is_written_into_what_is_described(tmp_path):
+    with pytest.raises(RunError, match="images"):
+        describe(tmp_path, out=tmp_path / "images")
 
 
 def test_class_that_is_absent_and_split_without_labels():
@@ -146,7 +179,7 @@ def test_class_that_is_absent_and_split_without_labels():
         ClassSet(("a", "b")),
         {"train": (Cutout(Volume(grey, "x"), some),), "val": (Cutout(Volume(grey, "y"), labels),)},
     )
-    text = format_statistics(measure_dataset(dataset))
+    text = str(measure_dataset(dataset))
     assert "voxel size not known" in text
     assert "0.00 %" in text
     assert "imbalance not known" in text

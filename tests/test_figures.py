@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from functools import cache
 from typing import Any
 
 import matplotlib
@@ -10,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from PIL import Image
 
 from neurotome import figures
@@ -19,6 +23,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import DatasetError, ImageError, RunError, SettingsError
+from neurotome.figures.style import STYLE
 from neurotome.scoring import score_images
 from neurotome.volume import Volume
 
@@ -270,7 +275,7 @@ class TestExamples:
     def test_errors_are_the_labelled_pixels_that_differ(self, tmp_path):
         figure = figures.plot_examples([figures.Example("slice 7", GREY, TRUTH, PREDICTED)], CLASSES)
         image, truth, _, errors = figure.axes
-        assert image.get_ylabel() == "slice 7\n4 × 3 pixels"
+        assert image.get_ylabel() == "slice 7\n3 × 4 pixels (height × width)"
         np.testing.assert_array_equal(image.images[0].get_array()[..., 0], GREY)
         red = (np.asarray(errors.images[0].get_array()) == (190, 0, 70)).all(-1)
         np.testing.assert_array_equal(red, (TRUTH != PREDICTED) & (TRUTH != 255))
@@ -336,7 +341,7 @@ class TestStatistics:
             counts = np.asarray(statistics["splits"]["train"]["histogram"][name])
             np.testing.assert_allclose(values, 100 * counts / counts.sum())
             np.testing.assert_allclose(edges, statistics["histogram_edges"])
-        assert "cell (absent)" in [text.get_text() for text in axes.get_legend().get_texts()]
+        assert legend(figure) == ["background", "vessel", "cell (absent)", "axon"]
         assert "not shown" not in axes.get_xlabel()
         render(figure, tmp_path)
 
@@ -428,3 +433,149 @@ def test_a_clipped_value_does_not_hide_the_rest():
     axes = figures.plot_histograms(measure_dataset(dataset), "train", OTHERS).axes[0]
     assert axes.get_ylim()[1] < 3
     assert "nucleus: 75 % at 0" in texts(axes)
+
+
+MANY = ClassSet(tuple(f"region number {i}" for i in range(40)))
+UNWRITABLE = ClassSet(("\ue010\ue011", "\ue012", "cell"))  # of the private use area, which no font has
+LONG = ClassSet(("background", "vessel of the outer layer " * 4 + "left", "vessel of the outer layer " * 4 + "right"))
+
+
+def score_many(classes: ClassSet) -> dict[str, Any]:
+    truth = np.repeat(np.arange(len(classes), dtype=np.uint8), 4).reshape(-1, 4)
+    predicted = truth.copy()
+    predicted[:, 0] = 0
+    return score(classes=classes, truth=truth, predicted=predicted)
+
+
+@cache
+def draw_all(classes: ClassSet) -> dict[str, Figure]:
+    """Every figure that names classes."""
+    truth = np.repeat(np.arange(len(classes), dtype=np.uint8), 40).reshape(-1, 10)
+    grey = np.arange(truth.size, dtype=np.uint8).reshape(truth.shape)
+    dataset = Dataset("tiny", classes, {"train": (Cutout(Volume(grey[None], "a"), truth[None]),)})
+    statistics = measure_dataset(dataset)
+    metrics = {k: v for k, v in row(0).items() if not k.startswith("val_f1_")} | {f"val_f1_{n}": 0.5 for n in classes.names}
+    return {
+        "scores": figures.plot_class_scores(score_many(classes), classes),
+        "confusion": figures.plot_confusion(score_many(classes), classes),
+        "shares": figures.plot_class_shares(statistics, classes),
+        "histograms": figures.plot_histograms(statistics, "train", classes),
+        "training": figures.plot_training([metrics], classes),
+        "examples": figures.plot_examples([figures.Example("a", grey, truth, truth)], classes),
+        "samples": figures.plot_samples([("a", grey, truth)], classes),
+    }
+
+
+def all_texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(lambda artist: isinstance(artist, Text))]
+
+
+class TestManyLongAndUnwritableNames:
+    @pytest.mark.parametrize("classes", [CLASSES, MANY, UNWRITABLE, LONG], ids=["few", "many", "unwritable", "long"])
+    def test_legends_lie_below_all_panels_and_within_the_figure(self, classes):
+        for name, figure in draw_all(classes).items():
+            with matplotlib.rc_context(STYLE):
+                figure.draw_without_rendering()
+            renderer = FigureCanvasAgg(figure).get_renderer()
+            for found in figure.legends:
+                box = found.get_window_extent(renderer)
+                assert box.y1 <= min(axes.get_tightbbox(renderer).y0 for axes in figure.axes), name
+                assert box.x0 >= 0, name
+                assert box.y0 >= 0, name
+                assert box.x1 <= figure.bbox.x1, name
+            for axes in (axes for axes in figure.axes if axes.get_label() != "<colorbar>"):
+                assert axes.get_window_extent(renderer).width > 40, name
+                assert axes.get_window_extent(renderer).height > 40, name
+
+    def test_each_of_many_classes_has_its_id(self):
+        for name, figure in draw_all(MANY).items():
+            drawn = all_texts(figure)
+            assert {f"{i} region number {i}" for i in range(1, 40)} <= set(drawn), name
+
+    def test_ids_of_many_classes_are_written_where_the_class_is(self):
+        figure = draw_all(MANY)["examples"]
+        places = {text.get_text(): text.get_position() for text in figure.axes[1].texts}
+        # four rows of each class, ten pixels wide; a class is deepest in one of its two middle rows
+        assert sorted(map(int, places)) == list(range(1, 40))
+        for number, (x, y) in ((int(text), place) for text, place in places.items()):
+            assert y in (4 * number + 1, 4 * number + 2)
+            assert 1 <= x <= 8
+
+    def test_a_few_classes_need_no_ids(self):
+        for name, figure in draw_all(CLASSES).items():
+            assert not {"1", "1 vessel", "class 1"} & set(all_texts(figure)), name
+
+    def test_many_rows_are_as_long_as_the_scores(self):
+        scores = score_many(MANY)
+        precision, recall = draw_all(MANY)["scores"].axes[:2]
+        lengths = [bar.get_width() for bar in recall.patches if isinstance(bar, Rectangle)]
+        np.testing.assert_allclose(
+            lengths, [*(scores["per_class"][n]["recall"] for n in MANY.names), scores["macro"]["recall"]]
+        )
+        assert precision.get_title("left") == "Precision"
+
+    def test_a_name_without_letters_is_the_class_id(self):
+        assert figures.label_classes(UNWRITABLE) == ["class 0", "class 1", "cell"]
+        for name, figure in draw_all(UNWRITABLE).items():
+            assert not any("\ue010" in text or "\ue012" in text for text in all_texts(figure)), name
+
+    def test_long_names_lose_their_middle_and_stay_different(self):
+        labels = figures.label_classes(LONG)
+        assert labels[0] == "background"
+        assert labels[1] == "1 vessel of the outer…layer left"
+        assert labels[2] == "2 vessel of the outer…layer right"
+
+
+def test_ranges_of_many_classes_are_quantiles():
+    edges = np.arange(101.0)
+    names = MANY.names
+    histogram = {name: np.eye(100)[5].astype(int).tolist() for name in names} | {names[3]: [1] * 100, names[4]: [0] * 100}
+    statistics = {
+        "dataset": "d",
+        "classes": list(names),
+        "histogram_edges": edges.tolist(),
+        "splits": {"train": {"histogram": histogram}},
+    }
+    (axes,) = figures.plot_histograms(statistics, "train", MANY).axes
+    thin, thick = (axes.collections[i].get_segments()[0][:, 0].tolist() for i in (6, 7))
+    assert thin == pytest.approx([4.5, 94.5], abs=1)
+    assert thick == pytest.approx([24.5, 74.5], abs=1)
+    assert texts(axes) == ["absent"]
+
+
+@pytest.mark.parametrize("backend", ["inline", "nonsense"])
+def test_figures_need_no_backend(tmp_path, backend):
+    code = (
+        "import os, sys; from pathlib import Path; from neurotome import figures; from neurotome.classes import ClassSet;"
+        "scores = dict(dataset='d', split='s', classes=['a', 'b'], confusion=[[1, 2], [3, 4]]);"
+        "figure = figures.plot_confusion(scores, ClassSet(('a', 'b')));"
+        "figures.save_figure(figure, Path(sys.argv[1]));"
+        "print(os.environ['MPLBACKEND'])"  # as it was, for others
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a.png"],
+        check=True,
+        timeout=60,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MPLBACKEND": backend},
+    )
+    assert done.stdout.strip() == backend
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_a_backend_that_is_there_stays_for_others():
+    code = "from neurotome import figures; import matplotlib; print(matplotlib.get_backend())"
+    env = {**os.environ, "MPLBACKEND": "svg"}
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env).stdout == "svg\n"
+    )
+
+
+@pytest.mark.parametrize("rate", [0.0, 3e-6, None])
+def test_learning_rate_of_one_epoch_has_a_readable_axis(tmp_path, rate):
+    rates = figures.plot_training([row(0, learning_rate=rate)], CLASSES).axes[2]
+    low, high = rates.get_ylim()
+    assert low == 0
+    assert high > (rate or 0.5)
+    assert rates.get_ylabel() == ("learning rate (× 10⁻⁶)" if rate else "learning rate")

@@ -26,7 +26,7 @@ from neurotome.normalize import Normalization
 from neurotome.training.fit import fit
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
-from neurotome.training.start import REPLAYED, add_tissue, list_splits, settle_recipe
+from neurotome.training.start import list_splits, settle_recipe
 from neurotome.volume import Volume
 from test_cli import run, write_dataset
 from test_training_fit import build, make_dataset
@@ -254,20 +254,31 @@ def test_packaged_models_are_complete(name: str) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < 15e6
 
 
-def test_replay_adds_synthetic_tissue_to_the_share_asked_for() -> None:
-    labels = np.zeros((1, 40, 40), np.uint8)
+def make_own(height: int) -> Dataset:
+    """One image of the phantom's classes with two grey values."""
+    labels = np.zeros((1, height, 40), np.uint8)
     labels[0, 5:9, 5:9] = 1
-    own = Cutout(Volume(np.arange(1600, dtype=np.float32).reshape(1, 40, 40), "mine"), labels)
-    dataset = Dataset("mine", ClassSet(CLASSES), {"train": (own,)})
-    mixed = add_tissue(dataset, 0.25, edge=40, depth=1, seed=0)
-    names = [c.name for c in mixed.split("train")]
-    assert names.count("mine") == 3 * REPLAYED
-    assert len(names) == 4 * REPLAYED
-    again = add_tissue(dataset, 0.25, edge=40, depth=1, seed=0)
-    np.testing.assert_array_equal(again.split("train")[-1].volume.data, mixed.split("train")[-1].volume.data)
+    image = np.tile(np.array([1000, 1010], np.uint16), (1, height, 20))
+    cutout = Cutout(Volume(image, "mine"), labels)
+    return Dataset("mine", ClassSet(CLASSES), {"train": (cutout,), "val": (cutout,)})
 
 
-def test_replay_needs_the_phantoms_classes() -> None:
-    dataset = Dataset("other", ClassSet(("background", "nucleus")), {"train": ()})
-    with pytest.raises(SettingsError, match=r"train.replay is 0.5, but other has the classes background, nucleus;"):
-        add_tissue(dataset, 0.5, edge=40, depth=1, seed=0)
+@pytest.mark.parametrize("height", [40, 1000])  # fewer and more pixels than the tissue's
+def test_replay_draws_synthetic_tissue_to_the_share_asked_for(
+    height: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neurotome.datasets.phantom.stream.REPLAYED", 10)
+    start = write_model(tmp_path / "model", CLASSES)
+    settings = dataclasses.replace(SHORT, replay=0.25)
+    module = build(make_own(height), make_recipe(start, train=settings, sample=SampleSettings(patch=16, batch=300)))
+    images, _ = module.sampler.draw(0)
+    tissue = [len(np.unique(image)) > 2 for image in images]  # the own image has two grey values
+    # 4 standard deviations of a binomial distribution
+    assert np.mean(tissue) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 300) ** 0.5)
+    np.testing.assert_array_equal(images, module.sampler.draw(0)[0])
+
+
+def test_replay_needs_the_phantoms_classes(model: Path) -> None:
+    settings = dataclasses.replace(SHORT, replay=0.5)
+    with pytest.raises(SettingsError, match=r"train.replay is above 0, but .* has the classes background, cell;"):
+        build(make_dataset(), make_recipe(model, train=settings))

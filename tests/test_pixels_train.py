@@ -105,11 +105,6 @@ def test_majority_agrees_with_sklearn(dataset):
     np.testing.assert_allclose(predictor.frequencies, dummy.class_prior_, rtol=1e-6)
 
 
-def test_count_slices(dataset):
-    counts = count_slices(dataset)
-    assert counts.tolist() == [[1488, 200, 192], [1488, 200, 192], [2188, 200, 192]]
-
-
 LEARNERS = {
     "rf": SMALL,
     "lr": change(learner="lr"),

@@ -91,7 +91,7 @@ def test_every_image_is_also_scored_by_itself() -> None:
         assert alone["images"] == len(singles)
         assert [alone["f1"], alone["iou"]] == pytest.approx(list(np.mean(singles, 0)))
     assert "pooled" in result["note"]
-    assert "mean over images" in result["note"]
+    assert "averaged over the images" in result["note"]
     assert (result["dataset"], result["split"], result["classes"]) == ("toy", "val", NAMES)
 
 

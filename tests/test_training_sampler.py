@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from neurotome.classes import ClassSet
-from neurotome.datasets.base import Cutout, Dataset
+from neurotome.datasets.base import Cutout, Dataset, FixedCutouts
 from neurotome.errors import NeurotomeError
 from neurotome.normalize import Normalization
 from neurotome.training.sampler import PatchSampler, SampleSettings, collect_slices
@@ -72,7 +72,7 @@ def test_images_smaller_than_a_patch_are_padded_and_not_learned():
 def test_sequential_tiles_cover_every_pixel_in_order():
     dataset = make_dataset((2, 20, 30), (1, 16, 16))
     sampler = make_sampler(dataset, patch=16, batch=4, order="sequential")
-    assert sampler.steps_per_pass == 3  # 2 slices x 2 x 2 tiles, 1 tile
+    # 2 slices x 2 x 2 tiles, 1 tile
     batches = [sampler.draw(step)[0] for step in range(3)]
     assert [len(batch) for batch in batches] == [4, 4, 1]
     seen = np.concatenate([batch.ravel() for batch in batches])
@@ -148,3 +148,39 @@ def test_wrong_volumes():
         sampler.draw_volumes(0, 0)
     with pytest.raises(NeurotomeError, match="in_channels is 3"):
         make_sampler(make_dataset((5, 40, 50)), channels=3, patch=16).draw_volumes(0, 3)
+
+
+def make_source(shape, grey=-1):
+    """A source whose pixels are all of class cell and of one grey value, which no pixel of `make_dataset` has."""
+    return FixedCutouts((Cutout(Volume(np.full(shape, grey, np.float32), "other"), np.ones(shape, np.uint8)),))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("shape", [(1, 20, 20), (9, 200, 200)])
+@pytest.mark.parametrize("rare", [0.0, 0.7])
+def test_two_sources_are_drawn_by_weight_whatever_their_sizes(share, shape, rare):
+    settings = SampleSettings(patch=8, batch=1000, rare=rare)
+    sampler = PatchSampler(make_dataset((4, 64, 64)), settings, AS_IS, 1, 0, (make_source(shape), share))
+    images, labels = sampler.draw(3)
+    other = (images == -1).all((1, 2, 3))
+    assert other.mean() == pytest.approx(share, abs=4 * (share * (1 - share) / 1000) ** 0.5)
+    assert (images[~other] >= 0).all()
+    assert (labels[other] == 1).all()
+    np.testing.assert_array_equal(images, sampler.draw(3)[0])
+    volumes, _ = sampler.draw_volumes(0, 1)
+    assert (volumes == -1).all((1, 2, 3, 4)).mean() == pytest.approx(share, abs=0.07)
+
+
+def test_classes_are_counted_as_they_are_drawn():
+    dataset = make_dataset((1, 20, 10))  # 100 background, of which 1 axon; 100 cell
+    assert make_sampler(dataset, patch=8).class_counts.tolist() == [99, 100, 1]
+    # of five patches four are the other source's: as if it had 4 x 200 pixels, all of class cell
+    sampler = PatchSampler(dataset, SampleSettings(patch=8), AS_IS, 1, 0, (make_source((3, 30, 30)), 0.8))
+    assert sampler.class_counts.tolist() == [99, 100 + 800, 1]
+
+
+def test_two_sources_have_no_order():
+    with pytest.raises(NeurotomeError, match=r"sample\.order is sequential, but synthetic tissue has no end"):
+        PatchSampler(
+            make_dataset((1, 20, 20)), SampleSettings(8, order="sequential"), AS_IS, 1, 0, (make_source((1, 9, 9)), 0.5)
+        )

@@ -183,12 +183,12 @@ def _show(result: Any) -> None:
 
 
 def _format(result: dict[str, Any]) -> str:
-    from neurotome.report.describe import format_datasets, format_statistics
+    from neurotome.report.describe import format_datasets
     from neurotome.scoring import format_scores
 
     if "per_class" in result:
         return format_scores(result)
-    return format_statistics(result) if "splits" in result else format_datasets(result)
+    return format_datasets(result) if type(result) is dict else str(result)
 
 
 def _fail(error: BaseException, message: str, debug: bool, status: int = 1) -> NoReturn:

@@ -19,8 +19,7 @@ RESAMPLES = 2000
 
 AGGREGATIONS = (
     "Scores per class, macro and weighted are pooled: pixels of all images are counted first, then divided. Scores per "
-    "image are divided image by image, then averaged over the images that have the class. Compare a published table with "
-    "the same of the two: MTNeuro's published IoU does not fit its F1 if both are pooled and looks like a mean over images."
+    "image are divided image by image, then averaged over the images that have the class."
 )
 """Stands in every file of scores, because tables are often compared with the wrong one."""
 

@@ -29,7 +29,7 @@ class Table:
             )
             for row in cells
         )
-        return "\n".join(indent + line for line in lines)
+        return "\n".join((indent + line).rstrip() for line in lines)
 
     def to_html(self) -> str:
         """Returns a table element."""

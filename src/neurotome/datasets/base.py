@@ -67,14 +67,33 @@ class Cutout:
         return {"pixels": pixels.hexdigest(), "labels": labels.hexdigest(), "voxel_size_um": voxel_size_um}
 
 
-class CutoutStream(Protocol):
-    """Training cutouts that change as training goes on."""
+class CutoutSource(Protocol):
+    """Training cutouts by step."""
 
-    waited_seconds: float
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What a run's summary says of it; JSON values."""
+        ...
 
-    def window(self, step: int) -> list[tuple[int, Cutout]]:
+    def window(self, step: int) -> Sequence[tuple[int, Cutout]]:
         """Returns the cutouts, each with a number of its own, from which a step draws; the same for the same step."""
         ...
+
+
+@dataclass(frozen=True)
+class FixedCutouts:
+    """The same cutouts at every step; see `CutoutSource`."""
+
+    cutouts: tuple[Cutout, ...]
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Nothing."""
+        return {}
+
+    def window(self, step: int) -> Sequence[tuple[int, Cutout]]:
+        """Returns all of them."""
+        return list(enumerate(self.cutouts))
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,7 @@ class Dataset:
         splits: Cutouts per split; a split that is absent has no entry.
         licence: Licence of the data, "" if not stated.
         citation: How to cite it, "" if not stated.
-        stream: Training cutouts that are made as training goes on; the split train holds those of the first step.
+        source: Training cutouts by step where they change as training goes on; the split train holds those of the first.
         unlisted: Images that lie beside the others and are in no split.
     """
 
@@ -96,7 +115,7 @@ class Dataset:
     splits: Mapping[str, tuple[Cutout, ...]]
     licence: str = ""
     citation: str = ""
-    stream: CutoutStream | None = None
+    source: CutoutSource | None = None
     unlisted: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[Cutout, ...]:

@@ -24,14 +24,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset, Size, check_labels, format_size, list_sizes
 from neurotome.datasets.splits import Entries, describe_splits, describe_value, make_splits, read_splits, write_splits
 from neurotome.datasets.view import view
 from neurotome.documents import read_yaml
 from neurotome.errors import DatasetError, show, unknown
-from neurotome.io.files import SUFFIXES
-from neurotome.io.images import find_image, read_image, read_labels
+from neurotome.io.files import find_image, list_images, name_image
+from neurotome.io.opening import open_labels, open_volume
 from neurotome.progress import track
 
 KEYS = ("name", "classes", "ignore", "voxel_size_um", "splits", "licence", "citation", "source")
@@ -39,6 +41,10 @@ KEYS = ("name", "classes", "ignore", "voxel_size_um", "splits", "licence", "cita
 SPLITS_FILE = "splits.yaml"
 
 SLOW_BYTES = 200_000_000  # reading and checking this much takes some seconds
+
+KEPT_BYTES = 4 << 30
+"""So much of a dataset is read into memory, since compressed slices would be decoded for every patch; the rest stays in its
+files. Arrays in .npy files are memory-mapped and never copied."""
 
 
 def open_folder(path: str | Path) -> Dataset:
@@ -92,14 +98,6 @@ def _list_files(folder: Path) -> dict[str, list[Path]]:
 
 def _list_used(splits: Entries) -> list[str]:
     return sorted({entry.image_id for entries in splits.values() for entry in entries})
-
-
-def list_images(folder: Path) -> list[Path]:  # noqa: D103
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-
-
-def name_image(path: Path) -> str:  # noqa: D103
-    return path.stem
 
 
 def _load_splits(folder: Path, content: Mapping[str, Any], config: Path) -> tuple[Entries | None, Path]:
@@ -196,15 +194,19 @@ def _read_pairs(
 
     files = [(image_id, find("images", images, image_id), find("labels", labels, image_id)) for image_id in ids]
     slow = sum(path.stat().st_size for _, *pair in files for path in pair) > SLOW_BYTES
-    cutouts = {}
+    cutouts, left = {}, KEPT_BYTES
     for image_id, image_path, labels_path in track(files, "reading images", len(files)) if slow else files:
-        volume = read_image(image_path, voxel_size_um=voxel_size_um)
-        stored = read_labels(labels_path)
+        volume = open_volume(image_path, voxel_size_um=voxel_size_um)
+        stored = open_labels(labels_path)
         if stored.shape != volume.shape:
             raise DatasetError(
                 f"{labels_path}: labels have shape {stored.shape}, the image {image_path} has {volume.shape} "
                 "(z, y, x); every pixel of the image needs one label."
             )
+        size = sum(array.size * array.dtype.itemsize for array in (volume.data, stored))
+        if size <= left:
+            left -= size
+            volume, stored = dataclasses.replace(volume, data=np.asanyarray(volume.data)), np.asanyarray(stored)
         check_labels(stored, classes, str(labels_path))
         if classes.first_id:
             stored = view(stored, table=classes.from_stored_table)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
-from neurotome.datasets.base import Cutout, Dataset
+from neurotome.datasets.base import Cutout, Dataset, format_size
 from neurotome.errors import DatasetError
 from neurotome.normalize import measure_grey
+from neurotome.tables import Table, to_html
 
 BINS = 256
 
@@ -55,18 +56,19 @@ def list_seen(dataset: Dataset, totals: NDArray[np.int64], warn: bool = True) ->
     Raises:
         DatasetError: There is only one.
     """
+    classes = dataset.classes
     seen = np.flatnonzero(totals)
-    absent = ", ".join(name for name, total in zip(dataset.classes.names, totals, strict=True) if total == 0)
+    absent = ", ".join(name for name, total in zip(classes.names, totals, strict=True) if total == 0)
     unlabelled = int(sum(cutout.volume.data.size for cutout in dataset.split("train")) - totals.sum())
     mask = (
-        f" {unlabelled:,} pixels have the value {dataset.classes.ignore}, which means not labelled: in masks of 0 and "
-        f"{dataset.classes.ignore} write 1 for it."
-        if unlabelled and absent
+        f" {unlabelled:,} pixels have the value {classes.ignore}, which means not labelled: in masks of 0 and "
+        f"{classes.ignore} write 1 for it."
+        if unlabelled and absent and not classes.first_id
         else ""
     )
     if len(seen) < 2:
         raise DatasetError(
-            f"{dataset.name}: all labelled training pixels are of class {dataset.classes.names[seen[0]]}; expected two "
+            f"{dataset.name}: all labelled training pixels are of class {classes.names[seen[0]]}; expected two "
             f"classes or more, for there is nothing to tell apart. Label others.{mask}"
         )
     if absent and warn:
@@ -78,7 +80,52 @@ def list_seen(dataset: Dataset, totals: NDArray[np.int64], warn: bool = True) ->
     return seen
 
 
-def measure_dataset(dataset: Dataset) -> dict[str, Any]:
+class Statistics(dict[str, Any]):
+    """What `measure_dataset` returns: JSON values, shown as text, and as tables in a notebook."""
+
+    def __str__(self) -> str:
+        splits = (f"{text}\n{table.to_text('  ')}" for text, table in self._describe_splits())
+        return "\n\n".join([self._headline(), *splits])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return to_html(self._headline(), *(piece for pair in self._describe_splits() for piece in pair))
+
+    def _headline(self) -> str:
+        lines = [f"{self['dataset']}: {len(self['classes'])} classes, voxel size {format_size(self['voxel_size_um'])}"]
+        lines += [f"{key}: {self[key]}" for key in ("licence", "citation") if self[key]]
+        lines += [f"in no split: {', '.join(self['unlisted'])}"] if self["unlisted"] else []
+        return "\n".join(lines)
+
+    def _describe_splits(self) -> Iterator[tuple[str, Table]]:
+        for split, measured in self["splits"].items():
+            sizes = (
+                count(measured["images"], "image"),
+                count(measured["slices"], "slice"),
+                f"{measured['pixels']:,} pixels",
+            )
+            low, high, mean, std = (measured[key] for key in ("min", "max", "mean", "std"))
+            imbalance = "not known" if measured["imbalance"] is None else f"{measured['imbalance']:.3g}"
+            text = (
+                f"{split}: {', '.join(sizes)}\n"
+                f"  grey values {low:g} to {high:g}, mean {mean:.4g}, standard deviation {std:.4g}\n"
+                f"  imbalance {imbalance} (most frequent class over the rarest)"
+            )
+            rows = [
+                (name, f"{measured['counts'][name]:,}", "–" if share is None else f"{100 * share:.2f} %")
+                for name, share in measured["share"].items()
+            ]
+            ignored = [("not labelled", f"{measured['ignored']:,}", "")] if measured["ignored"] else []
+            yield text, Table(("class", "pixels", "share"), [*rows, *ignored])
+
+
+def count(number: int, noun: str) -> str:
+    """Returns a number with its noun in the singular or plural."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def measure_dataset(dataset: Dataset) -> Statistics:
     """Measures every split of a dataset; reads slice by slice.
 
     Returns:
@@ -100,15 +147,20 @@ def measure_dataset(dataset: Dataset) -> dict[str, Any]:
         raise DatasetError(f"{dataset.name} has no image; expected at least one.")
     edges = _choose_edges(cutouts)
     sizes = dataset.voxel_size_um
-    return {
-        "dataset": dataset.name,
-        "classes": list(dataset.classes.names),
-        "voxel_size_um": None if sizes is None else list(sizes),
-        "licence": dataset.licence,
-        "citation": dataset.citation,
-        "histogram_edges": edges.tolist(),
-        "splits": {split: _measure_split(group, dataset.classes, edges) for split, group in dataset.splits.items() if group},
-    }
+    return Statistics(
+        {
+            "dataset": dataset.name,
+            "classes": list(dataset.classes.names),
+            "voxel_size_um": None if sizes is None else list(sizes),
+            "licence": dataset.licence,
+            "citation": dataset.citation,
+            "histogram_edges": edges.tolist(),
+            "unlisted": list(dataset.unlisted),
+            "splits": {
+                split: _measure_split(group, dataset.classes, edges) for split, group in dataset.splits.items() if group
+            },
+        }
+    )
 
 
 def _measure_split(cutouts: Sequence[Cutout], classes: ClassSet, edges: NDArray[np.float64]) -> dict[str, Any]:

@@ -9,12 +9,28 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError, unknown
-from neurotome.figures.bars import bars_width, draw_bars
-from neurotome.figures.style import STYLE, bar_colours, check_classes, class_patches, draw_legend, line_colours
+from neurotome.figures.bars import bars_width, draw_bars, draw_rows
+from neurotome.figures.style import (
+    INK,
+    MID_GREY,
+    STYLE,
+    bar_colours,
+    can_spell,
+    check_classes,
+    class_patches,
+    draw_legend,
+    has_repeated_colours,
+    label_classes,
+    line_colours,
+    say_title,
+)
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @matplotlib.rc_context(STYLE)
@@ -35,16 +51,20 @@ def plot_histograms(statistics: Mapping[str, Any], split: str, classes: ClassSet
         raise DatasetError(f"{statistics['dataset']}: {unknown('split', split, statistics['splits'])}")
     edges = np.asarray(statistics["histogram_edges"])
     histogram = np.asarray([statistics["splits"][split]["histogram"][name] for name in classes.names], np.float64)
+    title = f"Grey values, {say_title(statistics['dataset'], split)}"
+    if has_repeated_colours(classes):
+        return _draw_ranges(histogram, edges, classes, title)
     figure = Figure(figsize=(8, 4.2))
     axes = figure.subplots()
-    for name, counts, colour in zip(classes.names, histogram, line_colours(classes), strict=True):
-        if counts.any():
+    labels, handles = label_classes(classes), []
+    for label, counts, colour in zip(labels, histogram, line_colours(classes), strict=True):
+        absent = not counts.any()
+        handles.append(Line2D([], [], color=colour, label=f"{label} (absent)" if absent else label))
+        if not absent:
             percent = 100 * counts / counts.sum()
-            axes.stairs(percent, edges, color=colour, linewidth=1.6, label=name)
+            axes.stairs(percent, edges, color=colour, linewidth=1.6, label=label)
             axes.stairs(percent, edges, color=colour, alpha=0.12, fill=True)
-        else:
-            axes.plot([], [], color=colour, label=f"{name} (absent)")
-    axes.set(ylabel="% of the class's pixels per bin", title=f"Grey values, {statistics['dataset']}, split {split}")
+    axes.set(ylabel="% of the class's pixels per bin", title=title)
     axes.set_ylim(0, _cut_peaks(axes, histogram, edges, classes))
     low, high = _trim(histogram.sum(0), edges)
     beyond = ""
@@ -53,7 +73,7 @@ def plot_histograms(statistics: Mapping[str, Any], split: str, classes: ClassSet
         beyond = ", the outermost 0.1 % of pixels not shown"
     axes.set_xlabel(f"grey value (bins of {edges[1] - edges[0]:.3g}{beyond})")
     axes.grid(True, axis="y")
-    axes.legend()
+    draw_legend(figure, handles)
     return figure
 
 
@@ -64,15 +84,39 @@ def _cut_peaks(axes: Axes, histogram: NDArray[np.float64], edges: NDArray[np.flo
     usual = float(highest[min(len(classes), highest.size - 1)])
     if usual == 0 or highest[0] <= 3 * usual:
         return 1.05 * float(highest[0])
-    for one, bin_ in np.argwhere(percent > 1.3 * usual):
+    labels = label_classes(classes)
+    for row, (number, bin_) in enumerate(np.argwhere(percent > 1.3 * usual)):
         grey = (edges[bin_] + edges[bin_ + 1]) / 2
+        left = grey > (edges[0] + edges[-1]) / 2
         axes.annotate(
-            f"{classes.names[one]}: {percent[one, bin_]:.0f} % at {grey:.3g}",
-            (grey, 1.2 * usual - 0.07 * usual * one),
-            xytext=(8, 0),
+            f"{labels[number]}: {percent[number, bin_]:.0f} % at {grey:.3g}",
+            (grey, (1.2 - 0.07 * row) * usual),
+            xytext=(-8 if left else 8, 0),
             textcoords="offset points",
+            ha="right" if left else "left",
         )
     return 1.3 * usual
+
+
+def _draw_ranges(histogram: NDArray[np.float64], edges: NDArray[np.float64], classes: ClassSet, title: str) -> Figure:
+    """Draws a row per class with its median and the ranges of half and of nine tenths of its pixels."""
+    figure = Figure(figsize=(8, 1.1 + 0.22 * len(classes)))
+    axes = figure.subplots()
+    middles = (edges[1:] + edges[:-1]) / 2
+    for row, (counts, colour) in enumerate(zip(histogram, line_colours(classes), strict=True)):
+        if not counts.any():
+            axes.text(edges[0], row, "absent", va="center", fontsize=7.5, color=MID_GREY)
+            continue
+        below = np.cumsum(counts) / counts.sum()
+        lowest, low, median, high, highest = middles[np.searchsorted(below, QUANTILES)]
+        axes.hlines(row, lowest, highest, colors=[colour], linewidth=1.5)
+        axes.hlines(row, low, high, colors=[colour], linewidth=7)
+        axes.plot(median, row, "o", color=INK, markersize=4)
+    axes.set_yticks(range(len(classes)), label_classes(classes), fontsize=8)
+    axes.set(ylim=(len(classes) - 0.4, -0.6), title=title)
+    axes.set_xlabel("grey value: median, half of the class's pixels (thick), nine tenths (thin)")
+    axes.grid(True, axis="x")
+    return figure
 
 
 @matplotlib.rc_context(STYLE)
@@ -90,16 +134,23 @@ def plot_class_shares(statistics: Mapping[str, Any], classes: ClassSet) -> Figur
     splits = statistics["splits"]
     # a class without a pixel is absent, which differs from one whose share rounds to nothing
     percent = {
-        name: [100 * found["share"][name] if found["counts"][name] else None for found in splits.values()]
-        for name in classes.names
+        label: [100 * found["share"][name] if found["counts"][name] else None for found in splits.values()]
+        for label, name in zip(label_classes(classes), classes.names, strict=True)
     }
-    figure = Figure(figsize=(bars_width(len(splits) * len(classes)), 4.2))
-    axes = figure.subplots()
-    labels = [
+    groups = [
         f"{split}\n{_count(found['images'], 'image')}, {_count(found['slices'], 'slice')}" for split, found in splits.items()
     ]
-    draw_bars(axes, labels, percent, bar_colours(classes), write=_write_percent, top=100)
-    axes.set(ylabel="% of labelled pixels", title=f"Classes of {statistics['dataset']}")
+    title = f"Classes of {statistics['dataset']}" if can_spell(statistics["dataset"]) else "Classes"
+    if has_repeated_colours(classes):
+        top = max(share or 0 for shares in percent.values() for share in shares)
+        figure = draw_rows(groups, percent, bar_colours(classes), write=_write_percent, top=top or 1)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+        figure.supxlabel("% of labelled pixels", fontsize=9)
+        return figure
+    figure = Figure(figsize=(bars_width(len(splits) * len(classes)), 4.2))
+    axes = figure.subplots()
+    draw_bars(axes, groups, percent, bar_colours(classes), write=_write_percent, top=100)
+    axes.set(ylabel="% of labelled pixels", title=title)
     draw_legend(figure, class_patches(classes))
     return figure
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -10,11 +10,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 
 from neurotome.classes import ClassSet
 from neurotome.errors import ImageError
-from neurotome.figures.style import MID_GREY, STYLE, class_patches, draw_legend, unit
+from neurotome.figures.style import MID_GREY, STYLE, class_patches, draw_legend, has_repeated_colours, unit
 from neurotome.volume import to_display
 
 WRONG = (190, 0, 70)
@@ -61,22 +63,23 @@ def plot_examples(examples: Sequence[Example], classes: ClassSet) -> Figure:
     for row, (name, grey, truth, predicted) in zip(panels, examples, strict=True):
         labelled = truth != classes.ignore
         wrong = labelled & (truth != predicted)
-        pale = np.repeat((255 - (255 - to_display(grey).astype(np.float32)) * 0.4)[..., None], 3, -1).astype(np.uint8)
-        pale[wrong] = WRONG
-        shown = (
+        pictures = (
             np.repeat(to_display(grey)[..., None], 3, -1),
             _overlay(grey, truth, classes),
             _overlay(grey, predicted, classes),
-            _hatch(pale, ~labelled),
+            _hatch(paint_errors(grey, wrong), ~labelled),
         )
-        for axes, picture in zip(row, shown, strict=True):
+        for axes, picture in zip(row, pictures, strict=True):
             axes.imshow(picture)
-        row[0].set_ylabel(f"{name}\n{grey.shape[1]} × {grey.shape[0]} pixels", fontsize=9)
+        _write_ids(row[1], truth, classes)
+        _write_ids(row[2], predicted, classes)
+        row[0].set_ylabel(f"{name}\n{_say_size(grey)}", fontsize=9)
         row[3].set_xlabel(f"{100 * wrong.sum() / max(labelled.sum(), 1):.1f} % of labelled pixels wrong", fontsize=9)
     for axes, title in zip(panels[0], ("Image", "Ground truth", "Prediction", "Errors"), strict=True):
         axes.set_title(title, loc="center")
     error = Patch(color=unit(WRONG), label="wrong")
-    draw_legend(figure, [*_overlay_patches(classes, (example.truth for example in examples)), error])
+    shown = [labels for example in examples for labels in (example.truth, example.predicted)]
+    draw_legend(figure, [*_overlay_patches(classes, shown), error])
     return figure
 
 
@@ -102,8 +105,9 @@ def plot_samples(samples: Sequence[tuple[str, NDArray[Any], NDArray[Any]]], clas
             image.imshow(display, cmap="gray", vmin=0, vmax=255)
             image.set_title(name, loc="center", fontsize=10)
             overlay.imshow(_overlay(display, labels, classes))
-            overlay.set_xlabel(f"{grey.shape[1]} × {grey.shape[0]} pixels", fontsize=9)
-    draw_legend(figure, _overlay_patches(classes, (labels for _, _, labels in samples)))
+            _write_ids(overlay, labels, classes)
+            overlay.set_xlabel(_say_size(grey), fontsize=9)
+    draw_legend(figure, _overlay_patches(classes, [labels for _, _, labels in samples]))
     return figure
 
 
@@ -129,10 +133,11 @@ def plot_augmentation(
         display = to_display(grey, *limits)
         panels[0][column].imshow(display, cmap="gray", vmin=0, vmax=255)
         panels[1][column].imshow(_overlay(display, labels, classes))
+        _write_ids(panels[1][column], labels, classes)
         panels[0][column].set_title("As it is" if column == 0 else f"Augmented {column}", loc="center")
     panels[0][0].set_ylabel("image")
     panels[1][0].set_ylabel("labels")
-    draw_legend(figure, _overlay_patches(classes, (labels for _, labels in pairs)))
+    draw_legend(figure, _overlay_patches(classes, [labels for _, labels in pairs]))
     return figure
 
 
@@ -150,6 +155,14 @@ def make_panels(shapes: Sequence[Sequence[tuple[int, ...]]]) -> tuple[Figure, li
     return figure, [list(row) for row in panels]
 
 
+def paint_errors(grey: NDArray[Any], wrong: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Returns a paled image, shape (y, x, 3), with the wrong pixels in one strong colour."""
+    pale = 255 - (255 - to_display(grey).astype(np.float32)) * 0.4
+    picture: NDArray[np.uint8] = np.repeat(pale[..., None], 3, -1).astype(np.uint8)
+    picture[wrong] = WRONG
+    return picture
+
+
 def _overlay(grey: NDArray[Any], labels: NDArray[Any], classes: ClassSet) -> NDArray[np.uint8]:
     return _hatch(classes.overlay(to_display(grey), labels, OPACITY), labels == classes.ignore)
 
@@ -163,16 +176,34 @@ def _hatch(picture: NDArray[np.uint8], where: NDArray[np.bool_]) -> NDArray[np.u
     return striped
 
 
-def _overlay_patches(classes: ClassSet, labels: Iterable[NDArray[Any]]) -> list[Patch]:
-    """Returns what the legend of overlays says; class 0 is not coloured in them."""
-    patches = class_patches(classes)[1:]
-    if any((plane == classes.ignore).any() for plane in labels):
+def _write_ids(axes: Axes, labels: NDArray[Any], classes: ClassSet) -> None:
+    """Writes the id of each class where it is widest, for colours alone do not tell many classes apart."""
+    if not has_repeated_colours(classes):
+        return
+    for number in range(1, len(classes)):
+        depth = distance_transform_edt(np.pad(labels == number, 1))[1:-1, 1:-1]
+        if depth.any():
+            y, x = np.unravel_index(depth.argmax(), depth.shape)
+            edge = [withStroke(linewidth=1.5, foreground="white")]
+            axes.text(int(x), int(y), str(number), ha="center", va="center", fontsize=6.5, path_effects=edge)
+
+
+def _overlay_patches(classes: ClassSet, labels: Sequence[NDArray[Any]]) -> list[Patch]:
+    """Returns what the legend of overlays says: class 0 is not coloured in them, and of many classes only those shown."""
+    shown = np.unique(np.concatenate([np.unique(plane) for plane in labels]))
+    many = has_repeated_colours(classes)
+    patches = [patch for number, patch in enumerate(class_patches(classes)) if number and (number in shown or not many)]
+    if classes.ignore in shown:
         patches.append(
             Patch(
                 facecolor=unit((STRIPES[1], STRIPES[1], STRIPES[1])), edgecolor=MID_GREY, hatch="////", label="not labelled"
             )
         )
     return patches
+
+
+def _say_size(grey: NDArray[Any]) -> str:
+    return f"{grey.shape[0]} × {grey.shape[1]} pixels (height × width)"
 
 
 def _check_some(items: Sequence[object]) -> None:

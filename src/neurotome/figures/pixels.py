@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from neurotome.errors import ImageError
-from neurotome.figures.pictures import WRONG, make_panels
+from neurotome.figures.pictures import make_panels, paint_errors
 from neurotome.figures.style import INK, STYLE
 from neurotome.volume import to_display
 
@@ -67,9 +67,7 @@ def plot_uncertainty(
         row[0].imshow(to_display(grey), cmap="gray", vmin=0, vmax=255)
         row[0].set_ylabel(name, fontsize=9)
         image = row[1].imshow(uncertainty / 255, cmap=shades, vmin=0, vmax=1 - 1 / classes)
-        pale = np.repeat((255 - (255 - to_display(grey).astype(np.float32)) * 0.4)[..., None], 3, -1).astype(np.uint8)
-        pale[wrong] = WRONG
-        row[2].imshow(pale)
+        row[2].imshow(paint_errors(grey, wrong))
         row[2].set_xlabel(_say_share(labelled, wrong, uncertainty), fontsize=9)
     for axes, title in zip(panels[0], ("Image", "Uncertainty", "Errors"), strict=True):
         axes.set_title(title, loc="center")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.font_manager import findfont, get_font, get_font_names
 from matplotlib.patches import Patch
+from matplotlib.textpath import TextPath
 
 from neurotome.atomic import atomic_path
 from neurotome.classes import ClassSet
@@ -23,7 +27,20 @@ INK: Rgb = (0.15, 0.15, 0.15)
 MID_GREY: Rgb = (0.55, 0.55, 0.55)
 PALE_GREY: Rgb = (0.92, 0.92, 0.92)
 
+LONGEST_LABEL = 32
+"""Letters of a name in a figure; longer ones lose their middle."""
+
+LINE_STYLES: Sequence[Any] = ("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (2, 4)))
+
+# matplotlib's own font has no letters of East Asian scripts; those that people of these scripts have stand in
+FONTS = ["DejaVu Sans"] + [
+    name
+    for name in ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Hiragino Sans", "Malgun Gothic")
+    if name in get_font_names()
+]
+
 STYLE: dict[Any, Any] = {
+    "font.family": FONTS,
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
@@ -53,7 +70,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         raise SettingsError(f"{path}: figures are written as PNG; expected a name that ends in .png.")
     # without the version of matplotlib in it, the same figure is the same file
     with atomic_path(path) as temporary, matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # a class named in a script that the font lacks is drawn as boxes; the report's page has it in letters
+        # what else than classes is named in a script that the fonts lack is drawn as boxes; the page has it in letters
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
 
@@ -74,15 +91,69 @@ def unit(colour: tuple[int, int, int]) -> Rgb:
     return red / 255, green / 255, blue / 255
 
 
+def label_classes(classes: ClassSet) -> list[str]:
+    """Returns what figures call the classes: their names, or what stands for those that cannot be told apart in a picture.
+
+    Where colours repeat, every name has its id before it, as have names that are too long to be written out. A name with a
+    letter that no font has is `class` with its id.
+    """
+    repeated = has_repeated_colours(classes)
+    labels = []
+    for number, name in enumerate(classes.names):
+        text = " ".join(name.split())
+        if not can_spell(text):
+            labels.append(f"class {number}")
+            continue
+        if len(text) > LONGEST_LABEL:
+            text = f"{text[: LONGEST_LABEL - 12].rstrip()}…{text[-11:].lstrip()}"
+        labels.append(f"{number} {text}" if repeated or text != name else name)
+    return labels
+
+
+def has_repeated_colours(classes: ClassSet) -> bool:
+    """Says whether some classes share a colour, so that figures need ids or another form."""
+    return len(set(classes.colours)) < len(classes)
+
+
+def line_styles(classes: ClassSet) -> list[Any]:
+    """Returns how the line of each class is dashed, so that classes of one colour differ."""
+    styles: list[Any] = []
+    for number, colour in enumerate(classes.colours):
+        styles.append(LINE_STYLES[classes.colours[:number].count(colour) % len(LINE_STYLES)])
+    return styles
+
+
+def say_title(dataset: str, split: str) -> str:
+    """Returns the heading of a figure of one split; a dataset's name that no font can write stays on the page alone."""
+    return f"{dataset}, split {split}" if can_spell(dataset) else f"split {split}"
+
+
+def can_spell(text: str) -> bool:
+    """Says whether some font has every letter of a text."""
+    return all(letter.isspace() or _has_letter(letter) for letter in text)
+
+
+@cache
+def _has_letter(letter: str) -> bool:
+    return any(get_font(findfont(name)).get_char_index(ord(letter)) for name in FONTS)
+
+
 def class_patches(classes: ClassSet) -> list[Patch]:
     """Returns what the legend says of each class."""
-    return [Patch(color=colour, label=name) for name, colour in zip(classes.names, bar_colours(classes), strict=True)]
+    labels = zip(label_classes(classes), bar_colours(classes), strict=True)
+    return [Patch(color=colour, label=label) for label, colour in labels]
 
 
-def draw_legend(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
-    """Puts a legend below, in as many columns of the longest name as fit."""
-    inches = 0.7 + 0.075 * max(len(str(handle.get_label())) for handle in handles)
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=max(1, int(figure.get_figwidth() / inches)))
+def draw_legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Puts a legend below, in as many columns of the longest name as fit; the figure grows by all rows but the first."""
+    # a patch, the gap after it and the gap between columns are 4.8 letters wide
+    points = 4.8 * STYLE["font.size"] + max(
+        TextPath((0, 0), str(handle.get_label()), size=STYLE["font.size"]).get_extents().width for handle in handles
+    )
+    columns = max(1, int((72 * figure.get_figwidth() - 20) / points))
+    rows = math.ceil(len(handles) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.21 * (rows - 1))
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=math.ceil(len(handles) / rows))
 
 
 def check_classes(found: Sequence[str], classes: ClassSet) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.errors import RunError
-from neurotome.figures.style import INK, MID_GREY, STYLE, Rgb, line_colours
+from neurotome.figures.style import INK, MID_GREY, STYLE, Rgb, draw_legend, label_classes, line_colours, line_styles
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -44,8 +45,9 @@ def plot_training(rows: Sequence[Mapping[str, float | None]], classes: ClassSet)
     left.set(title="Loss", ylabel=f"loss{' (logarithmic)' if left.get_yscale() == 'log' else ''}")
     left.legend()
 
-    for name, colour in zip(classes.names, line_colours(classes), strict=True):
-        _draw_line(middle, steps, _column(rows, f"val_f1_{name}"), colour, name)
+    styles = zip(classes.names, label_classes(classes), line_colours(classes), line_styles(classes), strict=True)
+    for name, label, colour, style in styles:
+        _draw_line(middle, steps, _column(rows, f"val_f1_{name}"), colour, label, linestyle=style)
     _draw_line(middle, steps, macro, INK, "macro mean", linewidth=2.5)
     if np.isfinite(macro).any():
         best = int(np.nanargmax(macro))
@@ -56,12 +58,15 @@ def plot_training(rows: Sequence[Mapping[str, float | None]], classes: ClassSet)
     middle.set(ylabel="F1", ylim=(-0.02, 1.02))
 
     rates = _column(rows, "learning_rate")
-    power = math.floor(math.log10(np.nanmax(rates, initial=1e-12)))
+    highest = float(np.nanmax(rates, initial=0))
     _draw_line(right, steps, rates, INK, "learning rate")
-    right.set(title="Learning rate", ylabel=f"learning rate (× 10{str(power).translate(SUPERSCRIPTS)})")
-    right.set_ylim(bottom=0)
-    right.ticklabel_format(axis="y", style="sci", scilimits=(power, power))
-    right.yaxis.get_offset_text().set_visible(False)
+    right.set(title="Learning rate at the end of epochs", ylabel="learning rate")
+    right.set_ylim(0, 1.1 * highest or 1)  # of a single epoch it may have fallen to 0
+    if highest:
+        power = math.floor(math.log10(highest))
+        right.set_ylabel(f"learning rate (× 10{str(power).translate(SUPERSCRIPTS)})")
+        right.ticklabel_format(axis="y", style="sci", scilimits=(power, power))
+        right.yaxis.get_offset_text().set_visible(False)
 
     minutes = np.nanmax(_column(rows, "seconds"), initial=0) / 60
     for axes in (left, middle, right):
@@ -71,15 +76,16 @@ def plot_training(rows: Sequence[Mapping[str, float | None]], classes: ClassSet)
     left.set_xlabel("training steps")
     middle.set_xlabel(f"training steps ({steps.max():,.0f} in {minutes:,.1f} minutes)")
     right.set_xlabel("training steps")
-    figure.legend(handles=middle.get_legend_handles_labels()[0], loc="outside lower center", ncols=6)
+    draw_legend(figure, middle.get_legend_handles_labels()[0])
     return figure
 
 
 def _draw_line(
-    axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colour: Rgb, label: str, linewidth: float = 1.5
+    axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colour: Rgb, label: str, linewidth: float = 1.5, **style: Any
 ) -> None:
     # a single epoch has no line, and neither has one between two that were not validated
-    axes.plot(x, y, color=colour, label=label, linewidth=linewidth, marker="o", markersize=3.5 if len(x) <= 40 else 1.5)
+    size = 3.5 if len(x) <= 40 else 1.5
+    axes.plot(x, y, color=colour, label=label, linewidth=linewidth, marker="o", markersize=size, **style)
 
 
 def _choose_scale(axes: Axes, values: NDArray[np.float64]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,16 +16,23 @@ from neurotome.augment import AugmentSettings, check_augment
 from neurotome.augment import augment as transform
 from neurotome.classes import Palette
 from neurotome.datasets import list_datasets, open_dataset
-from neurotome.datasets.base import Cutout, Dataset, DatasetOrName
-from neurotome.datasets.statistics import measure_dataset
-from neurotome.errors import DatasetError, RunError, SettingsError
+from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
+from neurotome.datasets.statistics import Statistics, count_slices, list_seen, measure_dataset
+from neurotome.errors import DatasetError, SettingsError
 from neurotome.normalize import fit_normalization
+from neurotome.outputs import plan_outputs
 from neurotome.volume import to_display
 
 Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 SAMPLES = 4
 DRAWS = 6
+OUTPUTS = (
+    "statistics.json",
+    *(f"{name}.png" for name in ("samples", "augmentation", "class_shares", *(f"histograms_{split}" for split in SPLITS))),
+)
+"""Files that may be written."""
+
 LARGEST = 1024
 """Pictures show at most this many pixels along an axis: the middle of larger slices."""
 
@@ -40,7 +48,7 @@ def describe(
     palette: Palette = "colour-blind-safe",
     augment: AugmentSettings = AugmentSettings(),
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Statistics | dict[str, str]:
     """Measures a dataset, and draws samples, augmentation, grey values and class shares.
 
     Args:
@@ -52,7 +60,8 @@ def describe(
         seed: Seed of the augmentation.
 
     Returns:
-        The statistics, see `measure_dataset`; with `known` the datasets that can be opened, `{name: description}`.
+        The statistics, see `measure_dataset`, which print as tables; with `known` the datasets that can be
+            opened, `{name: description}`.
 
     Raises:
         NeurotomeError: The dataset or a setting cannot be used; nothing has been written then.
@@ -65,11 +74,17 @@ def describe(
     if dataset is None:
         raise SettingsError("no dataset is given; expected one of those that `neurotome describe --list` shows.")
     check_augment(augment)
-    if out is not None and out.exists() and not out.is_dir():
-        raise RunError(f"{out}: a file is in the way; choose another folder with --out.")
+    if out is not None:
+        read = [] if isinstance(dataset, Dataset) else [Path(dataset, name) for name in ("images", "labels", "dataset.yaml")]
+        plan_outputs([out / name for name in OUTPUTS], inputs=read, existing="replace")
     opened = open_dataset(dataset)
     classes = opened.classes.with_palette(palette)
     statistics = measure_dataset(opened)
+    if opened.splits.get("train"):
+        try:
+            list_seen(opened, count_slices(opened).sum(axis=0))
+        except DatasetError as error:  # nothing can be trained on it, but it can be looked at
+            warnings.warn(str(error), stacklevel=2)
     if out is None:
         return statistics
 
@@ -137,36 +152,6 @@ def draw_augmentation(dataset: Dataset, settings: AugmentSettings, seed: int) ->
     restored = moved[:, 0].numpy() * np.float32(scale.std) + np.float32(scale.mean)
     after = [(to_display(g, *bounds), t) for g, t in zip(restored, moved_labels.numpy(), strict=True)]
     return (to_display(grey, *bounds), labels), after
-
-
-def format_statistics(statistics: Mapping[str, Any]) -> str:
-    """Returns statistics as plain text for the terminal: per split its size and grey values, and pixels per class."""
-    sizes = statistics["voxel_size_um"]
-    voxel = "not known" if sizes is None else " x ".join(f"{size:g}" for size in sizes) + " um (z, y, x)"
-    lines = [f"{statistics['dataset']}: {len(statistics['classes'])} classes, voxel size {voxel}"]
-    lines += [f"{key}: {statistics[key]}" for key in ("licence", "citation") if statistics[key]]
-    width = max(len(name) for name in (*statistics["classes"], "not labelled"))
-    for split, found in statistics["splits"].items():
-        imbalance = "not known" if found["imbalance"] is None else f"{found['imbalance']:.3g}"
-        lines += [
-            "",
-            f"{split}: {_count(found['images'], 'image')}, {_count(found['slices'], 'slice')}, {found['pixels']:,} pixels",
-            f"  grey values {found['min']:g} to {found['max']:g}, mean {found['mean']:.4g}, "
-            f"standard deviation {found['std']:.4g}",
-            f"  imbalance {imbalance} (most frequent class over the rarest)",
-            f"  {'':<{width}}{'pixels':>16}{'share':>9}",
-        ]
-        for name in statistics["classes"]:
-            share = found["share"][name]
-            percent = "–" if share is None else f"{100 * share:.2f} %"
-            lines.append(f"  {name:<{width}}{found['counts'][name]:>16,}{percent:>9}")
-        if found["ignored"]:
-            lines.append(f"  {'not labelled':<{width}}{found['ignored']:>16,}")
-    return "\n".join(lines)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _first_split(dataset: Dataset) -> tuple[Cutout, ...]:

@@ -323,10 +323,19 @@ def _fill_template(**content: Any) -> str:
 
 
 def _list_chips(classes: ClassSet) -> list[dict[str, str]]:
+    """Returns name and colour of each class, and its id where figures call it by more than its name."""
+    from neurotome.figures import label_classes
     from neurotome.figures.style import bar_colours
 
-    colours = (tuple(round(255 * part) for part in colour) for colour in bar_colours(classes))
-    return [{"name": name, "colour": _to_css(*colour)} for name, colour in zip(classes.names, colours, strict=True)]
+    chips = zip(classes.names, label_classes(classes), bar_colours(classes), strict=True)
+    return [
+        {
+            "name": name,
+            "colour": _to_css(*(round(255 * part) for part in colour)),
+            "id": "" if label == name else str(number),
+        }
+        for number, (name, label, colour) in enumerate(chips)
+    ]
 
 
 def _to_css(red: int, green: int, blue: int) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import ImageError, RunError
-from neurotome.io.images import find_image, read_image, read_labels
+from neurotome.io.images import find_image, read_labels
 from neurotome.volume import to_display
 
 T = TypeVar("T")
@@ -133,7 +133,7 @@ def read_beside(folder: Path, dataset: Dataset, split: str, slide: Slide) -> NDA
     name, _, z = slide.name.rpartition("/")
     stacked = name in deep
     path = find_image(folder, name if stacked else slide.name)
-    found = read_image(path).data[int(z) if stacked else 0]
+    found = read_labels(path)[int(z) if stacked else 0]  # as they are: of a sure classifier all are 0
     if found.shape != slide.size or found.dtype != np.uint8:
         raise ImageError(
             f"{path}: {found.dtype} of shape {found.shape}; expected uint8 of shape {slide.size}. Delete the run's "

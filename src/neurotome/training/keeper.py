@@ -78,7 +78,6 @@ class Keeper(lightning.Callback):
     def write_summary(self, *, finished: bool) -> None:
         """Writes training.json."""
         steps = sorted(self.step_seconds)
-        stream = self.module.sampler.stream
         write_json(
             self.run / "training.json",
             {
@@ -89,7 +88,7 @@ class Keeper(lightning.Callback):
                 "best_val_macro_f1": self.module.best if math.isfinite(self.module.best) else None,
                 "seconds_to_first_step": self.first_step_seconds,
                 "median_step_seconds": steps[len(steps) // 2] if steps else None,
-                "seconds_waited_for_tissue": None if stream is None else round(stream.waited_seconds, 3),
+                **self.module.sampler.facts,
                 "peak_memory_bytes": measure_peak_memory(),
                 "precision": self.module.trainer.precision,
                 "device": str(self.module.device),

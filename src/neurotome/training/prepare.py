@@ -6,13 +6,14 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from neurotome.datasets.base import Dataset
+from neurotome.datasets.phantom.stream import open_replay
 from neurotome.datasets.statistics import list_seen
 from neurotome.lazy import mend_torchvision
 from neurotome.losses import build_loss
 from neurotome.models.networks import build_network
 from neurotome.normalize import fit_normalization
 from neurotome.training.sampler import PatchSampler, collect_slices
-from neurotome.training.start import Settled, add_tissue
+from neurotome.training.start import Settled
 from neurotome.volume import note_other_size
 
 if TYPE_CHECKING:
@@ -46,11 +47,11 @@ def prepare(dataset: Dataset, settled: Settled) -> SegmentationModule:
         )
     for cutout in held_out:
         normalization.scale_for(cutout.volume)
-    seen = add_tissue(dataset, train.replay, patch, in_channels, train.seed) if train.replay else dataset
-    sampler = PatchSampler(seen, sample, normalization, in_channels, train.seed)
+    replay = (open_replay(dataset, patch, in_channels, train.seed), train.replay) if train.replay else None
+    sampler = PatchSampler(dataset, sample, normalization, in_channels, train.seed, replay)
     if init is None:
-        list_seen(dataset, sampler.counts.sum(0))
-    criterion = build_loss(recipe.loss, dataset.classes, sampler.counts.sum(0))
+        list_seen(dataset, sampler.class_counts)
+    criterion = build_loss(recipe.loss, dataset.classes, sampler.class_counts)
 
     mend_torchvision()  # torchmetrics imports it, and lightning torchmetrics
     import torch

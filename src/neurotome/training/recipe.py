@@ -68,7 +68,7 @@ class TrainSettings:
     does."""
 
     replay: float = 0.0
-    """Share of the training pixels that are synthetic tissue, so that fine-tuning does not forget it; 0: none."""
+    """Share of the drawn patches that show synthetic tissue, so that fine-tuning does not forget it; 0: none."""
 
     storage: Storage = "float32"
     """How the model's weights are written; float16 halves the file and rounds them to 3 digits."""

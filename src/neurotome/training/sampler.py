@@ -1,23 +1,25 @@
-"""Draws training patches from cutouts; batch number `step` depends on the seed and `step` alone.
+"""Draws training patches from one or two sources of cutouts; batch number `step` depends on the seed and `step` alone.
 
 That makes resuming exact: whoever asks for batch 1234 gets the same patches, however often training was stopped before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.datasets.base import Cutout, Dataset
+from neurotome.classes import ClassSet
+from neurotome.datasets.base import Cutout, CutoutSource, Dataset, FixedCutouts
 from neurotome.datasets.statistics import count_slices
 from neurotome.errors import SettingsError
 from neurotome.normalize import Normalization, Scale
 
 Place = tuple[int, int, int, int]
+"""Cutout, and where in it a patch begins: z, y, x."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,89 @@ def check_sample(settings: SampleSettings) -> None:
         )
 
 
+class Pool:
+    """The cutouts of a source at a step, from which places are drawn.
+
+    Attributes:
+        numbers: Those that the source gives the cutouts.
+        cutouts: Where patches are cut.
+        scales: How the grey values of each are scaled.
+        counts: Labelled pixels of each slice per class, int64.
+        pixels: Pixels of all slices, labelled or not.
+    """
+
+    def __init__(self, source: CutoutSource, classes: ClassSet, normalization: Normalization, edge: int) -> None:
+        self.source, self.classes, self.normalization, self.edge = source, classes, normalization, edge
+        self.numbers: list[int] = []
+        self.cutouts: tuple[Cutout, ...] = ()
+        self.scales: list[Scale] = []
+        self.follow(0)
+
+    def follow(self, step: int) -> None:
+        """Takes the cutouts of a step; what is known of those that stay is kept."""
+        window = self.source.window(step)
+        numbers = [number for number, _ in window]
+        if numbers == self.numbers:
+            return
+        known = dict(zip(self.numbers, self.scales, strict=True))
+        self.scales = [known.get(number) or self.normalization.scale_for(cutout.volume) for number, cutout in window]
+        self.numbers, self.cutouts = numbers, tuple(cutout for _, cutout in window)
+        self.counts = np.concatenate([cutout.label_counts[:, : len(self.classes)] for cutout in self.cutouts])
+        self.slices = [(c, z) for c, cutout in enumerate(self.cutouts) for z in range(cutout.volume.shape[0])]
+        sizes = np.array([np.prod(self.cutouts[c].volume.shape[1:]) for c, _ in self.slices], float)
+        self.pixels = sizes.sum()
+        self.slice_probs = sizes / self.pixels
+
+    def draw(self, generator: np.random.Generator, rare: float) -> Place:
+        """Draws a place on any pixel, or with the probability `rare` on one of a class drawn evenly."""
+        if generator.random() < rare:
+            return self._draw_on_class(generator)
+        c, z = self.slices[generator.choice(len(self.slices), p=self.slice_probs)]
+        y, x = (int(generator.integers(0, max(1, size - self.edge + 1))) for size in self.cutouts[c].volume.shape[1:])
+        return c, z, y, x
+
+    def _draw_on_class(self, generator: np.random.Generator) -> Place:
+        """Draws a class, then one of its pixels, then a patch that holds the pixel anywhere."""
+        wanted = int(generator.choice(np.flatnonzero(self.counts.sum(0))))
+        share = self.counts[:, wanted] / self.counts[:, wanted].sum()
+        c, z = self.slices[generator.choice(len(self.slices), p=share)]
+        labels = self.cutouts[c].read_labels(z)
+        pixel = int(generator.choice(np.flatnonzero(labels.reshape(-1) == wanted)))
+        starts = []
+        for at, size in zip(divmod(pixel, labels.shape[1]), labels.shape, strict=True):
+            start = at - int(generator.integers(0, self.edge))
+            starts.append(int(np.clip(start, 0, max(0, size - self.edge))))
+        return c, z, starts[0], starts[1]
+
+    def deepen(self, place: Place, depth: int, generator: np.random.Generator) -> Place:
+        """Returns where a 3D patch begins that holds the slice of a place anywhere in it."""
+        c, z, y, x = place
+        start = z - int(generator.integers(0, depth))
+        return c, min(max(start, 0), self.cutouts[c].volume.shape[0] - depth), y, x
+
+    def plan_tiles(self, depth: int = 1) -> list[Place]:
+        """Returns the places of tiles that cover all cutouts in order."""
+        return [
+            (c, z, y, x)
+            for c, cutout in enumerate(self.cutouts)
+            for z in _tile_starts(cutout.volume.shape[0], depth)
+            for y in _tile_starts(cutout.volume.shape[1], self.edge)
+            for x in _tile_starts(cutout.volume.shape[2], self.edge)
+        ]
+
+    def cut(self, place: Place, in_channels: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Returns scaled grey values, shape (in_channels, edge, edge), and labels, shape (edge, edge), of a place."""
+        c, z, y, x = place
+        rows, columns = slice(y, y + self.edge), slice(x, x + self.edge)
+        image = self.scales[c].apply(self.cutouts[c].volume.read_context(z, in_channels, rows, columns))
+        labels = self.cutouts[c].read_labels(z, rows, columns)
+        below, right = self.edge - labels.shape[0], self.edge - labels.shape[1]
+        if below or right:
+            image = np.pad(image, ((0, 0), (0, below), (0, right)), mode="symmetric")
+            labels = np.pad(labels, ((0, below), (0, right)), constant_values=self.classes.ignore)
+        return image, labels
+
+
 class PatchSampler:
     """Draws batches of patches."""
 
@@ -61,6 +146,7 @@ class PatchSampler:
         normalization: Normalization,
         in_channels: int,
         seed: int,
+        replay: tuple[CutoutSource, float] | None = None,
     ) -> None:
         """Counts the classes of every slice.
 
@@ -70,17 +156,18 @@ class PatchSampler:
             normalization: How grey values are scaled.
             in_channels: Neighbouring slices per patch.
             seed: Together with the step it decides a batch.
+            replay: A second source of the same classes, and the share of the patches that come from it, whatever its size.
 
         Raises:
             SettingsError: A setting is out of range, or the patch is larger than every image.
         """
         cutouts = dataset.split("train")
         check_sample(settings)
-        self.edge = edge = int(settings.patch)
-        if dataset.stream is not None and settings.order == "sequential":
+        edge = int(settings.patch)
+        if (dataset.source or replay) and settings.order == "sequential":
             raise SettingsError(
-                f"sample.order is sequential, but {dataset.name} has no end; use --sample.order random, or write a phantom "
-                "folder and train on that."
+                f"sample.order is sequential, but {'synthetic tissue' if replay else dataset.name} has no end; use "
+                "--sample.order random, or train on a folder without --train.replay."
             )
         largest = max(cutouts, key=lambda cutout: min(cutout.volume.shape[1:]))
         if edge > min(largest.volume.shape[1:]):
@@ -89,23 +176,26 @@ class PatchSampler:
                 f"{largest.volume.path or largest.name} with {largest.volume.shape[1]} x {largest.volume.shape[2]} pixels. "
                 f"Use --sample.patch {max(8, min(largest.volume.shape[1:]) // 32 * 32)}."
             )
-        self.cutouts, self.classes, self.settings = cutouts, dataset.classes, settings
-        self.in_channels, self.seed = in_channels, seed
-        self.normalization, self.stream = normalization, dataset.stream
-        self.known: dict[int, tuple[Scale, NDArray[np.int64]]] = {}
-        self.numbers = list(range(len(cutouts)))
-        self.scales = [normalization.scale_for(cutout.volume) for cutout in cutouts]
-        self.counts = count_slices(dataset)
-        self._list_slices()
-        self.tiles = self._plan_tiles() if settings.order == "sequential" else []
+        count_slices(dataset)  # refuses data without a label
+        self.settings, self.in_channels, self.seed = settings, in_channels, seed
+        sources = [dataset.source or FixedCutouts(cutouts), *([replay[0]] if replay else [])]
+        self.pools = [Pool(source, dataset.classes, normalization, edge) for source in sources]
+        self.share = replay[1] if replay else 0.0
+        self.tiles = self.pools[0].plan_tiles() if settings.order == "sequential" else []
 
     @property
-    def steps_per_pass(self) -> int:
-        """Batches that together hold about as many pixels as the training slices."""
-        if self.tiles:
-            return -(-len(self.tiles) // self.settings.batch)
-        pixels = sum(int(np.prod(c.volume.shape)) for c in self.cutouts)
-        return max(1, round(pixels / (self.edge**2 * self.settings.batch)))
+    def class_counts(self) -> NDArray[np.int64]:
+        """Labelled pixels per class, those of a second source as many as its share of the patches makes of them."""
+        own, *others = (pool.counts.sum(0) for pool in self.pools)
+        for pool, counts in zip(self.pools[1:], others, strict=True):
+            factor = self.share / (1 - self.share) * self.pools[0].pixels / pool.pixels
+            own = own + np.maximum(np.rint(counts * factor), counts > 0).astype(np.int64)
+        return np.asarray(own)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the sources have to say about the drawing so far; JSON values."""
+        return {name: value for pool in self.pools for name, value in pool.source.facts.items()}
 
     def draw(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Returns batch number `step`.
@@ -114,14 +204,8 @@ class PatchSampler:
             Scaled images, shape (n, in_channels, patch, patch), and labels, shape (n, patch, patch). Only the last batch of
             a sequential pass has fewer than `batch` patches.
         """
-        if self.tiles:
-            first = step % self.steps_per_pass * self.settings.batch
-            places = self.tiles[first : first + self.settings.batch]
-        else:
-            self._follow_stream(step)
-            generator = np.random.default_rng([self.seed, step])
-            places = [self._draw_place(generator) for _ in range(self.settings.batch)]
-        images, labels = zip(*(self._cut(place) for place in places), strict=True)
+        patches = [pool.cut(place, self.in_channels) for pool, place in self._list_places(step)]
+        images, labels = zip(*patches, strict=True)
         return np.stack(images), np.stack(labels)
 
     def draw_volumes(self, step: int, depth: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
@@ -138,107 +222,36 @@ class PatchSampler:
         Raises:
             SettingsError: A cutout has fewer slices, or the sampler makes neighbouring slices channels.
         """
-        shallow = [cutout for cutout in self.cutouts if cutout.volume.shape[0] < max(1, depth)]
-        if depth < 1 or shallow:
-            least = min(self.cutouts, key=lambda cutout: cutout.volume.shape[0])
+        least = min((c for pool in self.pools for c in pool.cutouts), key=lambda cutout: cutout.volume.shape[0])
+        if not 1 <= depth <= least.volume.shape[0]:
             raise SettingsError(
                 f"3D patches of {depth} slices are asked for; {least.name} has {least.volume.shape[0]}. Use a depth from 1 "
                 f"to {least.volume.shape[0]}, or cutouts with more slices."
             )
         if self.in_channels != 1:
             raise SettingsError(f"in_channels is {self.in_channels}; 3D patches have their neighbours as depth: use 1.")
-        if self.settings.order == "sequential":
-            tiles = self._plan_tiles(depth)
-            first = step % -(-len(tiles) // self.settings.batch) * self.settings.batch
-            places = tiles[first : first + self.settings.batch]
-        else:
-            self._follow_stream(step)
-            generator = np.random.default_rng([self.seed, step])
-            places = [self._deepen(self._draw_place(generator), depth, generator) for _ in range(self.settings.batch)]
-        layers = [[self._cut((c, z + i, y, x)) for i in range(depth)] for c, z, y, x in places]
+        layers = [
+            [pool.cut((c, z + i, y, x), 1) for i in range(depth)] for pool, (c, z, y, x) in self._list_places(step, depth)
+        ]
         images = np.stack([np.stack([image for image, _ in patch], axis=1) for patch in layers])
         return images, np.stack([np.stack([labels for _, labels in patch]) for patch in layers])
 
-    def _deepen(self, place: Place, depth: int, generator: np.random.Generator) -> Place:
-        """Returns where a 3D patch begins that holds the slice of a place anywhere in it."""
-        c, z, y, x = place
-        start = z - int(generator.integers(0, depth))
-        return c, min(max(start, 0), self.cutouts[c].volume.shape[0] - depth), y, x
-
-    def _list_slices(self) -> None:
-        """Lists the slices of the present cutouts and how likely each is drawn."""
-        self.slices = [(c, z) for c, cutout in enumerate(self.cutouts) for z in range(cutout.volume.shape[0])]
-        sizes = np.array([np.prod(self.cutouts[c].volume.shape[1:]) for c, _ in self.slices], float)
-        self.slice_probs = sizes / sizes.sum()
-
-    def _follow_stream(self, step: int) -> None:
-        """Takes the cutouts of a step, where they change with the step."""
-        if self.stream is None:
-            return
-        window = self.stream.window(step)
-        numbers = [number for number, _ in window]
-        if numbers == self.numbers:
-            return
-        self.numbers, self.cutouts = numbers, tuple(cutout for _, cutout in window)
-        known = self.known
-        self.known = {}
-        for number, cutout in window:
-            self.known[number] = known.get(number) or self._measure(cutout)
-        self.scales = [scale for scale, _ in self.known.values()]
-        self.counts = np.concatenate([counts for _, counts in self.known.values()])
-        self._list_slices()
-
-    def _measure(self, cutout: Cutout) -> tuple[Scale, NDArray[np.int64]]:
-        counts = np.stack([self.classes.count(cutout.read_labels(z)) for z in range(cutout.volume.shape[0])])
-        return self.normalization.scale_for(cutout.volume), counts
-
-    def _plan_tiles(self, depth: int = 1) -> list[Place]:
-        edge = self.edge
-        return [
-            (c, z, y, x)
-            for c, cutout in enumerate(self.cutouts)
-            for z in _tile_starts(cutout.volume.shape[0], depth)
-            for y in _tile_starts(self.cutouts[c].volume.shape[1], edge)
-            for x in _tile_starts(self.cutouts[c].volume.shape[2], edge)
-        ]
-
-    def _draw_place(self, generator: np.random.Generator) -> Place:
-        if generator.random() < self.settings.rare:
-            return self._draw_on_class(generator)
-        c, z = self.slices[generator.choice(len(self.slices), p=self.slice_probs)]
-        _, height, width = self.cutouts[c].volume.shape
-        edge = self.edge
-        return (
-            c,
-            z,
-            int(generator.integers(0, max(1, height - edge + 1))),
-            int(generator.integers(0, max(1, width - edge + 1))),
-        )
-
-    def _draw_on_class(self, generator: np.random.Generator) -> Place:
-        """Draws a class, then one of its pixels, then a patch that holds the pixel anywhere."""
-        wanted = int(generator.choice(np.flatnonzero(self.counts.sum(0))))
-        share = self.counts[:, wanted] / self.counts[:, wanted].sum()
-        c, z = self.slices[generator.choice(len(self.slices), p=share)]
-        labels = self.cutouts[c].read_labels(z)
-        pixel = int(generator.choice(np.flatnonzero(labels.reshape(-1) == wanted)))
-        starts = []
-        for at, size in zip(divmod(pixel, labels.shape[1]), labels.shape, strict=True):
-            start = at - int(generator.integers(0, self.edge))
-            starts.append(int(np.clip(start, 0, max(0, size - self.edge))))
-        return c, z, starts[0], starts[1]
-
-    def _cut(self, place: Place) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        c, z, y, x = place
-        cutout, edge = self.cutouts[c], self.edge
-        rows, columns = slice(y, y + edge), slice(x, x + edge)
-        image = self.scales[c].apply(cutout.volume.read_context(z, self.in_channels, rows, columns))
-        labels = cutout.read_labels(z, rows, columns)
-        below, right = edge - labels.shape[0], edge - labels.shape[1]
-        if below or right:
-            image = np.pad(image, ((0, 0), (0, below), (0, right)), mode="symmetric")
-            labels = np.pad(labels, ((0, below), (0, right)), constant_values=self.classes.ignore)
-        return image, labels
+    def _list_places(self, step: int, depth: int | None = None) -> list[tuple[Pool, Place]]:
+        """Returns where the patches of a batch begin, of 3D ones if there is a depth."""
+        if self.settings.order == "sequential":
+            tiles = self.tiles if depth is None else self.pools[0].plan_tiles(depth)
+            first = step % -(-len(tiles) // self.settings.batch) * self.settings.batch
+            return [(self.pools[0], place) for place in tiles[first : first + self.settings.batch]]
+        for pool in self.pools:
+            pool.follow(step)
+        generator = np.random.default_rng([self.seed, step])
+        places = []
+        for _ in range(self.settings.batch):
+            # one source draws no number for the choice
+            pool = self.pools[int(generator.random() < self.share)] if len(self.pools) > 1 else self.pools[0]
+            place = pool.draw(generator, self.settings.rare)
+            places.append((pool, place if depth is None else pool.deepen(place, depth, generator)))
+        return places
 
 
 def _tile_starts(size: int, edge: int) -> list[int]:

@@ -9,17 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import psutil
 
 from neurotome.augment import check_augment
 from neurotome.datasets.base import Dataset
-from neurotome.datasets.phantom.make import CLASSES
-from neurotome.datasets.phantom.stream import StreamSettings, make_piece, wrap_piece
 from neurotome.errors import DatasetError, ModelError, SettingsError
 from neurotome.models.model_folder import load_model, read_digest
 from neurotome.models.networks import USUAL, ModelSettings, settle_network
-from neurotome.progress import track
 from neurotome.training.recipe import Recipe, check_training
 from neurotome.training.sampler import SampleSettings, check_sample
 
@@ -28,12 +24,6 @@ if TYPE_CHECKING:
 
 RATE = 3e-3
 """Automatic learning rate from random or ImageNet weights."""
-
-REPLAYED = 120
-"""Slices of synthetic tissue that are seen again in fine-tuning."""
-
-REPLAY = 2
-"""Their random stream; 0 and 1 are those of training and of held-out tissue."""
 
 FINE_RATE = 3e-4
 """Automatic learning rate from a trained model, whose weights are to be kept nearly as they are."""
@@ -187,34 +177,3 @@ def check_batch(sample: SampleSettings, in_channels: int, classes: int) -> None:
             f"sample.batch is {sample.batch}; images and logits of so many patches of {sample.patch} pixels alone take "
             f"{sample.batch * each / 1e9:.3g} GB, and this machine has {have / 1e9:.3g} GB. Use a --sample.batch of 4 to 64."
         )
-
-
-def add_tissue(dataset: Dataset, share: float, edge: int, depth: int, seed: int) -> Dataset:
-    """Returns a dataset whose training pixels are synthetic tissue to a given share.
-
-    A network that was trained on synthetic tissue forgets what a few patches do not show, such as white matter; seeing
-    some of it again keeps it (rehearsal, Robins 1995, doi:10.1080/09540099550039318).
-
-    Args:
-        dataset: Of the phantom's classes. Its training cutouts are listed as often as the share needs.
-        share: Above 0, below 1.
-        edge: Edge of the synthetic slices in pixels.
-        depth: Slices of each, one per input channel.
-        seed: Same seed, same tissue.
-
-    Raises:
-        SettingsError: The classes are not those of the phantom, or the dataset is synthetic already.
-    """
-    if dataset.classes.names != CLASSES or dataset.stream is not None:
-        made = " and is made of tissue already" if dataset.stream is not None else ""
-        raise SettingsError(
-            f"train.replay is {share}, but {dataset.name} has the classes {', '.join(dataset.classes.names)}{made}; "
-            f"synthetic tissue can only be added to other data with the classes {', '.join(CLASSES)}. Use --train.replay 0."
-        )
-    settings = StreamSettings(seed=seed, edge=max(edge, 32), faithful=0.5)
-    pieces = track(range(REPLAYED), "making tissue to replay", REPLAYED, "slices")
-    tissue = tuple(wrap_piece(make_piece(settings, REPLAY, n, depth), f"tissue_{n:03d}") for n in pieces)
-    own = dataset.split("train")
-    pixels = sum(int(np.prod(c.volume.shape)) for c in tissue)
-    copies = round(pixels * (1 - share) / share / sum(int(np.prod(c.volume.shape)) for c in own))
-    return dataclasses.replace(dataset, splits={**dataset.splits, "train": own * max(1, copies) + tissue})

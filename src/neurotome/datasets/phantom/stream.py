@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,16 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
-from neurotome.datasets.base import Cutout, Dataset
+from neurotome.datasets.base import Cutout, Dataset, FixedCutouts
 from neurotome.datasets.phantom.make import CITATION, CLASSES, LICENCE, VOXEL_SIZE_UM, make_cutout
 from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
 from neurotome.errors import SettingsError
-from neurotome.progress import Progress
+from neurotome.progress import Progress, track
 from neurotome.volume import Volume
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
-TRAIN, HELD_OUT = 0, 1  # random streams
+TRAIN, HELD_OUT, REPLAY = 0, 1, 2  # random streams
+
+REPLAYED = 120
+"""Slices of synthetic tissue that fine-tuning sees again."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,37 @@ def open_stream(settings: StreamSettings = StreamSettings()) -> Dataset:
         "test": held_out[settings.held_out :],
     }
     citation = CITATION.format(seed=settings.seed)
-    return Dataset("phantom-stream", ClassSet(CLASSES), splits, LICENCE, citation, stream)
+    return Dataset("phantom-stream", ClassSet(CLASSES), splits, LICENCE, citation, source=stream)
+
+
+def open_replay(dataset: Dataset, edge: int, depth: int, seed: int) -> FixedCutouts:
+    """Makes synthetic tissue that is seen among other data.
+
+    A network that was trained on synthetic tissue forgets what a few patches do not show, such as white matter; seeing
+    some of it again keeps it (rehearsal, Robins 1995, doi:10.1080/09540099550039318).
+
+    Args:
+        dataset: The other data.
+        edge: Edge of the synthetic slices in pixels, at least that of a patch.
+        depth: Slices of each, one per input channel.
+        seed: Same seed, same tissue.
+
+    Raises:
+        SettingsError: The dataset's classes are not those of the phantom, or it is synthetic already.
+    """
+    if dataset.classes.names != CLASSES or dataset.source is not None:
+        made = " and is made of tissue already" if dataset.source is not None else ""
+        raise SettingsError(
+            f"train.replay is above 0, but {dataset.name} has the classes {', '.join(dataset.classes.names)}{made}; "
+            f"synthetic tissue can only be added to other data with the classes {', '.join(CLASSES)}. Use --train.replay 0."
+        )
+    settings = StreamSettings(seed=seed, edge=max(edge, 32), faithful=0.5)
+    numbers = track(range(REPLAYED), "making tissue to replay", REPLAYED, "slices")
+    return FixedCutouts(tuple(wrap_piece(make_piece(settings, REPLAY, n, depth), f"tissue_{n:03d}") for n in numbers))
 
 
 class PhantomStream:
-    """The pool of cutouts, and the processes that fill it.
+    """The pool of cutouts, and the processes that fill it; see `CutoutSource`.
 
     Attributes:
         settings: Sizes and seed.
@@ -106,6 +135,11 @@ class PhantomStream:
         self._cutouts: dict[int, Cutout] = {}
         self._coming: dict[int, Future[Pair]] = {}
         self._executor: ProcessPoolExecutor | None = None
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """How long training has waited for tissue."""
+        return {"seconds_waited_for_tissue": round(self.waited_seconds, 3)}
 
     def window(self, step: int) -> list[tuple[int, Cutout]]:
         """Returns the cutouts, with their numbers, from which a step draws; makes those that are missing.
