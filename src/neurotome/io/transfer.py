@@ -178,7 +178,7 @@ def _wait(
 
 def count_mvoxel(blocks: Sequence[StoredBlock]) -> float:
     """Returns million voxels of blocks."""
-    return sum(math.prod(part.stop - part.start for part in block.place) for block in blocks) / 1e6
+    return float(sum(math.prod(part.stop - part.start for part in block.place) for block in blocks)) / 1e6
 
 
 def _count(voxels: NDArray[Any], largest: int | None) -> dict[str, list[int]]:
