@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from neurotome.experiments.commands import evaluate, train
     from neurotome.experiments.compare import compare
     from neurotome.experiments.demo import demo
-    from neurotome.inference.predict import predict
+    from neurotome.inference.predict import predict, predict_probs
     from neurotome.load import load_predictor
     from neurotome.models.model_folder import load_model
     from neurotome.report.describe import describe
@@ -36,6 +36,7 @@ __all__ = [
     "open_dataset",
     "phantom",
     "predict",
+    "predict_probs",
     "train",
 ]
 
@@ -51,6 +52,7 @@ _HOMES = {
     "open_dataset": "neurotome.datasets",
     "phantom": "neurotome.datasets.phantom.make",
     "predict": "neurotome.inference.predict",
+    "predict_probs": "neurotome.inference.predict",
     "train": "neurotome.experiments.commands",
 }
 
