@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from neurotome.experiments.demo import demo
     from neurotome.experiments.evaluate import evaluate
     from neurotome.experiments.train import train
-    from neurotome.inference.predict import predict
+    from neurotome.inference.predict import predict, predict_probs
     from neurotome.load import load_predictor
     from neurotome.models.model_folder import load_model
     from neurotome.report.describe import describe
@@ -37,6 +37,7 @@ __all__ = [
     "open_dataset",
     "phantom",
     "predict",
+    "predict_probs",
     "train",
 ]
 
@@ -52,6 +53,7 @@ _HOMES = {
     "open_dataset": "neurotome.datasets",
     "phantom": "neurotome.datasets.phantom.make",
     "predict": "neurotome.inference.predict",
+    "predict_probs": "neurotome.inference.predict",
     "train": "neurotome.experiments.train",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 
 
 def fit(module: SegmentationModule, run: Run) -> None:
-    """Trains a network; goes on from `checkpoints/last.ckpt` if the run has one.
+    """Trains a network; goes on from the run's checkpoint if it has one.
 
     Writes, after every epoch: `model/` (the best by validation macro F1, or the last where nothing is validated),
-    `checkpoints/last.ckpt` and `best.ckpt`, `metrics.csv` and `training.json`.
+    `checkpoints/last.ckpt`, `metrics.csv` and `training.json`. Asked to stop (Ctrl-C, SIGTERM), it writes a checkpoint after
+    the step under way. Batches, augmentation and dropout depend on the seed and the step alone, so that a run that was
+    stopped or killed ends as if it had not been. A finished run goes on where the settings ask for more epochs or time.
 
     Args:
         module: From `prepare`.
@@ -29,39 +32,51 @@ def fit(module: SegmentationModule, run: Run) -> None:
 
     Raises:
         TrainingError: The loss is not finite.
+        RunError: The checkpoint is damaged.
+        KeyboardInterrupt: The training was asked to stop.
     """
     import lightning
 
-    from neurotome.training.keeper import Keeper
+    from neurotome.training.keeper import Keeper, StoppedError
 
-    settings = module.settings
-    last = run.checkpoints / "last.ckpt"
-    with _quiet_lightning():
-        trainer = lightning.Trainer(
-            accelerator={"auto": "auto", "cuda": "gpu"}.get(settings.device, settings.device),
-            devices=1,
-            precision=choose_precision(settings),
-            max_epochs=settings.epochs,
-            gradient_clip_val=settings.clip or None,
-            logger=_build_logger(run.folder) if settings.tensorboard else False,
-            callbacks=[Keeper(run, module)],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            limit_val_batches=1.0 if module.validation else 0,
-            log_every_n_steps=10,
-            default_root_dir=run.folder,
-        )
-        handler = signal.getsignal(signal.SIGINT)
-        try:
-            trainer.fit(module, ckpt_path=last if last.is_file() else None, weights_only=True)
-        except SystemExit as stopped:
-            # Lightning turns Ctrl-C into an exit and leaves the signal ignored
-            raise KeyboardInterrupt from stopped
-        finally:
-            if signal.getsignal(signal.SIGINT) is not handler and handler is not None:
-                signal.signal(signal.SIGINT, handler)
+    settings, keeper = module.settings, Keeper(run, module)
+    keeper.resume()
+    if not module.is_over():
+        with _quiet_lightning(), _restored_signals():
+            trainer = lightning.Trainer(
+                accelerator={"auto": "auto", "cuda": "gpu"}.get(settings.device, settings.device),
+                devices=1,
+                precision=choose_precision(settings),
+                max_epochs=settings.epochs - len(module.history),
+                gradient_clip_val=settings.clip or None,
+                logger=_build_logger(run.folder) if settings.tensorboard else False,
+                callbacks=[keeper],
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                limit_val_batches=0,
+                default_root_dir=run.folder,
+            )
+            try:
+                trainer.fit(module)
+            except (StoppedError, SystemExit):  # Lightning turns Ctrl-C into an exit
+                raise KeyboardInterrupt from None
+    keeper.finish()
+    if keeper.asked_to_stop:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _restored_signals() -> Iterator[None]:
+    """Gives signals back to those who had them; Lightning would leave Ctrl-C ignored."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def choose_precision(settings: TrainSettings) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
