@@ -125,4 +125,4 @@ def test_the_readmes_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     neurotome.predict("runs/first", names["image"], output, confidence=True)
     assert output.is_file()
     assert (tmp_path / "labels_confidence.png").is_file()
-    assert np.array_equal(neurotome.predict(Path("runs/first"), names["image"], tile=32), labels)
+    assert np.array_equal(neurotome.predict(Path("runs/first"), names["image"], tile=64), labels)

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from neurotome.datasets.phantom.stream import StreamSettings
     from neurotome.errors import NeurotomeError
     from neurotome.experiments.baseline import baseline
-    from neurotome.experiments.commands import evaluate, train
     from neurotome.experiments.compare import compare
     from neurotome.experiments.demo import DemoSettings, demo
+    from neurotome.experiments.evaluate import evaluate
+    from neurotome.experiments.train import train
     from neurotome.features import EncoderSettings, FeatureSettings, FilterSettings
     from neurotome.inference.predict import PredictSettings, predict, predict_probs
     from neurotome.load import load_predictor
@@ -93,7 +94,7 @@ _HOMES = {
     "compare": "neurotome.experiments.compare",
     "demo": "neurotome.experiments.demo",
     "describe": "neurotome.report.describe",
-    "evaluate": "neurotome.experiments.commands",
+    "evaluate": "neurotome.experiments.evaluate",
     "fetch": "neurotome.datasets.fetch",
     "load_model": "neurotome.models.model_folder",
     "load_predictor": "neurotome.load",
@@ -101,7 +102,7 @@ _HOMES = {
     "phantom": "neurotome.datasets.phantom.make",
     "predict": "neurotome.inference.predict",
     "predict_probs": "neurotome.inference.predict",
-    "train": "neurotome.experiments.commands",
+    "train": "neurotome.experiments.train",
 }
 
 _COMMANDS = ("baseline", "compare", "demo", "describe", "evaluate", "fetch", "phantom", "predict", "predict_probs", "train")
