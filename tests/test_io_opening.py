@@ -238,10 +238,22 @@ def test_a_nifti_with_a_scale_is_scaled(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume.data[2], STACK[2] * np.float32(0.5))
 
 
+def test_signed_integers_of_16_bits_become_floats(tmp_path: Path) -> None:
+    signed = STACK.astype(np.int16) - 100
+    np.save(tmp_path / "a.npy", signed)
+    save_nifti(tmp_path / "a.nii", None, signed)
+    tifffile.imwrite(tmp_path / "a.tif", signed, photometric="minisblack")
+    for name in ("a.npy", "a.nii", "a.tif"):
+        data = open_volume(tmp_path / name).data
+        assert data.dtype == data[0].dtype == np.float32
+        np.testing.assert_array_equal(data[1:3], signed[1:3])
+        assert read_labels(tmp_path / name).dtype == np.int16
+
+
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "a.h5").write_bytes(b"x")
-    with pytest.raises(NeurotomeError, match=r"pip install 'neurotome\[formats\]'"):
+    with pytest.raises(NeurotomeError, match=r"^h5py is not installed.*pip install 'neurotome\[formats\]'"):
         open_volume(tmp_path / "a.h5")
 
 
