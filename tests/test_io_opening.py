@@ -478,6 +478,26 @@ def test_slices_that_the_description_leaves_out_are_refused(tmp_path: Path) -> N
         open_volume(tmp_path / "a.tif")
 
 
+OME = """<?xml version="1.0" encoding="UTF-8"?>
+<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{}"><Image ID="Image:0">
+<Pixels DimensionOrder="XYZCT" ID="Pixels:0" Type="uint8" SizeX="7" SizeY="6" SizeZ="2" SizeC="1" SizeT="1">
+<TiffData IFD="0" FirstZ="0" PlaneCount="1"><UUID FileName="a.ome.tif">urn:uuid:0</UUID></TiffData>
+<TiffData IFD="0" FirstZ="1" PlaneCount="1"><UUID FileName="{}b.ome.tif">urn:uuid:1</UUID></TiffData>
+</Pixels></Image></OME>"""
+
+
+def test_slices_in_several_files_are_read_from_their_folder_only(tmp_path: Path) -> None:
+    for folder in ("", "../"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        for z, path in enumerate([tmp_path / "in/a.ome.tif", tmp_path / f"in/{folder}b.ome.tif"]):
+            tifffile.imwrite(path, STACK[z], description=OME.format(z, folder), metadata=None, photometric="minisblack")
+        if not folder:
+            np.testing.assert_array_equal(open_volume(tmp_path / "in/a.ome.tif").data[:], STACK[:2])
+            continue
+        with pytest.raises(ImageError, match=r"a\.ome\.tif: some of its slices lie in another folder"):
+            open_volume(tmp_path / "in/a.ome.tif")
+
+
 # damage
 
 
