@@ -16,6 +16,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import ImageError, RunError
 from neurotome.io.images import find_image, read_labels
+from neurotome.runs import Run
 from neurotome.volume import to_display
 
 T = TypeVar("T")
@@ -66,11 +67,11 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[i * (len(items) - 1) // max(1, count - 1)] for i in range(count)]
 
 
-def load_slides(run: Path, dataset: Dataset, split: str, chosen: Sequence[tuple[str, float]]) -> list[Slide]:
+def load_slides(run: Run, dataset: Dataset, split: str, chosen: Sequence[tuple[str, float]]) -> list[Slide]:
     """Reads images, ground truth and predictions of slices.
 
     Args:
-        run: Has `predictions/<split>/`.
+        run: Has predictions of the split.
         dataset: What was predicted.
         split: Which images.
         chosen: Name and macro F1 of the slices, as in the scores.
@@ -95,7 +96,7 @@ def load_slides(run: Path, dataset: Dataset, split: str, chosen: Sequence[tuple[
                 "have. Give the dataset that the run was scored on, or score it again."
             )
         cutout, z = places[name]
-        path = find_image(run / "predictions" / split, cutout.name)
+        path = find_image(run.predictions(split), cutout.name)
         predicted = read_labels(path)
         if predicted.shape != cutout.volume.shape:
             raise RunError(
