@@ -19,6 +19,7 @@ from neurotome.errors import RunError
 from neurotome.report.slides import ERROR, Slide, encode_layers, find_errors, load_slides, rank_images, read_beside, spread
 from neurotome.report.verdict import TELLING, Scores, verdict
 from neurotome.runs import Run
+from neurotome.runs.run import CONFIG
 
 SLIDES = 8
 EXAMPLES = 3
@@ -168,7 +169,7 @@ def _list_commands(run: Run, config: Mapping[str, Any], environment: Mapping[str
         commands.append({"what": "As it was given", "text": str(environment["command"])})
     if config:
         command = "train" if "train" in config else "baseline"
-        text = shlex.join(["neurotome", command, "--config", str(run.config), "--out", f"{run}-again"])
+        text = shlex.join(["neurotome", command, "--config", str(run.folder / CONFIG), "--out", f"{run}-again"])
         commands.append({"what": "From the complete settings, into a new folder", "text": text})
     return commands
 
