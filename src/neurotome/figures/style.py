@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -145,14 +146,16 @@ def class_patches(classes: ClassSet) -> list[Patch]:
 
 
 def draw_legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Puts a legend below, in as many columns of the longest name as fit; the figure grows by all rows but the first."""
+    """Puts a legend below, in as many columns of the longest name as fit; the figure grows by all lines but the first."""
+    letters = STYLE["font.size"]
+    across = 72 * figure.get_figwidth() - 20
+    for handle in handles:  # a letter is at most 0.62 of the size wide on average
+        handle.set_label("\n".join(textwrap.wrap(str(handle.get_label()), int(across / (0.62 * letters)) - 5)))
+    lines = [line for handle in handles for line in str(handle.get_label()).splitlines()]
     # a patch, the gap after it and the gap between columns are 4.8 letters wide
-    points = 4.8 * STYLE["font.size"] + max(
-        TextPath((0, 0), str(handle.get_label()), size=STYLE["font.size"]).get_extents().width for handle in handles
-    )
-    columns = max(1, int((72 * figure.get_figwidth() - 20) / points))
-    rows = math.ceil(len(handles) / columns)
-    figure.set_figheight(figure.get_figheight() + 0.21 * (rows - 1))
+    points = 4.8 * letters + max(TextPath((0, 0), line, size=letters).get_extents().width for line in lines)
+    rows = math.ceil(len(handles) / max(1, int(across / points)))
+    figure.set_figheight(figure.get_figheight() + 0.21 * (rows - 1 + len(lines) - len(handles)))
     figure.legend(handles=list(handles), loc="outside lower center", ncols=math.ceil(len(handles) / rows))
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from neurotome.atomic import write_text
 from neurotome.classes import ClassSet
-from neurotome.datasets.base import SPLITS, Dataset
+from neurotome.datasets.base import Dataset
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import RunError
 from neurotome.report.slides import ERROR, Slide, encode_layers, find_errors, load_slides, rank_images, read_beside, spread
@@ -101,7 +101,7 @@ def build_report(
 
 def _read_scores(run: Run, classes: ClassSet) -> dict[str, Scores]:
     """Returns the scores of every split that has them, the most telling first."""
-    scores = {split: content for split in TELLING if (content := run.read_scores(split)) is not None}
+    scores: dict[str, Scores] = {split: content for split in TELLING if (content := run.read_scores(split)) is not None}
     if not scores:
         raise RunError(f"{run}: found no scores, so there is nothing to report; give the run's command again to finish it.")
     for split, content in scores.items():

@@ -38,7 +38,7 @@ def verdict(run: Run, comparisons: Mapping[str, Scores | Sequence[Scores]] | Non
     scored = {split: scores for split in TELLING if (scores := run.read_scores(split)) is not None}
     if not scored:
         return []
-    split, scores = next(iter(scored.items()))
+    scores = next(iter(scored.values()))
     config = run.read_config()
     rows = run.read_metrics()
     is_network = "train" in config
@@ -71,14 +71,14 @@ def judge_training(rows: Sequence[Mapping[str, float | None]], config: Mapping[s
     last = math.ceil(epochs / 4)
     longer = _say_longer(config, epochs)
     if epochs < 4:
-        counted = f"{epochs} epoch{'s' * (epochs != 1)}"
+        counted = _count(epochs, "epoch")
         return [f"{counted} of training, validation macro F1 {max(f1s):.3f}: too few to tell where it ends. {longer}"]
     best = max(range(epochs), key=lambda epoch: f1s[epoch])
     before = max(f1s[:-last])
     if f1s[best] - before >= RISEN:
         return [
-            f"Still improving: validation macro F1 reached {before:.3f} in the first {epochs - last} of {epochs} epochs and "
-            f"{f1s[best]:.3f} in the last {last}. {longer}"
+            f"Still improving: validation macro F1 reached {before:.3f} in the first {epochs - last} of {epochs} and "
+            f"{f1s[best]:.3f} in the last {_count(last, 'epoch')}. {longer}"
         ]
     losses = [loss for _, loss in known]
     first, end = losses[best], losses[-1]
@@ -89,8 +89,8 @@ def judge_training(rows: Sequence[Mapping[str, float | None]], config: Mapping[s
             "kept; more labelled images or stronger augmentation help, longer training does not."
         ]
     return [
-        f"Trained long enough: validation macro F1 reached {before:.3f} in the first {epochs - last} of {epochs} epochs, and "
-        f"{max(f1s[-last:]):.3f} in the last {last}."
+        f"Trained long enough: validation macro F1 reached {before:.3f} in the first {epochs - last} of {epochs} and "
+        f"{max(f1s[-last:]):.3f} in the last {_count(last, 'epoch')}."
     ]
 
 
@@ -138,7 +138,7 @@ def judge_classes(scores: Scores) -> list[str]:
 def judge_images(scores: Scores) -> list[str]:
     """Returns how far the images suffice to compare methods by."""
     images = len(scores["per_image"]["name"])
-    counted = f"{images} image{'s' * (images != 1)}"
+    counted = _count(images, "image")
     interval = (scores["intervals"] or {}).get("macro_f1")
     if interval is None:
         return [f"Split {scores['split']} has {counted}, too few to say how sure these scores are. Label more of them."]
@@ -163,6 +163,10 @@ def _say_longer(config: Mapping[str, Any], epochs: int) -> str:
 def _double(duration: str) -> str:
     """Returns a duration such as 90s, 1.5h or 120 twice as long, in the same unit."""
     return re.sub(r"[\d.]+", lambda number: f"{2 * float(number[0]):g}", duration, count=1)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _join(names: Sequence[str]) -> str:
