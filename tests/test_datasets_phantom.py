@@ -18,8 +18,8 @@ from neurotome.datasets.phantom.image import record_image
 from neurotome.datasets.phantom.make import PhantomSettings, make_cutout, make_phantom, phantom
 from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
 from neurotome.datasets.phantom.tissue import locate_fibres, sample_field, stamp_tubes
-from neurotome.datasets.phantom.traced import paint_labels
 from neurotome.errors import DatasetError, RunError, SettingsError
+from tests.traced_maps import paint_labels
 
 SMALL = PhantomSettings(height=40, width=48, train_depth=3, val_depth=1, test_depth=2)
 

@@ -1,20 +1,25 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import re
 import shutil
 import socket
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load, save
 
 from neurotome.classes import ClassSet
 from neurotome.errors import ModelError
+from neurotome.load import load_predictor
 from neurotome.models.model_folder import find_model, load_model, save_model
 from neurotome.models.net_predictor import NetPredictor
-from neurotome.models.networks import ModelSettings, build_network
+from neurotome.models.networks import ModelSettings, build_network, settle_network
 from neurotome.normalize import Normalization
 
 
@@ -68,7 +73,7 @@ def test_a_loaded_model_predicts_the_same_bits_without_network(
     found = load_model(model)
     image = np.random.default_rng(0).normal(size=(1, 3, 70, 45)).astype(np.float32)
     np.testing.assert_array_equal(found.predict_probs(image), predictor.predict_probs(image))
-    assert found.settings == dataclasses.replace(predictor.settings, encoder_weights="none")
+    assert found.settings == dataclasses.replace(settle_network(predictor.settings), encoder_weights="none")
     for fact in (
         "classes",
         "normalization",
@@ -119,21 +124,12 @@ def test_weights_that_float16_cannot_hold_are_refused(predictor: NetPredictor, m
     assert load_model(model).facts == predictor.facts
 
 
-@pytest.mark.parametrize("missing", ["encoder_depth", "storage"])
-def test_descriptions_from_before_a_field_still_load(model: Path, missing: str) -> None:
-    content = json.loads((model / "model.json").read_text())
-    content.pop(missing, None)
-    content["model"].pop(missing, None)
-    (model / "model.json").write_text(json.dumps(content))
-    assert load_model(model).settings.encoder_depth == 5
-
-
 def test_a_shorter_network_is_saved_short(tmp_path: Path, predictor: NetPredictor) -> None:
     settings = ModelSettings(encoder_depth=3)
     short = dataclasses.replace(predictor, net=build_network(settings, 3), settings=settings)
     save_model(short, tmp_path)
     found = load_model(tmp_path)
-    assert found.settings == settings
+    assert found.settings == settle_network(settings)
     assert not any("layer3" in key or "layer4" in key for key in found.net.state_dict())
 
 
@@ -221,22 +217,129 @@ def test_a_later_format_is_refused(model: Path) -> None:
         load_model(model)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"classes": {"names": ["a", "a"], "ignore": 255}},
-        {"classes": {"names": ["a", "b"], "ignore": 255}},  # the weights are for three
-        {"model": {"decoder": "linknet", "depth": 5}},
-        {"normalization": {"mode": "slice", "mean": 0, "std": 1, "dtype": "uint8"}},
-        {"halo": None},
-        {"voxel_size_um": [1.0, 1.0]},
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
-def test_contradicting_descriptions_are_refused(model: Path, changes: dict[str, object]) -> None:
+NETWORK = {"decoder": "linknet", "encoder": "resnet18", "encoder_weights": "none", "in_channels": 3, "encoder_depth": 5}
+CLASSES = {"names": ["background", "vessel", "cell"], "ignore": 9}
+SCALE = {"mode": "dataset", "mean": 123.4, "std": 0.3, "dtype": "uint16"}
+INFINITE, NOT_A_NUMBER = float("inf"), float("nan")
+NO_COUNTS = (-1, INFINITE, -INFINITE, NOT_A_NUMBER, 10**400, 10**9, 1.5, "3", None, True, [3], {})
+
+DAMAGED = [
+    *({"halo": value} for value in NO_COUNTS),
+    *({"patch": value} for value in (0, *NO_COUNTS)),
+    *({"classes": {**CLASSES, "ignore": value}} for value in NO_COUNTS),
+    *({"model": {**NETWORK, "in_channels": value}} for value in (0, 2, 5, *NO_COUNTS)),
+    *({"model": {**NETWORK, "encoder_depth": value}} for value in (0, 2, 6, 4, "auto", *NO_COUNTS)),
+    *({"voxel_size_um": value} for value in ([1.0, 1.0], [0, 1, 1], [1, 1, -1], [1, 1, NOT_A_NUMBER], [1, 1, INFINITE])),
+    *({"voxel_size_um": value} for value in (1.17, "1.17", [1, 1, "1"], [1, 1, True], [[1], 1, 1], {}, [10**400, 1, 1])),
+    *({"normalization": {**SCALE, "std": value}} for value in (0, -1, INFINITE, NOT_A_NUMBER, 10**400, None, [1])),
+    *({"normalization": {**SCALE, "mean": value}} for value in (INFINITE, NOT_A_NUMBER, 10**400, None, [1])),
+    {"normalization": {**SCALE, "mode": "slice"}},
+    {"normalization": []},
+    {"classes": {"names": ["a", "a"], "ignore": 255}},
+    {"classes": {"names": ["a", "b"], "ignore": 255}},  # the weights are for three
+    {"classes": {"names": "abc", "ignore": 255}},
+    {"classes": {"names": [1, 2, 3], "ignore": 255}},
+    {"classes": ["a", "b", "c"]},
+    {"model": {**NETWORK, "depth": 5}},
+    {"model": {**NETWORK, "decoder": ["linknet"]}},
+    {"model": {**NETWORK, "decoder": "unet"}},
+    {"model": ["linknet"]},
+    {"bounded": 1},
+    {"bounded": "false"},
+    {"facts": [1]},
+    {"facts": None},
+    {"facts": {"val_macro_f1": NOT_A_NUMBER}},
+    {"kind": 3},
+    {"kind": ["network"]},
+]
+
+
+@pytest.mark.parametrize("changes", DAMAGED, ids=lambda changes: str(changes)[:80])
+def test_damaged_descriptions_are_refused(model: Path, changes: dict[str, object]) -> None:
     edit(model, **changes)
+    with pytest.raises(ModelError, match="damaged model folder") as caught:
+        load_model(model)
+    assert len(str(caught.value)) < 2500
+
+
+@pytest.mark.parametrize("key", ["model", "classes", "normalization", "halo", "bounded", "patch", "voxel_size_um", "facts"])
+def test_descriptions_that_lack_something_are_refused(model: Path, key: str) -> None:
+    content = json.loads((model / "model.json").read_text())
+    del content[key]
+    (model / "model.json").write_text(json.dumps(content))
     with pytest.raises(ModelError, match="damaged model folder"):
         load_model(model)
+
+
+def test_a_description_nested_without_end_is_refused(model: Path) -> None:
+    content = (model / "model.json").read_text()
+    (model / "model.json").write_text(content.replace('"licence": "CC-BY-4.0"', '"a": ' + "[" * 9000 + "]" * 9000))
+    with pytest.raises(ModelError, match="damaged model folder"):
+        load_model(model)
+
+
+def forge(folder: Path, content: bytes) -> None:
+    """Replaces the weights, and the digest that would tell."""
+    (folder / "model.safetensors").write_bytes(content)
+    edit(folder, weights_sha256=hashlib.sha256(content).hexdigest())
+
+
+FIRST, VARIANCE = "core.encoder.conv1.weight", "core.encoder.bn1.running_var"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(FIRST, NOT_A_NUMBER), (FIRST, INFINITE), (FIRST, -INFINITE), (FIRST, 1e30), (VARIANCE, -1e-3), (VARIANCE, INFINITE)],
+)
+def test_weights_that_no_training_gives_are_refused(model: Path, name: str, value: float) -> None:
+    tensors = load((model / "model.safetensors").read_bytes())
+    tensors[name] = tensors[name].copy()
+    tensors[name].flat[0] = value
+    forge(model, save(tensors))
+    with pytest.raises(ModelError, match=rf"damaged model folder \(.*{re.escape(name)}"):
+        load_model(model)
+
+
+def test_weights_of_another_network_are_refused(model: Path) -> None:
+    tensors = load((model / "model.safetensors").read_bytes())
+    rest = {name: tensor for name, tensor in tensors.items() if name != FIRST}
+    for changed in (rest, {**tensors, "more": tensors[FIRST]}, {**rest, FIRST: tensors[FIRST][:1].copy()}):
+        forge(model, save(changed))
+        with pytest.raises(ModelError, match="damaged model folder"):
+            load_model(model)
+    forge(model, save({**rest, FIRST: tensors[FIRST].astype(np.int64)}))
+    with pytest.raises(ModelError, match=r"conv1\.weight are torch\.int64, expected torch\.float32"):
+        load_model(model)
+
+
+@pytest.mark.parametrize("offsets", [[0, 8], [4, 12], [0, 1 << 40], [-8, 0], [8, 12], [0.5, 8], "08"])
+def test_tensors_that_overlap_or_reach_beyond_the_file_are_refused(model: Path, offsets: object) -> None:
+    header = {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in "ab"}
+    header["b"]["data_offsets"] = offsets
+    text = json.dumps(header).encode()
+    forge(model, struct.pack("<Q", len(text)) + text + bytes(12))
+    with pytest.raises(ModelError, match="damaged model folder"):
+        load_model(model)
+
+
+def test_too_little_memory_is_no_damage(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        torch.empty(1 << 58, dtype=torch.uint8)
+
+    monkeypatch.setattr("neurotome.models.model_folder.build_network", refuse)
+    with pytest.raises(RuntimeError, match="you tried to allocate"):
+        load_model(model)
+
+
+def test_a_model_is_read_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, paths = Path.read_bytes, []
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (paths.append(self), read(self))[1])
+    load_predictor(str(model), "cpu")
+    assert paths == [model / "model.safetensors"]
+
+
+def test_names_and_paths_may_be_text() -> None:
+    assert load_model("microct-base").classes.names == load_predictor(Path("microct-base"), "cpu").classes.names
 
 
 def test_a_description_cannot_ask_for_a_download(model: Path) -> None:

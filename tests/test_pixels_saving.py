@@ -252,7 +252,7 @@ def test_tampered_encoder_weights_are_refused(deep, tmp_path):
         arrays[name][0, 0, 0, 0] = np.nan
 
     change_arrays(folder, spoil)
-    with pytest.raises(ModelError, match=r"damaged model folder \(encoder weights .* NaN"):
+    with pytest.raises(ModelError, match=r"damaged model folder \(weights 'encoder\..* from nan to nan"):
         load_predictor(folder)
 
 

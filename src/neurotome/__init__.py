@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from neurotome.datasets.fetch import fetch
     from neurotome.datasets.phantom.make import phantom
     from neurotome.experiments.baseline import baseline
-    from neurotome.experiments.commands import evaluate, train
     from neurotome.experiments.compare import compare
     from neurotome.experiments.demo import demo
-    from neurotome.inference.predict import predict
+    from neurotome.experiments.evaluate import evaluate
+    from neurotome.experiments.train import train
+    from neurotome.inference.predict import predict, predict_probs
     from neurotome.load import load_predictor
     from neurotome.models.model_folder import load_model
     from neurotome.report.describe import describe
@@ -36,6 +37,7 @@ __all__ = [
     "open_dataset",
     "phantom",
     "predict",
+    "predict_probs",
     "train",
 ]
 
@@ -44,14 +46,15 @@ _HOMES = {
     "compare": "neurotome.experiments.compare",
     "demo": "neurotome.experiments.demo",
     "describe": "neurotome.report.describe",
-    "evaluate": "neurotome.experiments.commands",
+    "evaluate": "neurotome.experiments.evaluate",
     "fetch": "neurotome.datasets.fetch",
     "load_model": "neurotome.models.model_folder",
     "load_predictor": "neurotome.load",
     "open_dataset": "neurotome.datasets",
     "phantom": "neurotome.datasets.phantom.make",
     "predict": "neurotome.inference.predict",
-    "train": "neurotome.experiments.commands",
+    "predict_probs": "neurotome.inference.predict",
+    "train": "neurotome.experiments.train",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def read_json(path: Path, error: type[NeurotomeError], remedy: str) -> dict[str,
         NeurotomeError: Of the class `error`: it is no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_read_float, parse_float=_read_float)
     except (ValueError, RecursionError) as failure:
         raise error(f"{path}: no valid JSON ({_say_reason(failure)}). {remedy}") from failure
     if not isinstance(content, dict):
@@ -87,3 +88,10 @@ def read_yaml(path: Path, error: type[NeurotomeError], remedy: str) -> Mapping[s
 
 def _say_reason(failure: BaseException) -> str:
     return " ".join(str(failure).split())[:300] or type(failure).__name__
+
+
+def _read_float(text: str) -> float:
+    """Returns a number; JSON knows neither NaN nor infinities, and nothing that we write holds any."""
+    if not math.isfinite(float(text)):
+        raise ValueError(f"found the number {text[:40]}")
+    return float(text)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neurotome.errors import ModelError
-from neurotome.models.model_folder import PIXELS, find_model, load_model, read_description
+from neurotome.models.model_folder import build_predictor, find_model
+from neurotome.models.stored_model import PIXELS, read_model
 
 if TYPE_CHECKING:
     from neurotome.models.net_predictor import NetPredictor
     from neurotome.pixels.predictor import PixelPredictor
 
 
-def load_predictor(path: Path, device: str = "auto") -> NetPredictor | PixelPredictor:
+def load_predictor(path: Path | str, device: str = "auto") -> NetPredictor | PixelPredictor:
     """Loads a trained model of any kind, as its model.json says.
 
     Args:
@@ -24,17 +24,14 @@ def load_predictor(path: Path, device: str = "auto") -> NetPredictor | PixelPred
         ModelError: It is missing, damaged, or of another format.
         SettingsError: This machine has no such device.
     """
-    folder = find_model(path)
-    try:
-        kind = read_description(folder).get("kind")
-    except (LookupError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder}: damaged model folder ({error}); copy it again or train again.") from error
+    stored = read_model(find_model(path))
     from neurotome.models.net import choose_device
 
-    if kind == PIXELS:
-        from neurotome.pixels.saving import load_pixels
+    device = choose_device(device)
+    if stored.kind == PIXELS:
+        from neurotome.pixels.saving import build_pixels
 
-        return load_pixels(folder, choose_device(device))
-    predictor = load_model(folder)
-    predictor.net.to(choose_device(device))
+        return build_pixels(stored, device)
+    predictor = build_predictor(stored)
+    predictor.net.to(device)
     return predictor

@@ -115,7 +115,8 @@ def predict_slice(
     for block in plan_blocks((height, width), cores, margins, stride):
         patch = image[:, block.read[0], block.read[1]]
         patch_probs = predictor.predict_probs(patch[None])[0]
-        probs[(slice(None), *block.core)] = patch_probs[(slice(None), *block.crop)]
+        core = patch_probs[(slice(None), *block.crop)]
+        probs[(slice(None), *block.core)] = core
         if on_tile is not None:
-            on_tile(block.shape[0] * block.shape[1])
+            on_tile(core[0].size)
     return probs

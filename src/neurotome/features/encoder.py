@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +42,8 @@ class EncoderSettings:
     """Layers: 1 is the encoder's first stage, at half resolution, 5 its last; decoder is a trained model's last layer before
     its classes. Not given: 1, 2, 3, and decoder of a trained model."""
 
-    in_channels: int = 0
-    """Neighbouring slices read as input channels, odd; 0: what the model has, 1 for an encoder by name."""
+    in_channels: int | Literal["auto"] = "auto"
+    """Neighbouring slices read as input channels, odd; auto: what the model has, 1 for an encoder by name."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ class PreparedLayers:
         from neurotome.features.frozen import enlarge
 
         height, width = rows.stop - rows.start, columns.stop - columns.start
-        found = np.empty((self.features, height, width), np.float32)
-        found[0] = self.grey[rows, columns]
+        features = np.empty((self.features, height, width), np.float32)
+        features[0] = self.grey[rows, columns]
         first = 1
         for factor, layer in self.maps:
-            found[first : first + len(layer)] = enlarge(layer, factor, rows, columns)
+            features[first : first + len(layer)] = enlarge(layer, factor, rows, columns)
             first += len(layer)
-        return found
+        return features
 
 
 def build_encoder(
@@ -132,21 +132,22 @@ def build_encoder(
     from neurotome.models.model_folder import load_model
 
     if settings.model:
-        found = load_model(Path(settings.model))
-        if settings.in_channels not in (0, found.in_channels):
+        trained = load_model(Path(settings.model))
+        if settings.in_channels not in ("auto", trained.in_channels):
             raise ModelError(
-                f"{settings.model}: the model reads {found.in_channels} neighbouring slices as input channels, but "
+                f"{settings.model}: the model reads {trained.in_channels} neighbouring slices as input channels, but "
                 f"encoder.in_channels is {settings.in_channels}. Leave encoder.in_channels out, or choose a "
                 "model that was trained with that many."
             )
-        note_other_size(settings.model, found.voxel_size_um, voxel_size_um)
-        core, model, classes, normalization = found.net.core, found.settings, len(found.classes), found.normalization
-        source = {"model": settings.model, "classes": list(found.classes.names), **found.facts}
+        note_other_size(settings.model, trained.voxel_size_um, voxel_size_um)
+        core, model, classes, normalization = trained.net.core, trained.settings, len(trained.classes), trained.normalization
+        source = {"model": settings.model, "classes": list(trained.classes.names), **trained.facts}
         stages = settings.stages or (*_list_stages(core, USUAL_STAGES), DECODER)
     else:
         import torch
 
-        model = ModelSettings("unet", settings.name, settings.weights, settings.in_channels or 1)
+        channels = 1 if settings.in_channels == "auto" else settings.in_channels
+        model = ModelSettings("unet", settings.name, settings.weights, channels)
         classes, normalization, source = 2, None, {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # random weights are features too, and must be the same ones each time

@@ -142,11 +142,10 @@ class Filters:
         yield padded[middle, self.halo : self.halo + height, self.halo : self.halo + width]
         smoothed = []
         for sigma in self.settings.sigmas:
-            found = self._filter_scale(padded, sigma, height, width)
-            first = next(found)
-            smoothed.append(first)
-            yield first
-            yield from found
+            features = self._filter_scale(padded, sigma, height, width)
+            smoothed.append(next(features))
+            yield smoothed[-1]
+            yield from features
         for fine, coarse in pairwise(smoothed):
             yield fine - coarse
 
@@ -219,8 +218,8 @@ class Filters:
             products = np.tensordot(make_kernel(sigma / 2 / self.size[0], 0, 1), products, 1)[None]
         bands = [make_band(sigma / 2 / self.size[axis], 0, 1) for axis in (1, 2)]
         rows, columns = (_round_up(n) + band.shape[1] - EDGE for n, band in zip(shape, bands, strict=True))
-        found = filter_columns(filter_rows(products[:, :rows, :columns], bands[0]), bands[1])
-        return found[0, : shape[0], : shape[1]]
+        smooth = filter_columns(filter_rows(products[:, :rows, :columns], bands[0]), bands[1])
+        return smooth[0, : shape[0], : shape[1]]
 
 
 @dataclass(frozen=True)
@@ -295,17 +294,17 @@ def filter_columns(planes: NDArray[np.float32], band: NDArray[np.float32]) -> ND
     return out
 
 
-def find_eigenvalues(parts: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], ...]:
+def find_eigenvalues(entries: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], ...]:
     """Returns the eigenvalues of symmetric matrices, largest first.
 
     Args:
-        parts: Their upper triangles row by row, 3 arrays for 2 x 2 matrices and 6 for 3 x 3, all of one shape.
+        entries: Their upper triangles row by row, 3 arrays for 2 x 2 matrices and 6 for 3 x 3, all of one shape.
 
     Returns:
         2 or 3 arrays, float32; for 3 x 3 by the formula of Smith (1961), doi:10.1145/355578.366316.
     """
-    if len(parts) == 3:
-        yy, yx, xx = parts
+    if len(entries) == 3:
+        yy, yx, xx = entries
         half = np.float32(0.5)
         middle, spread = (yy + xx) * half, (yy - xx) * half
         spread *= spread
@@ -313,7 +312,7 @@ def find_eigenvalues(parts: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.f
         np.sqrt(spread, out=spread)
         return middle + spread, middle - spread
     # in float64: the formula takes differences of nearly equal numbers
-    a, d, e, b, f, c = (part.astype(np.float64) for part in parts)
+    a, d, e, b, f, c = (entry.astype(np.float64) for entry in entries)
     mean = (a + b + c) / 3
     a, b, c = a - mean, b - mean, c - mean
     size = np.sqrt((a**2 + b**2 + c**2 + 2 * (d**2 + e**2 + f**2)) / 6)

@@ -90,9 +90,9 @@ def enlarge(layer: Tensor, factor: int, rows: slice, columns: slice) -> NDArray[
         first, last = max(0, span.start // factor - 1), min(size, -(-span.stop // factor) + 1)
         picked.append(slice(first, last))
         windows.append(slice(span.start - first * factor, span.stop - first * factor))
-    part = layer[:, picked[0], picked[1]]
+    piece = layer[:, picked[0], picked[1]]
     with torch.inference_mode():
         if factor > 1:
-            part = F.interpolate(part[None], scale_factor=factor, mode="bilinear", align_corners=False)[0]
-        found: NDArray[np.float32] = part[:, windows[0], windows[1]].numpy()
-    return found
+            piece = F.interpolate(piece[None], scale_factor=factor, mode="bilinear", align_corners=False)[0]
+        enlarged: NDArray[np.float32] = piece[:, windows[0], windows[1]].numpy()
+    return enlarged

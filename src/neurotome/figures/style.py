@@ -77,13 +77,21 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def bar_colours(classes: ClassSet) -> list[Rgb]:
-    """Returns the class colours, class 0 in a mid grey: its own is made for pictures and too dark beside the others."""
-    return [MID_GREY, *(unit(colour) for colour in classes.colours[1:])]
+    """Returns the class colours, the background in a mid grey: its own is made for pictures, too dark beside the others."""
+    return [unit(colour) if number in painted_ids(classes) else MID_GREY for number, colour in enumerate(classes.colours)]
 
 
 def line_colours(classes: ClassSet) -> list[Rgb]:
     """Returns the class colours a little darker: thin lines of the light ones would be lost on white."""
-    return [MID_GREY, *((0.85 * r, 0.85 * g, 0.85 * b) for r, g, b in bar_colours(classes)[1:])]
+    return [
+        colour if colour == MID_GREY else (0.85 * colour[0], 0.85 * colour[1], 0.85 * colour[2])
+        for colour in bar_colours(classes)
+    ]
+
+
+def painted_ids(classes: ClassSet) -> range:
+    """Returns the classes that pictures paint: all but the background, where there is one."""
+    return range(1 - classes.first_id, len(classes))
 
 
 def unit(colour: tuple[int, int, int]) -> Rgb:
@@ -100,7 +108,7 @@ def label_classes(classes: ClassSet) -> list[str]:
     """
     repeated = has_repeated_colours(classes)
     labels = []
-    for number, name in enumerate(classes.names):
+    for number, name in enumerate(classes.names, classes.first_id):
         text = " ".join(name.split())
         if not can_spell(text):
             labels.append(f"class {number}")

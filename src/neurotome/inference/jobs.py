@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from neurotome.errors import ImageError, RunError
 from neurotome.io.files import OUTPUT_SUFFIXES, SUFFIXES, find_suffix, list_images, name_image, split_inner
@@ -12,15 +13,16 @@ from neurotome.io.ome_zarr import is_zarr
 from neurotome.outputs import Existing, plan_outputs
 from neurotome.volume import Volume
 
+Output = Literal["labels", "confidence", "uncertainty", "overlay"]
+"""What is written of a prediction."""
+
 
 @dataclass(frozen=True)
 class Job:
-    """An image and the files to write for it; None for those not asked for, or there already."""
+    """An image and the files to write for it, without those that are there already."""
 
     source: Path | Volume
-    labels: Path | None = None
-    confidence: Path | None = None
-    overlay: Path | None = None
+    files: Mapping[Output, Path]
 
 
 def list_sources(source: Path, target: Path) -> tuple[list[tuple[Path, Path]], Path]:
@@ -32,7 +34,7 @@ def list_sources(source: Path, target: Path) -> tuple[list[tuple[Path, Path]], P
     """
     if not split_inner(source)[0].exists():
         raise ImageError(f"{source}: no such file or folder; expected an image, a stack or a folder of them.")
-    if not source.is_dir() or is_zarr(source):
+    if not source.is_dir() or is_zarr(source) or find_suffix(source).endswith(".zarr"):
         labels = target / _name_labels(source) if target.is_dir() and not is_zarr(target) else target
         return [(source, labels)], name_beside(labels, "legend", ".png")
     if find_suffix(target).endswith(SUFFIXES):
@@ -50,19 +52,17 @@ def list_sources(source: Path, target: Path) -> tuple[list[tuple[Path, Path]], P
 def plan_jobs(
     pairs: Sequence[tuple[Path, Path]] | Sequence[tuple[Volume, Path]],
     legend: Path,
+    beside: Sequence[Output],
     existing: Existing,
-    *,
-    overlay: bool,
-    confidence: bool,
 ) -> tuple[list[Job], Path | None]:
     """Checks every file that will be written, label files and those beside them.
 
     Args:
         pairs: Images and their label files.
         legend: Where the overlays' legend goes.
+        beside: What is asked for beside labels; with overlays goes a legend.
+        beside: What is asked for beside labels; with overlays goes a legend.
         existing: What to do about files that are there.
-        overlay: Whether overlays, and with them a legend, are asked for.
-        confidence: Whether maps of the confidence are asked for.
 
     Returns:
         A job for every image for which something is to be written, and the legend if it is.
@@ -70,18 +70,19 @@ def plan_jobs(
     Raises:
         RunError: As for `plan_outputs`, or labels cannot be written in the format that a suffix names.
     """
-    files: list[tuple[Path | Volume, tuple[Path, Path | None, Path | None]]] = []
+    jobs = []
     for source, labels in pairs:
         if labels.suffix.lower() not in OUTPUT_SUFFIXES:
             raise RunError(f"{labels}: cannot write labels as {labels.suffix!r}; expected {', '.join(OUTPUT_SUFFIXES)}.")
         suffix = ".png" if labels.suffix.lower() == ".png" else ".tif"
-        maps = name_beside(labels, "confidence", suffix) if confidence else None
-        files.append((source, (labels, maps, name_beside(labels, "overlay", suffix) if overlay else None)))
-    outputs = [path for _, paths in files for path in paths if path is not None]
+        files: dict[Output, Path] = {"labels": labels}
+        files |= {kind: name_beside(labels, kind, suffix) for kind in beside}
+        jobs.append(Job(source, files))
+    outputs = [path for job in jobs for path in job.files.values()] + [legend] * ("overlay" in beside)
     inputs = [split_inner(source)[0] for source, _ in pairs if isinstance(source, Path)]
-    written = set(plan_outputs([*outputs, *([legend] if overlay else [])], inputs=inputs, existing=existing))
-    jobs = [Job(source, *(path if path in written else None for path in paths)) for source, paths in files]
-    return [job for job in jobs if job != Job(job.source)], legend if legend in written else None
+    written = set(plan_outputs(outputs, inputs=inputs, existing=existing))
+    jobs = [Job(job.source, {kind: path for kind, path in job.files.items() if path in written}) for job in jobs]
+    return [job for job in jobs if job.files], legend if legend in written else None
 
 
 def name_beside(labels: Path, what: str, suffix: str) -> Path:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neurotome.atomic import atomic_path
 from neurotome.classes import ClassSet
-from neurotome.io.images import write_colours
 from neurotome.normalize import sample_grey
 from neurotome.volume import Volume, to_display
 
@@ -45,11 +46,14 @@ class Painter:
 def write_legend(path: Path, classes: ClassSet, shown: Sequence[int]) -> None:
     """Writes a picture of the classes that an overlay shows: colour, stored id and name, a line each.
 
-    The font has Latin letters only; the id tells the class where a name is written in other ones.
+    The font, matplotlib's, has the letters of Europe; the id tells the class where a name has others.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    font = ImageFont.load_default(size=16)
+    home = find_spec("matplotlib")  # which is found, not imported: that is slow
+    assert home is not None
+    assert home.origin is not None
+    font = ImageFont.truetype(Path(home.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", 16)
     stored = classes.to_stored(np.array(shown, np.uint8))
     lines = [f"{value}  {classes.names[i]}" for i, value in zip(shown, stored, strict=True)]
     width = ROW + 8 + max(int(font.getlength(line)) for line in lines) + 12
@@ -59,4 +63,5 @@ def write_legend(path: Path, classes: ClassSet, shown: Sequence[int]) -> None:
         top = ROW * row + 8
         draw.rectangle((8, top, 8 + ROW - 12, top + ROW - 12), fill=classes.colours[i], outline="black")
         draw.text((ROW + 8, top - 2), line, fill="black", font=font)
-    write_colours(path, np.asarray(picture))
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,15 +18,15 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet, Palette
 from neurotome.errors import ImageError, SettingsError
-from neurotome.inference.jobs import Job, list_sources, name_beside, plan_jobs
+from neurotome.inference.jobs import Job, Output, list_sources, name_beside, plan_jobs
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.opening import check_grey, looks_like_colours, open_volume
-from neurotome.io.sink import Sink, create_image, create_labels
 from neurotome.outputs import Existing
 from neurotome.progress import Progress
 from neurotome.volume import Volume
 
 if TYPE_CHECKING:
+    from neurotome.inference.slices import LabelledSlice
     from neurotome.predictor import Predictor
 
 MOST_LISTED = 20
@@ -102,7 +101,9 @@ def predict(
         SettingsError: A setting is out of range.
     """
     _check_settings(settings)
-    plan = partial(plan_jobs, existing=settings.existing, overlay=settings.overlay, confidence=settings.confidence)
+    asked: dict[Output, bool] = {"confidence": settings.confidence, "overlay": settings.overlay}
+    beside = [kind for kind, wanted in asked.items() if wanted]
+    plan = partial(plan_jobs, beside=beside, existing=settings.existing)
     if isinstance(input, (str, Path)):
         if output is None:
             raise SettingsError("no output named; expected a file, or a folder where the input is one.")
@@ -110,11 +111,11 @@ def predict(
     elif output is not None:
         array = wrap_array(input, settings)
         jobs, legend = plan([(array, Path(output))], name_beside(Path(output), "legend", ".png"))
-        jobs = jobs or [Job(array)]
-    elif settings.overlay or settings.confidence:
+        jobs = jobs or [Job(array, {})]
+    elif beside:
         raise SettingsError("overlay and confidence are files beside an output: name one, or use predict_probs.")
     else:
-        jobs, legend = [Job(wrap_array(input, settings))], None
+        jobs, legend = [Job(wrap_array(input, settings), {})], None
     if not jobs and legend is None:
         return []
     from neurotome.load import load_predictor
@@ -128,11 +129,11 @@ def predict(
             volume = job.source if isinstance(job.source, Volume) else _open(job.source, settings)
             noted = noted or _note_unknown_size(volume, predictor.voxel_size_um)
             title = f"predicting {volume.name}" + (f" ({number} of {len(jobs)})" if len(jobs) > 1 else "")
-            planes = _label(predictor, volume, job, settings, title)
+            slices = _label(predictor, volume, job, settings, title)
             if not isinstance(input, (str, Path)):
-                labels = np.stack(list(planes)).reshape(input.shape)
+                labels = classes.to_stored(np.stack([labelled.labels for labelled in slices]).reshape(input.shape))
             else:
-                deque(planes, maxlen=0)
+                deque(slices, maxlen=0)
         except ImageError as error:
             if len(jobs) == 1:
                 raise
@@ -147,7 +148,7 @@ def predict(
             f"{input}: {len(failures)} of {len(jobs)} images could not be predicted; the others are done. Mend them, or "
             f"take them out, and give the same command with --existing skip:\n{listed}"
         )
-    return [job.labels for job in jobs if job.labels is not None] if isinstance(input, (str, Path)) else labels
+    return [job.files["labels"] for job in jobs if "labels" in job.files] if isinstance(input, (str, Path)) else labels
 
 
 def predict_probs(
@@ -176,34 +177,18 @@ def predict_probs(
     return np.stack(list(predict_slices(predictor, volume, tile=settings.tile, halo=settings.halo)), axis=1)
 
 
-def _label(
-    predictor: Predictor, volume: Volume, job: Job, settings: PredictSettings, title: str
-) -> Iterator[NDArray[np.uint8]]:
-    """Yields the labels of every slice as they are stored, shape (y, x), and writes the files of a job meanwhile."""
+def _label(predictor: Predictor, volume: Volume, job: Job, settings: PredictSettings, title: str) -> Iterator[LabelledSlice]:
+    """Yields labelled slices and writes the files of a job meanwhile."""
     from neurotome.inference.overlay import Painter
-    from neurotome.inference.slices import LabelledSlice, label_slices
+    from neurotome.inference.slices import label_slices, write_slices
 
     classes, shown = _choose_shown(predictor, settings)
     progress = Progress(title, math.prod(volume.shape) / 1e6, "Mpixel")
     prepared = _prepare(predictor, volume, settings)
     slices = label_slices(predictor, prepared, tile=settings.tile, halo=settings.halo, on_progress=progress.update)
-    writers: list[tuple[Sink, Callable[[LabelledSlice], NDArray[np.uint8]]]] = []
-    with contextlib.ExitStack() as stack:
-        if job.labels is not None:
-            sink: Sink = stack.enter_context(create_labels(job.labels, volume.shape, classes, volume))
-            writers.append((sink, lambda labelled: labelled.labels))
-        if job.confidence is not None:
-            sink = stack.enter_context(create_image(job.confidence, volume.shape, np.uint8, like=volume))
-            writers.append((sink, lambda labelled: labelled.confidence))
-        if job.overlay is not None:
-            sink = stack.enter_context(create_image(job.overlay, volume.shape, np.uint8, colours=True, like=volume))
-            painter = Painter(volume, classes, shown)
-            writers.append((sink, lambda labelled: painter.paint(labelled.z, labelled.labels)))
-        for labelled in slices:
-            for sink, choose in writers:
-                sink.write((slice(labelled.z, labelled.z + 1), slice(None), slice(None)), choose(labelled)[None])
-            yield classes.to_stored(labelled.labels)
-    progress.finish(str(job.labels or ""))
+    painter = Painter(volume, classes, shown) if "overlay" in job.files else None
+    yield from write_slices(slices, job.files, volume, classes, painter)
+    progress.finish(str(job.files.get("labels", "")))
 
 
 def _choose_shown(predictor: Predictor, settings: PredictSettings) -> tuple[ClassSet, list[int]]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neurotome.classes import ClassSet
+from neurotome.inference.jobs import Output
+from neurotome.inference.overlay import Painter
 from neurotome.inference.resample import choose_shape, resize
+from neurotome.io.sink import Sink, create_image, create_labels
 from neurotome.normalize import Scale
 from neurotome.predictor import TILE, Predictor, Slice, predict_slice
 from neurotome.volume import Volume
@@ -43,6 +49,42 @@ def label_slices(
     """Labels a volume slice by slice, from the first to the last; arguments and errors as of `predict_slices`."""
     for z, probs in enumerate(predict_slices(predictor, volume, tile=tile, halo=halo, on_progress=on_progress)):
         yield LabelledSlice(z, probs.argmax(0).astype(np.uint8), (probs.max(0) * 255).round().astype(np.uint8))
+
+
+def write_slices(
+    slices: Iterable[LabelledSlice],
+    files: Mapping[Output, Path],
+    volume: Volume,
+    classes: ClassSet,
+    painter: Painter | None = None,
+) -> Iterator[LabelledSlice]:
+    """Writes slices into files while handing them on; the files appear when all slices were taken, labels last.
+
+    Args:
+        slices: Those of the volume, in their order.
+        files: `labels`, as the ids that the dataset has; `confidence`; `uncertainty`, 255 - confidence; `overlay`.
+        volume: What was predicted; the files get its voxel size.
+        classes: Names and colours of the labels.
+        painter: Paints the overlay.
+
+    Raises:
+        ImageError: A format cannot hold what is asked of it.
+    """
+    with contextlib.ExitStack() as stack:
+        sinks: dict[Output, Sink] = {}
+        for kind, path in files.items():
+            if kind == "labels":
+                sinks[kind] = stack.enter_context(create_labels(path, volume.shape, classes, volume))
+            else:
+                sinks[kind] = stack.enter_context(create_image(path, volume.shape, np.uint8, kind == "overlay", volume))
+        for labelled in slices:
+            z, labels, confidence = labelled
+            values = {"labels": labels, "confidence": confidence, "uncertainty": 255 - confidence}
+            if painter is not None:
+                values["overlay"] = painter.paint(z, labels)
+            for kind, sink in sinks.items():
+                sink.write((slice(z, z + 1), slice(None), slice(None)), values[kind][None])
+            yield labelled
 
 
 def predict_volume(

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from neurotome.atomic import atomic_path, write_json
-from neurotome.classes import ClassSet
-from neurotome.errors import DatasetError, ModelError, unknown
+from neurotome.errors import ModelError, show, unknown
 from neurotome.models.networks import ModelSettings, build_network, settle_network
-from neurotome.normalize import Normalization
+from neurotome.models.stored_model import (
+    FORMAT,
+    MOST_HALO,
+    NETWORK,
+    NEXT,
+    StoredModel,
+    read_channels,
+    read_description,
+    read_model,
+    read_whole,
+    refuse_damaged,
+)
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from neurotome.models.net_predictor import NetPredictor
-
-FORMAT = 1
-NEXT = "model.next.json"
-
-NETWORK, PIXELS = "network", "pixels"
-"""Kinds of models, as `kind` in model.json says it; a file without it is a network."""
 
 ZOO = Path(__file__).parent / "zoo"
 """Models that come with the package, a folder each."""
@@ -95,8 +103,12 @@ def write_parts(folder: Path, description: dict[str, Any], save: Callable[[Path]
 
 
 def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Adds facts, such as scores, to the description of a model that is there."""
-    content = json.loads((folder / "model.json").read_text())
+    """Adds facts, such as scores, to the description of a model that is there.
+
+    Raises:
+        ModelError: The folder is damaged.
+    """
+    content, _ = read_description(folder)  # after a kill between weights and description, the one that fits
     write_json(folder / "model.json", {**content, "facts": {**content["facts"], **facts}})
 
 
@@ -105,7 +117,7 @@ def list_packaged() -> list[str]:
     return sorted(path.parent.name for path in ZOO.glob("*/model.json"))
 
 
-def find_model(path: Path) -> Path:
+def find_model(path: Path | str) -> Path:
     """Returns the model folder of a run folder, a model folder or a packaged model.
 
     Args:
@@ -114,6 +126,7 @@ def find_model(path: Path) -> Path:
     Raises:
         ModelError: There is none.
     """
+    path = Path(path)
     known = list_packaged() if len(path.parts) == 1 and not path.exists() else []
     if path.name in known:
         return ZOO / path.name
@@ -129,7 +142,7 @@ def find_model(path: Path) -> Path:
     raise ModelError(f"{path}: no model.json here or in its model/ folder; expected a run or a model folder.")
 
 
-def read_digest(path: Path) -> str:
+def read_digest(path: Path | str) -> str:
     """Returns the SHA-256 of a model's weights.
 
     Args:
@@ -144,76 +157,82 @@ def read_digest(path: Path) -> str:
     return _hash(folder / "model.safetensors")
 
 
-def load_model(path: Path) -> NetPredictor:
-    """Loads a trained model.
+def load_model(path: Path | str) -> NetPredictor:
+    """Loads a trained network.
 
     Args:
         path: Run folder, model folder or the name of a packaged model.
 
     Raises:
-        ModelError: It is missing, damaged, or of another format.
+        ModelError: It is missing, damaged, of another format, or a pixel classifier.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    return build_predictor(read_model(find_model(path)))
 
+
+def build_predictor(stored: StoredModel) -> NetPredictor:
+    """Builds the network of a model folder that has been read; never touches the internet.
+
+    Raises:
+        ModelError: It is a pixel classifier, or damaged.
+    """
     from neurotome.models.net_predictor import NetPredictor
 
-    folder = find_model(path)
-    weights_path = folder / "model.safetensors"
-    try:
-        content = read_description(folder)
-        if content.get("kind", NETWORK) != NETWORK:
-            raise ModelError(
-                f"{folder}: this model is a pixel classifier ({content['kind']}), and a network is needed here. Name a "
-                "model that neurotome train has made."
-            )
-        settings = ModelSettings(**content["model"])
-        classes = ClassSet.from_json(content["classes"])
-        size = content["voxel_size_um"]
-        if settings.encoder_weights != "none":
-            raise ModelError(f"{folder / 'model.json'}: encoder_weights must be none in a trained model.")
-        net = build_network(settings, len(classes))
-        net.load_state_dict(load_file(weights_path))
+    if stored.kind != NETWORK:
+        raise ModelError(
+            f"{stored.folder}: this model is a pixel classifier ({stored.kind}), and a network is needed here. Name a model "
+            "that neurotome train has made."
+        )
+    with refuse_damaged(stored.folder):
+        settings = read_settings(stored.content["model"])
+        bounded = stored.content["bounded"]
+        if type(bounded) is not bool:
+            raise ValueError(f"bounded is {show(bounded)}; expected true or false")
+        net = build_network(settings, len(stored.classes))
+        load_weights(net, stored.tensors)
         return NetPredictor(
             net=net,
             settings=settings,
-            classes=classes,
-            normalization=Normalization.from_json(content["normalization"]),
-            halo=int(content["halo"]),
-            bounded=bool(content["bounded"]),
-            patch=int(content["patch"]),
-            voxel_size_um=None if size is None else (float(size[0]), float(size[1]), float(size[2])),
-            facts=content["facts"],
+            classes=stored.classes,
+            normalization=stored.normalization,
+            halo=stored.halo,
+            bounded=bounded,
+            patch=read_whole(stored.content, "patch", 1, MOST_HALO),
+            voxel_size_um=stored.voxel_size_um,
+            facts=stored.facts,
         )
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, DatasetError, SafetensorError) as error:
-        raise ModelError(f"{folder}: damaged model folder ({error}); copy it again or train again.") from error
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """Returns the description that fits the weights, of a model of any kind.
+def read_settings(content: Mapping[str, Any]) -> ModelSettings:
+    """Returns the network that a description names, with nothing left to decide or to download.
 
     Raises:
-        ModelError: A file is missing, weights and description do not belong together, or the format is another one.
-        ValueError: The description is no valid JSON.
-        KeyError: It lacks what every description has.
+        ValueError: A value is of another type or out of range.
+        TypeError: A setting is not known.
     """
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise ModelError(f"{weights}: missing; copy the whole model folder.")
-    digest = _hash(weights)
-    for path in (folder / "model.json", folder / NEXT):
-        if path.is_file():
-            content: dict[str, Any] = json.loads(path.read_text())
-            if content["weights_sha256"] == digest:
-                if content.get("format") != FORMAT:
-                    raise ModelError(
-                        f"{path}: format {content.get('format')!r}; this version reads format {FORMAT}. Install the "
-                        "neurotome that wrote it."
-                    )
-                return content
-    raise ModelError(
-        f"{weights}: the weights are not those that model.json describes (SHA-256 differs); copy the model folder again."
-    )
+    settings = ModelSettings(**content)
+    if settings.encoder_weights != "none":
+        raise ValueError("encoder_weights must be none in a trained model")
+    if not isinstance(settings.decoder, str) or not isinstance(settings.encoder, str):
+        raise ValueError(f"decoder {show(settings.decoder)} and encoder {show(settings.encoder)}; expected names")
+    read_channels(content)
+    read_whole(content, "encoder_depth", 3, 5)
+    return settings
+
+
+def load_weights(net: nn.Module, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Copies weights into a network of the same tensors.
+
+    Raises:
+        ValueError: A tensor is of another kind of number than the network's.
+        RuntimeError: Tensors are missing, left over, or of other shapes.
+    """
+    import torch
+
+    weights = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
+    for name, wanted in net.state_dict().items():
+        if name in weights and weights[name].is_floating_point() != wanted.is_floating_point():
+            raise ValueError(f"weights {name} are {weights[name].dtype}, expected {wanted.dtype}")
+    net.load_state_dict(weights)
 
 
 def _hash(path: Path) -> str:

@@ -104,13 +104,13 @@ class PixelPredictor:
 
             def fill(window: Window, prepared: Any = prepared, target: NDArray[np.float32] = target) -> None:
                 features = prepared.read(*window)
-                found = self.classifier.predict(features.reshape(len(features), -1)) * self.weights[:, None]
-                found /= found.sum(0)
-                if not np.isfinite(found).all():
+                shares = self.classifier.predict(features.reshape(len(features), -1)) * self.weights[:, None]
+                shares /= shares.sum(0)
+                if not np.isfinite(shares).all():
                     raise ModelError(
                         "the classifier gives probabilities that are no numbers; its file is damaged. Train again."
                     )
-                target[(self.seen, *window)] = found.reshape(-1, *features.shape[1:])
+                target[(self.seen, *window)] = shares.reshape(-1, *features.shape[1:])
 
             run_windows(fill, list_windows(height, width, self.extractor.window))
         return probs

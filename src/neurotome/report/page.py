@@ -248,17 +248,18 @@ def _fill_template(**content: Any) -> str:
     return environment.get_template("template.html.j2").render(content)
 
 
-def _list_chips(classes: ClassSet) -> list[dict[str, str]]:
+def _list_chips(classes: ClassSet) -> list[dict[str, Any]]:
     """Returns name and colour of each class, and its id where figures call it by more than its name."""
     from neurotome.figures import label_classes
-    from neurotome.figures.style import bar_colours
+    from neurotome.figures.style import bar_colours, painted_ids
 
     chips = zip(classes.names, label_classes(classes), bar_colours(classes), strict=True)
     return [
         {
             "name": name,
             "colour": _to_css(*(round(255 * part) for part in colour)),
-            "id": "" if label == name else str(number),
+            "id": "" if label == name else str(number + classes.first_id),
+            "painted": number in painted_ids(classes),
         }
         for number, (name, label, colour) in enumerate(chips)
     ]

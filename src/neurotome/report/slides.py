@@ -97,17 +97,17 @@ def load_slides(run: Run, dataset: Dataset, split: str, chosen: Sequence[tuple[s
             )
         cutout, z = places[name]
         path = find_image(run.predictions(split), cutout.name)
-        predicted = read_labels(path)
-        if predicted.shape != cutout.volume.shape:
+        stored, classes = read_labels(path), dataset.classes
+        if stored.shape != cutout.volume.shape:
             raise RunError(
-                f"{path}: shape {predicted.shape}, but the image has {cutout.volume.shape}. Delete the run's predictions "
+                f"{path}: shape {stored.shape}, but the image has {cutout.volume.shape}. Delete the run's predictions "
                 "and scores, and score it again."
             )
-        wrong = predicted[z][predicted[z] >= len(dataset.classes)]
+        wrong = stored[z][(stored[z] < classes.first_id) | (stored[z] >= classes.first_id + len(classes))]
         if wrong.size:
             raise RunError(
-                f"{path}: {wrong.size} pixels of slice {z} are no class, such as {wrong[0]}; expected 0.."
-                f"{len(dataset.classes) - 1}. Delete the run's predictions and scores, and score it again."
+                f"{path}: {wrong.size} pixels of slice {z} are no class, such as {wrong[0]}; expected "
+                f"{classes.describe_stored()}. Delete the run's predictions and scores, and score it again."
             )
         height, width = cutout.volume.shape[1:]
         rows, columns = _middle(height), _middle(width)
@@ -117,7 +117,7 @@ def load_slides(run: Run, dataset: Dataset, split: str, chosen: Sequence[tuple[s
                 macro_f1,
                 to_display(np.asarray(cutout.volume.data[z, rows, columns])),
                 cutout.read_labels(z, rows, columns),
-                predicted[z, rows, columns].astype(np.uint8),
+                classes.from_stored(stored[z, rows, columns]),
                 (height, width),
             )
         )
@@ -153,19 +153,20 @@ def find_errors(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], classes:
 def encode_layers(slide: Slide, classes: ClassSet) -> dict[str, str]:
     """Returns the image and its transparent layers as data URLs.
 
-    The image is a JPEG, which keeps the page small; layers are PNG, so that no pixel gets a colour of no class. Class 0
-    and what is no error are transparent; pixels without a label are grey.
+    The image is a JPEG, which keeps the page small; layers are PNG, so that no pixel gets a colour of no class. The
+    background and what is no error are transparent; pixels without a label are grey.
 
     Returns:
         `image`, `truth`, `predicted` and `errors`.
     """
     colours = classes.paint(np.arange(256))
+    background = {"transparency": 0} if classes.first_id == 0 else {}
     errors = find_errors(slide.truth, slide.predicted, classes).astype(np.uint8)
     return {
         "image": _encode_grey(slide.grey),
-        "truth": _encode_layer(slide.truth, colours),
-        "predicted": _encode_layer(slide.predicted, colours),
-        "errors": _encode_layer(errors, np.full((256, 3), ERROR, np.uint8)),
+        "truth": _encode_layer(slide.truth, colours, background),
+        "predicted": _encode_layer(slide.predicted, colours, background),
+        "errors": _encode_layer(errors, np.full((256, 3), ERROR, np.uint8), {"transparency": 0}),
     }
 
 
@@ -182,12 +183,12 @@ def _encode_grey(grey: NDArray[np.uint8]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _encode_layer(values: NDArray[np.uint8], colours: NDArray[np.uint8]) -> str:
-    """Returns a PNG whose palette has a colour per value, shape (256, 3); 0 is transparent."""
+def _encode_layer(values: NDArray[np.uint8], colours: NDArray[np.uint8], transparent: Mapping[str, int]) -> str:
+    """Returns a PNG whose palette has a colour per value, shape (256, 3)."""
     from PIL import Image
 
     picture = Image.fromarray(np.ascontiguousarray(values))
     picture.putpalette(colours.tobytes())
     stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=True, transparency=0)
+    picture.save(stream, "PNG", optimize=True, **transparent)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

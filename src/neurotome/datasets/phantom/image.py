@@ -1,6 +1,6 @@
 """Grey values of synthetic tissue: what each structure looks like, then what the instrument does to it.
 
-Grey values 0..255, axes zyx, lengths in voxels of 1.17 um; numbers as in `phantom_regions`.
+Grey values 0..255, axes zyx, lengths in voxels of 1.17 um; numbers as in `regions`.
 """
 
 from __future__ import annotations

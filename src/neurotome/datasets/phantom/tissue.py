@@ -1,6 +1,6 @@
 """Tissue: geometry of synthetic brain tissue in 3D, and its labels.
 
-Axes are zyx, lengths in voxels of 1.17 um; see `phantom_regions` for where the numbers come from.
+Axes are zyx, lengths in voxels of 1.17 um; see `regions` for where the numbers come from.
 """
 
 from __future__ import annotations
