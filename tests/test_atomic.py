@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from neurotome.atomic import atomic_path, hold_folder, write_bytes, write_json, write_text
+from neurotome.atomic import atomic_folder, atomic_path, hold_folder, sweep_partials, write_bytes, write_json, write_text
 from neurotome.errors import RunError
 
 
@@ -148,3 +148,18 @@ def test_an_error_names_the_file_and_not_its_temporary_name(tmp_path: Path) -> N
     with pytest.raises(FileNotFoundError) as caught, atomic_path(target):
         pass  # a writer that wrote nothing
     assert caught.value.filename == str(target)
+
+
+def test_a_folder_is_replaced_whole_and_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+    target = tmp_path / "a.zarr"
+    for content in ("old", "new"):
+        with atomic_folder(target) as temporary:
+            (temporary / "c").mkdir(parents=True)
+            (temporary / "c/0").write_text(content)
+            assert not target.exists() or (target / "c/0").read_text() == "old"
+        assert list_names(tmp_path) == ["a.zarr"]
+    assert (target / "c/0").read_text() == "new"
+    (tmp_path / ".a.new.1.ab.partial.zarr/c").mkdir(parents=True)
+    (tmp_path / ".a.new.1.ab.partial.zarr/c/.0.1.ab.partial").touch()
+    sweep_partials(tmp_path)
+    assert list_names(tmp_path) == ["a.zarr"]

@@ -165,9 +165,9 @@ def test_wrong_configurations_are_refused(folder: Path, changes: dict[str, Any],
         ("1: c", "unknown key '1'"),
         ("null: c", "unknown key 'None'"),
         ("[" * 3000, "no valid YAML"),
-        ("name: &a [*a]\nclasses: [a, b]", "name is [[[[...]]]]; expected text"),
-        ("a: &a [x, x, x, x, x, x, x, x]\nname: [*a, *a]", "unknown key 'a'"),
-        ("classes: &c {0: a, 1: *c}", "is not text"),
+        ("name: &a [*a]\nclasses: [a, b]", "no valid YAML (an alias of a list"),
+        ("a: &a [x, x, x, x, x, x, x, x]\nname: [*a, *a]", "no valid YAML (an alias of a list"),
+        ("classes: &c {0: a, 1: *c}", "no valid YAML (an alias"),
         ("classes: [a, b]\nsplits: {1: [stack]}", "unknown split '1'"),
         ("classes: [a, b]\nsplits: {train: {stack: 1}}", "split train is {'stack': 1}"),
         ("classes: [a, b]\nignore: .inf", "ignore is inf"),
@@ -183,14 +183,10 @@ def test_wrong_yaml_is_refused(folder: Path, text: str, message: str) -> None:
 
 
 def test_a_value_that_would_fill_the_message_is_shortened(folder: Path) -> None:
-    layers = "&l0 [x, x, x, x, x, x, x, x, x]"
-    for level in range(1, 9):
-        layers = f"&l{level} [" + layers + f", *l{level - 1}" * 8 + "]"
-    (folder / "dataset.yaml").write_text(f"classes: [a, b]\nname: {layers}\n")  # 9 ** 9 words when written out
-    with pytest.raises(DatasetError) as caught:
+    (folder / "dataset.yaml").write_text(f"classes: [a, b]\nname: {[['x' * 1000] * 100] * 100}")
+    with pytest.raises(DatasetError, match=r"name is \[\[.*\]; expected text") as caught:
         open_dataset(folder)
-    assert "name is [" in str(caught.value)
-    assert len(str(caught.value)) < 100_000
+    assert len(str(caught.value)) < 10_000
 
 
 def test_yaml_that_is_not_text_is_refused(folder: Path) -> None:

@@ -219,6 +219,18 @@ def test_an_image_that_fetch_writes_is_read(tmp_path: Path) -> None:
     assert open_volume(tmp_path / "a.zarr").voxel_size_um == SIZE
 
 
+def test_a_fetch_that_was_not_finished_is_refused(tmp_path: Path) -> None:
+    for complete in (False, True):
+        cut = {"shard": STACK.shape, "chunk": STACK.shape, "notes": {"complete": complete}}
+        array = create_ome_zarr(tmp_path / "a.zarr", STACK.shape, STACK.dtype, SIZE, name="a", **cut)  # type: ignore[arg-type]
+        array[:] = STACK
+        if complete:
+            np.testing.assert_array_equal(open_volume(tmp_path / "a.zarr").data[:], STACK)
+        else:
+            with pytest.raises(ImageError, match="fetch was not finished"):
+                open_volume(tmp_path / "a.zarr")
+
+
 def test_a_nifti_with_a_scale_is_scaled(tmp_path: Path) -> None:
     save_nifti(tmp_path / "a.nii", 0.5, STACK.astype(np.int16))
     volume = open_volume(tmp_path / "a.nii")

@@ -50,7 +50,7 @@ def test_an_error_of_the_source_ends_it_and_keeps_the_rest(tmp_path, workers):
     transfer, ledger = prepare(tmp_path, read)
     with pytest.raises(FetchError, match="gone"):
         run(transfer, ledger, workers)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("read-", "store-"))]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("transfer-")]
     stored = len(ledger.entries)
     assert stored < 12
     again = Transfer(transfer.array, lambda place: VOXELS[place], "toy", 3)
@@ -71,7 +71,7 @@ def test_an_error_of_the_disk_ends_it(tmp_path, monkeypatch, workers):
     monkeypatch.setattr(ledger, "add", fill_the_disk)
     with pytest.raises(OSError, match="No space"):
         run(transfer, ledger, workers)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("read-", "store-"))]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("transfer-")]
     assert 4 <= len(ledger.entries) < 4 + workers  # threads that had looked just before still write theirs
 
 

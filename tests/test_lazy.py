@@ -39,3 +39,26 @@ def test_importing_does_not_wait_for_torch(module: str) -> None:
     program = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_networks_are_built_without_torchs_compiler_which_still_works_after() -> None:
+    program = (
+        "import sys, torch; from neurotome.models.networks import ModelSettings, build_network\n"
+        "before = torch.compiler.disable\n"
+        "net = build_network(ModelSettings(encoder='resnet18'), 2)\n"
+        "assert 'torch._dynamo' not in sys.modules and torch.compiler.disable is before\n"
+        "compiled = torch.compile(torch.nn.Linear(2, 3), backend='eager')\n"
+        "print(tuple(compiled(torch.zeros(1, 2)).shape))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(1, 3)", done.stderr
+
+
+def test_a_module_that_needs_the_compiler_gets_it(tmp_path: Path) -> None:
+    (tmp_path / "needs_compiler.py").write_text("from torch._dynamo.utils import counters, is_compile_supported\n")
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from neurotome.lazy import import_uncompiled\n"
+        "print(type(import_uncompiled('needs_compiler').counters).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "defaultdict", done.stderr

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """As `atomic_path`, for a format that is a folder, such as Zarr; its writer syncs the files in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    token = f"{os.getpid()}.{secrets.token_hex(4)}.partial{path.suffix}"
+    temporary, replaced = (path.with_name(f".{path.stem[:40]}.{which}.{token}") for which in ("new", "old"))
+    try:
+        yield temporary
+        if path.exists():
+            path.rename(replaced)
+        temporary.rename(path)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _sync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:
@@ -86,8 +103,11 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 def sweep_partials(folder: Path) -> None:
     """Deletes what killed writers left in a folder and below; the caller knows that nobody writes there now."""
-    for left in folder.rglob(".*.partial*"):
-        left.unlink(missing_ok=True)
+    for left in sorted(folder.rglob(".*.partial*")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -7,49 +7,26 @@ the array's border. Cores of a plan partition the array; axes are zyx.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 from neurotome.errors import SettingsError
 
 Slices = tuple[slice, ...]
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """A box of voxels and what must be read to compute it.
 
     Attributes:
-        start: First voxel of the core, per axis.
-        stop: One past the last voxel of the core, per axis.
-        read_start: First voxel to read, at or before `start`.
-        read_stop: One past the last voxel to read, at or after `stop`.
+        core: Index of the box in the whole array.
+        read: Index of the region to read in the whole array, at least the core.
+        crop: Index of the core within the region that was read.
     """
 
-    start: tuple[int, ...]
-    stop: tuple[int, ...]
-    read_start: tuple[int, ...]
-    read_stop: tuple[int, ...]
-
-    @property
-    def core(self) -> Slices:
-        """Index of the core in the whole array."""
-        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
-
-    @property
-    def read(self) -> Slices:
-        """Index of the region to read in the whole array."""
-        return tuple(slice(a, b) for a, b in zip(self.read_start, self.read_stop, strict=True))
-
-    @property
-    def crop(self) -> Slices:
-        """Index of the core within the region that was read."""
-        return tuple(slice(a - r, b - r) for a, b, r in zip(self.start, self.stop, self.read_start, strict=True))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the core."""
-        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+    core: Slices
+    read: Slices
+    crop: Slices
 
 
 def plan_blocks(
@@ -76,16 +53,7 @@ def plan_blocks(
     for size, step, margin, stride in zip(shape, block, halo, align, strict=True):
         spans = []
         for start in range(0, size, step):
-            stop = min(start + step, size)
-            read_start = max(0, start - margin) // stride * stride
-            spans.append((start, stop, read_start, min(size, stop + margin)))
+            stop, first = min(start + step, size), max(0, start - margin) // stride * stride
+            spans.append((slice(start, stop), slice(first, min(size, stop + margin)), slice(start - first, stop - first)))
         axes.append(spans)
-    return [
-        Block(
-            tuple(s[0] for s in spans),
-            tuple(s[1] for s in spans),
-            tuple(s[2] for s in spans),
-            tuple(s[3] for s in spans),
-        )
-        for spans in product(*axes)
-    ]
+    return [Block(*zip(*spans, strict=True)) for spans in product(*axes)]

@@ -53,15 +53,13 @@ def mend_torchvision() -> None:
     A torch built for the CPU beside torchvision's CUDA build cannot load those operators, and the import then fails
     while it describes two of them. Nothing here calls them, so declaring their signatures is enough.
     """
-    if "torchvision" in sys.modules:
-        return
-    import torch
-
     try:
-        importlib.import_module("torchvision")
+        import_uncompiled("torchvision")
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
+        import torch
+
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
         declared = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -69,8 +67,37 @@ def mend_torchvision() -> None:
             signature = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             declared.define(signature)  # type: ignore[no-untyped-call]
         _KEPT.append(declared)
-        importlib.import_module("torchvision")
+        import_uncompiled("torchvision")
 
 
 _KEPT: list[object] = []
 """Operator libraries vanish with their last reference."""
+
+
+def import_uncompiled(name: str) -> ModuleType:
+    """Imports a module without torch's compiler, which torchvision and timm import for two functions that are not needed.
+
+    The compiler takes longer to load than torch itself. Where it is loaded already, or something needs more of it, the
+    import is the usual one.
+    """
+    compiler = "torch._dynamo.utils"
+    if name in sys.modules or compiler in sys.modules:
+        return importlib.import_module(name)
+    import torch
+
+    standin = ModuleType(compiler)
+    standin.__dict__["is_compile_supported"] = lambda device: False  # asked when boxes are pooled
+    disable = torch.compiler.disable
+    sys.modules[compiler] = standin
+    torch.compiler.disable = lambda function=None, **_: function or (lambda inner: inner)  # marks what not to compile
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        pass
+    finally:
+        torch.compiler.disable = disable
+        if sys.modules.get(compiler) is standin:
+            del sys.modules[compiler]
+    for half in [half for half in sys.modules if half.startswith(("torch._dynamo", f"{name}."))]:
+        del sys.modules[half]
+    return importlib.import_module(name)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from neurotome.atomic import atomic_path
 from neurotome.classes import ClassSet
-from neurotome.io.images import write_colours
 from neurotome.normalize import sample_grey
 from neurotome.volume import Volume, to_display
 
@@ -63,4 +63,5 @@ def write_legend(path: Path, classes: ClassSet, shown: Sequence[int]) -> None:
         top = ROW * row + 8
         draw.rectangle((8, top, 8 + ROW - 12, top + ROW - 12), fill=classes.colours[i], outline="black")
         draw.text((ROW + 8, top - 2), line, fill="black", font=font)
-    write_colours(path, np.asarray(picture))
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 Size = tuple[float, float, float]
@@ -82,13 +83,13 @@ def _read_ome_size(file: Any) -> Size | None:
     return sizes.get("Z", sizes["Y"]), sizes["Y"], sizes["X"]
 
 
-def describe_stack(slices: int, sizes: Size | None, classes: dict[int, str] | None) -> str:
+def describe_stack(slices: int, sizes: Size | None, classes: Mapping[int, str]) -> str:
     """Returns a description of a stack as ImageJ writes it, so that Fiji shows micrometres and knows the axes.
 
     Args:
         slices: How many.
         sizes: Edge lengths (z, y, x) in micrometres, None if not known.
-        classes: Stored id -> name; ImageJ leaves the line alone.
+        classes: Stored id -> name, may be empty; ImageJ leaves the line alone.
     """
     lines = ["ImageJ=1.54f", f"images={slices}", f"slices={slices}"]
     if sizes is not None:

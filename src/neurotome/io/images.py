@@ -65,7 +65,7 @@ def write_image(path: str | Path, data: NDArray[Any], like: Volume | None = None
     """
     if data.dtype.name not in GREY_DTYPES:
         raise ImageError(f"{path}: dtype {data.dtype} cannot be written as an image; use {', '.join(GREY_DTYPES)}.")
-    stack = _as_stack(path, data, 3)
+    stack = _as_stack(path, data)
     with create_image(path, stack.shape[:3], stack.dtype, like=like) as sink:
         sink.write_all(stack)
 
@@ -84,30 +84,15 @@ def write_labels(
     Raises:
         ImageError: Not integers, a value outside 0..255, or a format that cannot hold them.
     """
-    stack = _as_stack(path, labels, 3)
+    stack = _as_stack(path, labels)
     with create_labels(path, stack.shape[:3], classes, like) as sink:
         sink.write_all(stack)
 
 
-def write_colours(path: str | Path, colours: NDArray[np.uint8]) -> None:
-    """Writes a colour picture in one step.
-
-    Args:
-        path: .png (one slice), .tif or .tiff.
-        colours: uint8, shape (y, x, 3) or (z, y, x, 3).
-
-    Raises:
-        ImageError: The format cannot hold these data.
-    """
-    stack = _as_stack(path, colours, 4)
-    with create_image(path, stack.shape[:3], stack.dtype, colours=True) as sink:
-        sink.write_all(stack)
-
-
-def _as_stack(path: str | Path, data: NDArray[Any], ndim: int) -> NDArray[Any]:
-    if data.ndim not in (ndim - 1, ndim) or data.size == 0:
+def _as_stack(path: str | Path, data: NDArray[Any]) -> NDArray[Any]:
+    if data.ndim not in (2, 3) or data.size == 0:
         raise ImageError(f"{path}: shape {data.shape}; expected (y, x) or (z, y, x) with at least one pixel.")
-    return data if data.ndim == ndim else data[None]
+    return data if data.ndim == 3 else data[None]
 
 
-__all__ = ["check_grey", "find_image", "read_image", "read_labels", "write_colours", "write_image", "write_labels"]
+__all__ = ["check_grey", "find_image", "read_image", "read_labels", "write_image", "write_labels"]

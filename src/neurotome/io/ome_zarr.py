@@ -116,6 +116,8 @@ def open_zarr(path: Path, choice: Choice) -> Source:
         return _read_lazily(path, node, axes, choice, [], None)
     attributes: dict[str, Any] = dict(node.attrs)
     described = attributes.get("ome", attributes)
+    if described.get("multiscales") and attributes.get("neurotome", {}).get("complete") is False:
+        raise ImageError(f"{path}: its fetch was not finished. Give the same command again; it goes on from there.")
     multiscales = described.get("multiscales") if isinstance(described, dict) else None
     if not multiscales:
         listed = ", ".join(sorted(node.keys())) or "nothing"

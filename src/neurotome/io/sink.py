@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.atomic import atomic_path
+from neurotome.atomic import atomic_folder, atomic_path
 from neurotome.classes import ClassSet
 from neurotome.errors import ImageError
 from neurotome.io.calibration import Size, describe_stack
 from neurotome.io.files import OUTPUT_SUFFIXES, describe_suffix, name_image
 from neurotome.io.lazy_array import Place
+from neurotome.io.ome_zarr import create_ome_zarr
 from neurotome.volume import Volume
 
 BIG_TIFF_BYTES = 3_900_000_000
@@ -27,21 +25,40 @@ BIG_TIFF_BYTES = 3_900_000_000
 CHUNK_EDGE = 1024
 """Largest edge of the chunks of a Zarr array that is written slice by slice."""
 
-WriteSlices = Callable[[Place, NDArray[Any]], None]
+WriteBlock = Callable[[Place, NDArray[Any]], object]
+
+
+class _Target(NamedTuple):
+    path: Path
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    kind: str  # labels, grey or colours
+    classes: ClassSet | None
+    like: Volume | None
+    block: tuple[int, int, int] | None
+
+    @property
+    def voxel_size_um(self) -> Size | None:
+        return self.like.voxel_size_um if self.like is not None else None
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Stored id -> name."""
+        return {} if self.classes is None else dict(enumerate(self.classes.names, start=self.classes.first_id))
+
+    @property
+    def palette(self) -> NDArray[np.uint8] | None:
+        """The colour of every value that a file of labels can hold, shape (256, 3)."""
+        return None if self.classes is None else self.classes.paint(self.classes.from_stored(np.arange(256)))
 
 
 class Sink:
-    """A file that is being written; whole slices from the first to the last, in a Zarr array any block.
+    """A file that is being written: whole slices from the first to the last, or in a Zarr array any block."""
 
-    Attributes:
-        path: The file.
-        shape: Voxels (z, y, x) in all.
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: Any, write: WriteSlices, *, any_order: bool) -> None:
+    def __init__(self, target: _Target, write: WriteBlock) -> None:
         """Keeps what is needed; `create_labels` and `create_image` make sinks."""
-        self.path, self.shape, self._dtype, self._write, self._any_order = path, shape, np.dtype(dtype), write, any_order
-        self._written = 0
+        self._target, self._write = target, write
+        self._voxels = 0
 
     def write(self, place: Place, values: NDArray[Any]) -> None:
         """Writes a block.
@@ -49,52 +66,41 @@ class Sink:
         Args:
             place: Three slices (z, y, x): the slices that come next, with all rows and columns. In a Zarr array any block
                 that begins and ends with its chunks.
-            values: Shape of the block, with 3 colours as last axis where the sink is one of colours.
+            values: Shape of the block, with 3 colours as last axis where the sink is one of colours. Labels may have any
+                integer dtype, 0..255.
 
         Raises:
             ImageError: Labels that are no integers 0..255.
             ValueError: The block does not come next, or has another shape or dtype.
         """
-        z, y, x = (range(size)[part] for part, size in zip(place, self.shape, strict=True))
-        in_turn = z.start == self._written // (self.shape[1] * self.shape[2]) and (len(y), len(x)) == self.shape[1:]
-        if values.shape[:3] != (len(z), len(y), len(x)) or not (in_turn or self._any_order):
-            raise ValueError(f"{self.path}: block {place} of shape {values.shape} cannot be written next")
-        if values.dtype != self._dtype:
-            raise ValueError(f"{self.path}: dtype {values.dtype}; expected {self._dtype}")
+        path, shape = self._target.path, self._target.shape
+        z, y, x = (range(size)[part] for part, size in zip(place, shape, strict=True))
+        in_turn = z.start * shape[1] * shape[2] == self._voxels and (len(y), len(x)) == shape[1:]
+        if values.shape[:3] != (len(z), len(y), len(x)) or not (in_turn or path.suffix.lower() == ".zarr"):
+            raise ValueError(f"{path}: block {place} of shape {values.shape} cannot be written next")
+        if self._target.kind == "labels":
+            values = self._as_stored(values)
+        if values.dtype != self._target.dtype:
+            raise ValueError(f"{path}: dtype {values.dtype}; expected {self._target.dtype}")
         self._write((slice(z.start, z.stop), slice(y.start, y.stop), slice(x.start, x.stop)), values)
-        self._written += len(z) * len(y) * len(x)
+        self._voxels += len(z) * len(y) * len(x)
 
     def write_all(self, stack: NDArray[Any]) -> None:
-        """Writes everything, slice by slice.
-
-        Args:
-            stack: Shape of the sink.
-        """
-        for z in range(self.shape[0]):
+        """Writes everything, slice by slice; `stack` has the shape of the sink."""
+        for z in range(self._target.shape[0]):
             self.write((slice(z, z + 1), slice(None), slice(None)), stack[z : z + 1])
 
-    def check_finished(self) -> None:
-        """Raises ValueError if something was never written."""
-        if self._written != np.prod(self.shape):
-            raise ValueError(f"{self.path}: {self._written} of {np.prod(self.shape)} voxels were written")
+    def _as_stored(self, labels: NDArray[Any]) -> NDArray[np.uint8]:
+        path, classes = self._target.path, self._target.classes
+        if labels.dtype.kind not in "iu":
+            raise ImageError(f"{path}: labels have dtype {labels.dtype}; expected integers 0..255.")
+        if labels.size and not 0 <= labels.min() <= labels.max() <= 255:
+            raise ImageError(f"{path}: labels lie in {labels.min()}..{labels.max()}; expected 0..255, which fit uint8.")
+        return labels.astype(np.uint8) if classes is None else classes.to_stored(labels)
 
-
-class LabelSink(Sink):
-    """A sink of class ids, which are stored as the ids that the dataset has for them.
-
-    Attributes:
-        classes: Know the stored ids; None: labels are stored as they are.
-    """
-
-    classes: ClassSet | None = None
-
-    def write(self, place: Place, values: NDArray[Any]) -> None:
-        """Writes a block of labels of any integer dtype, 0..255; see `Sink.write`."""
-        if values.dtype.kind not in "iu":
-            raise ImageError(f"{self.path}: labels have dtype {values.dtype}; expected integers 0..255.")
-        if values.size and not 0 <= values.min() <= values.max() <= 255:
-            raise ImageError(f"{self.path}: labels lie in {values.min()}..{values.max()}; expected 0..255, which fit uint8.")
-        super().write(place, values.astype(np.uint8) if self.classes is None else self.classes.to_stored(values))
+    def _check_finished(self) -> None:
+        if self._voxels != np.prod(self._target.shape):
+            raise ValueError(f"{self._target.path}: {self._voxels} of {np.prod(self._target.shape)} voxels were written")
 
 
 @contextlib.contextmanager
@@ -105,7 +111,7 @@ def create_labels(
     like: Volume | None = None,
     *,
     block: tuple[int, int, int] | None = None,
-) -> Iterator[LabelSink]:
+) -> Iterator[Sink]:
     """Creates a file of labels; it appears when the block ends without an error.
 
     A PNG or TIFF file shows its classes in their colours while its values stay class ids (a palette). TIFF and Zarr say the
@@ -114,16 +120,15 @@ def create_labels(
     Args:
         path: .png (one slice), .tif, .tiff, .npy or .zarr.
         shape_zyx: Voxels (z, y, x).
-        classes: Names and colours.
+        classes: Names, colours and stored ids; None: labels are stored as they are.
         like: Where the voxel size comes from.
         block: Voxels per file of a Zarr array (z, y, x); one slice if not given.
 
     Raises:
         ImageError: The format cannot hold them.
     """
-    with _create(Path(path), shape_zyx, np.uint8, False, like, classes, block, LabelSink) as sink:
-        assert isinstance(sink, LabelSink)
-        sink.classes = classes
+    z, y, x = shape_zyx
+    with _create(_Target(Path(path), (z, y, x), np.dtype(np.uint8), "labels", classes, like, block)) as sink:
         yield sink
 
 
@@ -150,98 +155,61 @@ def create_image(
     Raises:
         ImageError: The format cannot hold them.
     """
-    with _create(Path(path), shape_zyx, dtype, colours, like, None, block, Sink) as sink:
+    z, y, x = shape_zyx
+    kind = "colours" if colours else "grey"
+    with _create(_Target(Path(path), (z, y, x), np.dtype(dtype), kind, None, like, block)) as sink:
         yield sink
 
 
 @contextlib.contextmanager
-def _create(
-    path: Path,
-    shape_zyx: Sequence[int],
-    dtype: Any,
-    colours: bool,
-    like: Volume | None,
-    classes: ClassSet | None,
-    block: tuple[int, int, int] | None,
-    kind: type[Sink],
-) -> Iterator[Sink]:
-    z, y, x = shape_zyx
-    shape, dtype, suffix = (z, y, x), np.dtype(dtype), path.suffix.lower()
-    formats = (".png", ".tif", ".tiff") if colours else OUTPUT_SUFFIXES
-    if suffix not in formats:
-        raise ImageError(describe_suffix(path, formats))
-    sizes = like.voxel_size_um if like is not None else None
-    with contextlib.ExitStack() as stack:
-        if suffix == ".zarr":
-            temporary = stack.enter_context(_atomic_folder(path))
-            write = _start_zarr(temporary, shape, dtype, sizes, classes, block, name_image(path), like)
-        else:
-            if suffix == ".png":
-                _check_png(path, shape, dtype)
-            temporary = stack.enter_context(atomic_path(path))
-            if suffix == ".png":
-                write = _start_png(temporary, classes)
-            elif suffix == ".npy":
-                write = _start_npy(stack, temporary, shape, dtype)
-            else:
-                write = _start_tiff(stack, temporary, shape, dtype, colours, sizes, classes)
-        sink = kind(path, shape, dtype, write, any_order=suffix == ".zarr")
+def _create(target: _Target) -> Iterator[Sink]:
+    path, suffix = target.path, target.path.suffix.lower()
+    suffixes = (".png", ".tif", ".tiff") if target.kind == "colours" else OUTPUT_SUFFIXES
+    if suffix not in suffixes:
+        raise ImageError(describe_suffix(path, suffixes))
+    if suffix == ".png" and target.shape[0] != 1:
+        raise ImageError(f"{path}: a PNG file holds one slice, found {target.shape[0]}. Use the suffix .tif or .npy.")
+    if suffix == ".png" and target.dtype.kind == "f":
+        raise ImageError(f"{path}: a PNG file holds integers, found {target.dtype}. Use the suffix .tif or .npy.")
+    starts = {".png": _start_png, ".npy": _start_npy, ".zarr": _start_zarr}
+    with (atomic_folder if suffix == ".zarr" else atomic_path)(path) as temporary, contextlib.ExitStack() as stack:
+        sink = Sink(target, starts.get(suffix, _start_tiff)(target, temporary, stack))
         yield sink
-        sink.check_finished()
+        sink._check_finished()
 
 
-def _check_png(path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> None:
-    if shape[0] != 1:
-        raise ImageError(f"{path}: a PNG file holds one slice, found {shape[0]}. Use the suffix .tif or .npy.")
-    if dtype.kind == "f":
-        raise ImageError(f"{path}: a PNG file holds integers, found {dtype}. Use the suffix .tif or .npy.")
-
-
-def _start_png(temporary: Path, classes: ClassSet | None) -> WriteSlices:
+def _start_png(target: _Target, temporary: Path, _: contextlib.ExitStack) -> WriteBlock:
     from PIL import Image
 
     def write(_: Place, values: NDArray[Any]) -> None:
         image = Image.fromarray(np.ascontiguousarray(values[0]))
-        if classes is not None:
-            image.putpalette(_list_colours(classes).tobytes())
+        if target.palette is not None:
+            image.putpalette(target.palette.tobytes())
         image.save(temporary, format="PNG")
 
     return write
 
 
-def _start_npy(
-    stack: contextlib.ExitStack, temporary: Path, shape: tuple[int, int, int], dtype: np.dtype[Any]
-) -> WriteSlices:
+def _start_npy(target: _Target, temporary: Path, stack: contextlib.ExitStack) -> WriteBlock:
     file = stack.enter_context(temporary.open("wb"))
-    kept = shape[1:] if shape[0] == 1 else shape  # one slice is an image
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": kept}
+    header = {"descr": np.lib.format.dtype_to_descr(target.dtype), "fortran_order": False, "shape": target.shape}
     np.lib.format.write_array_header_1_0(file, header)
-
-    def write(_: Place, values: NDArray[Any]) -> None:
-        file.write(values.tobytes())
-
-    return write
+    return lambda _, values: file.write(values.tobytes())
 
 
-def _start_tiff(
-    stack: contextlib.ExitStack,
-    temporary: Path,
-    shape: tuple[int, int, int],
-    dtype: np.dtype[Any],
-    colours: bool,
-    sizes: Size | None,
-    classes: ClassSet | None,
-) -> WriteSlices:
+def _start_tiff(target: _Target, temporary: Path, stack: contextlib.ExitStack) -> WriteBlock:
     import tifffile
 
-    stored = int(np.prod(shape)) * dtype.itemsize * (3 if colours else 1)
+    sizes, palette = target.voxel_size_um, target.palette
+    samples = 3 if target.kind == "colours" else 1
+    stored = int(np.prod(target.shape)) * target.dtype.itemsize * samples
     writer = stack.enter_context(tifffile.TiffWriter(temporary, bigtiff=stored > BIG_TIFF_BYTES))
-    options: dict[str, Any] = {"photometric": "rgb" if colours else "minisblack"}
-    if classes is not None:
-        options = {"photometric": "palette", "colormap": _list_colours(classes).T.astype(np.uint16) * 257}
+    options: dict[str, Any] = {"photometric": "rgb" if samples == 3 else "minisblack"}
+    if palette is not None:
+        options = {"photometric": "palette", "colormap": palette.T.astype(np.uint16) * 257}
     if sizes is not None:
         options |= {"resolution": (1 / sizes[2], 1 / sizes[1]), "resolutionunit": "NONE"}
-    description = describe_stack(shape[0], sizes, _name_ids(classes))
+    description = describe_stack(target.shape[0], sizes, target.names)
 
     def write(place: Place, values: NDArray[Any]) -> None:
         for z, plane in enumerate(values, start=place[0].start):
@@ -251,33 +219,22 @@ def _start_tiff(
     return write
 
 
-def _start_zarr(
-    folder: Path,
-    shape: tuple[int, int, int],
-    dtype: np.dtype[Any],
-    sizes: Size | None,
-    classes: ClassSet | None,
-    block: tuple[int, int, int] | None,
-    name: str,
-    like: Volume | None,
-) -> WriteSlices:
-    from neurotome.io.ome_zarr import create_ome_zarr
-
-    chunk = block or (1, min(CHUNK_EDGE, shape[1]), min(CHUNK_EDGE, shape[2]))
+def _start_zarr(target: _Target, folder: Path, _: contextlib.ExitStack) -> WriteBlock:
+    shape, palette = target.shape, target.palette
+    chunk = target.block or (1, min(CHUNK_EDGE, shape[1]), min(CHUNK_EDGE, shape[2]))
     image_label = None
-    if classes is not None:
-        colours, names = _list_colours(classes), _name_ids(classes) or {}
+    if palette is not None:
         image_label = {
-            "colors": [{"label-value": value, "rgba": [*colours[value].tolist(), 255]} for value in names],
-            "properties": [{"label-value": value, "name": name} for value, name in names.items()],
+            "colors": [{"label-value": value, "rgba": [*palette[value].tolist(), 255]} for value in target.names],
+            "properties": [{"label-value": value, "name": name} for value, name in target.names.items()],
         }
     array = create_ome_zarr(
         folder,
         shape,
-        dtype,
-        sizes,
-        name=name,
-        origin_zyx=like.origin_zyx if like is not None else (0, 0, 0),
+        target.dtype,
+        target.voxel_size_um,
+        name=name_image(target.path),
+        origin_zyx=target.like.origin_zyx if target.like is not None else (0, 0, 0),
         shard=chunk,
         chunk=chunk,
         image_label=image_label,
@@ -290,32 +247,3 @@ def _start_zarr(
         array[place] = values
 
     return write
-
-
-def _name_ids(classes: ClassSet | None) -> dict[int, str] | None:
-    if classes is None:
-        return None
-    return {int(value): name for value, name in zip(classes.to_stored(np.arange(len(classes))), classes.names, strict=True)}
-
-
-def _list_colours(classes: ClassSet) -> NDArray[np.uint8]:
-    """Returns the colour of every stored value that a byte can have, shape (256, 3)."""
-    return classes.paint(classes.from_stored(np.arange(256)))
-
-
-@contextlib.contextmanager
-def _atomic_folder(path: Path) -> Iterator[Path]:
-    """As `atomic_path`, for a format that is a folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    token = f"{os.getpid()}.{secrets.token_hex(4)}"
-    temporary, replaced = (
-        path.with_name(f".{path.stem}.{token}.{what}{path.suffix}") for what in ("partial", "old.partial")
-    )
-    try:
-        yield temporary
-        if path.exists():
-            path.rename(replaced)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)

@@ -7,13 +7,13 @@ two steps leaves a file without a line; it is read back, checked again and writt
 
 from __future__ import annotations
 
-import contextlib
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,8 +76,8 @@ def transfer_blocks(
 ) -> None:
     """Reads, checks, stores and writes down blocks; the first error ends it, and what is done stays done.
 
-    Some threads read and check, as many store, so that the source is not kept waiting for the disk. Between them stand at
-    most `workers` blocks, checked and narrowed; when it ends early they are stored still.
+    At most `workers` threads read and check at once and as many store, so that the source is not kept waiting for the disk.
+    What is checked when it ends early is stored still.
 
     Args:
         missing: From `find_missing`.
@@ -90,69 +90,53 @@ def transfer_blocks(
     Raises:
         FetchError: Voxels are not what they should be; or whatever `read` raises.
     """
-    work: queue.SimpleQueue[tuple[Transfer, StoredBlock]] = queue.SimpleQueue()
-    checked: queue.Queue[tuple[Transfer, StoredBlock, CheckedVoxels] | None] = queue.Queue(workers)
+    blocks: queue.SimpleQueue[tuple[Transfer, StoredBlock]] = queue.SimpleQueue()
     results: queue.SimpleQueue[StoredBlock | BaseException] = queue.SimpleQueue()
+    reading, storing = threading.Semaphore(workers), threading.Semaphore(workers)
     ending = threading.Event()
     for item in missing:
-        work.put(item)
+        blocks.put(item)
 
-    def read() -> None:
-        while not ending.is_set():
-            try:
-                transfer, block = work.get_nowait()
-            except queue.Empty:
-                return
-            checked.put((transfer, block, read_checked(transfer, block)))
-
-    def store() -> None:
-        while (item := checked.get()) is not None:
-            transfer, block, voxels = item
-            store_block(transfer, block, voxels, ledger)
-            results.put(block)
-
-    def guard(step: Callable[[], None]) -> None:
+    def work() -> None:
         try:
-            step()
+            while True:
+                with reading:
+                    if ending.is_set() or blocks.empty():
+                        return
+                    transfer, block = blocks.get_nowait()
+                    voxels, facts = read_checked(transfer, block)
+                with storing:
+                    transfer.array[block.place] = voxels
+                    ledger.add(block.file, **facts)
+                results.put(block)
+        except queue.Empty:
+            return  # another thread took the last block
         except BaseException as error:
+            ending.set()
             results.put(error)
-            while step is store and checked.get() is not None:
-                pass  # whoever reads must not wait for a place in a queue that nobody empties
 
-    count = min(workers, len(missing))
-    readers, writers = (
-        [threading.Thread(target=guard, args=(step,), daemon=True, name=f"{step.__name__}-{i}") for i in range(count)]
-        for step in (read, store)
-    )
+    threads = [threading.Thread(target=work, daemon=True, name=f"transfer-{i}") for i in range(2 * workers)]
     done = progress.first
     try:
-        for thread in (*readers, *writers):
+        for thread in threads[: 2 * len(missing)]:
             thread.start()
         for _ in missing:
             result = _wait(results, progress, done, note)
             if isinstance(result, BaseException):
                 raise result
-            done += _count_mvoxel(result)
+            done += count_mvoxel([result])
             progress.update(done, note())
     finally:
         ending.set()
         stop()
-        _join(readers)
-        for _ in writers:
-            with contextlib.suppress(queue.Full):
-                checked.put(None, timeout=JOIN_S)
-        _join(writers)
+        until = time.monotonic() + JOIN_S
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, until - time.monotonic()))
 
 
-class CheckedVoxels(NamedTuple):
-    """Voxels of a block as they are stored, and what the ledger is told of them."""
-
-    voxels: NDArray[Any]
-    facts: dict[str, Any]
-
-
-def read_checked(transfer: Transfer, block: StoredBlock) -> CheckedVoxels:
-    """Reads one block, checks and narrows it.
+def read_checked(transfer: Transfer, block: StoredBlock) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Reads one block, checks and narrows it; returns it as it is stored, and what the ledger is told of it.
 
     Raises:
         FetchError: Shape, dtype or values are wrong.
@@ -176,20 +160,7 @@ def read_checked(transfer: Transfer, block: StoredBlock) -> CheckedVoxels:
     if transfer.largest is None and not np.can_cast(voxels.dtype, array.dtype):
         raise FetchError(f"{where}: dtype {voxels.dtype} does not fit into {array.dtype}; expected {array.dtype}.")
     narrow = voxels.astype(array.dtype, copy=False)
-    return CheckedVoxels(narrow, {"dtype": voxels.dtype.name, **_count(narrow, transfer.largest)})
-
-
-def store_block(transfer: Transfer, block: StoredBlock, checked: CheckedVoxels, ledger: Ledger) -> None:
-    """Writes the file of a block, then its line in the ledger."""
-    transfer.array[block.place] = checked.voxels
-    ledger.add(block.file, **checked.facts)
-
-
-def _join(threads: Sequence[threading.Thread]) -> None:
-    until = time.monotonic() + JOIN_S
-    for thread in threads:
-        if thread.ident is not None:
-            thread.join(max(0.0, until - time.monotonic()))
+    return narrow, {"dtype": voxels.dtype.name, **_count(narrow, transfer.largest)}
 
 
 def _wait(
@@ -205,13 +176,9 @@ def _wait(
             progress.update(done, note())  # a slow block must not look like a dead program
 
 
-def _count_mvoxel(block: StoredBlock) -> float:
-    return float(np.prod([part.stop - part.start for part in block.place])) / 1e6
-
-
 def count_mvoxel(blocks: Sequence[StoredBlock]) -> float:
     """Returns million voxels of blocks."""
-    return sum(_count_mvoxel(block) for block in blocks)
+    return float(sum(math.prod(part.stop - part.start for part in block.place) for block in blocks)) / 1e6
 
 
 def _count(voxels: NDArray[Any], largest: int | None) -> dict[str, list[int]]:

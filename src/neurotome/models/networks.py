@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from neurotome.errors import ModelError, unknown
-from neurotome.lazy import mend_torchvision
+from neurotome.lazy import import_uncompiled, mend_torchvision
 
 if TYPE_CHECKING:
     from neurotome.models.net import Network
@@ -69,9 +69,7 @@ def settle_network(asked: ModelSettings, usual: ModelSettings = USUAL) -> ModelS
 def import_smp() -> Any:
     """Imports segmentation_models_pytorch, with a torchvision that it can import."""
     mend_torchvision()
-    import segmentation_models_pytorch as smp
-
-    return smp
+    return import_uncompiled("segmentation_models_pytorch")
 
 
 def build_network(settings: ModelSettings, classes: int) -> Network:

@@ -96,17 +96,17 @@ def load_slides(run: Path, dataset: Dataset, split: str, chosen: Sequence[tuple[
             )
         cutout, z = places[name]
         path = find_image(run / "predictions" / split, cutout.name)
-        predicted = read_labels(path)
-        if predicted.shape != cutout.volume.shape:
+        stored, classes = read_labels(path), dataset.classes
+        if stored.shape != cutout.volume.shape:
             raise RunError(
-                f"{path}: shape {predicted.shape}, but the image has {cutout.volume.shape}. Delete the run's predictions "
+                f"{path}: shape {stored.shape}, but the image has {cutout.volume.shape}. Delete the run's predictions "
                 "and scores, and score it again."
             )
-        wrong = predicted[z][predicted[z] >= len(dataset.classes)]
+        wrong = stored[z][(stored[z] < classes.first_id) | (stored[z] >= classes.first_id + len(classes))]
         if wrong.size:
             raise RunError(
-                f"{path}: {wrong.size} pixels of slice {z} are no class, such as {wrong[0]}; expected 0.."
-                f"{len(dataset.classes) - 1}. Delete the run's predictions and scores, and score it again."
+                f"{path}: {wrong.size} pixels of slice {z} are no class, such as {wrong[0]}; expected "
+                f"{classes.describe_stored()}. Delete the run's predictions and scores, and score it again."
             )
         height, width = cutout.volume.shape[1:]
         rows, columns = _middle(height), _middle(width)
@@ -116,7 +116,7 @@ def load_slides(run: Path, dataset: Dataset, split: str, chosen: Sequence[tuple[
                 macro_f1,
                 to_display(np.asarray(cutout.volume.data[z, rows, columns])),
                 cutout.read_labels(z, rows, columns),
-                predicted[z, rows, columns].astype(np.uint8),
+                classes.from_stored(stored[z, rows, columns]),
                 (height, width),
             )
         )
