@@ -80,7 +80,6 @@ def test_a_run_holds_all_that_was_promised(trained):
         "training.json",
         "report.html",
         "checkpoints/last.ckpt",
-        "checkpoints/best.ckpt",
         "model/model.json",
         "model/model.safetensors",
         *(f"scores/{split}.json" for split in ("train", "val", "test")),
