@@ -31,7 +31,7 @@ from threadpoolctl import threadpool_limits
 from neurotome import compare, open_dataset, train
 from neurotome.atomic import write_json, write_text
 from neurotome.datasets.statistics import count_slices
-from neurotome.experiments.commands import score_split
+from neurotome.experiments.evaluate import score_split
 from neurotome.features import EncoderSettings
 from neurotome.features.base import check_patch
 from neurotome.pixels.sample import LabelledPixels, limit_rows

@@ -25,6 +25,7 @@ from neurotome.inference.slices import predict_volume
 from neurotome.models.model_folder import load_model
 from neurotome.pixels.train import BaselineSettings, fit_baseline
 from neurotome.predictor import Predictor
+from neurotome.runs import Run
 from neurotome.scoring import score_images
 from neurotome.training.fit import fit
 from neurotome.training.prepare import prepare
@@ -51,7 +52,7 @@ def fit_network(dataset: Dataset, model: str, seed: int, run: Path) -> Predictor
         return load_model(Path(model))
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
-    fit(prepare(dataset, settle_recipe(dataset, read_recipe(model, seed))), run)
+    fit(prepare(dataset, settle_recipe(dataset, read_recipe(model, seed))), Run(run))
     return load_model(run)
 
 

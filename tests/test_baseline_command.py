@@ -9,9 +9,7 @@ from PIL import Image
 
 from neurotome.cli import main
 from neurotome.errors import RunError
-from neurotome.experiments.commands import check_same_run, claim_run
-from neurotome.experiments.compare import compare, group_runs
-from neurotome.figures.methods import plot_methods, summarise
+from neurotome.experiments.compare import compare
 from neurotome.io.images import read_image
 
 SMALL = ["--pixels-per-class", "200", "--filters.sigmas", "1", "--filters.sigmas", "2", "--forest.trees", "3"]
@@ -180,31 +178,12 @@ def test_folder_in_which_nothing_was_trained_takes_other_settings(data, tmp_path
     assert "holds another run, which differs in forest.trees (2 there, 1 asked)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("trained", ["model", "checkpoints", "scores", "metrics.csv"])
-def test_claim_keeps_whatever_was_trained(tmp_path, trained):
-    claim_run(tmp_path, {"seed": 0}, {"train": "aa"}, None)
-    (tmp_path / "environment.json").unlink()  # killed between the two files
-    check_same_run(tmp_path, {"seed": 1}, {"train": "bb"})
-    claim_run(tmp_path, {"seed": 1, "learner": "rf"}, {"train": "bb"}, "cc")
-    claim_run(tmp_path, {"seed": 2}, {"train": "bb"}, None)  # a network instead
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"seed": 2}
-    assert json.loads((tmp_path / "environment.json").read_text())["data_sha256"] == {"train": "bb"}
-    (tmp_path / trained).mkdir()
-    before = [(tmp_path / name).read_bytes() for name in ("config.yaml", "environment.json")]
-    claim_run(tmp_path, {"seed": 2}, {"train": "bb"}, None)
-    for config, digest in (({"seed": 3}, "bb"), ({"seed": 2}, "dd")):
-        for refuse in (check_same_run, claim_run):
-            with pytest.raises(RunError, match=r"holds another run|data changed"):
-                refuse(tmp_path, config, {"train": digest}, None)
-    assert before == [(tmp_path / name).read_bytes() for name in ("config.yaml", "environment.json")]
-
-
 def test_training_that_failed_at_once_takes_other_settings(data, tmp_path, monkeypatch):
     def fail(*_):
         raise RunError("no space")
 
-    monkeypatch.setattr("neurotome.experiments.commands.fit", fail)
-    monkeypatch.setattr("neurotome.experiments.commands.prepare", lambda *_: object())
+    monkeypatch.setattr("neurotome.experiments.train.fit", fail)
+    monkeypatch.setattr("neurotome.experiments.train.prepare", lambda *_: object())
     for patch in (32, 64):
         assert run("train", data, "--out", tmp_path / "run", "--sample.patch", patch) == 1
         assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["sample"]["patch"] == patch
@@ -225,141 +204,9 @@ def test_a_network_does_not_go_into_a_baselines_folder(data, runs, capsys):
     assert "holds the run of a pixel classifier (baseline); asked for is a network (train)" in capsys.readouterr().err
 
 
-def test_paths_may_be_text_in_python(runs, tmp_path):
-    assert compare(str(runs / "rf0"), str(runs / "lr"), out=str(tmp_path))[0] == tmp_path / "methods.png"
-
-
 def test_training_cannot_start_from_a_baseline(data, runs, tmp_path, capsys):
     assert run("train", data, "--out", tmp_path / "run", "--init", runs / "rf0") == 1
     assert "is a pixel classifier" in capsys.readouterr().err
-
-
-def test_compare_groups_seeds(runs, tmp_path):
-    written = compare(runs / "rf0", runs / "lr", runs / "rf1", out=tmp_path)
-    assert [path.name for path in written] == ["methods.png", "comparison.json", "comparison.md"]
-    assert group_runs([runs / "rf0", runs / "lr", runs / "rf1"]) == {
-        "rf on filters": [runs / "rf0", runs / "rf1"],
-        "lr on identity": [runs / "lr"],
-    }
-    content = json.loads((tmp_path / "comparison.json").read_text())
-    single = [json.loads((runs / name / "scores" / "test.json").read_text())["macro"]["f1"] for name in ("rf0", "rf1")]
-    assert content["methods"][0]["macro"]["f1"] == pytest.approx(
-        {"mean": sum(single) / 2, "low": min(single), "high": max(single)}
-    )
-    table = (tmp_path / "comparison.md").read_text()
-    assert "| rf on filters | 2 |" in table
-    assert "| lr on identity | 1 |" in table
-
-
-def test_compare_puts_the_others_into_the_report(data, runs, tmp_path):
-    written = compare(runs / "lr", runs / "rf0", runs / "rf1", out=tmp_path, report=data)
-    assert written[-1] == runs / "lr" / "report.html"
-    page = written[-1].read_text()
-    assert page.index("Macro and weighted scores of each method") > page.index("rf on filters")
-    assert (runs / "lr" / "figures" / "methods.png").is_file()
-
-
-def test_compare_reports_one_split_and_the_means_of_its_table(data, runs, tmp_path):
-    compare(runs / "rf0", runs / "rf1", runs / "lr", out=tmp_path, split="val", report=data)
-    page = (runs / "rf0" / "report.html").read_text()
-    section = page[page.index('<section id="comparison">') : page.index('<section id="viewer">')]
-    assert "toy, split val: pooled" in section
-    for method in json.loads((tmp_path / "comparison.json").read_text())["methods"]:
-        cells = [method[mean][key] for mean in ("macro", "weighted") for key in ("precision", "recall", "f1")]
-        for found in (*cells, method["accuracy"]):
-            reach = f"<small>{found['low']:.3f}–{found['high']:.3f}</small>" if len(method["runs"]) > 1 else ""
-            assert f"<td>{found['mean']:.3f}{reach}</td>" in section
-
-
-def test_compare_tells_methods_of_one_name_apart(data, runs, tmp_path):
-    assert run("baseline", data, "--out", tmp_path / "more", *SMALL[:-1], 4) == 0
-    assert list(group_runs([runs / "rf0", tmp_path / "more"])) == ["rf on filters", "rf on filters, forest.trees 4"]
-
-
-def test_compare_groups_runs_on_networks_of_other_seeds(tmp_path):
-    def write(name, content):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(content))
-        return tmp_path / name
-
-    def network(name, seed, rate):
-        return write(name, {"model": {"decoder": "unet"}, "train": {"seed": seed, "learning_rate": rate}})
-
-    def deep(name, model, seed, stages=()):
-        encoder = {"model": str(model), "name": "resnet18", "weights": "none", "stages": list(stages)}
-        return write(name, {"learner": "gbdt", "features": "encoder", "encoder": encoder, "seed": seed})
-
-    first, second, other = network("n0", 0, 0.1), network("n1", 1, 0.1), network("n2", 0, 0.2)
-    runs = [deep("d0", first, 0), deep("d1", second, 1), deep("d2", other, 0)]
-    runs += [deep("d3", first, 0, ("1", "2")), deep("d4", "", 0)]
-    assert group_runs(runs) == {
-        "gbdt on encoder": runs[:2],
-        f"gbdt on encoder, encoder.model {other}": runs[2:3],
-        "gbdt on encoder, encoder.stages 1 2": runs[3:4],
-        "gbdt on resnet18 with weights none": runs[4:],
-    }
-
-
-def test_compare_knows_the_data_by_content_not_by_spelling(tmp_path):
-    def write(name, dataset, seed, digest, **more):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({**more, "dataset": dataset, "seed": seed}))
-        (tmp_path / name / "environment.json").write_text(json.dumps({"data_sha256": {"train": digest}}))
-        return tmp_path / name
-
-    forest = {"learner": "rf", "features": "filters"}
-    spelled = [
-        write(f"r{seed}", dataset, seed, "aa", **forest)
-        for seed, dataset in enumerate(("d/plain", "./d/plain", "d/plain/", str(tmp_path / "d" / "plain")))
-    ]
-    less = write("less", "d/plain", 0, "bb", **forest)  # the folder has lost some images since
-    more = write("more", "./d/plain", 0, "aa", **forest, trees=9)
-    assert group_runs([*spelled, less, more]) == {
-        "rf on filters": spelled,
-        "rf on filters, other training data": [less],
-        "rf on filters, trees 9": [more],
-    }
-    # the same of the models that runs began with
-    network = {"model": {"decoder": "unet", "encoder": "resnet18"}}
-    first = [write(f"n{seed}", dataset, seed, "aa", **network) for seed, dataset in enumerate(("d/plain", "./d/plain"))]
-    other = write("n2", "d/plain", 0, "bb", **network)
-    tuned = [write(f"t{model.name}", "e", 0, "cc", **network, init=str(model)) for model in (*first, other)]
-    assert list(group_runs(tuned).values()) == [tuned[:2], tuned[2:]]
-    streamed = [write(f"s{seed}", "phantom-stream", seed, f"{seed}", **network) for seed in (0, 1)]
-    assert list(group_runs(streamed).values()) == [streamed]
-
-
-def test_compare_refuses(runs, tmp_path):
-    with pytest.raises(RunError, match="no run to compare"):
-        compare(out=tmp_path)
-    with pytest.raises(RunError, match="named twice"):
-        compare(runs / "rf0", runs / "rf0", out=tmp_path)
-    with pytest.raises(RunError, match="expected a run folder with scores of split test"):
-        compare(tmp_path, out=tmp_path)
-    other = tmp_path / "other"
-    (other / "scores").mkdir(parents=True)
-    content = json.loads((runs / "lr" / "scores" / "test.json").read_text())
-    for change, message in (
-        ({"dataset": "elsewhere"}, "scored on dataset elsewhere"),
-        ({"per_class": {name: {"support": 1} for name in content["classes"]}}, "images or labels differ"),
-    ):
-        (other / "scores" / "test.json").write_text(json.dumps({**content, **change}))
-        with pytest.raises(RunError, match=message):
-            compare(runs / "rf0", other, out=tmp_path)
-
-
-def test_bars_of_several_seeds_by_hand():
-    def score(value):
-        means = {"precision": value, "recall": None, "f1": value, "iou": value}
-        return {"macro": means, "weighted": means, "intervals": {"macro_f1": [0.1, 0.9]}}
-
-    assert summarise([score(0.2), score(0.6)], "macro", "f1") == (pytest.approx(0.4), (0.2, 0.6))
-    assert summarise([score(0.2)], "macro", "f1") == (0.2, (0.1, 0.9))
-    assert summarise([score(0.2)], "macro", "precision") == (0.2, None)
-    assert summarise([score(0.2), score(0.6)], "macro", "recall") == (None, None)
-    figure = plot_methods({"seeds": [score(0.2), score(0.6)], "one": score(0.5)})
-    heights = [bar.get_height() for bar in figure.axes[0].patches]
-    assert heights == pytest.approx([0.4, 0.4, 0.5, 0.5])
 
 
 @pytest.mark.filterwarnings("always::UserWarning")

@@ -33,4 +33,5 @@ def test_the_founding_report_is_all_there():
     names = {path.stem for path in found}
     nets = {f"{d}-resnet{e}-focal-lr3e-2" for d in ("unet", "linknet") for e in (18, 34, 50)}
     assert names == nets | {f"{d}-resnet18-ce-lr{lr}" for d in ("unet", "linknet") for lr in ("3e-2", "5e-2")}
+    assert {yaml.safe_load(path.read_text())["train"]["average"] for path in found} == {0}  # it had none
     assert np.isclose(-123.24 / 31.018, yaml.safe_load(found[0].read_text())["augment"]["fill"], atol=1e-3)

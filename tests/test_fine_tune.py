@@ -23,6 +23,7 @@ from neurotome.models.model_folder import find_model, list_packaged, load_model,
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
+from neurotome.runs import Run
 from neurotome.training.fit import fit
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
@@ -164,7 +165,7 @@ def test_frozen_statistics_stay_and_weights_move(model: Path, tmp_path: Path, fr
     train = dataclasses.replace(SHORT, epochs=2, freeze_statistics=frozen, average=0.5)
     module = build(make_dataset(), make_recipe(model, train=train))
     before = {key: value.clone() for key, value in module.net.state_dict().items()}
-    fit(module, tmp_path / "run")
+    fit(module, Run(tmp_path / "run"))
     for found in (module.net.state_dict(), load_model(tmp_path / "run").net.state_dict()):
         for key, value in before.items():
             if "running" in key or "num_batches" in key:
@@ -181,7 +182,7 @@ def test_without_a_split_val_the_last_weights_are_kept(model: Path, tmp_path: Pa
     train = dataclasses.replace(SHORT, epochs=2, average=0.0, storage="float16")
     with pytest.warns(UserWarning, match="no split val, so nothing is validated and the weights of the last epoch are kept"):
         module = build(dataset, make_recipe(model, train=train))
-    fit(module, tmp_path / "run")
+    fit(module, Run(tmp_path / "run"))
     saved = load_model(tmp_path / "run")
     weights = dict(module.net.named_parameters())
     for key, value in module.net.state_dict().items():
@@ -218,9 +219,8 @@ def test_predict_and_fine_tune_by_name(zoo: Path, tmp_path: Path, capsys: pytest
     (data / "dataset.yaml").write_text(yaml.safe_dump(content))
     assert run("predict", "micro-base", data / "images" / "a.png", "labels.png", "--device", "cpu") == 0
     assert np.asarray(Image.open("labels.png")).shape == (40, 48)
-    preset = Path(__file__).parents[1] / "configs" / "fine_tune.yaml"
     short = ["--train.epochs", "1", "--train.steps-per-epoch", "2", "--train.device", "cpu", "--train.replay", "0"]
-    command = ["train", data, "--out", "mine", "--init", "micro-base", "--config", preset, *short]
+    command = ["train", data, "--out", "mine", "--init", "micro-base", "--config", "fine_tune", *short]
     assert run(*command) == 0
     shown = capsys.readouterr().err
     assert "note: toy: no split val" in shown
@@ -233,6 +233,16 @@ def test_predict_and_fine_tune_by_name(zoo: Path, tmp_path: Path, capsys: pytest
     assert run("train", "--config", "mine/config.yaml", "--out", "again") == 0
     assert Path("again/model/model.safetensors").read_bytes() == Path("mine/model/model.safetensors").read_bytes()
     assert run(*command) == 0
+    # prolonged, and the model named by another path: the weights are the same
+    elsewhere = str(zoo / "micro-base")
+    command[command.index("--train.epochs") + 1] = "2"
+    command[command.index("micro-base")] = elsewhere
+    capsys.readouterr()
+    assert run(*command) == 0
+    assert "the run goes on, with larger train.epochs" in capsys.readouterr().err
+    with Path("mine/metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]
+    assert yaml.safe_load(Path("mine/config.yaml").read_text())["train"]["epochs"] == 2
     # a run that began with other weights is not gone on with
     capsys.readouterr()
     with torch.no_grad():
@@ -240,10 +250,7 @@ def test_predict_and_fine_tune_by_name(zoo: Path, tmp_path: Path, capsys: pytest
         next(other.net.parameters()).mul_(2)
     save_model(other, zoo / "micro-base")
     assert run(*command) == 1
-    assert "mine: the model that this run began with (init micro-base) has other weights now" in capsys.readouterr().err
-    elsewhere = str(zoo / "micro-base")
-    assert run(*[elsewhere if word == "micro-base" else word for word in command]) == 1
-    assert f"init (micro-base there, {elsewhere} asked)" in capsys.readouterr().err
+    assert f"mine: the model that this run began with (init {elsewhere}) has other weights now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", list_packaged())

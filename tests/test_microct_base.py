@@ -13,8 +13,9 @@ from neurotome import predict
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Cutout
 from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
-from neurotome.experiments.commands import score_split
-from neurotome.inference.predict import PredictSettings, predict_volume
+from neurotome.experiments.evaluate import score_split
+from neurotome.inference.predict import PredictSettings
+from neurotome.inference.slices import predict_volume
 from neurotome.models.model_folder import load_model
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.scoring import score_images

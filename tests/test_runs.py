@@ -20,6 +20,7 @@ from neurotome.volume import Volume
 
 CLASSES = ClassSet(("background", "vessel"))
 CONFIG = {"dataset": "d", "model": {"decoder": "unet"}, "train": {"epochs": 2, "seed": 0}, "sigmas": (1, 2), "init": ""}
+SUMMARY = {"finished": True, "epochs": 2, "steps": 10, "seconds": 1.5, "device": "cpu", "precision": "32-true"}
 
 
 def make_dataset(classes=CLASSES, voxel_size_um=None, **changed):
@@ -41,7 +42,7 @@ def trained(tmp_path):
     """A finished run with every file that has a reader."""
     run = Run(tmp_path / "run")
     with run.claim(CONFIG, make_record()):
-        run.write_training({"finished": True, "epochs": 2, "seconds": 1.5, "device": "cpu"})
+        run.write_training(SUMMARY)
         run.write_metrics([{"epoch": 0, "step": 5, "val_loss": None}, {"epoch": 1, "step": 10, "val_loss": 0.25}])
         run.write_importance(
             {"split": "val", "pixels": 9, "repeats": 2, "macro_f1": 0.5, "features": [{"name": "a", "drop": 0.1, "std": 0}]}
@@ -137,7 +138,7 @@ def test_models_are_told_apart_by_their_weights(tmp_path):
     config = {**CONFIG, "init": "a"}
     run = Run(tmp_path / "run")
     with run.claim(config, make_record(config, init_sha256="aa")):
-        run.write_training({"finished": True})
+        run.write_training(SUMMARY)
     run.check({**config, "init": "./a"}, make_record(config, init_sha256="aa"))
     for digest in ("bb", None):
         with pytest.raises(RunError, match=r"\(init a\) has other weights now"):

@@ -3,6 +3,9 @@ import csv
 import dataclasses
 import json
 import math
+import os
+import signal
+import tempfile
 
 import numpy as np
 import pytest
@@ -11,12 +14,14 @@ import torch
 from neurotome.augment import AugmentSettings
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
-from neurotome.errors import DatasetError, SettingsError, TrainingError
+from neurotome.errors import DatasetError, RunError, SettingsError, TrainingError
 from neurotome.losses import LossSettings
 from neurotome.models.model_folder import load_model
 from neurotome.models.networks import ModelSettings
+from neurotome.runs import Run
 from neurotome.training import fit as fitting
 from neurotome.training import keeper
+from neurotome.training import module as training
 from neurotome.training import prepare as preparing
 from neurotome.training.prepare import prepare
 from neurotome.training.recipe import Recipe, TrainSettings, parse_duration
@@ -37,7 +42,7 @@ def build(dataset, recipe):
 
 
 def run_fit(dataset, run, **settings):
-    fitting.fit(build(dataset, Recipe(**settings)), run)
+    fitting.fit(build(dataset, Recipe(**settings)), Run(run))
 
 
 def make_dataset(dtype=np.uint8, slices=1):
@@ -87,17 +92,143 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
         assert not json.loads((tmp_path / "stopped" / "training.json").read_text())["finished"] or place == "save_model"
     run_fit(make_dataset(), tmp_path / "stopped", train=settings, **SMALL)
 
-    def strip(run):
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(run)]
+    assert_same_training(tmp_path / "stopped", tmp_path / "whole")
 
-    assert strip(tmp_path / "stopped") == strip(tmp_path / "whole")
-    whole, stopped = (
-        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for run in ("whole", "stopped")
+
+def strip(run):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in read_rows(run)]
+
+
+def assert_same_training(run, other):
+    """All that training has come to is the same bit by bit: rows, weights, their average, the optimiser's memory."""
+    assert strip(run) == strip(other)
+    kept, expected = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True, map_location="cpu") for folder in (run, other)
     )
-    assert whole.keys() == stopped.keys()
-    for key, value in whole.items():
-        torch.testing.assert_close(stopped[key], value, rtol=0, atol=0)
+    assert kept["state_dict"].keys() == expected["state_dict"].keys()
+    for key, value in expected["state_dict"].items():
+        assert torch.equal(kept["state_dict"][key], value), key
+    moments = [
+        [state[name] for _, state in sorted(checkpoint["optimizer"]["state"].items()) for name in sorted(state)]
+        for checkpoint in (kept, expected)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
+    digests = [json.loads((folder / "model" / "model.json").read_text())["weights_sha256"] for folder in (run, other)]
+    assert digests[0] == digests[1]
+
+
+def stop_at(monkeypatch, owner, name, calls, *, signals=(signal.SIGINT,)):
+    """Sends signals to this process when a function is called for the `calls`-th time."""
+    original, left = getattr(owner, name), [calls]
+
+    def call(*args):
+        left[0] -= 1
+        if left[0] == 0:
+            for number in signals:
+                os.kill(os.getpid(), number)
+        return original(*args)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+DECODERS = ("unet", "fpn", "linknet", "unetplusplus", "manet", "pspnet", "pan", "deeplabv3", "deeplabv3plus", "upernet")
+FAST = ("unet", "fpn")
+
+
+@pytest.mark.parametrize(
+    "decoder", [*FAST, *(pytest.param(d, marks=pytest.mark.slow) for d in (*DECODERS[2:], "segformer", "dpt"))]
+)
+def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, decoder):
+    settings = TrainSettings(epochs=2, steps_per_epoch=3, device="cpu", average=0.9)
+    encoder = {"dpt": "vit_tiny_patch16_224"}.get(decoder, "resnet18" if decoder.startswith("deeplab") else TINY)
+    small = {**SMALL, "model": ModelSettings(decoder, encoder), "sample": SampleSettings(patch=32, batch=2)}
+    run_fit(make_dataset(), tmp_path / "whole", train=settings, **small)
+
+    # within an epoch (a batch is drawn ahead, so during the second step), and between validation slices
+    for number, place in enumerate(((preparing.PatchSampler, "draw", 3), (training, "predict_slice", 1))):
+        with monkeypatch.context() as patch:
+            stop_at(patch, *place, signals=[(signal.SIGINT, signal.SIGTERM)[number]])
+            with pytest.raises(KeyboardInterrupt):
+                run_fit(make_dataset(), tmp_path / "stopped", train=settings, **small)
+        kept = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
+        assert (kept["step"], len(kept["losses"]), kept["history"]) == ((2, 2, []), (3, 3, []))[number]
+    run_fit(make_dataset(), tmp_path / "stopped", train=settings, **small)
+    assert_same_training(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    stop_at(monkeypatch, preparing.PatchSampler, "draw", 4, signals=(signal.SIGTERM, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run_fit(make_dataset(), tmp_path / "run", train=TrainSettings(epochs=2, steps_per_epoch=2, device="cpu"), **SMALL)
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["step"] == 2  # of the first epoch
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_prolonged_run_ends_as_if_it_had_been_so_long_from_the_start(tmp_path, monkeypatch):
+    settings = TrainSettings(epochs=3, steps_per_epoch=2, device="cpu", schedule="constant", warmup=0.0)
+    run_fit(make_dataset(), tmp_path / "whole", train=settings, **SMALL)
+    run_fit(make_dataset(), tmp_path / "run", train=dataclasses.replace(settings, epochs=1), **SMALL)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert Run(tmp_path / "run").is_finished
+    run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
+    assert_same_training(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("ended", [{"epochs": 1}, {"max_time": "0.001s"}, {"patience": 1, "learning_rate": 1e-9}])
+def test_what_follows_from_the_checkpoint_is_written_again(tmp_path, monkeypatch, ended):
+    """As after a kill between the checkpoint and training.json, however the training came to its end."""
+    settings = TrainSettings(**{"epochs": 9, "steps_per_epoch": 1, "device": "cpu", **ended})
+    run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
+    files = {name: (tmp_path / "run" / name).read_text() for name in ("metrics.csv", "training.json")}
+    assert json.loads(files["training.json"])["finished"]
+    for name in files:
+        (tmp_path / "run" / name).unlink()
+
+    def forbid(*_):
+        raise AssertionError("it trained on")
+
+    monkeypatch.setattr(training.SegmentationModule, "training_step", forbid)
+    run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
+    assert {name: (tmp_path / "run" / name).read_text() for name in files} == files
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "other"])
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+    settings = TrainSettings(epochs=1, steps_per_epoch=1, device="cpu")
+    run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    match damage:
+        case "cut":
+            path.write_bytes(path.read_bytes()[:1000])
+        case "text":
+            path.write_text("no checkpoint")
+        case "other":
+            torch.save({"state_dict": {}}, path)
+    with pytest.raises(RunError, match=r"last\.ckpt: damaged checkpoint .* Delete it to train this run from its beginning"):
+        run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
+
+
+def test_no_temporary_folder_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    run_fit(make_dataset(), tmp_path / "run", train=TrainSettings(epochs=1, steps_per_epoch=1, device="cpu"), **SMALL)
+    assert Run(tmp_path / "run").is_finished
+
+
+def test_the_average_of_the_weights_warms_up():
+    net = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1))
+    average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=training.build_averaging(0.4), use_buffers=True)
+    # the first is taken; then decays 2/11, 3/12, 4/13, 5/14, and from 6/15 on the limit
+    expected, decays = 1.0, (2 / 11, 3 / 12, 4 / 13, 5 / 14, 0.4, 0.4)
+    for number, decay in enumerate((0.0, *decays), 1):
+        net[0].weight.data.fill_(number)
+        net[1].num_batches_tracked.fill_(number)
+        average.update_parameters(net)
+        expected = decay * expected + (1 - decay) * number
+        assert average.module[0].weight.item() == pytest.approx(expected, rel=1e-6)
+        assert average.module[1].num_batches_tracked.item() == number
 
 
 @pytest.mark.slow
@@ -113,13 +244,13 @@ def test_it_learns_and_keeps_the_best(tmp_path):
     assert summary["finished"]
     assert summary["best_val_macro_f1"] == pytest.approx(best)
     assert summary["peak_memory_bytes"] > 1e8
-    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"last.ckpt"}
 
     # what is saved scores what was recorded
     predictor = load_model(tmp_path / "run")
     assert predictor.facts["val_macro_f1"] == pytest.approx(best)
     dataset = make_dataset()
-    from neurotome.inference.predict import predict_volume
+    from neurotome.inference.slices import predict_volume
     from neurotome.scoring import score_images
 
     images = [(c.name, c.labels[0], predict_volume(predictor, c.volume)[0][0]) for c in dataset.split("val")]
@@ -143,7 +274,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path,
     with pytest.raises(TrainingError, match=r"loss became nan at step 3.*checkpoint is kept.*learning-rate"):
         run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
     kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert kept["global_step"] == 2
+    assert kept["step"] == 2
     assert all(torch.isfinite(v).all() for v in kept["state_dict"].values())
 
 
@@ -178,10 +309,8 @@ def test_three_slices_image_normalisation_and_tensorboard(tmp_path):
 
 
 def test_patience_stops_early(tmp_path, monkeypatch):
-    from neurotome.training import module
-
     monkeypatch.setattr(
-        module, "scores", lambda *_: {"macro": {"f1": 0.5}, "per_class": {n: {"f1": 0.5} for n in ("background", "cell")}}
+        training, "scores", lambda *_: {"macro": {"f1": 0.5}, "per_class": {n: {"f1": 0.5} for n in ("background", "cell")}}
     )
     run_fit(
         make_dataset(), tmp_path / "run", train=TrainSettings(epochs=9, steps_per_epoch=1, patience=2, device="cpu"), **SMALL
@@ -195,6 +324,7 @@ def test_time_limit_ends_the_schedule(tmp_path):
     last = read_rows(tmp_path / "run")[-1]
     assert int(last["step"]) < 5000
     assert float(last["learning_rate"]) < 0.5 * settings.learning_rate
+    assert Run(tmp_path / "run").read_training()["schedule_by"] == "time"
 
 
 @pytest.mark.parametrize(
@@ -225,8 +355,6 @@ def test_a_cpu_trains_in_bf16_only_where_it_has_units_for_it(monkeypatch, amx, e
 
 
 def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):
-    from neurotome.training import module as training
-
     seen = {}
     original_augment, original_build, original_probs = training.augment, preparing.build_loss, training.predict_slice
 
@@ -258,7 +386,7 @@ def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):
     module = build(make_dataset(), Recipe(train=settings, **SMALL))
     module.net.register_forward_hook(lambda _, __, out: seen.update(logits=out.dtype))
     monkeypatch.setattr(module, "on_before_zero_grad", lambda optimizer: seen.update(fused=optimizer.defaults["fused"]))
-    fitting.fit(module, tmp_path / "run")
+    fitting.fit(module, Run(tmp_path / "run"))
     assert seen == {
         "augment": (torch.float32, False),
         "logits": torch.bfloat16,
@@ -288,7 +416,7 @@ def test_the_gradient_is_clipped(tmp_path, precision):
         note(None)
 
     module.configure_gradient_clipping = configure
-    fitting.fit(module, tmp_path / "run")
+    fitting.fit(module, Run(tmp_path / "run"))
     before, after = norms[0::2], norms[1::2]
     assert min(before) > 1e-2
     assert after == [pytest.approx(1e-3, rel=1e-2)] * 2

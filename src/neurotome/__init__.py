@@ -1,7 +1,9 @@
 """neurotome: segment brain microstructure in X-ray microCT; train, compare, apply and measure.
 
 Each command of the command line is a function here: `describe`, `fetch`, `train`, `baseline`, `evaluate`, `predict`,
-`compare`, `phantom`, `demo`.
+`compare`, `phantom`, `demo`. What are options there are keywords here, by the last part of their name:
+`train("my_data", out="runs/first", max_time="12m", encoder="resnet34")`. Where two have it, write the whole name,
+`**{"train.seed": 1}`, or the group, `train={"seed": 1}`; or give the settings as they are, `recipe=Recipe(...)`.
 """
 
 from __future__ import annotations
@@ -12,19 +14,48 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from neurotome.augment import AugmentSettings
     from neurotome.datasets import open_dataset
     from neurotome.datasets.fetch import fetch
-    from neurotome.datasets.phantom.make import phantom
+    from neurotome.datasets.phantom.make import PhantomSettings, phantom
+    from neurotome.datasets.phantom.stream import StreamSettings
+    from neurotome.errors import NeurotomeError
     from neurotome.experiments.baseline import baseline
-    from neurotome.experiments.commands import evaluate, train
     from neurotome.experiments.compare import compare
-    from neurotome.experiments.demo import demo
-    from neurotome.inference.predict import predict, predict_probs
+    from neurotome.experiments.demo import DemoSettings, demo
+    from neurotome.experiments.evaluate import evaluate
+    from neurotome.experiments.train import train
+    from neurotome.features import EncoderSettings, FeatureSettings, FilterSettings
+    from neurotome.inference.predict import PredictSettings, predict, predict_probs
     from neurotome.load import load_predictor
+    from neurotome.losses import LossSettings
     from neurotome.models.model_folder import load_model
+    from neurotome.models.networks import ModelSettings
+    from neurotome.pixels.learners import BoostingSettings, ForestSettings, LogisticSettings
+    from neurotome.pixels.train import BaselineSettings
     from neurotome.report.describe import describe
+    from neurotome.training.recipe import Recipe, TrainSettings
+    from neurotome.training.sampler import SampleSettings
 
 __all__ = [
+    "AugmentSettings",
+    "BaselineSettings",
+    "BoostingSettings",
+    "DemoSettings",
+    "EncoderSettings",
+    "FeatureSettings",
+    "FilterSettings",
+    "ForestSettings",
+    "LogisticSettings",
+    "LossSettings",
+    "ModelSettings",
+    "NeurotomeError",
+    "PhantomSettings",
+    "PredictSettings",
+    "Recipe",
+    "SampleSettings",
+    "StreamSettings",
+    "TrainSettings",
     "baseline",
     "compare",
     "demo",
@@ -41,11 +72,29 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AugmentSettings": "neurotome.augment",
+    "BaselineSettings": "neurotome.pixels.train",
+    "BoostingSettings": "neurotome.pixels.learners",
+    "DemoSettings": "neurotome.experiments.demo",
+    "EncoderSettings": "neurotome.features",
+    "FeatureSettings": "neurotome.features",
+    "FilterSettings": "neurotome.features",
+    "ForestSettings": "neurotome.pixels.learners",
+    "LogisticSettings": "neurotome.pixels.learners",
+    "LossSettings": "neurotome.losses",
+    "ModelSettings": "neurotome.models.networks",
+    "NeurotomeError": "neurotome.errors",
+    "PhantomSettings": "neurotome.datasets.phantom.make",
+    "PredictSettings": "neurotome.inference.predict",
+    "Recipe": "neurotome.training.recipe",
+    "SampleSettings": "neurotome.training.sampler",
+    "StreamSettings": "neurotome.datasets.phantom.stream",
+    "TrainSettings": "neurotome.training.recipe",
     "baseline": "neurotome.experiments.baseline",
     "compare": "neurotome.experiments.compare",
     "demo": "neurotome.experiments.demo",
     "describe": "neurotome.report.describe",
-    "evaluate": "neurotome.experiments.commands",
+    "evaluate": "neurotome.experiments.evaluate",
     "fetch": "neurotome.datasets.fetch",
     "load_model": "neurotome.models.model_folder",
     "load_predictor": "neurotome.load",
@@ -53,12 +102,24 @@ _HOMES = {
     "phantom": "neurotome.datasets.phantom.make",
     "predict": "neurotome.inference.predict",
     "predict_probs": "neurotome.inference.predict",
-    "train": "neurotome.experiments.commands",
+    "train": "neurotome.experiments.train",
 }
+
+_COMMANDS = ("baseline", "compare", "demo", "describe", "evaluate", "fetch", "phantom", "predict", "predict_probs", "train")
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public function when it is asked for, so that `import neurotome` is quick."""
+    """Imports a public name when it is asked for, so that `import neurotome` is quick."""
     if name not in _HOMES:
         raise AttributeError(f"module 'neurotome' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _COMMANDS:
+        from neurotome.keywords import accept_keywords
+
+        value = accept_keywords(value)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -25,10 +25,10 @@ COMMANDS = {
     "describe": ("neurotome.report.describe", "Statistics of a dataset, sample and augmentation pictures."),
     "fetch": ("neurotome.datasets.fetch", "Get MTNeuro, or a box of any volume, from BossDB; goes on where it was."),
     "phantom": ("neurotome.datasets.phantom.make", "Write a synthetic dataset in the likeness of brain microCT."),
-    "train": ("neurotome.experiments.commands", "Train a network, score it on every split, write a report."),
+    "train": ("neurotome.experiments.train", "Train a network, score it on every split, write a report."),
     "baseline": ("neurotome.experiments.baseline", "Train a pixel classifier, score it on every split, write a report."),
     "compare": ("neurotome.experiments.compare", "Draw the scores of several runs side by side."),
-    "evaluate": ("neurotome.experiments.commands", "Score a trained model on a split of a dataset."),
+    "evaluate": ("neurotome.experiments.evaluate", "Score a trained model on a split of a dataset."),
     "predict": ("neurotome.inference.predict", "Label an image, a stack or a folder with a trained model."),
 }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -110,34 +111,75 @@ def bootstrap(confusions: NDArray[np.int64], names: Sequence[str], seed: int = 0
     }
 
 
-def format_scores(result: Mapping[str, Any]) -> str:
+class Scores(Mapping[str, Any]):
+    """Scores of one split: the content of `scores/<split>.json` as a mapping, and a table as text and in notebooks."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self.content = dict(content)
+
+    def __getitem__(self, key: str) -> Any:
+        return self.content[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.content)
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def __str__(self) -> str:
+        return format_scores(self)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head, *rows = _tabulate(self)
+        lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
+        lines += [f"<th>{escape(row[0])}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) for row in rows]
+        table = "".join(f"<tr>{line}</tr>" for line in lines)
+        notes = "<br>".join(escape(line) for line in _note_scores(self))
+        return f"<table><caption>{escape(_title(self))}</caption>{table}</table><p>{notes}</p>"
+
+
+def format_scores(scores: Mapping[str, Any]) -> str:
     """Returns scores as a table for the terminal, pooled and per image; an en dash stands where a class is absent."""
-    rows: list[tuple[str, ...]] = [("", "precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels")]
-    width = max(len(name) for name in (*result["classes"], "weighted mean"))
-    for name in result["classes"]:
-        found = result["per_class"][name]
-        alone = result["per_image"]["per_class"][name]
-        rows.append((name, *_cells(found), _cell(alone["f1"]), _cell(alone["iou"]), f"{found['support']:,}"))
-    per_image = result["per_image"]["mean"]
-    rows.append(("macro mean", *_cells(result["macro"]), _cell(per_image["macro_f1"]), _cell(per_image["mean_iou"]), ""))
-    rows.append(("weighted mean", *_cells(result["weighted"]), "", "", ""))
+    rows = _tabulate(scores)
+    width = max(len(row[0]) for row in rows)
     lines = [(f"{row[0]:<{width}}" + "".join(f"{cell:>11}" for cell in row[1:7]) + f"{row[7]:>15}").rstrip() for row in rows]
-    images = len(result["per_image"]["name"])
+    accuracy = f"{'accuracy':<{width}}{_cell(scores['accuracy']):>11}"
+    return "\n".join([_title(scores), *lines, accuracy, *_note_scores(scores)[1:]])
+
+
+def _title(scores: Mapping[str, Any]) -> str:
+    images = len(scores["per_image"]["name"])
     counted = f"{images} image{'s' * (images != 1)}"
-    lines[0:0] = [
-        f"{result['dataset']}, split {result['split']}, {counted}; pooled over pixels, and /image: mean over images"
-    ]
-    lines.append(f"{'accuracy':<{width}}{_cell(result['accuracy']):>11}")
-    if result["intervals"] is None:
+    return f"{scores['dataset']}, split {scores['split']}, {counted}; pooled over pixels, and /image: mean over images"
+
+
+def _tabulate(scores: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Returns the rows of the table, eight cells each, the head first."""
+    rows: list[tuple[str, ...]] = [("", "precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels")]
+    for name in scores["classes"]:
+        pooled, single = scores["per_class"][name], scores["per_image"]["per_class"][name]
+        rows.append((name, *_cells(pooled), _cell(single["f1"]), _cell(single["iou"]), f"{pooled['support']:,}"))
+    mean = scores["per_image"]["mean"]
+    rows.append(("macro mean", *_cells(scores["macro"]), _cell(mean["macro_f1"]), _cell(mean["mean_iou"]), ""))
+    rows.append(("weighted mean", *_cells(scores["weighted"]), "", "", ""))
+    return rows
+
+
+def _note_scores(scores: Mapping[str, Any]) -> list[str]:
+    """Returns the lines below the table."""
+    lines = [f"accuracy {_cell(scores['accuracy'])}"]
+    if scores["intervals"] is None:
         lines.append(f"no interval: fewer than {FEWEST_IMAGES} images")
-    elif result["intervals"]["macro_f1"] is not None:
-        low, high = result["intervals"]["macro_f1"]
-        lines.append(f"macro F1, 95 % interval {low:.3f} to {high:.3f} ({result['intervals']['method']})")
-    return "\n".join(lines)
+    elif scores["intervals"]["macro_f1"] is not None:
+        low, high = scores["intervals"]["macro_f1"]
+        lines.append(f"macro F1, 95 % interval {low:.3f} to {high:.3f} ({scores['intervals']['method']})")
+    return lines
 
 
-def _cells(found: Mapping[str, float | None]) -> list[str]:
-    return [_cell(found[key]) for key in ("precision", "recall", "f1", "iou")]
+def _cells(pooled: Mapping[str, float | None]) -> list[str]:
+    return [_cell(pooled[key]) for key in ("precision", "recall", "f1", "iou")]
 
 
 def _cell(value: float | None) -> str:

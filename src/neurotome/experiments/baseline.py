@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
-import time
+import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from neurotome.atomic import hold_folder, write_json
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
-from neurotome.datasets.base import SPLITS, Dataset, DatasetOrName
-from neurotome.experiments.commands import check_same_run, claim_run, note_scores, score_splits
+from neurotome.datasets.base import Dataset, DatasetOrName
+from neurotome.errors import ModelError
+from neurotome.experiments.evaluate import score_splits
+from neurotome.experiments.finish import finish, spell_dataset
 from neurotome.memory import measure_peak_memory
 from neurotome.models.model_folder import read_digest
 from neurotome.pixels.importance import measure_importance
 from neurotome.pixels.train import BaselineSettings, check_baseline, fit_baseline
-from neurotome.scoring import format_scores
-from neurotome.training.fit import check_run_folder
+from neurotome.runs import Run, find_method, record_run
+from neurotome.runs.run import redo_damaged
+
+if TYPE_CHECKING:
+    from neurotome.pixels.predictor import PixelPredictor
 
 
 def baseline(
@@ -49,77 +52,74 @@ def baseline(
     Raises:
         NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
     """
-    out = Path(out)  # text from Python
     data = open_dataset(dataset)
-    coloured = dataclasses.replace(data, classes=data.classes.with_palette(palette))
-    name = str(dataset) if isinstance(dataset, (str, Path)) else data.name
-    fit_and_score(data, name, out, settings, device)
-    last = next(split for split in reversed(SPLITS) if (out / "scores" / f"{split}.json").is_file())
-    sys.stderr.write(f"\n{format_scores(json.loads((out / 'scores' / f'{last}.json').read_text()))}\n\n")
-    from neurotome.report import build_report
-
-    return build_report(out, coloured)
+    run = fit_and_score(data, spell_dataset(dataset), Path(out), settings, device)
+    return finish(run, data, palette)
 
 
-def fit_and_score(data: Dataset, name: str, out: Path, settings: BaselineSettings, device: str = "auto") -> None:
+def fit_and_score(dataset: Dataset, name: str, out: Path, settings: BaselineSettings, device: str = "auto") -> Run:
     """Does what `baseline` does, but for the report.
 
     Args:
-        data: What to train on.
-        name: What `config.yaml` calls it, so that its settings repeat the run.
+        dataset: What to train on.
+        name: What `config.yaml` calls it.
         out: Run folder.
         settings: Settings.
         device: Where an encoder runs.
     """
     from neurotome.models.net import choose_device
-    from neurotome.pixels.saving import load_pixels, save_pixels
+    from neurotome.pixels.saving import save_pixels
 
-    check_run_folder(out)
-    data.split("train")
+    dataset.split("train")
     config = {"dataset": name, **dataclasses.asdict(settings)}
-    hashes = {split: data.fingerprint(split) for split in ("train", "val") if data.splits.get(split)}
     model = settings.encoder.model if settings.features == "encoder" else ""
-    init = read_digest(Path(model)) if model else None
-    check_same_run(out, config, hashes, init)
+    origin = find_method(model), read_digest(Path(model)) if model else None
+    record = record_run("pixels", name_method(settings), config, dataset, settings.seed, *origin)
+    run = Run(out)
+    run.check(config, record)
     place = choose_device(device)
-    finished = (out / "model" / "model.json").is_file()
-    if not finished:
-        check_baseline(data, settings)
-    with hold_folder(out):
-        if not finished:
-            claim_run(out, config, hashes, init)
+    trained = (predictor := _load_whole(run, place)) is not None
+    if predictor is None:
+        check_baseline(dataset, settings)
+    with run.claim(config, record):
+        if predictor is None:
             sys.stderr.write(f"training {settings.learner} on {settings.features}\n")
-            predictor = fit_baseline(data, settings, place)
-            save_pixels(predictor, out / "model")
+            predictor = fit_baseline(dataset, settings, place)
+            save_pixels(predictor, run.model)
             training = predictor.facts["training"]
             sys.stderr.write(f"{sum(training['pixels'].values()):,} pixels, {training['seconds']:.1f} s\n")
-        if not (out / "importance.json").is_file():
-            write_json(out / "importance.json", measure_importance(load_pixels(out, place), data, settings.seed))
-        predictor = load_pixels(out, place)
-        began = time.monotonic()
-        fresh = sum(
-            cutout.volume.data.size
-            for split in SPLITS
-            if not (out / "scores" / f"{split}.json").is_file()
-            for cutout in data.splits.get(split, ())
-        )
-        score_splits(predictor, data, out, uncertainty=True)
-        speed = fresh / 1e6 / (time.monotonic() - began) if fresh else None
-        summary = out / "training.json"
-        if not summary.is_file():
-            write_json(summary, _summarise(predictor.facts, speed, None if finished else measure_peak_memory(), place))
-        elif fresh:
-            write_json(summary, {**json.loads(summary.read_text()), "scoring_mpixel_per_s": speed})
-        note_scores(out)
+        if redo_damaged(run.read_importance) is None:
+            run.write_importance(measure_importance(predictor, dataset, settings.seed))
+        if redo_damaged(run.read_training) is None:
+            # what an earlier process did, this one has not measured and leaves null
+            peak_memory = None if trained else measure_peak_memory()
+            measured = {
+                "scoring_mpixel_per_s": None,
+                "peak_memory_bytes": peak_memory,
+                "device": place,
+                "precision": "32-true",
+            }
+            run.write_training({"finished": True, **predictor.facts["training"], **measured})
+        score_splits(predictor, dataset, run, uncertainty=True)
+    return run
 
 
-def _summarise(facts: Any, speed: float | None, peak_memory: int | None, device: str) -> dict[str, Any]:
-    """Returns the content of training.json; what an earlier process did, this one has not measured and leaves null."""
-    return {
-        "finished": True,
-        **facts["training"],
-        "scoring_mpixel_per_s": speed,
-        "peak_memory_bytes": peak_memory,
-        "device": device,
-        "precision": "32-true",
-    }
+def name_method(settings: BaselineSettings) -> str:
+    """Returns what a pixel classifier is called, such as `rf on filters`."""
+    encoder = settings.encoder
+    if settings.features == "encoder" and not encoder.model:
+        return f"{settings.learner} on {encoder.name} with weights {encoder.weights}"
+    return f"{settings.learner} on {settings.features}"
+
+
+def _load_whole(run: Run, device: str) -> PixelPredictor | None:
+    """Returns the run's trained classifier; None if there is none, with a note if it is damaged."""
+    from neurotome.pixels.saving import load_pixels
+
+    if not (run.model / "model.safetensors").is_file():
+        return None
+    try:
+        return load_pixels(run.folder, device)
+    except ModelError as error:
+        warnings.warn(f"{error} It is trained again now.", stacklevel=3)
+        return None

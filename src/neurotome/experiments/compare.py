@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
+from cyclopts import Parameter
 
 from neurotome.atomic import write_json, write_text
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import DatasetOrName
 from neurotome.errors import RunError
-from neurotome.report.page import build_report, name_method
+from neurotome.outputs import plan_outputs
+from neurotome.report import build_report
+from neurotome.runs import Run
+from neurotome.runs.record import compare_data, list_settings
 
 KEYS = ("precision", "recall", "f1")
 
+SAID = ("model.decoder", "model.encoder", "learner", "features")
+"""Settings that the plain name of a method says."""
+
+RunOrRuns = Annotated[
+    str | Path | Sequence[str | Path],
+    Parameter(accepts_keys=False, n_tokens=1, converter=lambda _, tokens: Path(tokens[0].value)),
+]
+"""On the command line a run folder a word; in Python several at once too."""
+
 
 def compare(
-    *runs: Path, out: Path, split: Literal["train", "val", "test"] = "test", report: DatasetOrName | None = None
+    *runs: RunOrRuns,
+    out: Path,
+    split: Literal["train", "val", "test"] = "test",
+    names: Annotated[Sequence[str], Parameter(consume_multiple=True)] = (),
+    report: DatasetOrName | None = None,
 ) -> list[Path]:
     """Draws the scores of runs side by side: macro and weighted precision, recall and F1, baselines beside networks.
 
-    Runs that differ in nothing but their seed are one method, shown as their mean and range.
+    Runs that differ in nothing but their seed are one method, shown as their mean and range. Methods of one name are told
+    apart by every setting in which they differ.
 
     Args:
         runs: Run folders that were scored on the same data.
         out: Folder for methods.png, comparison.json and comparison.md.
         split: Which scores.
+        names: What to call them, one name for each method or for each run; runs of one name are one method.
         report: The dataset of the runs; if given, the report of the first run is written again with the others beside it,
             all of them, and the first run's method, on this split.
 
@@ -36,73 +53,96 @@ def compare(
         What was written.
 
     Raises:
-        RunError: A folder is no scored run, or the runs were scored on different data.
+        RunError: A folder is no scored run, the runs were scored on different data, or there are too few names.
     """
-    out = Path(out)  # text from Python
-    runs = tuple(map(Path, runs))
     from neurotome import figures
 
-    if not runs:
+    folders = [folder for given in runs for folder in ([given] if isinstance(given, str | Path) else given)]
+    opened = [Run.open(folder) for folder in folders]
+    if not opened:
         raise RunError("found no run to compare; name one run folder or more.")
-    if len({run.resolve() for run in runs}) < len(runs):
+    if len({run.folder.resolve() for run in opened}) < len(opened):
         raise RunError("the same run folder is named twice; name each once, for a run more would count double.")
-    scores = {run: _read_scores(run, split) for run in runs}
+    paths = [Path(out) / name for name in ("methods.png", "comparison.json", "comparison.md")]
+    plan_outputs(paths, inputs=[path for run in opened for path in run.list_files()], existing="replace")
+    scores = {run: _read_scores(run, split) for run in opened}
     _check_same(scores)
-    methods = group_runs(runs)
+    methods = group_runs(opened, names)
     grouped = {name: [scores[run] for run in members] for name, members in methods.items()}
-    path = out / "methods.png"
-    figures.save_figure(figures.plot_methods(grouped), path)
-    first = scores[runs[0]]
+    first = scores[opened[0]]
     rows = [_summarise(name, members, scores) for name, members in methods.items()]
-    write_json(
-        out / "comparison.json",
-        {"dataset": first["dataset"], "split": split, "classes": first["classes"], "methods": rows},
-    )
-    write_text(out / "comparison.md", format_table(first["dataset"], split, rows))
-    written = [path, out / "comparison.json", out / "comparison.md"]
+    figures.save_figure(figures.plot_methods(grouped), paths[0])
+    write_json(paths[1], {"dataset": first["dataset"], "split": split, "classes": first["classes"], "methods": rows})
+    write_text(paths[2], format_table(first["dataset"], split, rows))
     if report is not None:
-        own = next(name for name, members in methods.items() if runs[0] in members)
-        others = {name: found for name, found in grouped.items() if name != own}
-        seeds = [scores[run] for run in methods[own] if run != runs[0]]
-        written.append(build_report(runs[0], open_dataset(report), comparisons=others, seeds=seeds))
-    return written
+        own = next(name for name, members in methods.items() if opened[0] in members)
+        others = {name: members for name, members in grouped.items() if name != own}
+        seeds = [scores[run] for run in methods[own] if run is not opened[0]]
+        paths.append(build_report(opened[0].folder, open_dataset(report), comparisons=others, seeds=seeds))
+    return paths
 
 
-def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
-    """Returns the runs of each method: those whose settings differ in nothing but the seed.
-
-    A run that starts from another run's model, or reads its features from it, has that run's settings among its own.
+def group_runs(runs: Sequence[Run], names: Sequence[str] = ()) -> dict[str, list[Run]]:
+    """Returns the runs of each method, by the method's name.
 
     Args:
-        runs: Run folders; one without config.yaml is a method of its own.
+        runs: Runs; one without a record is a method of its own.
+        names: One for each run, or for each method in the order of their first runs; without them, methods are named by
+            their records and by every setting in which methods of the same kind differ.
 
-    Returns:
-        Run folders by the name of their method. Where two methods would have the same name, the settings in which they
-        differ from the first of that name are added.
+    Raises:
+        RunError: The names are neither as many as the runs nor as the methods.
     """
-    # how the data set's folder is spelled makes no method; the data are told apart by their content
-    groups: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[Path]]] = []
+    groups: dict[str, list[Run]] = {}
     for run in runs:
-        config = _read_config(run)
-        plain = _drop_seeds(_unfold_models(_name_data(run, config)))
-        for *_, there, members in groups:
-            if plain and there == plain:
-                members.append(run)
-                break
-        else:
-            spoken = {key: value for key, value in _drop_seeds(config).items() if key != "dataset"}
-            groups.append((config, spoken, plain, [run]))
-    named: dict[str, list[Path]] = {}
-    firsts: dict[str, dict[str, Any]] = {}
-    for config, spoken, _, members in groups:
-        name = unique = name_method(config, members[0])
-        if name in firsts:
-            unique = f"{name}, {_say_difference(firsts[name], spoken)}"
-        firsts.setdefault(name, spoken)
-        if unique in named:
-            unique = f"{unique} ({members[0].resolve().name})"
-        named[unique] = members
+        record = run.read_record()
+        groups.setdefault(record.method_sha256 if record else str(run.folder.resolve()), []).append(run)
+    members = list(groups.values())
+    if len(names) == len(members):
+        return _join(names, members)
+    if names and len(names) != len(runs):
+        raise RunError(f"found {len(names)} names; expected one for each of {len(members)} methods or of {len(runs)} runs.")
+    return _join(names, [[run] for run in runs]) if names else dict(zip(_name_methods(members), members, strict=True))
+
+
+def _join(names: Sequence[str], members: Sequence[list[Run]]) -> dict[str, list[Run]]:
+    named: dict[str, list[Run]] = {}
+    for name, runs in zip(names, members, strict=True):
+        named.setdefault(name, []).extend(runs)
     return named
+
+
+def _name_methods(methods: Sequence[Sequence[Run]]) -> list[str]:
+    """Returns a name for each method that no other has."""
+    records = [members[0].read_record() for members in methods]
+    plain = [
+        record.method if record else members[0].folder.resolve().name
+        for record, members in zip(records, methods, strict=True)
+    ]
+    settings = [list_settings(members[0].read_config()) for members in methods]
+    names = []
+    for own, record, name in zip(settings, records, plain, strict=True):
+        peers = [
+            other
+            for other, record_, name_ in zip(settings, records, plain, strict=True)
+            # a network beside any network; a pixel classifier beside those of its learner and features
+            if record and record_ and record.kind == record_.kind and (record.kind == "network" or name == name_)
+        ]
+        differing = [key for key in own if key not in SAID and any(key in peer and peer[key] != own[key] for peer in peers)]
+        names.append(", ".join([name, *(f"{key} {_say(own[key])}" for key in differing)]))
+    for i, (name, record) in enumerate(zip(names, records, strict=True)):
+        twins = [k for k in range(i) if names[k] == name]
+        first = records[twins[0]] if twins else None
+        if first and record and compare_data(first, record, ("train", "val")):
+            names[i] = f"{name}, other training data"
+    return [
+        f"{name} ({members[0].folder.resolve().name})" if names.count(name) > 1 else name
+        for name, members in zip(names, methods, strict=True)
+    ]
+
+
+def _say(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def format_table(dataset: str, split: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -120,10 +160,10 @@ def format_table(dataset: str, split: str, rows: Sequence[Mapping[str, Any]]) ->
     return "\n".join(lines) + "\n"
 
 
-def _summarise(name: str, members: Sequence[Path], scores: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any]:
+def _summarise(name: str, members: Sequence[Run], scores: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
     """Returns mean, lowest and highest of each score over the runs of a method."""
     runs = [scores[run] for run in members]
-    trained = [_read_json(run / "training.json") for run in members]
+    summaries = [run.read_training() or {} for run in members]
     return {
         "method": name,
         "runs": [str(run) for run in members],
@@ -132,8 +172,8 @@ def _summarise(name: str, members: Sequence[Path], scores: Mapping[Path, Mapping
             for mean in ("macro", "weighted")
         },
         "accuracy": _spread([run["accuracy"] for run in runs]),
-        "training_seconds": _spread([one.get("seconds") for one in trained]),
-        "scoring_mpixel_per_s": _spread([one.get("scoring_mpixel_per_s") for one in trained]),
+        "training_seconds": _spread([summary.get("seconds") for summary in summaries]),
+        "scoring_mpixel_per_s": _spread([summary.get("scoring_mpixel_per_s") for summary in summaries]),
     }
 
 
@@ -151,19 +191,16 @@ def _show(value: Mapping[str, float] | None, digits: int = 3) -> str:
     return text
 
 
-def _read_scores(run: Path, split: str) -> dict[str, Any]:
-    path = run / "scores" / f"{split}.json"
-    if not path.is_file():
-        there = sorted(found.stem for found in (run / "scores").glob("*.json"))
-        hint = f"it has scores of {', '.join(there)}: choose with --split" if there else "finish the run first"
-        raise RunError(f"{path}: missing; expected a run folder with scores of split {split}; {hint}.")
-    found = _read_json(path)
-    if not {"dataset", "classes", "macro", "weighted", "accuracy", "intervals", "per_class"} <= set(found):
-        raise RunError(f"{path}: no scores of neurotome; delete it and give the run's command again.")
-    return found
+def _read_scores(run: Run, split: str) -> dict[str, Any]:
+    scores = run.read_scores(split)
+    if scores is None:
+        scored = run.list_scored()
+        hint = f"it has scores of {', '.join(scored)}: choose with --split" if scored else "finish the run first"
+        raise RunError(f"{run}: expected a run folder with scores of split {split}; {hint}.")
+    return scores
 
 
-def _check_same(scores: Mapping[Path, Mapping[str, Any]]) -> None:
+def _check_same(scores: Mapping[Run, Mapping[str, Any]]) -> None:
     """Checks that all runs were scored on the same pixels."""
     first, *others = scores
     for run in others:
@@ -174,73 +211,11 @@ def _check_same(scores: Mapping[Path, Mapping[str, Any]]) -> None:
                     "runs of the same data."
                 )
         truth = [
-            [found["per_class"][name]["support"] for name in found["classes"]] for found in (scores[first], scores[run])
+            [content["per_class"][name]["support"] for name in content["classes"]]
+            for content in (scores[first], scores[run])
         ]
         if truth[0] != truth[1]:
             raise RunError(
                 f"{run}: scored on {truth[1]} pixels of the classes, but {first} on {truth[0]}; so the images or labels "
                 "differ. Score them again on the same data."
             )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} is no valid JSON ({error}); delete it and give the run's command again.") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _read_config(run: Path) -> dict[str, Any]:
-    path = run / "config.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content if isinstance(content, dict) else {}
-
-
-def _name_data(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings with the SHA-256 of the training data in place of the data set's folder, however it is spelled.
-
-    Those of a stream differ with its seed, which makes no other method; it is no folder, and its word stays.
-    """
-    digests = _read_json(run / "environment.json").get("data_sha256")
-    if not digests or config.get("dataset") in (None, "phantom-stream"):
-        return dict(config)
-    return {**config, "dataset": digests}
-
-
-def _unfold_models(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings with those of the runs whose models they name, in place of the folders' names."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            found[key] = _unfold_models(value)
-        elif key in ("model", "init") and isinstance(value, str) and value:
-            found[key] = _unfold_models(_name_data(Path(value), _read_config(Path(value)))) or value
-        else:
-            found[key] = value
-    return found
-
-
-def _drop_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings without any seed."""
-    return {key: _drop_seeds(value) if isinstance(value, dict) else value for key, value in config.items() if key != "seed"}
-
-
-def _say_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-    """Returns the settings in which the second differs, such as `forest.trees 60`."""
-    there = dict(_flatten(first))
-    changed = {key: value for key, value in _flatten(second) if there.get(key) != value}
-    differing = [
-        f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in changed.items()
-    ]
-    return ", ".join(differing[:3]) or "other training data"
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

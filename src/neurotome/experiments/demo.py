@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +16,10 @@ from neurotome.atomic import write_json
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.phantom.make import PhantomSettings, make_phantom, phantom
+from neurotome.documents import read_json
 from neurotome.errors import RunError
-from neurotome.experiments.commands import score_split, train_and_score
+from neurotome.experiments.evaluate import score_split
+from neurotome.experiments.train import train_and_score
 from neurotome.inference.predict import PredictSettings, predict
 from neurotome.io.images import write_image
 from neurotome.pixels.majority import fit_majority
@@ -25,6 +27,8 @@ from neurotome.pixels.train import fit_baseline
 from neurotome.predictor import Predictor
 from neurotome.report import build_report
 from neurotome.report.describe import describe
+from neurotome.runs import Run
+from neurotome.runs.run import redo_damaged
 from neurotome.scoring import format_scores
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
@@ -82,19 +86,18 @@ def demo(
     _say("3/5 two baselines: majority class, random forest on pixel features")
     comparisons = {}
     for name, fit in BASELINES.items():
-        scores = out / "baselines" / name.replace(" ", "-") / "scores" / "test.json"
-        if not scores.is_file():
-            write_json(scores, score_split(fit(dataset), dataset, "test"))
-        comparisons[name] = json.loads(scores.read_text())
+        simple = Run(out / "baselines" / name.replace(" ", "-"))
+        if (scores := redo_damaged(partial(simple.read_scores, "test"))) is None:
+            simple.write_scores("test", scores := score_split(fit(dataset), dataset, "test"))
+        comparisons[name] = scores
 
     _say(f"4/5 training a network for {settings.train_time}")
-    run = out / "network"
     recipe = Recipe(
         sample=SampleSettings(patch=min(128, settings.edge), batch=8),
         train=TrainSettings(max_time=settings.train_time, seed=settings.seed),
     )
-    train_and_score(dataset, str(data), run, recipe)
-    report = build_report(run, dataset, comparisons=comparisons, title="neurotome demo: a phantom of brain microCT")
+    run = train_and_score(dataset, str(data), out / "network", recipe)
+    report = build_report(run.folder, dataset, comparisons=comparisons, title="neurotome demo: a phantom of brain microCT")
 
     _say("5/5 labelling new slices with it")
     unseen = out / "new" / "images"
@@ -102,11 +105,11 @@ def demo(
     new = PredictSettings(overlay=True, existing="replace")
     if dataset.voxel_size_um is not None:  # PNG files do not say it
         new = dataclasses.replace(new, voxel_size_um=dataset.voxel_size_um[1])
-    predict(run, unseen, out / "new" / "labels", settings=new)
-    scores = json.loads((run / "scores" / "test.json").read_text())
+    predict(run.folder, unseen, out / "new" / "labels", settings=new)
+    scores = run.read_scores("test") or {}
     _say(f"\n{format_scores(scores)}\n")
-    for name, found in {"network": scores, **comparisons}.items():
-        _say(f"test macro F1 {found['macro']['f1']:.3f}  {name}")
+    for name, content in {"network": scores, **comparisons}.items():
+        _say(f"test macro F1 {content['macro']['f1']:.3f}  {name}")
     _say(f"\nreport: {report.resolve()}\nlabels of new slices, with overlays: {(out / 'new' / 'labels').resolve()}")
     return report
 
@@ -115,7 +118,7 @@ def _claim(out: Path, settings: DemoSettings) -> None:
     """Marks a new folder as a demo of these settings; any other folder is refused."""
     mark, wanted = out / "demo.json", dataclasses.asdict(settings)
     if mark.is_file():
-        if json.loads(mark.read_text()) != wanted:
+        if read_json(mark, RunError, "Choose another folder with --out.") != wanted:
             raise RunError(f"{out}: holds a demo of other settings; choose another folder with --out.")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out}: holds something else; choose a new folder with --out.")

@@ -108,7 +108,7 @@ def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     Raises:
         ModelError: The folder is damaged.
     """
-    content, _ = read_description(folder)
+    content, _ = read_description(folder)  # after a kill between weights and description, the one that fits
     write_json(folder / "model.json", {**content, "facts": {**content["facts"], **facts}})
 
 

@@ -3,74 +3,80 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from neurotome.atomic import sweep_partials
-from neurotome.errors import RunError
 from neurotome.lazy import import_extra
 from neurotome.training.recipe import TrainSettings
 
 if TYPE_CHECKING:
+    from neurotome.runs import Run
     from neurotome.training.module import SegmentationModule
 
 
-def fit(module: SegmentationModule, run: Path) -> None:
-    """Trains a network; goes on from `checkpoints/last.ckpt` if the run has one.
+def fit(module: SegmentationModule, run: Run) -> None:
+    """Trains a network; goes on from the run's checkpoint if it has one.
 
     Writes, after every epoch: `model/` (the best by validation macro F1, or the last where nothing is validated),
-    `checkpoints/last.ckpt` and `best.ckpt`, `metrics.csv` and `training.json`.
+    `checkpoints/last.ckpt`, `metrics.csv` and `training.json`. Asked to stop (Ctrl-C, SIGTERM), it writes a checkpoint after
+    the step under way. Batches, augmentation and dropout depend on the seed and the step alone, so that a run that was
+    stopped or killed ends as if it had not been. A finished run goes on where the settings ask for more epochs or time.
 
     Args:
         module: From `prepare`.
-        run: Run folder; the caller has checked that it belongs to these settings.
+        run: Claimed by the caller for these settings.
 
     Raises:
         TrainingError: The loss is not finite.
+        RunError: The checkpoint is damaged.
+        KeyboardInterrupt: The training was asked to stop.
     """
     import lightning
 
-    from neurotome.training.keeper import Keeper
+    from neurotome.training.keeper import Keeper, StoppedError
 
-    settings = module.settings
-    sweep_partials(run)
-    last = run / "checkpoints" / "last.ckpt"
-    with _quiet_lightning():
-        trainer = lightning.Trainer(
-            accelerator={"auto": "auto", "cuda": "gpu"}.get(settings.device, settings.device),
-            devices=1,
-            precision=choose_precision(settings),
-            max_epochs=settings.epochs,
-            gradient_clip_val=settings.clip or None,
-            logger=_build_logger(run) if settings.tensorboard else False,
-            callbacks=[Keeper(run, module)],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            limit_val_batches=1.0 if module.validation else 0,
-            log_every_n_steps=10,
-            default_root_dir=run,
-        )
-        handler = signal.getsignal(signal.SIGINT)
-        try:
-            trainer.fit(module, ckpt_path=last if last.is_file() else None, weights_only=True)
-        except SystemExit as stopped:
-            # Lightning turns Ctrl-C into an exit and leaves the signal ignored
-            raise KeyboardInterrupt from stopped
-        finally:
-            if signal.getsignal(signal.SIGINT) is not handler and handler is not None:
-                signal.signal(signal.SIGINT, handler)
+    settings, keeper = module.settings, Keeper(run, module)
+    keeper.resume()
+    if not module.is_over():
+        with _quiet_lightning(), _restored_signals():
+            trainer = lightning.Trainer(
+                accelerator={"auto": "auto", "cuda": "gpu"}.get(settings.device, settings.device),
+                devices=1,
+                precision=choose_precision(settings),
+                max_epochs=settings.epochs - len(module.history),
+                gradient_clip_val=settings.clip or None,
+                logger=_build_logger(run.folder) if settings.tensorboard else False,
+                callbacks=[keeper],
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                limit_val_batches=0,
+                default_root_dir=run.folder,
+            )
+            try:
+                trainer.fit(module)
+            except (StoppedError, SystemExit):  # Lightning turns Ctrl-C into an exit
+                raise KeyboardInterrupt from None
+    keeper.finish()
+    if keeper.asked_to_stop:
+        raise KeyboardInterrupt
 
 
-def is_finished(run: Path) -> bool:
-    """Says whether a run's training has come to its end."""
-    path = run / "training.json"
-    return path.is_file() and bool(json.loads(path.read_text())["finished"])
+@contextlib.contextmanager
+def _restored_signals() -> Iterator[None]:
+    """Gives signals back to those who had them; Lightning would leave Ctrl-C ignored."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def choose_precision(settings: TrainSettings) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
@@ -116,15 +122,3 @@ def _quiet_lightning() -> Iterator[None]:
         yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
-
-
-def check_run_folder(run: Path) -> None:
-    """Checks that a folder is new, empty, or a run.
-
-    Raises:
-        RunError: It holds something else.
-    """
-    if run.exists() and not run.is_dir():
-        raise RunError(f"{run}: a file is in the way; choose another run folder with --out.")
-    if run.is_dir() and any(run.iterdir()) and not (run / "config.yaml").is_file():
-        raise RunError(f"{run}: this folder holds files that are not a run; choose a new folder with --out.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import os
+import pickle
+import signal
+import sys
+import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -15,25 +15,72 @@ import psutil
 import torch
 
 from neurotome import memory
-from neurotome.atomic import atomic_path, write_json, write_text
+from neurotome.atomic import atomic_path
+from neurotome.errors import RunError
 from neurotome.models.model_folder import save_model
 from neurotome.progress import Progress
+from neurotome.runs import Run
 from neurotome.training.module import SegmentationModule
 
 
-class Keeper(lightning.Callback):
-    """Writes model, checkpoints, metrics and summary at the end of every epoch."""
+class StoppedError(Exception):
+    """A person or the system asked the training to stop, and all that was done is kept."""
 
-    def __init__(self, run: Path, module: SegmentationModule) -> None:
+
+class Keeper(lightning.Callback):
+    """Writes model, checkpoint, metrics and summary at the end of every epoch, and a checkpoint when asked to stop.
+
+    The checkpoint alone decides where a training goes on; metrics and summary follow from it and are written again then.
+
+    Attributes:
+        asked_to_stop: Whether a signal to stop has come.
+    """
+
+    def __init__(self, run: Run, module: SegmentationModule) -> None:
         self.run, self.module = run, module
+        self.last = run.checkpoints / "last.ckpt"
+        self.summary: dict[str, Any] = {}
         self.progress = Progress("training", 1.0)
+        self.asked_to_stop = False
         self.first_step_seconds: float | None = None
         self.step_seconds: list[float] = []
         self.step_began = 0.0
 
+    def resume(self) -> None:
+        """Takes up the training where the run's checkpoint was made, if there is one.
+
+        Raises:
+            RunError: The checkpoint is damaged.
+        """
+        if not self.last.is_file():
+            return
+        try:
+            checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
+            self.module.restore(checkpoint)
+            self.summary = checkpoint["summary"]
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, EOFError, pickle.PickleError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise RunError(
+                f"{self.last}: damaged checkpoint ({reason}). Delete it to train this run from its beginning."
+            ) from error
+        if self.module.history:
+            self.run.write_metrics(self.module.history)
+            self.run.write_training({"finished": False, **self.summary})
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Starts the progress where the run was left."""
+        """Starts the progress where the run was left; takes signals from Lightning, which would drop the step under way."""
         self.progress.start_at(self.module.share_done())
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._note_signal)
+
+    def _note_signal(self, *_: object) -> None:
+        if self.asked_to_stop:
+            raise KeyboardInterrupt
+        self.asked_to_stop = True
+        sys.stderr.write(
+            "\nstopping after this step; once more stops at once and loses what was done since the last epoch\n"
+        )
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Notes when a step begins."""
@@ -42,62 +89,74 @@ class Keeper(lightning.Callback):
             self.first_step_seconds = time.time() - psutil.Process().create_time()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Shows progress; ends the training when its time is over."""
+        """Shows progress; ends the epoch when the time is over."""
         self.step_seconds.append(time.monotonic() - self.step_began)
         self.progress.update(self.module.share_done(), self.describe())
-        if self.module.settings.max_seconds and self.module.elapsed() >= self.module.settings.max_seconds:
+        self.stop_if_asked()
+        if self.module.share_of_time() >= 1:
             trainer.should_stop = True
+
+    def stop_if_asked(self) -> None:
+        """Keeps what was done and stops, if that was asked for.
+
+        Raises:
+            StoppedError: It was.
+        """
+        if self.asked_to_stop:
+            self.save()
+            raise StoppedError
 
     def describe(self) -> str:
         """Returns step, loss and validation scores in words."""
         scored = [row["val_macro_f1"] for row in self.module.history if row["val_macro_f1"] is not None]
         best = f", val macro F1 {scored[-1]:.3f} (best {max(scored):.3f})" if scored else ""
-        return f"step {self.module.global_step}, loss {self.module.last_loss:.3f}{best}"
+        return f"step {self.module.step}, loss {self.module.last_loss:.3f}{best}"
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Keeps the model if it is the best or none can be told, then checkpoint, metrics and summary."""
-        if not self.module.validation:
-            self.module.add_row()
-        score = self.module.history[-1]["val_macro_f1"]
-        improved = not self.module.validation or (score is not None and score > self.module.best)
-        self.module.stale = 0 if improved else self.module.stale + 1
-        if improved or not (self.run / "model" / "model.json").is_file():
-            self.module.best = score if score is not None else self.module.best
-            facts = {**self.module.predictor.facts, "val_macro_f1": score}
-            save_model(self.module.predictor, self.run / "model", facts, self.module.settings.storage)
-        if self.module.settings.patience and self.module.stale >= self.module.settings.patience:
-            trainer.should_stop = True
-        checkpoints = self.run / "checkpoints"
-        with atomic_path(checkpoints / "last.ckpt") as temporary:
-            trainer.save_checkpoint(temporary)
-        if improved:
-            _link(checkpoints / "last.ckpt", checkpoints / "best.ckpt")
-        write_text(self.run / "metrics.csv", _format_rows(self.module.history))
-        self.write_summary(finished=False)
+        module = self.module
+        module.validate(self.stop_if_asked)
+        module.add_row()
+        score = module.history[-1]["val_macro_f1"]
+        improved = not module.validation or (score is not None and score > module.best)
+        module.stale = 0 if improved else module.stale + 1
+        if improved or not (self.run.model / "model.json").is_file():
+            module.best = score if score is not None else module.best
+            facts = {**module.predictor.facts, "val_macro_f1": score}
+            save_model(module.predictor, self.run.model, facts, module.settings.storage)
+        trainer.should_stop = module.is_over()
+        self.save()
+        self.run.write_metrics(module.history)
+        self.run.write_training({"finished": False, **self.summary})
+        if self.asked_to_stop and not trainer.should_stop:
+            raise StoppedError
 
-    def write_summary(self, *, finished: bool) -> None:
-        """Writes training.json."""
-        steps = sorted(self.step_seconds)
-        write_json(
-            self.run / "training.json",
-            {
-                "finished": finished,
-                "epochs": len(self.module.history),
-                "steps": self.module.global_step,
-                "seconds": round(self.module.elapsed(), 3),
-                "best_val_macro_f1": self.module.best if math.isfinite(self.module.best) else None,
-                "seconds_to_first_step": self.first_step_seconds,
-                "median_step_seconds": steps[len(steps) // 2] if steps else None,
-                **self.module.sampler.facts,
-                "peak_memory_bytes": measure_peak_memory(),
-                "precision": self.module.trainer.precision,
-                "device": str(self.module.device),
-            },
-        )
+    def save(self) -> None:
+        """Writes the checkpoint."""
+        self.summary = self.summarise()
+        with atomic_path(self.last) as temporary:
+            torch.save({**self.module.make_checkpoint(), "summary": self.summary}, temporary)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def summarise(self) -> dict[str, Any]:
+        """Returns the content of training.json."""
+        module, steps = self.module, sorted(self.step_seconds)
+        return {
+            "epochs": len(module.history),
+            "steps": module.step,
+            "seconds": round(module.elapsed(), 3),
+            "schedule_by": "time" if module.share_of_time() > module.step / module.total_steps else "steps",
+            "best_val_macro_f1": module.best if math.isfinite(module.best) else None,
+            "seconds_to_first_step": self.first_step_seconds,
+            "median_step_seconds": steps[len(steps) // 2] if steps else None,
+            **module.sampler.facts,
+            "peak_memory_bytes": measure_peak_memory(),
+            "precision": module.trainer.precision,
+            "device": str(module.device),
+        }
+
+    def finish(self) -> None:
         """Marks the training as ended."""
-        self.write_summary(finished=True)
+        self.run.write_training({"finished": True, **self.summary})
         self.progress.finish(self.describe())
 
 
@@ -106,20 +165,3 @@ def measure_peak_memory() -> int:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
     return memory.measure_peak_memory()
-
-
-def _link(source: Path, target: Path) -> None:
-    """Gives a file a second name; a copy where the file system has no hard links."""
-    with atomic_path(target) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            temporary.write_bytes(source.read_bytes())
-
-
-def _format_rows(rows: list[dict[str, float | None]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
-    return text.getvalue()

@@ -1,18 +1,21 @@
-"""SegmentationModule: what Lightning runs at each step, and what a checkpoint holds."""
+"""SegmentationModule: what is done at each step, and what a checkpoint holds.
+
+Steps and epochs are counted here and not by Lightning, whose own count begins anew with every session.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADERS
+from lightning.pytorch.utilities.types import TRAIN_DATALOADERS
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, IterableDataset
 
 from neurotome.augment import AugmentSettings, augment
@@ -28,15 +31,18 @@ if TYPE_CHECKING:
     from neurotome.training.recipe import TrainSettings
 
 
-class BatchStream(IterableDataset[Any]):
-    """The batches of one epoch, counted from the step at which it begins."""
+DROPOUT = 1 << 62
+"""Added to the seed of a step for what the network itself draws, so that augmentation and dropout do not draw alike."""
 
-    def __init__(self, sampler: PatchSampler, steps: int, next_step: Callable[[], int]) -> None:
-        self.sampler, self.steps, self.next_step = sampler, steps, next_step
+
+class BatchStream(IterableDataset[Any]):
+    """The batches of the epoch under way that are still to come."""
+
+    def __init__(self, sampler: PatchSampler, list_steps: Callable[[], range]) -> None:
+        self.sampler, self.list_steps = sampler, list_steps
 
     def __iter__(self) -> Iterator[Any]:
-        start = self.next_step()
-        for step in range(start, start + self.steps):
+        for step in self.list_steps():
             images, labels = self.sampler.draw(step)
             yield torch.from_numpy(images), torch.from_numpy(labels)
 
@@ -46,9 +52,11 @@ class SegmentationModule(lightning.LightningModule):
 
     Attributes:
         predictor: The network that is validated and saved: the trained one, or its moving average.
+        step: Steps done, in all sessions.
         history: One row per epoch, in checkpoints too, so that metrics.csv is whole after a resume.
+        losses: Of the steps since the last row.
         best: Highest validation macro F1 so far.
-        seconds: Time spent training, summed over all sessions.
+        stale: Epochs since then.
     """
 
     def __init__(
@@ -65,11 +73,7 @@ class SegmentationModule(lightning.LightningModule):
         self.predictor = predictor
         self.average: AveragedModel | None = None
         if settings.average:
-            self.average = AveragedModel(
-                self.net,
-                multi_avg_fn=get_ema_multi_avg_fn(settings.average),  # type: ignore[no-untyped-call]
-                use_buffers=True,
-            )
+            self.average = AveragedModel(self.net, multi_avg_fn=build_averaging(settings.average), use_buffers=True)
             averaged = self.average.module
             assert isinstance(averaged, Network)
             predictor.net = averaged.eval()
@@ -82,33 +86,45 @@ class SegmentationModule(lightning.LightningModule):
         norms = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.instancenorm._InstanceNorm)
         self.frozen = [m for m in self.net.modules() if isinstance(m, norms)] if settings.freeze_statistics else []
         self.total_steps = self.steps_per_epoch * settings.epochs
+        self.step = 0
         self.history: list[dict[str, float | None]] = []
+        self.losses: list[Tensor] = []
         self.best = -math.inf
         self.stale = 0
         self.seconds = 0.0
-        self.clock = time.monotonic()
-        self.losses: list[Tensor] = []
+        self.clock: float | None = None
+        self.restored: Mapping[str, Any] = {}
         self.confusion = np.zeros((len(predictor.classes),) * 2, np.int64)
         self.surprise = np.zeros(2)
         self.last_loss = math.nan
 
     def share_done(self) -> float:
         """Returns how much of the training is done, 0 to 1, by steps or by time, whichever is further."""
-        by_steps = self.global_step / self.total_steps
-        limit = self.settings.max_seconds
-        return min(1.0, max(by_steps, self.elapsed() / limit if limit else 0.0))
+        return min(1.0, max(self.step / self.total_steps, self.share_of_time()))
+
+    def share_of_time(self) -> float:
+        """Returns how much of the time limit has passed; 0 where there is none."""
+        return self.elapsed() / self.settings.max_seconds if self.settings.max_seconds else 0.0
 
     def elapsed(self) -> float:
         """Returns the seconds spent training, all sessions together."""
-        return self.seconds + time.monotonic() - self.clock
+        return self.seconds + (time.monotonic() - self.clock if self.clock is not None else 0.0)
+
+    def is_over(self) -> bool:
+        """Says whether the training has come to its end, which it does with an epoch."""
+        patience = self.settings.patience
+        ended = len(self.history) >= self.settings.epochs or self.share_of_time() >= 1 or 0 < patience <= self.stale
+        return ended and not self.losses
+
+    def list_steps(self) -> range:
+        """Returns the steps that the epoch under way still has."""
+        began = int(self.history[-1]["step"] or 0) if self.history else 0
+        end = self.step if self.share_of_time() >= 1 else began + self.steps_per_epoch
+        return range(self.step, end)
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
         """Returns the batches of an epoch."""
-        return DataLoader(BatchStream(self.sampler, self.steps_per_epoch, lambda: self.global_step), batch_size=None)
-
-    def val_dataloader(self) -> EVAL_DATALOADERS:
-        """Returns the positions of the validation slices."""
-        return DataLoader(range(len(self.validation)), batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(BatchStream(self.sampler, self.list_steps), batch_size=None)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Returns the optimiser; its learning rate is set before every step."""
@@ -120,13 +136,17 @@ class SegmentationModule(lightning.LightningModule):
             "weight_decay": settings.weight_decay,
             "fused": self.device.type == "cpu",
         }
+        optimizer: torch.optim.Optimizer
         match settings.optimizer:
             case "adam":
-                return torch.optim.Adam(parameters, **common)
+                optimizer = torch.optim.Adam(parameters, **common)
             case "adamw":
-                return torch.optim.AdamW(parameters, **common)
+                optimizer = torch.optim.AdamW(parameters, **common)
             case "sgd":
-                return torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **common)
+                optimizer = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **common)
+        if self.restored:
+            optimizer.load_state_dict(self.restored["optimizer"])
+        return optimizer
 
     def configure_gradient_clipping(
         self,
@@ -144,6 +164,9 @@ class SegmentationModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Starts the clock."""
+        if self.restored:
+            self.trainer.precision_plugin.load_state_dict(self.restored["precision"])
+            self.restored = {}
         self.clock = time.monotonic()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -160,39 +183,51 @@ class SegmentationModule(lightning.LightningModule):
         Raises:
             TrainingError: The loss is not a finite number.
         """
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.global_step)
+        seed = self.settings.seed * 1_000_003 + self.step
+        generator = torch.Generator().manual_seed(seed)
         # only the network runs in mixed precision: rounded to 8 bits, deformations jump and losses lose their small terms
         with torch.autocast(self.device.type, enabled=False):
             images, labels = augment(*batch, self.augment_settings, self.predictor.classes.ignore, generator)
-        logits = self.net(images.contiguous(memory_format=torch.channels_last))
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed + DROPOUT)
+            logits = self.net(images.contiguous(memory_format=torch.channels_last))
         with torch.autocast(self.device.type, enabled=False):
             loss = self.loss(logits.float(), labels)
         self.last_loss = loss.item()
         if not math.isfinite(self.last_loss):
             raise TrainingError(
-                f"the loss became {self.last_loss} at step {self.global_step}; expected a finite number. The last good "
+                f"the loss became {self.last_loss} at step {self.step}; expected a finite number. The last good "
                 "checkpoint is kept. Lower --train.learning-rate, set --train.clip 1, or use --train.precision 32, in a "
                 "new run folder."
             )
         self.losses.append(loss.detach())
         if self.logger is not None:
-            self.log("train_loss", loss.detach())
+            self.logger.log_metrics({"train_loss": self.last_loss}, step=self.step)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Moves the average of the weights."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Does a step, counts it, and moves the average of the weights."""
+        super().optimizer_step(*args, **kwargs)
+        self.step += 1
         if self.average is not None:
             self.average.update_parameters(self.net)
 
-    def on_validation_epoch_start(self) -> None:
-        """Empties the counts."""
+    def validate(self, check: Callable[[], None]) -> None:
+        """Predicts the validation slices and counts them.
+
+        Args:
+            check: Called before each slice; may end the training by an exception.
+        """
         self.confusion[:] = 0
         self.surprise[:] = 0
         self.predictor.net.eval()
+        with self.trainer.precision_plugin.val_step_context():
+            for cutout, z in self.validation:
+                check()
+                self._validate_slice(cutout, z)
+        self.net.train()
 
-    def validation_step(self, index: int, batch_idx: int) -> None:
-        """Predicts a whole slice and counts it."""
-        cutout, z = self.validation[index]
+    def _validate_slice(self, cutout: Cutout, z: int) -> None:
         classes = self.predictor.classes
         image = self.scales[id(cutout)].apply(cutout.volume.read_context(z, self.predictor.in_channels))
         probs = predict_slice(self.predictor, image)
@@ -202,16 +237,12 @@ class SegmentationModule(lightning.LightningModule):
         right = np.take_along_axis(probs, np.where(known, truth, 0)[None], 0)[0][known]
         self.surprise += (-np.log(np.maximum(right, 1e-12)).sum(dtype=np.float64), known.sum())
 
-    def on_validation_epoch_end(self) -> None:
-        """Adds the epoch's row to the history."""
-        self.add_row()
-
     def add_row(self) -> None:
         """Adds a row to the history; its scores are empty if nothing was validated."""
         found = scores(self.confusion, self.predictor.classes.names)
         row: dict[str, float | None] = {
-            "epoch": self.current_epoch,
-            "step": self.global_step,
+            "epoch": len(self.history),
+            "step": self.step,
             "seconds": round(self.elapsed(), 3),
             "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
             "train_loss": float(torch.stack(self.losses).mean()) if self.losses else None,
@@ -222,22 +253,51 @@ class SegmentationModule(lightning.LightningModule):
         self.losses.clear()
         self.history.append(row)
         if self.logger is not None:
-            self.log_dict({k: v for k, v in row.items() if k.startswith("val_") and v is not None})
+            metrics = {key: value for key, value in row.items() if key.startswith("val_") and value is not None}
+            self.logger.log_metrics(metrics, step=self.step)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a resumed run must know."""
-        checkpoint["neurotome"] = {
+    def make_checkpoint(self) -> dict[str, Any]:
+        """Returns all that a resumed training must know; tensors and JSON values."""
+        return {
+            "state_dict": self.state_dict(),
+            "optimizer": self.trainer.optimizers[0].state_dict(),
+            "precision": self.trainer.precision_plugin.state_dict(),
+            "step": self.step,
             "history": self.history,
+            "losses": torch.stack(self.losses).cpu() if self.losses else torch.empty(0),
             "best": self.best,
             "stale": self.stale,
             "seconds": self.elapsed(),
         }
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores it."""
-        kept = checkpoint["neurotome"]
-        self.history, self.best = kept["history"], kept["best"]
-        self.stale, self.seconds = kept["stale"], kept["seconds"]
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Takes up the training where a checkpoint was made.
+
+        Raises:
+            LookupError, TypeError, ValueError, RuntimeError: It is not one of this network.
+        """
+        self.load_state_dict(checkpoint["state_dict"])
+        self.step, self.history, self.best = checkpoint["step"], checkpoint["history"], checkpoint["best"]
+        self.stale, self.seconds = checkpoint["stale"], checkpoint["seconds"]
+        self.losses = list(checkpoint["losses"])
+        self.restored = {key: checkpoint[key] for key in ("optimizer", "precision")}
+
+
+def build_averaging(limit: float) -> Callable[[Any, Any, Any], None]:
+    """Returns how a moving average of weights takes up new ones.
+
+    The decay after `n` steps is min(limit, (1 + n) / (10 + n)): an average as slow from the start as in the end would
+    hold the first weights for long, and little else at the end of a short training.
+    """
+
+    def move(averaged: list[Tensor], current: list[Tensor], n: Tensor) -> None:
+        decay = min(limit, (1 + int(n)) / (10 + int(n)))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1 - decay)
+        else:  # counts, such as those of batch normalisation
+            torch._foreach_copy_(averaged, current)
+
+    return move
 
 
 def schedule_factor(schedule: str, done: float, warmup: float) -> float:

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -14,8 +13,9 @@ import psutil
 from neurotome.augment import check_augment
 from neurotome.datasets.base import Dataset
 from neurotome.errors import DatasetError, ModelError, SettingsError
-from neurotome.models.model_folder import load_model, read_digest
+from neurotome.models.model_folder import build_predictor, find_model
 from neurotome.models.networks import USUAL, ModelSettings, settle_network
+from neurotome.models.stored_model import read_model
 from neurotome.training.recipe import Recipe, check_training
 from neurotome.training.sampler import SampleSettings, check_sample
 
@@ -68,7 +68,7 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
             f"train.patience is {recipe.train.patience}, but {dataset.name} has no split val to watch; leave it out or "
             "name a split val in dataset.yaml."
         )
-    init = load_init(dataset, recipe.init) if recipe.init else None
+    init, digest = load_init(dataset, recipe.init) if recipe.init else (None, None)
     model = settle_network(recipe.model, init.settings if init else USUAL)
     mode = init.normalization.mode if init else "dataset"
     rate = FINE_RATE if init else RATE
@@ -86,24 +86,23 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
                 f"train.normalization is {train.normalization!r}, but {recipe.init} was trained with {mode!r}, which its "
                 "weights depend on. Leave the setting out, or leave out --init."
             )
-    digest = read_digest(Path(recipe.init)) if init else None
     return Settled(dataclasses.replace(recipe, model=model, train=train, sample=sample), init, digest)
 
 
-def load_init(dataset: Dataset, name: str) -> NetPredictor:
-    """Loads the model that training starts from.
+def load_init(dataset: Dataset, name: str) -> tuple[NetPredictor, str]:
+    """Loads the model that training starts from, and the digest of its weights.
 
     Raises:
         ModelError: It cannot be loaded, or its classes are not the dataset's.
     """
-    init = load_model(Path(name))
-    if init.classes.names != dataset.classes.names:
+    stored = read_model(find_model(name))
+    if stored.classes.names != dataset.classes.names:
         raise ModelError(
-            f"--init {name}: the model's classes are {', '.join(init.classes.names)}, the dataset {dataset.name} has "
+            f"--init {name}: the model's classes are {', '.join(stored.classes.names)}, the dataset {dataset.name} has "
             f"{', '.join(dataset.classes.names)}; expected the same names in the same order. Rename or reorder the "
             "dataset's classes, or train without --init."
         )
-    return init
+    return build_predictor(stored), stored.sha256
 
 
 def _check_network(name: str, asked: ModelSettings, has: ModelSettings) -> None:

@@ -1,0 +1,191 @@
+"""evaluate: scores of a trained model on a split; and the scores that a run keeps."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from neurotome.atomic import write_json
+from neurotome.datasets import open_dataset
+from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
+from neurotome.documents import read_json
+from neurotome.errors import ImageError, ModelError, RunError
+from neurotome.inference.slices import predict_volume
+from neurotome.io.images import find_image, read_labels, write_image, write_labels
+from neurotome.load import load_predictor
+from neurotome.models.model_folder import add_facts, find_model, read_digest
+from neurotome.outputs import plan_outputs
+from neurotome.predictor import Predictor
+from neurotome.progress import Progress
+from neurotome.runs import Run
+from neurotome.runs.contents import check_scores
+from neurotome.runs.run import redo_damaged
+from neurotome.scoring import Scores, score_images
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    data: DatasetOrName,
+    split: Literal["train", "val", "test"] = "test",
+    out: Path | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> Scores:
+    """Scores a trained model on a split of a dataset.
+
+    Args:
+        model: Run folder, model folder or the name of a packaged model.
+        data: Dataset with the same classes as the model.
+        split: Which images.
+        out: File to write the scores to; new, or one of scores.
+        device: Where it runs; auto takes a GPU if there is one.
+
+    Returns:
+        The scores: a table as text, and the content of `scores/<split>.json` as a mapping.
+
+    Raises:
+        NeurotomeError: Model or data cannot be used, their classes differ, or `out` is a file of something else.
+    """
+    if out is not None:
+        out = Path(out)  # text from Python
+        # scores are made again at will; a file of anything else, such as a dataset.yaml, is not ours to replace
+        existing: Literal["replace", "refuse"] = "replace" if _holds_scores(out) else "refuse"
+        plan_outputs([out], inputs=[find_model(Path(model)), *Run(model).list_files()], existing=existing)
+    opened = open_dataset(data)
+    opened.split(split)
+    predictor = load_predictor(Path(model), device)
+    check_classes(predictor, opened, str(model))
+    scores = Scores(score_split(predictor, opened, split))
+    if out is not None:
+        write_json(out, dict(scores))
+    return scores
+
+
+def score_splits(predictor: Predictor, dataset: Dataset, run: Run, *, uncertainty: bool = False) -> None:
+    """Predicts and scores every split that has images, and adds the scores to the model.
+
+    What was made from the same images, labels, classes and weights is left alone. What is stale, damaged or missing is made
+    again; of a split that the dataset has no more, it is deleted.
+
+    Args:
+        predictor: Of the run's model.
+        dataset: Of the run's record.
+        run: Gets predictions, scores, and the speed in its summary of the training.
+        uncertainty: Whether it gets maps of uncertainty too.
+    """
+    record, weights = run.read_record(), read_digest(run.folder)
+    assert record is not None  # written when the run was claimed
+    macro_f1, mpixels, began = {}, 0.0, time.monotonic()
+    for split in SPLITS:
+        cutouts = dataset.splits.get(split, ())
+        made_from = {"data_sha256": record.digest_split(split), "weights_sha256": weights}
+        scores = redo_damaged(partial(run.read_scores, split))
+        if scores is None or scores.get("made_from") != made_from or not _are_whole(run, split, cutouts, uncertainty):
+            run.delete_split(split)
+            if not cutouts:
+                continue
+            maps = run.uncertainty(split) if uncertainty else None
+            scores = {**score_split(predictor, dataset, split, run.predictions(split), maps), "made_from": made_from}
+            run.write_scores(split, scores)
+            mpixels += sum(cutout.volume.data.size for cutout in cutouts) / 1e6
+        macro_f1[split] = scores["macro"]["f1"]
+    summary = run.read_training()
+    if mpixels and summary is not None:
+        run.write_training({**summary, "scoring_mpixel_per_s": mpixels / (time.monotonic() - began)})
+    add_facts(run.model, {"macro_f1": macro_f1})
+
+
+def score_split(
+    predictor: Predictor,
+    dataset: Dataset,
+    split: str,
+    predictions: Path | None = None,
+    uncertainty: Path | None = None,
+) -> dict[str, Any]:
+    """Predicts the images of a split and scores them slice by slice.
+
+    Args:
+        predictor: A network or pixel classifier.
+        dataset: Of the same classes.
+        split: Which images.
+        predictions: Folder to write label files to, if any.
+        uncertainty: Folder to write images to, if any: 1 - the probability of the chosen class, times 255.
+
+    Returns:
+        The content of `scores/<split>.json`.
+    """
+    cutouts = dataset.split(split)
+    progress = Progress(f"scoring {split}", sum(c.volume.data.size for c in cutouts) / 1e6, "Mpixel")
+
+    def predict_all() -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
+        done = 0.0
+        for cutout in cutouts:
+            labels, confidence = predict_volume(predictor, cutout.volume, on_progress=partial(_add, progress, done))
+            done += cutout.volume.data.size / 1e6
+            if predictions is not None:
+                _write_slices(write_labels, predictions, cutout, labels)
+            if uncertainty is not None:
+                _write_slices(write_image, uncertainty, cutout, 255 - confidence)
+            depth = cutout.volume.shape[0]
+            for z in range(depth):
+                name = cutout.name if depth == 1 else f"{cutout.name}/{z:04d}"
+                yield name, cutout.read_labels(z), labels[z]
+
+    scores = score_images(dataset.name, split, dataset.classes, predict_all())
+    progress.finish(f"macro F1 {scores['macro']['f1']:.3f}" if scores["macro"]["f1"] is not None else "")
+    return scores
+
+
+def check_classes(predictor: Predictor, dataset: Dataset, where: str) -> None:
+    """Checks that a model predicts the classes of a dataset.
+
+    Raises:
+        ModelError: They differ.
+    """
+    if predictor.classes.names != dataset.classes.names:
+        raise ModelError(
+            f"{where}: the model's classes are {', '.join(predictor.classes.names)}, the dataset {dataset.name} has "
+            f"{', '.join(dataset.classes.names)}. Choose a dataset with the model's classes, or train on this one."
+        )
+
+
+def _are_whole(run: Run, split: str, cutouts: tuple[Cutout, ...], uncertainty: bool) -> bool:
+    """Says whether every image of a split has its prediction, which can be read; a damaged one is noted."""
+    try:
+        for cutout in cutouts:
+            path = find_image(run.predictions(split), cutout.name)
+            if read_labels(path).shape != cutout.volume.shape:
+                raise ImageError(f"{path}: of another shape than the image {cutout.name}.")
+            if uncertainty:
+                find_image(run.uncertainty(split), cutout.name)
+    except ImageError as error:
+        warnings.warn(f"{error} The split {split} is predicted and scored again.", stacklevel=2)
+        return False
+    return bool(cutouts)
+
+
+def _holds_scores(path: Path) -> bool:
+    try:
+        check_scores(read_json(path, RunError, ""))
+    except (OSError, RunError, LookupError, TypeError, ValueError, AttributeError):
+        return False
+    return True
+
+
+def _add(progress: Progress, before: float, mpixels: float) -> None:
+    progress.update(before + mpixels)
+
+
+def _write_slices(
+    write: Callable[[Path, NDArray[np.uint8]], None], folder: Path, cutout: Cutout, values: NDArray[np.uint8]
+) -> None:
+    flat = values.shape[0] == 1
+    write(folder / f"{cutout.name}{'.png' if flat else '.tif'}", values[0] if flat else values)

@@ -1,0 +1,79 @@
+"""train: a network from dataset to report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from neurotome.classes import Palette
+from neurotome.datasets import open_dataset
+from neurotome.datasets.base import Dataset, DatasetOrName
+from neurotome.experiments.evaluate import score_splits
+from neurotome.experiments.finish import finish, spell_dataset
+from neurotome.load import load_predictor
+from neurotome.runs import Run, find_method, record_run
+from neurotome.training.fit import fit
+from neurotome.training.prepare import prepare
+from neurotome.training.recipe import Recipe, parse_duration
+from neurotome.training.start import settle_recipe
+
+GROWING: dict[str, Callable[[Any], float]] = {"train.epochs": float, "train.max_time": parse_duration}
+"""Settings by which a run can be prolonged, and how large a value of theirs is."""
+
+
+def train(
+    dataset: DatasetOrName,
+    *,
+    out: Path,
+    recipe: Annotated[Recipe, Parameter(name="*")] = Recipe(),
+    palette: Palette = "colour-blind-safe",
+) -> Path:
+    """Trains a network, scores it on every split and writes a report.
+
+    The same command given again goes on where it was stopped; once all is done it changes nothing. With more epochs or more
+    time a finished run goes on.
+
+    Args:
+        dataset: Folder with dataset.yaml, mtneuro:FOLDER, phantom, or phantom-stream.
+        out: Run folder; new, or one of the same settings.
+        recipe: Settings of model, sample, augment, loss, train and stream, and the model to start from.
+        palette: Colours of the report's pictures.
+
+    Returns:
+        The report, `out/report.html`.
+
+    Raises:
+        NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
+    """
+    data = open_dataset(dataset, recipe.stream)
+    run = train_and_score(data, spell_dataset(dataset), Path(out), recipe)
+    return finish(run, data, palette)
+
+
+def train_and_score(dataset: Dataset, name: str, out: Path, recipe: Recipe) -> Run:
+    """Does what `train` does, but for the report.
+
+    Args:
+        dataset: What to train on.
+        name: What `config.yaml` calls it.
+        out: Run folder.
+        recipe: Settings.
+    """
+    settled = settle_recipe(dataset, recipe)
+    config = {"dataset": name, **dataclasses.asdict(settled.recipe)}
+    method = f"{settled.recipe.model.decoder}, {settled.recipe.model.encoder}"
+    origin = find_method(recipe.init), settled.init_sha256
+    record = record_run("network", method, config, dataset, recipe.train.seed, *origin)
+    run = Run(out)
+    longer = run.check(config, record, GROWING)
+    module = None if run.is_finished and not longer else prepare(dataset, settled)
+    with run.claim(config, record, GROWING):
+        if module is not None:
+            fit(module, run)
+            del module  # the optimiser's memory is not needed for scoring
+        score_splits(load_predictor(run.folder, recipe.train.device), dataset, run)
+    return run

@@ -1,0 +1,160 @@
+"""Record: what a run is, written down when it is made: method, seed, and what it was trained and scored on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from neurotome.datasets.base import Dataset
+
+FORMAT = 1
+
+NAMED_MODELS = ("init", "encoder.model")
+"""Settings that name a model, which is told apart by its weights."""
+
+LEARNERS = {"rf": "forest", "gbdt": "boosting", "lr": "logistic"}
+"""Settings that a learner reads, and the others do not."""
+
+Kind = Literal["network", "pixels"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of `run.json`.
+
+    Attributes:
+        kind: What is trained.
+        method: Short name of the method, such as `unet, resnet18`.
+        method_sha256: The same for runs that differ in nothing but their seeds: a digest of settings, training data and
+            the method of the model that training began with.
+        seed: Seed of the run.
+        classes: Names.
+        ignore: Label of pixels that have none.
+        splits: For each split that the dataset has, for each image by its name: SHA-256 of its `pixels` and its `labels`,
+            and `voxel_size_um` (z, y, x) or None.
+        init_sha256: Weights that training began with, None if they were random.
+    """
+
+    kind: Kind
+    method: str
+    method_sha256: str
+    seed: int
+    classes: tuple[str, ...]
+    ignore: int
+    splits: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    init_sha256: str | None = None
+
+    def digest_split(self, split: str) -> str:
+        """Returns the SHA-256 of a split: its images, labels and voxel sizes, and the classes."""
+        return _hash_json([self.classes, self.ignore, self.splits.get(split, {})])
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns JSON values."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Record:
+        """Reads JSON values.
+
+        Raises:
+            LookupError, TypeError, ValueError: They are no record.
+        """
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}, this version reads {FORMAT}")
+        kind, ignore, seed = content["kind"], content["ignore"], content["seed"]
+        method, digest, init = content["method"], content["method_sha256"], content["init_sha256"]
+        if kind not in ("network", "pixels") or type(ignore) is not int or type(seed) is not int:
+            raise ValueError("kind, ignore or seed of a wrong type")
+        if not isinstance(method, str) or not isinstance(digest, str) or not isinstance(init, str | None):
+            raise ValueError("method or digests of a wrong type")
+        splits = {
+            str(split): {str(name): dict(image) for name, image in images.items()}
+            for split, images in content["splits"].items()
+        }
+        return cls(kind, method, digest, seed, tuple(map(str, content["classes"])), ignore, splits, init)
+
+
+def record_run(
+    kind: Kind,
+    method: str,
+    config: Mapping[str, Any],
+    dataset: Dataset,
+    seed: int,
+    init_method: str | None = None,
+    init_sha256: str | None = None,
+) -> Record:
+    """Returns the record of a run that is to be made.
+
+    Args:
+        kind: What is trained.
+        method: Short name of the method.
+        config: The complete settings.
+        dataset: What it is trained and scored on.
+        seed: Seed of the run.
+        init_method: `method_sha256` of the run that made the model that training begins with, if there is one and it is
+            known, so that beginning with another seed of one method is no other method.
+        init_sha256: Weights of that model.
+    """
+    splits = {split: {c.name: dict(c.digests) for c in cutouts} for split, cutouts in dataset.splits.items() if cutouts}
+    names, ignore = dataset.classes.names, dataset.classes.ignore
+    # tissue that is made while training differs with the seed, which makes no other method
+    data = None if dataset.source is not None else {name: splits.get(name) for name in ("train", "val")}
+    methodical = {key: value for key, value in list_settings(config).items() if key not in NAMED_MODELS}
+    digest = _hash_json([kind, methodical, names, ignore, data, init_method or init_sha256])
+    return Record(kind, method, digest, seed, names, ignore, splits, init_sha256)
+
+
+def compare_configs(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the settings that differ, by dotted name, with both values.
+
+    Where the dataset and the models lie makes no difference: they are compared by content.
+    """
+    before, now = flatten(there), flatten(asked)
+    differing = {key: (before.get(key), now.get(key)) for key in (before | now) if before.get(key) != now.get(key)}
+    return {key: values for key, values in differing.items() if key not in ("dataset", *NAMED_MODELS)}
+
+
+def list_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that make a method, by dotted name: no seeds, no places, nothing that it does not use."""
+    idle = [key for key in LEARNERS.values() if "learner" in config and key != LEARNERS.get(config["learner"])]
+    idle += [key for key in ("filters", "encoder") if "features" in config and key != config["features"]]
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if key != "dataset" and key.rpartition(".")[2] != "seed" and key.partition(".")[0] not in idle
+    }
+
+
+def compare_data(there: Record, now: Record, splits: tuple[str, ...]) -> list[str]:
+    """Returns in words how the data of some splits differ; nothing if they are the same."""
+    changes = []
+    if there.classes != now.classes:
+        changes.append(f"classes {', '.join(there.classes)} there, {', '.join(now.classes)} now")
+    if there.ignore != now.ignore:
+        changes.append(f"ignore value {there.ignore} there, {now.ignore} now")
+    for split in splits:
+        before, images = there.splits.get(split, {}), now.splits.get(split, {})
+        if gone := [name for name in before if name not in images]:
+            changes.append(f"{split} has lost {', '.join(gone)}")
+        if new := [name for name in images if name not in before]:
+            changes.append(f"{split} has {', '.join(new)} more")
+        for key, what in (("voxel_size_um", "voxel size"), ("pixels", "pixels"), ("labels", "labels")):
+            if other := [name for name in before if name in images and before[name].get(key) != images[name].get(key)]:
+                changes.append(f"{what} of {', '.join(other)} in {split}")
+    return changes
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns settings by dotted name, such as `forest.trees`."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def _hash_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
