@@ -8,7 +8,7 @@ output pixel can see.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,22 +74,9 @@ class Predictor(Protocol):
         ...
 
 
-class Slice(Protocol):
-    """A scaled slice with its neighbours, an array or what reads one piece by piece."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Channels, y and x."""
-        ...
-
-    def __getitem__(self, key: tuple[slice, slice, slice], /) -> NDArray[np.float32]:
-        """Returns a piece."""
-        ...
-
-
 def predict_slice(
     predictor: Predictor,
-    image: Slice,
+    image: Any,
     tile: int | None = None,
     halo: int | None = None,
     on_tile: Callable[[int], None] | None = None,
@@ -98,7 +85,7 @@ def predict_slice(
 
     Args:
         predictor: A network or pixel classifier.
-        image: Scaled grey values of a slice and its neighbours, shape (in_channels, y, x).
+        image: Scaled grey values of a slice and its neighbours, float32, shape (in_channels, y, x); may be lazy.
         tile: Edge of a tile's core in pixels, rounded up to the predictor's stride; the one that suits it if not given.
         halo: Pixels read around a core; the predictor's own if not given.
         on_tile: Called with the core's number of pixels after each tile.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,10 @@ from neurotome.classes import ClassSet
 from neurotome.inference.jobs import Output
 from neurotome.inference.overlay import Painter
 from neurotome.inference.resample import choose_shape, resize
+from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.sink import Sink, create_image, create_labels
 from neurotome.normalize import Scale
-from neurotome.predictor import TILE, Predictor, Slice, predict_slice
+from neurotome.predictor import TILE, Predictor, predict_slice
 from neurotome.volume import Volume
 
 Pixels = int | Literal["auto"]
@@ -136,27 +136,17 @@ def predict_slices(
             on_progress(done / 1e6)
 
     for z in range(volume.shape[0]):
-        image: Slice = Context(volume, z, predictor.in_channels, scale)
+        image: Any = _open_context(volume, z, predictor.in_channels, scale)
         if shape != volume.shape[1:]:
             image = resize(image[:, :, :], shape)
         probs = predict_slice(predictor, image, edge, None if halo == "auto" else halo, count)
         yield resize(probs, volume.shape[1:])
 
 
-@dataclass(frozen=True)
-class Context:
-    """A slice of a volume with its neighbours, scaled piece by piece: hundreds of slices would not fit into memory whole."""
+def _open_context(volume: Volume, z: int, slices: int, scale: Scale) -> LazyArray:
+    """Returns a slice with its neighbours, scaled piece by piece as it is read: hundreds of slices would not fit whole."""
 
-    volume: Volume
-    z: int
-    slices: int
-    scale: Scale
+    def read(place: Place) -> NDArray[np.float32]:
+        return scale.apply(volume.read_context(z, slices, *place[1:]))
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Slices, y and x."""
-        return self.slices, self.volume.shape[1], self.volume.shape[2]
-
-    def __getitem__(self, key: tuple[slice, slice, slice]) -> NDArray[np.float32]:
-        """Returns a piece of all slices."""
-        return self.scale.apply(self.volume.read_context(self.z, self.slices, *key[1:]))
+    return LazyArray(volume.path or Path(volume.name), (slices, *volume.shape[1:]), np.float32, read)
