@@ -101,13 +101,14 @@ def build_report(
 
 def _read_scores(run: Run, classes: ClassSet) -> dict[str, Scores]:
     """Returns the scores of every split that has them, the most telling first."""
-    scores: dict[str, Scores] = {split: content for split in TELLING if (content := run.read_scores(split)) is not None}
+    read = {split: run.read_scores(split) for split in TELLING}
+    scores: dict[str, Scores] = {split: content for split, content in read.items() if content is not None}
     if not scores:
         raise RunError(f"{run}: found no scores, so there is nothing to report; give the run's command again to finish it.")
-    for split, content in scores.items():
-        if tuple(content["classes"]) != classes.names:
+    for split, single in scores.items():
+        if tuple(single["classes"]) != classes.names:
             raise RunError(
-                f"{run}: the scores of split {split} are of the classes {', '.join(content['classes'])}, but the dataset "
+                f"{run}: the scores of split {split} are of the classes {', '.join(single['classes'])}, but the dataset "
                 f"has {', '.join(classes.names)}. Give the dataset that the run was scored on."
             )
     return scores
