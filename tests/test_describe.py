@@ -11,7 +11,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import DatasetError, RunError, SettingsError
-from neurotome.report.describe import DRAWS, choose_slices, describe, draw_augmentation, format_datasets
+from neurotome.report.describe import DRAWS, choose_slices, describe, draw_augmentation
 from neurotome.volume import Volume
 
 OFF = AugmentSettings(enabled=False)
@@ -196,11 +196,13 @@ def test_import_is_light():
 
 
 def test_what_can_be_opened_is_listed_without_data(capsys):
+    from neurotome.cli import _show
     from neurotome.datasets.mtneuro.variants import VARIANTS
 
     known = describe(known=True)
     assert {f"mtneuro:<folder>@{name}" for name in VARIANTS} < set(known)
-    lines = format_datasets(known).splitlines()
+    _show(known)
+    lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(known)
     assert all(description in line for line, description in zip(lines, known.values(), strict=True))
     for wrong in ({"dataset": "phantom", "known": True}, {}):

@@ -389,6 +389,8 @@ def test_the_output_has_what_its_suffix_says(model: Path, tmp_path: Path) -> Non
     for name in ("a.tif", "a.npy", "a.zarr"):
         predict(model, stack, tmp_path / name, settings=CPU)
         np.testing.assert_array_equal(read_labels(tmp_path / name), labels)
+    flat = predict(model, stack[0], tmp_path / "flat.npy", settings=CPU)
+    np.testing.assert_array_equal(np.load(tmp_path / "flat.npy"), flat, strict=True)  # an image stays an image (y, x)
     with pytest.raises(RunError, match=r"cannot write labels as '\.jpg'; expected \.png"):
         predict(model, stack, tmp_path / "a.jpg", settings=CPU)
     with pytest.raises(ImageError, match="a PNG file holds one slice, found 2"):

@@ -1,7 +1,9 @@
 """neurotome: segment brain microstructure in X-ray microCT; train, compare, apply and measure.
 
 Each command of the command line is a function here: `describe`, `fetch`, `train`, `baseline`, `evaluate`, `predict`,
-`compare`, `phantom`, `demo`.
+`compare`, `phantom`, `demo`. What are options there are keywords here, by the last part of their name:
+`train("my_data", out="runs/first", max_time="12m", encoder="resnet34")`. Where two have it, write the whole name,
+`**{"train.seed": 1}`, or the group, `train={"seed": 1}`; or give the settings as they are, `recipe=Recipe(...)`.
 """
 
 from __future__ import annotations
@@ -12,36 +14,57 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from neurotome.datasets import open_dataset
-    from neurotome.datasets.fetch import fetch
-    from neurotome.datasets.phantom.make import phantom
-    from neurotome.experiments.baseline import baseline
-    from neurotome.experiments.compare import compare
-    from neurotome.experiments.demo import demo
-    from neurotome.experiments.evaluate import evaluate
-    from neurotome.experiments.train import train
-    from neurotome.inference.predict import predict, predict_probs
-    from neurotome.load import load_predictor
-    from neurotome.models.model_folder import load_model
-    from neurotome.report.describe import describe
-
-__all__ = [
-    "baseline",
-    "compare",
-    "demo",
-    "describe",
-    "evaluate",
-    "fetch",
-    "load_model",
-    "load_predictor",
-    "open_dataset",
-    "phantom",
-    "predict",
-    "predict_probs",
-    "train",
-]
+    from neurotome.augment import AugmentSettings as AugmentSettings
+    from neurotome.datasets import open_dataset as open_dataset
+    from neurotome.datasets.fetch import fetch as fetch
+    from neurotome.datasets.phantom.make import PhantomSettings as PhantomSettings
+    from neurotome.datasets.phantom.make import phantom as phantom
+    from neurotome.datasets.phantom.stream import StreamSettings as StreamSettings
+    from neurotome.errors import NeurotomeError as NeurotomeError
+    from neurotome.experiments.baseline import baseline as baseline
+    from neurotome.experiments.compare import compare as compare
+    from neurotome.experiments.demo import DemoSettings as DemoSettings
+    from neurotome.experiments.demo import demo as demo
+    from neurotome.experiments.evaluate import evaluate as evaluate
+    from neurotome.experiments.train import train as train
+    from neurotome.features import EncoderSettings as EncoderSettings
+    from neurotome.features import FeatureSettings as FeatureSettings
+    from neurotome.features import FilterSettings as FilterSettings
+    from neurotome.inference.predict import PredictSettings as PredictSettings
+    from neurotome.inference.predict import predict as predict
+    from neurotome.inference.predict import predict_probs as predict_probs
+    from neurotome.load import load_predictor as load_predictor
+    from neurotome.losses import LossSettings as LossSettings
+    from neurotome.models.model_folder import load_model as load_model
+    from neurotome.models.networks import ModelSettings as ModelSettings
+    from neurotome.pixels.learners import BoostingSettings as BoostingSettings
+    from neurotome.pixels.learners import ForestSettings as ForestSettings
+    from neurotome.pixels.learners import LogisticSettings as LogisticSettings
+    from neurotome.pixels.train import BaselineSettings as BaselineSettings
+    from neurotome.report.describe import describe as describe
+    from neurotome.training.recipe import Recipe as Recipe
+    from neurotome.training.recipe import TrainSettings as TrainSettings
+    from neurotome.training.sampler import SampleSettings as SampleSettings
 
 _HOMES = {
+    "AugmentSettings": "neurotome.augment",
+    "BaselineSettings": "neurotome.pixels.train",
+    "BoostingSettings": "neurotome.pixels.learners",
+    "DemoSettings": "neurotome.experiments.demo",
+    "EncoderSettings": "neurotome.features",
+    "FeatureSettings": "neurotome.features",
+    "FilterSettings": "neurotome.features",
+    "ForestSettings": "neurotome.pixels.learners",
+    "LogisticSettings": "neurotome.pixels.learners",
+    "LossSettings": "neurotome.losses",
+    "ModelSettings": "neurotome.models.networks",
+    "NeurotomeError": "neurotome.errors",
+    "PhantomSettings": "neurotome.datasets.phantom.make",
+    "PredictSettings": "neurotome.inference.predict",
+    "Recipe": "neurotome.training.recipe",
+    "SampleSettings": "neurotome.training.sampler",
+    "StreamSettings": "neurotome.datasets.phantom.stream",
+    "TrainSettings": "neurotome.training.recipe",
     "baseline": "neurotome.experiments.baseline",
     "compare": "neurotome.experiments.compare",
     "demo": "neurotome.experiments.demo",
@@ -57,9 +80,23 @@ _HOMES = {
     "train": "neurotome.experiments.train",
 }
 
+__all__ = sorted(_HOMES)
+
+_COMMANDS = ("baseline", "compare", "demo", "describe", "evaluate", "fetch", "phantom", "predict", "predict_probs", "train")
+
 
 def __getattr__(name: str) -> Any:
-    """Imports a public function when it is asked for, so that `import neurotome` is quick."""
+    """Imports a public name when it is asked for, so that `import neurotome` is quick."""
     if name not in _HOMES:
         raise AttributeError(f"module 'neurotome' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _COMMANDS:
+        from neurotome.keywords import accept_keywords
+
+        value = accept_keywords(value)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

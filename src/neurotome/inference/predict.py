@@ -22,12 +22,12 @@ from neurotome.inference.jobs import Job, Output, list_sources, name_beside, pla
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.opening import check_grey, looks_like_colours, open_volume
 from neurotome.outputs import Existing
+from neurotome.predictor import Predictor
 from neurotome.progress import Progress
 from neurotome.volume import Volume
 
 if TYPE_CHECKING:
     from neurotome.inference.slices import LabelledSlice
-    from neurotome.predictor import Predictor
 
 MOST_LISTED = 20
 """Images of a folder that could not be predicted and are listed with their reasons."""

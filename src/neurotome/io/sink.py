@@ -192,7 +192,8 @@ def _start_png(target: _Target, temporary: Path, _: contextlib.ExitStack) -> Wri
 
 def _start_npy(target: _Target, temporary: Path, stack: contextlib.ExitStack) -> WriteBlock:
     file = stack.enter_context(temporary.open("wb"))
-    header = {"descr": np.lib.format.dtype_to_descr(target.dtype), "fortran_order": False, "shape": target.shape}
+    shape = target.shape[1:] if target.shape[0] == 1 else target.shape  # one slice is an image (y, x)
+    header = {"descr": np.lib.format.dtype_to_descr(target.dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
     return lambda _, values: file.write(values.tobytes())
 
