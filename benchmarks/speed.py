@@ -27,9 +27,8 @@ from neurotome.io.images import read_image
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network, import_smp
 from neurotome.normalize import Normalization
-from neurotome.training.prepare import prepare
+from neurotome.training.prepare import prepare, settle_recipe
 from neurotome.training.recipe import Recipe, TrainSettings
-from neurotome.training.start import settle_recipe
 
 
 def time_in_turn(functions: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:

@@ -28,10 +28,9 @@ from neurotome.predictor import Predictor
 from neurotome.runs import Run
 from neurotome.scoring import score_images
 from neurotome.training.fit import fit
-from neurotome.training.prepare import prepare
+from neurotome.training.prepare import prepare, settle_recipe
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
-from neurotome.training.start import settle_recipe
 
 FINE_TUNE = Path(__file__).parents[1] / "configs" / "fine_tune.yaml"
 

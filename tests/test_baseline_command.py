@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from PIL import Image
 
 from neurotome.cli import main
 from neurotome.errors import RunError
-from neurotome.experiments.compare import compare
 from neurotome.io.images import read_image
+from neurotome.runs import Run
 
 SMALL = ["--pixels-per-class", "200", "--filters.sigmas", "1", "--filters.sigmas", "2", "--forest.trees", "3"]
 
@@ -110,27 +112,127 @@ def test_run_killed_before_its_summary_gets_one(data, runs, tmp_path, monkeypatc
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("neurotome.experiments.baseline._summarise", stop)
+    monkeypatch.setattr(Run, "write_training", stop)
     assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 130
-    assert not (tmp_path / "run" / "training.json").exists()
     monkeypatch.undo()
     assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 0
-    found, whole = (json.loads((there / "training.json").read_text()) for there in (tmp_path / "run", runs / "rf0"))
-    assert set(found) == set(whole)
-    assert found["finished"]
-    # this process neither trained nor scored
-    assert found["peak_memory_bytes"] is None
-    assert found["scoring_mpixel_per_s"] is None
+    summary, whole = (Run(folder).read_training() for folder in (tmp_path / "run", runs / "rf0"))
+    assert set(summary) == set(whole)
+    assert summary["finished"]
+    # this process has not trained
+    assert summary["peak_memory_bytes"] is None
     assert whole["peak_memory_bytes"] > 1e8
     assert "Peak memory" not in (tmp_path / "run" / "report.html").read_text()
-    compare(tmp_path / "run", runs / "lr", out=tmp_path / "compared")
-    assert "| – |" in (tmp_path / "compared" / "comparison.md").read_text()
     # scored again: only the speed is another
     (tmp_path / "run" / "scores" / "test.json").unlink()
     assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 0
-    again = json.loads((tmp_path / "run" / "training.json").read_text())
+    again = Run(tmp_path / "run").read_training()
     assert again.pop("scoring_mpixel_per_s") > 0
-    assert again == {key: value for key, value in found.items() if key != "scoring_mpixel_per_s"}
+    assert again == {key: value for key, value in summary.items() if key != "scoring_mpixel_per_s"}
+
+
+def exchange_classes(path):
+    labels = np.asarray(Image.open(path)).copy()
+    labels[np.isin(labels, (1, 2))] = 3 - labels[np.isin(labels, (1, 2))]
+    Image.fromarray(labels).save(path)
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_scores_of_changed_test_data_are_made_again(data, runs, tmp_path, capsys):
+    folder, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(data, folder)
+    shutil.copytree(runs / "rf0", out)
+    assert run("baseline", folder, "--out", out, *SMALL) == 0  # elsewhere, but the same data
+    assert "scoring" not in capsys.readouterr().err
+    before = {split: (out / "scores" / f"{split}.json").read_bytes() for split in ("train", "val", "test")}
+    exchange_classes(folder / "labels" / "c.png")
+    assert run("baseline", folder, "--out", out, *SMALL) == 0
+    assert re.search(r"test data changed since they were scored \(labels of c in test\)", capsys.readouterr().err)
+    after = {split: (out / "scores" / f"{split}.json").read_bytes() for split in ("train", "val", "test")}
+    assert [split for split in before if before[split] != after[split]] == ["test"]
+    assert run("evaluate", out, "--data", folder, "--out", tmp_path / "scores.json") == 0
+    assert (tmp_path / "scores.json").read_bytes() == after["test"]
+    assert json.loads((out / "model" / "model.json").read_text())["facts"]["macro_f1"]["test"] == pytest.approx(
+        json.loads(after["test"])["macro"]["f1"]
+    )
+    # a split that is there no more
+    content = yaml.safe_load((folder / "dataset.yaml").read_text())
+    del content["splits"]["test"]
+    (folder / "dataset.yaml").write_text(yaml.safe_dump(content))
+    assert run("baseline", folder, "--out", out, *SMALL) == 0
+    assert "test has lost c" in capsys.readouterr().err
+    assert Run(out).list_scored() == ["train", "val"]
+    assert not Run(out).predictions("test").exists()
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scores/test.json",
+        "training.json",
+        "importance.json",
+        "environment.json",
+        "predictions/test/c.png",
+        "model/model.json",
+        "model/model.safetensors",
+    ],
+)
+@pytest.mark.parametrize("damage", ["cut", "binary", "gone"])
+def test_what_is_damaged_is_made_again(data, runs, tmp_path, capsys, name, damage):
+    out = tmp_path / "run"
+    shutil.copytree(runs / "lr", out)
+    path = out / name
+    content = path.read_bytes()
+    path.unlink() if damage == "gone" else path.write_bytes(content[:30] if damage == "cut" else bytes(range(256)))
+    assert run("baseline", data, "--out", out, "--learner", "lr", "--features", "identity") == 0
+    error = capsys.readouterr().err
+    if damage != "gone":
+        assert path.name in error or "damaged model folder" in error
+        assert "again" in error
+    for kept in ("scores/test.json", "importance.json", "predictions/test/c.png", "model/model.safetensors"):
+        assert (out / kept).read_bytes() == (runs / "lr" / kept).read_bytes(), kept
+    assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json"])
+def test_what_cannot_be_made_again_is_named(data, runs, tmp_path, capsys, name):
+    shutil.copytree(runs / "lr", tmp_path / "run")
+    (tmp_path / "run" / name).write_bytes(b"\xff\x00")
+    assert run("baseline", data, "--out", tmp_path / "run", "--learner", "lr", "--features", "identity") == 1
+    assert re.search(rf"^neurotome: .*run/{name}: no valid", capsys.readouterr().err)
+
+
+def test_evaluate_writes_over_nothing_but_scores(data, runs, tmp_path, capsys):
+    text = (data / "dataset.yaml").read_text()
+    for out, words in (
+        (data / "dataset.yaml", "is there already"),
+        (runs / "lr" / "scores" / "test.json", "would overwrite the input"),
+        (data / "images", "is a folder"),
+        ("", "empty text after --out"),
+    ):
+        assert run("evaluate", runs / "lr", "--data", data, "--out", out) == 1
+        assert words in capsys.readouterr().err
+    assert (data / "dataset.yaml").read_text() == text
+    for _ in range(2):
+        assert run("evaluate", runs / "lr", "--data", data, "--out", tmp_path / "scores.json") == 0
+
+
+def test_a_certain_classifier_gets_a_report(tmp_path):
+    folder = tmp_path / "data"
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    labels = np.zeros((40, 40), np.uint8)
+    labels[10:30, 10:30] = 1
+    for name in "abc":
+        Image.fromarray(np.where(labels, 200, 40).astype(np.uint8)).save(folder / "images" / f"{name}.png")
+        Image.fromarray(labels).save(folder / "labels" / f"{name}.png")
+    content = {"classes": {0: "dark", 1: "bright"}, "splits": {"train": ["a"], "val": ["b"], "test": ["c"]}}
+    (folder / "dataset.yaml").write_text(yaml.safe_dump(content))
+    for _ in range(2):
+        assert run("baseline", folder, "--out", tmp_path / "run", "--features", "identity", "--forest.trees", "3") == 0
+    assert not np.asarray(Image.open(tmp_path / "run" / "uncertainty" / "test" / "c.png")).any()
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_config_repeats_the_run(runs, tmp_path):
@@ -170,7 +272,7 @@ def test_folder_in_which_nothing_was_trained_takes_other_settings(data, tmp_path
     assert run("baseline", data, "--out", tmp_path / "none", *SMALL, "--max-memory", "200") == 1
     assert "Give more" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
-    assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "environment.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "environment.json", "run.json"]
     (out / ".config.1.aa.partial.yaml").touch()  # of a killed writer
     assert run("baseline", data, "--out", out, *SMALL[:-1], "2") == 0
     assert yaml.safe_load((out / "config.yaml").read_text())["learner"] == "rf"

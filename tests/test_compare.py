@@ -153,10 +153,12 @@ def test_a_list_and_text_are_taken_in_python(make_run, tmp_path):
 
 
 def test_the_command_line_takes_runs_and_names(make_run, tmp_path):
-    from neurotome.cli import app
+    from neurotome.cli import main
 
     runs = [str(make_run("a", network()).folder), str(make_run("b", network("fpn")).folder)]
-    app(["compare", *runs, "--out", str(tmp_path / "out"), "--names", "x", "y"], result_action="return_value")
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *runs, "--out", str(tmp_path / "out"), "--names", "x", "y"])
+    assert ended.value.code == 0
     methods = json.loads((tmp_path / "out" / "comparison.json").read_text())["methods"]
     assert [method["method"] for method in methods] == ["x", "y"]
 

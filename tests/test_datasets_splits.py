@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +116,13 @@ def test_a_folder_that_may_not_be_written_is_said(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("neurotome.datasets.splits.write_text", refuse)
     first = open_noted(tmp_path, r"cannot be written down in .*splits\.yaml \(Permission denied\)")
     assert list_names(first) == list_names(open_noted(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_is_no_text_can_be_used(tmp_path: Path) -> None:
+    write_dataset(tmp_path, {name: np.eye(6, dtype=np.uint8) for name in "abc"})
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "a.tif").rename(tmp_path / kind / os.fsdecode(b"a\xff.tif"))
+    dataset = open_noted(tmp_path)
+    assert list_names(dataset) == list_names(open_dataset(tmp_path)) == {"train": ["a?"], "val": ["b"], "test": ["c"]}
+    str(dataset).encode()

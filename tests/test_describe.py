@@ -11,7 +11,8 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import DatasetError, RunError, SettingsError
-from neurotome.report.describe import DRAWS, choose_slices, describe, draw_augmentation, format_datasets
+from neurotome.io import write_image, write_labels
+from neurotome.report.describe import DRAWS, choose_slices, describe, draw_augmentation
 from neurotome.volume import Volume
 
 OFF = AugmentSettings(enabled=False)
@@ -164,6 +165,18 @@ def test_images_that_no_split_names_are_named():
     assert "in no split: d, e&lt;f&gt;" in dataset._repr_html_()
 
 
+def test_the_command_line_shows_the_table(tmp_path):
+    dataset = make_dataset()
+    for cutout in (*dataset.split("train"), *dataset.split("test")):
+        write_image(tmp_path / "images" / f"{cutout.name}.tif", cutout.volume.data)
+        write_labels(tmp_path / "labels" / f"{cutout.name}.tif", cutout.labels)
+    (tmp_path / "dataset.yaml").write_text("classes: [background, vessel, cell]\nsplits: {train: [a], test: [c]}")
+    command = [sys.executable, "-m", "neurotome", "describe", str(tmp_path)]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
+    assert shown == f"{describe(tmp_path)}\n"
+    assert "in no split: b" in shown
+
+
 def test_nothing_is_written_into_what_is_described(tmp_path):
     with pytest.raises(RunError, match="images"):
         describe(tmp_path, out=tmp_path / "images")
@@ -196,11 +209,13 @@ def test_import_is_light():
 
 
 def test_what_can_be_opened_is_listed_without_data(capsys):
+    from neurotome.cli import _show
     from neurotome.datasets.mtneuro.variants import VARIANTS
 
     known = describe(known=True)
     assert {f"mtneuro:<folder>@{name}" for name in VARIANTS} < set(known)
-    lines = format_datasets(known).splitlines()
+    _show(known)
+    lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(known)
     assert all(description in line for line, description in zip(lines, known.values(), strict=True))
     for wrong in ({"dataset": "phantom", "known": True}, {}):

@@ -25,9 +25,9 @@ from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
 from neurotome.runs import Run
 from neurotome.training.fit import fit
+from neurotome.training.prepare import list_splits, settle_recipe
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
-from neurotome.training.start import list_splits, settle_recipe
 from neurotome.volume import Volume
 from test_cli import run, write_dataset
 from test_training_fit import build, make_dataset

@@ -300,6 +300,13 @@ def test_weights_that_no_training_gives_are_refused(model: Path, name: str, valu
         load_model(model)
 
 
+def test_weights_that_overflow_together_are_refused(model: Path) -> None:
+    tensors = load((model / "model.safetensors").read_bytes())
+    forge(model, save({name: t * np.float32(1e7) if t.ndim == 4 else t for name, t in tensors.items()}))
+    with pytest.raises(ModelError, match="its probabilities are no numbers"):
+        load_model(model)
+
+
 def test_weights_of_another_network_are_refused(model: Path) -> None:
     tensors = load((model / "model.safetensors").read_bytes())
     rest = {name: tensor for name, tensor in tensors.items() if name != FIRST}

@@ -178,8 +178,8 @@ def test_images_that_come_and_go_are_named(trained):
 def test_changed_test_data_go_on_and_are_said(trained):
     dataset = make_dataset(test=(IMAGE, [[1, 0, 1], [0, 255, 1]]))
     record = make_record(dataset=dataset)
-    assert record.digest_split("test") != make_record().digest_split("test")
-    assert record.digest_split("val") == make_record().digest_split("val")
+    assert dataset.fingerprint("test") != make_dataset().fingerprint("test")
+    assert dataset.fingerprint("val") == make_dataset().fingerprint("val")
     with (
         pytest.warns(UserWarning, match="test data changed.*labels of t in test.*scored again"),
         trained.claim(CONFIG, record),

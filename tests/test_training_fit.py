@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import tempfile
 
@@ -23,15 +24,15 @@ from neurotome.training import fit as fitting
 from neurotome.training import keeper
 from neurotome.training import module as training
 from neurotome.training import prepare as preparing
-from neurotome.training.prepare import prepare
+from neurotome.training.prepare import prepare, settle_recipe
 from neurotome.training.recipe import Recipe, TrainSettings, parse_duration
 from neurotome.training.sampler import SampleSettings
-from neurotome.training.start import settle_recipe
 from neurotome.volume import Volume
+from test_cli import QUICK, TINY, run, write_dataset
 
-TINY = "mobilenetv3_small_050"
+ENCODER = "mobilenetv3_small_050"
 SMALL = {
-    "model": ModelSettings(encoder=TINY),
+    "model": ModelSettings(encoder=ENCODER),
     "sample": SampleSettings(patch=32, batch=4),
     "augment": AugmentSettings(),
 }
@@ -140,7 +141,7 @@ FAST = ("unet", "fpn")
 )
 def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, decoder):
     settings = TrainSettings(epochs=2, steps_per_epoch=3, device="cpu", average=0.9)
-    encoder = {"dpt": "vit_tiny_patch16_224"}.get(decoder, "resnet18" if decoder.startswith("deeplab") else TINY)
+    encoder = {"dpt": "vit_tiny_patch16_224"}.get(decoder, "resnet18" if decoder.startswith("deeplab") else ENCODER)
     small = {**SMALL, "model": ModelSettings(decoder, encoder), "sample": SampleSettings(patch=32, batch=2)}
     run_fit(make_dataset(), tmp_path / "whole", train=settings, **small)
 
@@ -154,6 +155,29 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, decoder
         assert (kept["step"], len(kept["losses"]), kept["history"]) == ((2, 2, []), (3, 3, []))[number]
     run_fit(make_dataset(), tmp_path / "stopped", train=settings, **small)
     assert_same_training(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_the_command_stops_with_a_message_and_goes_on(tmp_path, monkeypatch, capsys):
+    command = ["train", write_dataset(tmp_path / "data"), "--out", tmp_path / "run", *TINY, "--train.steps-per-epoch", "3"]
+    command += ["--train.epochs", "1", "--train.device", "cpu"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, preparing.PatchSampler, "draw", 3)
+        assert run(*command) == 130
+    assert "stopping after this step" in capsys.readouterr().err
+    kept = Run(tmp_path / "run")
+    assert torch.load(kept.checkpoints / "last.ckpt", weights_only=True)["step"] == 2
+    assert not kept.is_finished
+    assert run(*command) == 0
+    assert [row["step"] for row in read_rows(tmp_path / "run")] == ["3"]
+    assert kept.is_finished
+    assert kept.report.is_file()
+
+
+def test_too_little_memory_for_a_step_says_what_takes_less(tmp_path, monkeypatch, capsys):
+    # torch itself says it, as a RuntimeError
+    monkeypatch.setattr(training.SegmentationModule, "training_step", lambda *_: torch.empty(1 << 55))
+    assert run("train", write_dataset(tmp_path / "data"), "--out", tmp_path / "run", *QUICK) == 1
+    assert re.search(r"neurotome: out of memory\. Use a smaller --sample\.batch", capsys.readouterr().err)
 
 
 def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
@@ -302,7 +326,7 @@ def test_three_slices_image_normalisation_and_tensorboard(tmp_path):
         make_dataset(slices=3),
         tmp_path / "run",
         train=settings,
-        **{**SMALL, "model": ModelSettings(encoder=TINY, in_channels=3)},
+        **{**SMALL, "model": ModelSettings(encoder=ENCODER, in_channels=3)},
     )
     assert load_model(tmp_path / "run").in_channels == 3
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))

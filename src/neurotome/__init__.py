@@ -14,62 +14,37 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from neurotome.augment import AugmentSettings
-    from neurotome.datasets import open_dataset
-    from neurotome.datasets.fetch import fetch
-    from neurotome.datasets.phantom.make import PhantomSettings, phantom
-    from neurotome.datasets.phantom.stream import StreamSettings
-    from neurotome.errors import NeurotomeError
-    from neurotome.experiments.baseline import baseline
-    from neurotome.experiments.compare import compare
-    from neurotome.experiments.demo import DemoSettings, demo
-    from neurotome.experiments.evaluate import evaluate
-    from neurotome.experiments.train import train
-    from neurotome.features import EncoderSettings, FeatureSettings, FilterSettings
-    from neurotome.inference.predict import PredictSettings, predict, predict_probs
-    from neurotome.load import load_predictor
-    from neurotome.losses import LossSettings
-    from neurotome.models.model_folder import load_model
-    from neurotome.models.networks import ModelSettings
-    from neurotome.pixels.learners import BoostingSettings, ForestSettings, LogisticSettings
-    from neurotome.pixels.train import BaselineSettings
-    from neurotome.report.describe import describe
-    from neurotome.training.recipe import Recipe, TrainSettings
-    from neurotome.training.sampler import SampleSettings
-
-__all__ = [
-    "AugmentSettings",
-    "BaselineSettings",
-    "BoostingSettings",
-    "DemoSettings",
-    "EncoderSettings",
-    "FeatureSettings",
-    "FilterSettings",
-    "ForestSettings",
-    "LogisticSettings",
-    "LossSettings",
-    "ModelSettings",
-    "NeurotomeError",
-    "PhantomSettings",
-    "PredictSettings",
-    "Recipe",
-    "SampleSettings",
-    "StreamSettings",
-    "TrainSettings",
-    "baseline",
-    "compare",
-    "demo",
-    "describe",
-    "evaluate",
-    "fetch",
-    "load_model",
-    "load_predictor",
-    "open_dataset",
-    "phantom",
-    "predict",
-    "predict_probs",
-    "train",
-]
+    from neurotome.augment import AugmentSettings as AugmentSettings
+    from neurotome.datasets import open_dataset as open_dataset
+    from neurotome.datasets.fetch import fetch as fetch
+    from neurotome.datasets.phantom.make import PhantomSettings as PhantomSettings
+    from neurotome.datasets.phantom.make import phantom as phantom
+    from neurotome.datasets.phantom.stream import StreamSettings as StreamSettings
+    from neurotome.errors import NeurotomeError as NeurotomeError
+    from neurotome.experiments.baseline import baseline as baseline
+    from neurotome.experiments.compare import compare as compare
+    from neurotome.experiments.demo import DemoSettings as DemoSettings
+    from neurotome.experiments.demo import demo as demo
+    from neurotome.experiments.evaluate import evaluate as evaluate
+    from neurotome.experiments.train import train as train
+    from neurotome.features import EncoderSettings as EncoderSettings
+    from neurotome.features import FeatureSettings as FeatureSettings
+    from neurotome.features import FilterSettings as FilterSettings
+    from neurotome.inference.predict import PredictSettings as PredictSettings
+    from neurotome.inference.predict import predict as predict
+    from neurotome.inference.predict import predict_probs as predict_probs
+    from neurotome.load import load_predictor as load_predictor
+    from neurotome.losses import LossSettings as LossSettings
+    from neurotome.models.model_folder import load_model as load_model
+    from neurotome.models.networks import ModelSettings as ModelSettings
+    from neurotome.pixels.learners import BoostingSettings as BoostingSettings
+    from neurotome.pixels.learners import ForestSettings as ForestSettings
+    from neurotome.pixels.learners import LogisticSettings as LogisticSettings
+    from neurotome.pixels.train import BaselineSettings as BaselineSettings
+    from neurotome.report.describe import describe as describe
+    from neurotome.training.recipe import Recipe as Recipe
+    from neurotome.training.recipe import TrainSettings as TrainSettings
+    from neurotome.training.sampler import SampleSettings as SampleSettings
 
 _HOMES = {
     "AugmentSettings": "neurotome.augment",
@@ -104,6 +79,8 @@ _HOMES = {
     "predict_probs": "neurotome.inference.predict",
     "train": "neurotome.experiments.train",
 }
+
+__all__ = sorted(_HOMES)
 
 _COMMANDS = ("baseline", "compare", "demo", "describe", "evaluate", "fetch", "phantom", "predict", "predict_probs", "train")
 

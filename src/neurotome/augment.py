@@ -1,8 +1,8 @@
 """Augmentation of training batches, on the device: every sample draws its own transform.
 
-Flips and quarter turns only move pixels, so they are index operations and exact. Rotation, zoom and elastic
-deformation share one sampling grid, so an image is interpolated once; a sample that draws none of them is not
-interpolated at all. Intensities are expected standardised (mean about 0, standard deviation about 1).
+Flips and quarter turns only move pixels, so they are index operations and exact. Rotation, zoom and elastic deformation
+share one sampling grid, so an image is interpolated once; a sample that draws none of them is not interpolated at all.
+Intensities are expected standardised (mean about 0, standard deviation about 1).
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def augment(
 ) -> tuple[Tensor, Tensor]:
     """Transforms every sample of a batch in its own way.
 
-    All channels of a sample (neighbouring slices) get the same geometry and grey-value curve; noise is
-    independent per pixel and channel. The inputs are left as they are.
+    All channels of a sample (neighbouring slices) get the same geometry and grey-value curve; noise is independent per pixel
+    and channel. The inputs are left as they are.
 
     Args:
         images: Scaled grey values, float32, shape (n, c, y, x), on any device.
@@ -279,8 +279,8 @@ def _build_grid(
 def _bspline_weights(size: int, spacing: float) -> Tensor:
     """Returns the weight of each control point at each pixel centre, float32, shape (size, control points).
 
-    The uniform cubic B-spline of free-form deformation (Rueckert et al. 1999, doi:10.1109/42.796284). Weights
-    are not negative and sum to 1, so no pixel moves further than a control point.
+    The uniform cubic B-spline of free-form deformation (Rueckert et al. 1999, doi:10.1109/42.796284). Weights are not
+    negative and sum to 1, so no pixel moves further than a control point.
     """
     position = (torch.arange(size, dtype=torch.float64) + 0.5) / spacing
     knots = torch.arange(-1, math.ceil(size / spacing) + 2, dtype=torch.float64)

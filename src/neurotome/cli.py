@@ -173,22 +173,14 @@ def _check_plain(content: dict[Any, Any], groups: set[str], path: Path, key: str
 
 
 def _show(result: Any) -> None:
-    """Prints what a command returns: the paths of what it wrote, or what prints itself as a table."""
-    if isinstance(result, dict):
-        print(_format(result))
-    elif isinstance(result, list):
+    """Prints what a command returns: paths, names with what they mean, or what prints itself as a table."""
+    if type(result) is dict:  # statistics and scores are tables of their own
+        width = max(map(len, result))
+        result = [f"{name:<{width}}  {meaning}" for name, meaning in result.items()]
+    if isinstance(result, list):
         print(*result, sep="\n")
     elif result is not None:
         print(result)
-
-
-def _format(result: dict[str, Any]) -> str:
-    from neurotome.report.describe import format_datasets
-    from neurotome.scoring import format_scores
-
-    if "per_class" in result:
-        return format_scores(result)
-    return format_datasets(result) if type(result) is dict else str(result)
 
 
 def _fail(error: BaseException, message: str, debug: bool, status: int = 1) -> NoReturn:

@@ -1,9 +1,8 @@
 """Losses of semantic segmentation, their class weights, and weighted sums of them.
 
-All take logits (n, classes, y, x) of any float dtype and labels (n, y, x) as uint8 or int64, compute in
-float32, leave ignored pixels out, and give exactly 0 with a gradient of 0 for a batch without a labelled
-pixel. Labels are class ids or the ignore value, which lies beyond the ids: whoever built the dataset has
-checked that, so no step checks it again.
+All take logits (n, classes, y, x) of any float dtype and labels (n, y, x) as uint8 or int64, compute in float32, leave
+ignored pixels out, and give exactly 0 with a gradient of 0 for a batch without a labelled pixel. Labels are class ids or the
+ignore value, which lies beyond the ids: whoever built the dataset has checked that, so no step checks it again.
 """
 
 from __future__ import annotations
@@ -63,8 +62,8 @@ def cross_entropy(
         logits: Shape (n, classes, y, x), any float dtype.
         labels: Shape (n, y, x), uint8 or int64.
         ignore: Label of pixels to leave out.
-        weights: One per class, float32, on the same device. The mean is then sum(w * loss) / sum(w) with w
-            the weight of a pixel's true class, as in `torch.nn.functional.cross_entropy`.
+        weights: One per class, float32, on the same device. The mean is then sum(w * loss) / sum(w) with w the weight of a
+            pixel's true class, as in `torch.nn.functional.cross_entropy`.
 
     Returns:
         Scalar, float32.
@@ -95,8 +94,8 @@ def focal(
         ignore: Label of pixels to leave out.
         weights: One per class, as in `cross_entropy`.
         gamma: 0 or more.
-        alpha: Pixels of class 0 (background) count 1 - alpha, all others alpha, which for two classes is
-            the paper's alpha; it does not enter the divisor. None: all count 1.
+        alpha: Pixels of class 0 (background) count 1 - alpha, all others alpha, which for two classes is the paper's alpha;
+            it does not enter the divisor. None: all count 1.
 
     Returns:
         Scalar, float32.
@@ -117,11 +116,10 @@ def sigmoid_focal(
 ) -> torch.Tensor:
     """Returns the focal loss of one yes-or-no question per class, summed over classes, averaged over pixels.
 
-    The multiclass FocalLoss of segmentation_models_pytorch before 0.6, which the founding report used.
-    Since 0.6 that library averages over the classes, so this is its value times the number of classes. Lin
-    et al. (2017), doi:10.1109/ICCV.2017.324, with the sigmoid of each class's logit as its probability:
-    adding a constant to all logits of a pixel changes the loss, and a softmax of the result is not
-    calibrated.
+    The multiclass FocalLoss of segmentation_models_pytorch before 0.6, which the founding report used. Since 0.6 that
+    library averages over the classes, so this is its value times the number of classes. Lin et al. (2017),
+    doi:10.1109/ICCV.2017.324, with the sigmoid of each class's logit as its probability: adding a constant to all logits of
+    a pixel changes the loss, and a softmax of the result is not calibrated.
 
     Args:
         logits: Shape (n, classes, y, x), any float dtype.
@@ -150,15 +148,14 @@ def sigmoid_focal(
 def dice(logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> torch.Tensor:
     """Returns 1 - soft Dice, averaged over the classes that the batch contains.
 
-    For class c, 1 - 2 sum(p t) / (sum(p) + sum(t)), with p the softmax probability, t 1 where the label is
-    c and 0 elsewhere, and the sums over all labelled pixels of the batch together: Milletari et al. (2016),
-    doi:10.1109/3DV.2016.79, with the divisor of plain rather than squared sums (Sudre et al. 2017,
-    doi:10.1007/978-3-319-67558-9_28).
+    For class c, 1 - 2 sum(p t) / (sum(p) + sum(t)), with p the softmax probability, t 1 where the label is c and 0
+    elsewhere, and the sums over all labelled pixels of the batch together: Milletari et al. (2016), doi:10.1109/3DV.2016.79,
+    with the divisor of plain rather than squared sums (Sudre et al. 2017, doi:10.1007/978-3-319-67558-9_28).
 
-    A class without a labelled pixel in the batch has Dice 0 whatever is predicted, hence no gradient of its
-    own, and is left out of the mean. (To count it as 0, as segmentation_models_pytorch does, would shrink
-    the other classes' part with the number of absent ones.) False positives of an absent class are punished
-    all the same, through the softmax: what it takes is missing from the true class's sum(p t).
+    A class without a labelled pixel in the batch has Dice 0 whatever is predicted, hence no gradient of its own, and is left
+    out of the mean. (To count it as 0, as segmentation_models_pytorch does, would shrink the other classes' part with the
+    number of absent ones.) False positives of an absent class are punished all the same, through the softmax: what it takes
+    is missing from the true class's sum(p t).
 
     Args:
         logits: Shape (n, classes, y, x), any float dtype.
@@ -217,18 +214,17 @@ def parse_terms(expression: str) -> dict[str, float]:
         Factor of each loss, in the order written.
 
     Raises:
-        SettingsError: A term cannot be read, is not a loss, comes twice, or its factor is not a positive
-            number.
+        SettingsError: A term cannot be read, is not a loss, comes twice, or its factor is not a positive number.
     """
     terms: dict[str, float] = {}
     for term in expression.split("+"):
-        found = re.fullmatch(r"\s*(?:([0-9.]+(?:[eE]-?[0-9]+)?)\s*\*\s*)?([A-Za-z_]\w*)\s*", term)
-        if found is None:
+        match = re.fullmatch(r"\s*(?:([0-9.]+(?:[eE]-?[0-9]+)?)\s*\*\s*)?([A-Za-z_]\w*)\s*", term)
+        if match is None:
             raise SettingsError(
                 f"cannot read the term {term.strip()!r} of the loss {expression!r}; expected a name or "
                 'number*name, joined by +, such as "cross_entropy + 0.5*dice".'
             )
-        factor, name = found.groups()
+        factor, name = match.groups()
         if name not in NAMES:
             raise SettingsError(unknown("loss", name, NAMES))
         if name in terms:
@@ -244,9 +240,9 @@ def weigh_classes(
 ) -> NDArray[np.float64] | None:
     """Returns one weight per class, None for no weights.
 
-    `balanced` gives class c the weight n / (k * n_c), with n_c its pixels, n all pixels and k the number of
-    classes that have any: scikit-learn's `compute_class_weight("balanced")`. Every class present then has
-    the same total weight, and the mean weight of a pixel is 1. A class without a pixel has weight 0.
+    `balanced` gives class c the weight n / (k * n_c), with n_c its pixels, n all pixels and k the number of classes that
+    have any: scikit-learn's `compute_class_weight("balanced")`. Every class present then has the same total weight, and the
+    mean weight of a pixel is 1. A class without a pixel has weight 0.
 
     Args:
         class_weights: `none`, `balanced`, or one number per class, also as text with commas.
@@ -254,8 +250,8 @@ def weigh_classes(
         counts: Labelled pixels per class in the training data, shape (classes,).
 
     Raises:
-        SettingsError: The word is not known, the number of weights is wrong, a weight is negative or not
-            finite, all are 0, or there is no pixel to balance by.
+        SettingsError: The word is not known, the number of weights is wrong, a weight is negative or not finite, all are 0,
+            or there is no pixel to balance by.
     """
     if class_weights == "none":
         return None
@@ -309,8 +305,7 @@ def build_loss(
     Args:
         settings: What is minimised.
         classes: The classes and the ignore value.
-        counts: Labelled pixels per class in the training data, shape (classes,); used by balanced weights
-            only.
+        counts: Labelled pixels per class in the training data, shape (classes,); used by balanced weights only.
 
     Returns:
         Function of logits (n, classes, y, x) and labels (n, y, x), on any device, giving a float32 scalar.
@@ -342,16 +337,14 @@ def build_loss(
         logits = torch.softmax(logits.float(), 1) if settings.softmax_first else logits
         class_weights = None if host_weights is None else host_weights.to(logits.device, non_blocking=True)
         total = torch.zeros((), device=logits.device)
+        functions: dict[str, Callable[[], torch.Tensor]] = {
+            "cross_entropy": lambda: cross_entropy(logits, labels, ignore, class_weights),
+            "focal": lambda: focal(logits, labels, ignore, class_weights, gamma, alpha),
+            "sigmoid_focal": lambda: sigmoid_focal(logits, labels, ignore, gamma, alpha),
+            "dice": lambda: dice(logits, labels, ignore),
+        }
         for name, factor in terms.items():
-            if name == "cross_entropy":
-                value = cross_entropy(logits, labels, ignore, class_weights)
-            elif name == "focal":
-                value = focal(logits, labels, ignore, class_weights, gamma, alpha)
-            elif name == "sigmoid_focal":
-                value = sigmoid_focal(logits, labels, ignore, gamma, alpha)
-            else:
-                value = dice(logits, labels, ignore)
-            total = total + factor * value
+            total = total + factor * functions[name]()
         return total
 
     return loss

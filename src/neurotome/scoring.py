@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
 from neurotome.metrics import class_scores_per_image, confusion, image_scores, scores
+from neurotome.tables import Table, to_html
 
 FEWEST_IMAGES = 5
 """Fewer images than this say nothing about how much images differ."""
@@ -132,21 +132,12 @@ class Scores(Mapping[str, Any]):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head, *rows = _tabulate(self)
-        lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
-        lines += [f"<th>{escape(row[0])}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) for row in rows]
-        table = "".join(f"<tr>{line}</tr>" for line in lines)
-        notes = "<br>".join(escape(line) for line in _note_scores(self))
-        return f"<table><caption>{escape(_title(self))}</caption>{table}</table><p>{notes}</p>"
+        return to_html(_title(self), _tabulate(self), "\n".join(_note(self)))
 
 
 def format_scores(scores: Mapping[str, Any]) -> str:
     """Returns scores as a table for the terminal, pooled and per image; an en dash stands where a class is absent."""
-    rows = _tabulate(scores)
-    width = max(len(row[0]) for row in rows)
-    lines = [(f"{row[0]:<{width}}" + "".join(f"{cell:>11}" for cell in row[1:7]) + f"{row[7]:>15}").rstrip() for row in rows]
-    accuracy = f"{'accuracy':<{width}}{_cell(scores['accuracy']):>11}"
-    return "\n".join([_title(scores), *lines, accuracy, *_note_scores(scores)[1:]])
+    return "\n".join([_title(scores), _tabulate(scores).to_text(), *_note(scores)])
 
 
 def _title(scores: Mapping[str, Any]) -> str:
@@ -155,27 +146,27 @@ def _title(scores: Mapping[str, Any]) -> str:
     return f"{scores['dataset']}, split {scores['split']}, {counted}; pooled over pixels, and /image: mean over images"
 
 
-def _tabulate(scores: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Returns the rows of the table, eight cells each, the head first."""
-    rows: list[tuple[str, ...]] = [("", "precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels")]
+def _tabulate(scores: Mapping[str, Any]) -> Table:
+    rows = []
     for name in scores["classes"]:
         pooled, single = scores["per_class"][name], scores["per_image"]["per_class"][name]
         rows.append((name, *_cells(pooled), _cell(single["f1"]), _cell(single["iou"]), f"{pooled['support']:,}"))
     mean = scores["per_image"]["mean"]
     rows.append(("macro mean", *_cells(scores["macro"]), _cell(mean["macro_f1"]), _cell(mean["mean_iou"]), ""))
     rows.append(("weighted mean", *_cells(scores["weighted"]), "", "", ""))
-    return rows
+    rows.append(("accuracy", _cell(scores["accuracy"]), *[""] * 6))
+    return Table(("", "precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels"), rows)
 
 
-def _note_scores(scores: Mapping[str, Any]) -> list[str]:
-    """Returns the lines below the table."""
-    lines = [f"accuracy {_cell(scores['accuracy'])}"]
-    if scores["intervals"] is None:
-        lines.append(f"no interval: fewer than {FEWEST_IMAGES} images")
-    elif scores["intervals"]["macro_f1"] is not None:
-        low, high = scores["intervals"]["macro_f1"]
-        lines.append(f"macro F1, 95 % interval {low:.3f} to {high:.3f} ({scores['intervals']['method']})")
-    return lines
+def _note(scores: Mapping[str, Any]) -> list[str]:
+    """Returns what is said below the table."""
+    intervals = scores["intervals"]
+    if intervals is None:
+        return [f"no interval: fewer than {FEWEST_IMAGES} images"]
+    if intervals["macro_f1"] is None:
+        return []
+    low, high = intervals["macro_f1"]
+    return [f"macro F1, 95 % interval {low:.3f} to {high:.3f} ({intervals['method']})"]
 
 
 def _cells(pooled: Mapping[str, float | None]) -> list[str]:

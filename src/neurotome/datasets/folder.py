@@ -92,7 +92,9 @@ def _list_files(folder: Path) -> dict[str, list[Path]]:
     """Returns the images in a folder by id; an id that has more than one is for `find_image` to refuse."""
     files: dict[str, list[Path]] = {}
     for path in list_images(folder) if folder.is_dir() else []:
-        files.setdefault(unicodedata.normalize("NFC", name_image(path)), []).append(path)
+        # bytes that are no text in a name are shown, and may be listed, as ?
+        image_id = unicodedata.normalize("NFC", name_image(path)).encode(errors="replace").decode()
+        files.setdefault(image_id, []).append(path)
     return files
 
 

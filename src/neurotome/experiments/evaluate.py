@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from neurotome.atomic import write_json
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
 from neurotome.documents import read_json
 from neurotome.errors import ImageError, ModelError, RunError
-from neurotome.inference.slices import predict_volume
-from neurotome.io.images import find_image, read_labels, write_image, write_labels
+from neurotome.inference.jobs import Output
+from neurotome.inference.slices import label_slices, write_slices
+from neurotome.io import find_image, read_labels
 from neurotome.load import load_predictor
 from neurotome.models.model_folder import add_facts, find_model, read_digest
 from neurotome.outputs import plan_outputs
@@ -25,10 +29,6 @@ from neurotome.runs import Run
 from neurotome.runs.contents import check_scores
 from neurotome.runs.run import redo_damaged
 from neurotome.scoring import Scores, score_images
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 def evaluate(
@@ -63,7 +63,9 @@ def evaluate(
     opened.split(split)
     predictor = load_predictor(Path(model), device)
     check_classes(predictor, opened, str(model))
-    scores = Scores(score_split(predictor, opened, split))
+    scores = Scores(
+        {**score_split(predictor, opened, split), "made_from": trace_scores(opened, split, read_digest(Path(model)))}
+    )
     if out is not None:
         write_json(out, dict(scores))
     return scores
@@ -77,16 +79,15 @@ def score_splits(predictor: Predictor, dataset: Dataset, run: Run, *, uncertaint
 
     Args:
         predictor: Of the run's model.
-        dataset: Of the run's record.
+        dataset: What the run was claimed for.
         run: Gets predictions, scores, and the speed in its summary of the training.
         uncertainty: Whether it gets maps of uncertainty too.
     """
-    record, weights = run.read_record(), read_digest(run.folder)
-    assert record is not None  # written when the run was claimed
+    weights = read_digest(run.folder)
     macro_f1, mpixels, began = {}, 0.0, time.monotonic()
     for split in SPLITS:
         cutouts = dataset.splits.get(split, ())
-        made_from = {"data_sha256": record.digest_split(split), "weights_sha256": weights}
+        made_from = trace_scores(dataset, split, weights) if cutouts else None
         scores = redo_damaged(partial(run.read_scores, split))
         if scores is None or scores.get("made_from") != made_from or not _are_whole(run, split, cutouts, uncertainty):
             run.delete_split(split)
@@ -101,6 +102,11 @@ def score_splits(predictor: Predictor, dataset: Dataset, run: Run, *, uncertaint
     if mpixels and summary is not None:
         run.write_training({**summary, "scoring_mpixel_per_s": mpixels / (time.monotonic() - began)})
     add_facts(run.model, {"macro_f1": macro_f1})
+
+
+def trace_scores(dataset: Dataset, split: str, weights_sha256: str) -> dict[str, str]:
+    """Returns what scores were made from, by which stale ones are told."""
+    return {"data_sha256": dataset.fingerprint(split), "weights_sha256": weights_sha256}
 
 
 def score_split(
@@ -128,16 +134,14 @@ def score_split(
     def predict_all() -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
         done = 0.0
         for cutout in cutouts:
-            labels, confidence = predict_volume(predictor, cutout.volume, on_progress=partial(_add, progress, done))
-            done += cutout.volume.data.size / 1e6
-            if predictions is not None:
-                _write_slices(write_labels, predictions, cutout, labels)
-            if uncertainty is not None:
-                _write_slices(write_image, uncertainty, cutout, 255 - confidence)
             depth = cutout.volume.shape[0]
-            for z in range(depth):
-                name = cutout.name if depth == 1 else f"{cutout.name}/{z:04d}"
-                yield name, cutout.read_labels(z), labels[z]
+            name = f"{cutout.name}{'.png' if depth == 1 else '.tif'}"
+            folders: dict[Output, Path | None] = {"labels": predictions, "uncertainty": uncertainty}
+            files = {kind: folder / name for kind, folder in folders.items() if folder is not None}
+            slices = label_slices(predictor, cutout.volume, on_progress=partial(_add, progress, done))
+            for z, labels, _ in write_slices(slices, files, cutout.volume, dataset.classes):
+                yield cutout.name if depth == 1 else f"{cutout.name}/{z:04d}", cutout.read_labels(z), labels
+            done += cutout.volume.data.size / 1e6
 
     scores = score_images(dataset.name, split, dataset.classes, predict_all())
     progress.finish(f"macro F1 {scores['macro']['f1']:.3f}" if scores["macro"]["f1"] is not None else "")
@@ -182,10 +186,3 @@ def _holds_scores(path: Path) -> bool:
 
 def _add(progress: Progress, before: float, mpixels: float) -> None:
     progress.update(before + mpixels)
-
-
-def _write_slices(
-    write: Callable[[Path, NDArray[np.uint8]], None], folder: Path, cutout: Cutout, values: NDArray[np.uint8]
-) -> None:
-    flat = values.shape[0] == 1
-    write(folder / f"{cutout.name}{'.png' if flat else '.tif'}", values[0] if flat else values)

@@ -17,9 +17,8 @@ from neurotome.experiments.finish import finish, spell_dataset
 from neurotome.load import load_predictor
 from neurotome.runs import Run, find_method, record_run
 from neurotome.training.fit import fit
-from neurotome.training.prepare import prepare
+from neurotome.training.prepare import prepare, settle_recipe
 from neurotome.training.recipe import Recipe, parse_duration
-from neurotome.training.start import settle_recipe
 
 GROWING: dict[str, Callable[[Any], float]] = {"train.epochs": float, "train.max_time": parse_duration}
 """Settings by which a run can be prolonged, and how large a value of theirs is."""

@@ -189,7 +189,7 @@ def build_predictor(stored: StoredModel) -> NetPredictor:
             raise ValueError(f"bounded is {show(bounded)}; expected true or false")
         net = build_network(settings, len(stored.classes))
         load_weights(net, stored.tensors)
-        return NetPredictor(
+        predictor = NetPredictor(
             net=net,
             settings=settings,
             classes=stored.classes,
@@ -200,6 +200,11 @@ def build_predictor(stored: StoredModel) -> NetPredictor:
             voxel_size_um=stored.voxel_size_um,
             facts=stored.facts,
         )
+        # weights may be numbers each and overflow together
+        patch = np.random.default_rng(0).standard_normal((1, predictor.in_channels, 64, 64), np.float32)
+        if not np.isfinite(predictor.predict_probs(patch)).all():
+            raise ValueError("its probabilities are no numbers")
+        return predictor
 
 
 def read_settings(content: Mapping[str, Any]) -> ModelSettings:

@@ -165,8 +165,8 @@ def _drop_unused(net: Network, settings: ModelSettings) -> None:
     except (RuntimeError, ValueError, IndexError) as error:
         raise ModelError(_explain_depth(settings, str(error))) from error
     if logits.shape[-2:] != (edge, edge):
-        found = " x ".join(map(str, logits.shape[-2:]))
-        raise ModelError(_explain_depth(settings, f"from {edge} x {edge} pixels it makes {found}."))
+        size = " x ".join(map(str, logits.shape[-2:]))
+        raise ModelError(_explain_depth(settings, f"from {edge} x {edge} pixels it makes {size}."))
     _replace_unused(net)
     net.zero_grad(set_to_none=True)
     net.train(was_training)
@@ -283,14 +283,14 @@ def _load_encoder(encoder: Any, path: Path, in_channels: int) -> None:
             "they can run code; convert them with safetensors.torch.save_file."
         ) from error
     wanted = encoder.state_dict()
-    found = {key: weight for key, weight in content.items() if key in wanted or key.split(".")[0] not in HEADS}
-    for key, weight in found.items():
+    weights = {key: weight for key, weight in content.items() if key in wanted or key.split(".")[0] not in HEADS}
+    for key, weight in weights.items():
         if key in wanted and weight.ndim == 4 and weight.shape[1] == 3 and wanted[key].shape[1] == in_channels != 3:
             repeated = weight[:, [i % 3 for i in range(in_channels)]] * (3 / in_channels)
-            found[key] = weight.sum(1, keepdim=True) if in_channels == 1 else repeated
-    missing = sorted(set(wanted) - set(found))
-    extra = sorted(set(found) - set(wanted))
-    wrong = sorted(k for k in set(wanted) & set(found) if wanted[k].shape != found[k].shape)
+            weights[key] = weight.sum(1, keepdim=True) if in_channels == 1 else repeated
+    missing = sorted(set(wanted) - set(weights))
+    extra = sorted(set(weights) - set(wanted))
+    wrong = sorted(k for k in set(wanted) & set(weights) if wanted[k].shape != weights[k].shape)
     if missing or extra or wrong:
         problems = "; ".join(
             f"{len(keys)} {what} (first: {keys[0]})"
@@ -301,4 +301,4 @@ def _load_encoder(encoder: Any, path: Path, in_channels: int) -> None:
             f"{path}: these are not the weights of this encoder: tensors {problems}. Expected its state_dict() under "
             "the names that segmentation_models_pytorch gives; choose the encoder that the file is of."
         )
-    encoder.load_state_dict(found)
+    encoder.load_state_dict(weights)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.errors import ModelError, unknown
+from neurotome.errors import ModelError, show, unknown
 from neurotome.features import EncoderSettings, Extractor, FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.encoder import EncoderFeatures, freeze
 from neurotome.models.model_folder import find_model, load_weights, read_settings, write_parts
@@ -100,6 +100,8 @@ def build_pixels(stored: StoredModel, device: str = "cpu") -> PixelPredictor:
         )
         if (extractor.halo, extractor.in_channels) != (stored.halo, content["in_channels"]):
             raise ValueError(f"features of halo {stored.halo} and {content['in_channels']} channels")
+        if not all(type(index) is int for index in content["seen"]):
+            raise ValueError(f"seen classes {show(content['seen'])}; expected whole numbers")
         seen = np.asarray(content["seen"], np.int64)
         weights = np.asarray(content["weights"], np.float32)
         if not seen.size or seen.min() < 0 or seen.max() >= len(stored.classes) or (np.diff(seen) <= 0).any():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,12 +106,6 @@ def describe(
     for name, picture in pictures.items():
         figures.save_figure(picture, out / f"{name}.png")
     return statistics
-
-
-def format_datasets(datasets: Mapping[str, str]) -> str:
-    """Returns names and descriptions as two columns for the terminal."""
-    width = max(len(name) for name in datasets)
-    return "\n".join(f"{name:<{width}}  {description}" for name, description in datasets.items())
 
 
 def choose_slices(dataset: Dataset, count: int) -> list[tuple[Cutout, int]]:

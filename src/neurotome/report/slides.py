@@ -16,6 +16,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import ImageError, RunError
 from neurotome.io.images import find_image, read_labels
+from neurotome.runs import Run
 from neurotome.volume import to_display
 
 T = TypeVar("T")
@@ -66,11 +67,11 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[i * (len(items) - 1) // max(1, count - 1)] for i in range(count)]
 
 
-def load_slides(run: Path, dataset: Dataset, split: str, chosen: Sequence[tuple[str, float]]) -> list[Slide]:
+def load_slides(run: Run, dataset: Dataset, split: str, chosen: Sequence[tuple[str, float]]) -> list[Slide]:
     """Reads images, ground truth and predictions of slices.
 
     Args:
-        run: Has `predictions/<split>/`.
+        run: Has predictions of the split.
         dataset: What was predicted.
         split: Which images.
         chosen: Name and macro F1 of the slices, as in the scores.
@@ -95,7 +96,7 @@ def load_slides(run: Path, dataset: Dataset, split: str, chosen: Sequence[tuple[
                 "have. Give the dataset that the run was scored on, or score it again."
             )
         cutout, z = places[name]
-        path = find_image(run / "predictions" / split, cutout.name)
+        path = find_image(run.predictions(split), cutout.name)
         stored, classes = read_labels(path), dataset.classes
         if stored.shape != cutout.volume.shape:
             raise RunError(
@@ -152,19 +153,20 @@ def find_errors(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], classes:
 def encode_layers(slide: Slide, classes: ClassSet) -> dict[str, str]:
     """Returns the image and its transparent layers as data URLs.
 
-    The image is a JPEG, which keeps the page small; layers are PNG, so that no pixel gets a colour of no class. Class 0
-    and what is no error are transparent; pixels without a label are grey.
+    The image is a JPEG, which keeps the page small; layers are PNG, so that no pixel gets a colour of no class. The
+    background and what is no error are transparent; pixels without a label are grey.
 
     Returns:
         `image`, `truth`, `predicted` and `errors`.
     """
     colours = classes.paint(np.arange(256))
+    background = {"transparency": 0} if classes.first_id == 0 else {}
     errors = find_errors(slide.truth, slide.predicted, classes).astype(np.uint8)
     return {
         "image": _encode_grey(slide.grey),
-        "truth": _encode_layer(slide.truth, colours),
-        "predicted": _encode_layer(slide.predicted, colours),
-        "errors": _encode_layer(errors, np.full((256, 3), ERROR, np.uint8)),
+        "truth": _encode_layer(slide.truth, colours, background),
+        "predicted": _encode_layer(slide.predicted, colours, background),
+        "errors": _encode_layer(errors, np.full((256, 3), ERROR, np.uint8), {"transparency": 0}),
     }
 
 
@@ -181,12 +183,12 @@ def _encode_grey(grey: NDArray[np.uint8]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _encode_layer(values: NDArray[np.uint8], colours: NDArray[np.uint8]) -> str:
-    """Returns a PNG whose palette has a colour per value, shape (256, 3); 0 is transparent."""
+def _encode_layer(values: NDArray[np.uint8], colours: NDArray[np.uint8], transparent: Mapping[str, int]) -> str:
+    """Returns a PNG whose palette has a colour per value, shape (256, 3)."""
     from PIL import Image
 
     picture = Image.fromarray(np.ascontiguousarray(values))
     picture.putpalette(colours.tobytes())
     stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=True, transparency=0)
+    picture.save(stream, "PNG", optimize=True, **transparent)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -48,10 +48,6 @@ class Record:
     splits: Mapping[str, Mapping[str, Mapping[str, Any]]]
     init_sha256: str | None = None
 
-    def digest_split(self, split: str) -> str:
-        """Returns the SHA-256 of a split: its images, labels and voxel sizes, and the classes."""
-        return _hash_json([self.classes, self.ignore, self.splits.get(split, {})])
-
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values."""
         return {"format": FORMAT, **dataclasses.asdict(self)}

@@ -16,7 +16,7 @@ import torch
 
 from neurotome import memory
 from neurotome.atomic import atomic_path
-from neurotome.errors import RunError
+from neurotome.errors import RunError, is_out_of_memory
 from neurotome.models.model_folder import save_model
 from neurotome.progress import Progress
 from neurotome.runs import Run
@@ -59,6 +59,8 @@ class Keeper(lightning.Callback):
             self.module.restore(checkpoint)
             self.summary = checkpoint["summary"]
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, EOFError, pickle.PickleError) as error:
+            if is_out_of_memory(error):
+                raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise RunError(
                 f"{self.last}: damaged checkpoint ({reason}). Delete it to train this run from its beginning."

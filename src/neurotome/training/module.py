@@ -239,7 +239,7 @@ class SegmentationModule(lightning.LightningModule):
 
     def add_row(self) -> None:
         """Adds a row to the history; its scores are empty if nothing was validated."""
-        found = scores(self.confusion, self.predictor.classes.names)
+        epoch_scores = scores(self.confusion, self.predictor.classes.names)
         row: dict[str, float | None] = {
             "epoch": len(self.history),
             "step": self.step,
@@ -247,9 +247,9 @@ class SegmentationModule(lightning.LightningModule):
             "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
             "train_loss": float(torch.stack(self.losses).mean()) if self.losses else None,
             "val_loss": float(self.surprise[0] / self.surprise[1]) if self.surprise[1] else None,
-            "val_macro_f1": found["macro"]["f1"],
+            "val_macro_f1": epoch_scores["macro"]["f1"],
         }
-        row |= {f"val_f1_{name}": found["per_class"][name]["f1"] for name in self.predictor.classes.names}
+        row |= {f"val_f1_{name}": epoch_scores["per_class"][name]["f1"] for name in self.predictor.classes.names}
         self.losses.clear()
         self.history.append(row)
         if self.logger is not None:

@@ -1,23 +1,188 @@
-"""prepare: builds all that training needs and checks every setting, before anything is written."""
+"""settle_recipe and prepare: decide what is auto, check every setting and build what training needs; nothing is written."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
+from neurotome.augment import check_augment
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.phantom.stream import open_replay
 from neurotome.datasets.statistics import list_seen
+from neurotome.errors import DatasetError, ModelError, SettingsError
 from neurotome.lazy import mend_torchvision
 from neurotome.losses import build_loss
-from neurotome.models.networks import build_network
+from neurotome.models.model_folder import build_predictor, find_model
+from neurotome.models.networks import USUAL, ModelSettings, build_network, settle_network
+from neurotome.models.stored_model import read_model
 from neurotome.normalize import fit_normalization
-from neurotome.training.sampler import PatchSampler, collect_slices
-from neurotome.training.start import Settled
+from neurotome.training.recipe import Recipe, check_training
+from neurotome.training.sampler import PatchSampler, SampleSettings, check_sample, collect_slices
 from neurotome.volume import note_other_size
 
 if TYPE_CHECKING:
+    from neurotome.models.net_predictor import NetPredictor
     from neurotome.training.module import SegmentationModule
+
+RATE = 3e-3
+"""Automatic learning rate from random or ImageNet weights."""
+
+FINE_RATE = 3e-4
+"""Automatic learning rate from a trained model, whose weights are to be kept nearly as they are."""
+
+PATCH = 256
+"""Edge in pixels of the usual patch."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What training does, with nothing left to decide.
+
+    Attributes:
+        recipe: No setting in it is auto.
+        init: The model that training starts from, if any; its network is trained.
+        init_sha256: Digest of that model's weights.
+    """
+
+    recipe: Recipe
+    init: NetPredictor | None = None
+    init_sha256: str | None = None
+
+
+def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
+    """Decides what is auto, from the data and the model to start from, and checks what was asked for.
+
+    Args:
+        dataset: Has a split train.
+        recipe: As asked for; where all is stated it stays as it is.
+
+    Raises:
+        DatasetError: A split that training needs is missing or empty.
+        ModelError: The model to start from cannot be loaded, or its classes are not the dataset's.
+        SettingsError: A setting cannot work, or contradicts the model.
+    """
+    check_training(recipe.train)
+    check_augment(recipe.augment)
+    check_sample(recipe.sample)
+    list_splits(dataset, recipe)
+    if recipe.train.patience and not dataset.splits.get("val"):
+        raise SettingsError(
+            f"train.patience is {recipe.train.patience}, but {dataset.name} has no split val to watch; leave it out or "
+            "name a split val in dataset.yaml."
+        )
+    init, digest = load_init(dataset, recipe.init) if recipe.init else (None, None)
+    model = settle_network(recipe.model, init.settings if init else USUAL)
+    mode = init.normalization.mode if init else "dataset"
+    rate = FINE_RATE if init else RATE
+    sample = recipe.sample
+    if sample.patch == "auto":
+        sample = dataclasses.replace(sample, patch=choose_patch(dataset))
+    decided = {"normalization": mode, "learning_rate": rate, "steps_per_epoch": choose_steps(dataset, sample)}
+    decided = {name: value for name, value in decided.items() if getattr(recipe.train, name) == "auto"}
+    train = dataclasses.replace(recipe.train, **decided)  # type: ignore[arg-type]  # each of its own type
+    check_batch(sample, int(model.in_channels), len(dataset.classes))
+    if init is not None:
+        _check_network(recipe.init, model, init.settings)
+        if train.normalization != mode:
+            raise SettingsError(
+                f"train.normalization is {train.normalization!r}, but {recipe.init} was trained with {mode!r}, which its "
+                "weights depend on. Leave the setting out, or leave out --init."
+            )
+    return Settled(dataclasses.replace(recipe, model=model, train=train, sample=sample), init, digest)
+
+
+def load_init(dataset: Dataset, name: str) -> tuple[NetPredictor, str]:
+    """Loads the model that training starts from, and the digest of its weights.
+
+    Raises:
+        ModelError: It cannot be loaded, or its classes are not the dataset's.
+    """
+    stored = read_model(find_model(name))
+    if stored.classes.names != dataset.classes.names:
+        raise ModelError(
+            f"--init {name}: the model's classes are {', '.join(stored.classes.names)}, the dataset {dataset.name} has "
+            f"{', '.join(dataset.classes.names)}; expected the same names in the same order. Rename or reorder the "
+            "dataset's classes, or train without --init."
+        )
+    return build_predictor(stored), stored.sha256
+
+
+def _check_network(name: str, asked: ModelSettings, has: ModelSettings) -> None:
+    """Checks that the network asked for is the model's.
+
+    Raises:
+        SettingsError: It is not.
+    """
+    differing = [
+        f"model.{field.name} ({getattr(asked, field.name)} asked, {getattr(has, field.name)} there)"
+        for field in dataclasses.fields(asked)
+        if getattr(asked, field.name) != getattr(has, field.name)
+    ]
+    if differing:
+        raise SettingsError(
+            f"--init {name}: the model's network is another than the settings ask for: {'; '.join(differing)}. Leave "
+            "these settings out, because the network comes with the weights, or train without --init."
+        )
+
+
+def list_splits(dataset: Dataset, recipe: Recipe) -> tuple[str, ...]:
+    """Returns the splits that training reads: train and val, or train alone where fine-tuning finds no val.
+
+    Raises:
+        DatasetError: One that training needs is missing or empty.
+    """
+    names = ("train",) if recipe.init and not dataset.splits.get("val") else ("train", "val")
+    dataset.split("train")
+    if "val" in names and "val" not in dataset.splits:
+        raise DatasetError(
+            f"{dataset.name}: found no split val, by which training chooses its best weights. Name some images under "
+            "splits: val in dataset.yaml, other ones than in train and test; or start from a trained model with --init, "
+            "which needs none."
+        )
+    dataset.split(names[-1])
+    return names
+
+
+def choose_patch(dataset: Dataset) -> int:
+    """Returns the usual patch, or one that fits where the largest image is smaller."""
+    edge = max(min(cutout.volume.shape[1:]) for cutout in dataset.split("train"))
+    if edge >= PATCH or edge < 8:  # what is too small for any patch is for the sampler to refuse
+        return PATCH
+    patch = max(8, edge // 32 * 32)
+    warnings.warn(
+        f"{dataset.name}: the training images are smaller than the usual patch of {PATCH} pixels; patches of {patch} "
+        "are used. Say --sample.patch to choose.",
+        stacklevel=3,
+    )
+    return patch
+
+
+def choose_steps(dataset: Dataset, sample: SampleSettings) -> int:
+    """Returns the steps of an epoch: one pass, or 50 if that is more, so that scoring does not take most of the time."""
+    edge, shapes = int(sample.patch), [cutout.volume.shape for cutout in dataset.split("train")]
+    if sample.order == "sequential":
+        return -(-sum(z * -(-y // edge) * -(-x // edge) for z, y, x in shapes) // sample.batch)
+    return max(50, round(sum(math.prod(shape) for shape in shapes) / (edge**2 * sample.batch)))
+
+
+def check_batch(sample: SampleSettings, in_channels: int, classes: int) -> None:
+    """Checks that a batch fits into this machine's memory.
+
+    Raises:
+        SettingsError: It does not, whatever the network.
+    """
+    each = int(sample.patch) ** 2 * 4 * (in_channels + classes)  # images in, logits out, both float32
+    have = psutil.virtual_memory().total
+    if sample.batch * each > have:
+        raise SettingsError(
+            f"sample.batch is {sample.batch}; images and logits of so many patches of {sample.patch} pixels alone take "
+            f"{sample.batch * each / 1e9:.3g} GB, and this machine has {have / 1e9:.3g} GB. Use a --sample.batch of 4 to 64."
+        )
 
 
 def prepare(dataset: Dataset, settled: Settled) -> SegmentationModule:

@@ -78,7 +78,11 @@ def fetch_mtneuro(
         FetchError: Something cannot be fetched, or is not what it should be; what has arrived is kept.
         RunError: Another process is working there, or the folder was begun from another source.
     """
-    parts = plan_parts(z_ranges)
+    parts = [
+        Part(split, region.name, Box((start, region.y, region.x), (stop, region.y + EDGE, region.x + EDGE)))
+        for split, (start, stop) in z_ranges.items()
+        for region in REGIONS
+    ]
     source = {"host": connection.host, "image": IMAGE_URI, "labels": LABELS_URI}
     channels: dict[str, Channel] = {}
     with BossDB(connection, token, tell=Announcer()) as client, open_folder(out, source) as ledger:
@@ -111,13 +115,10 @@ def import_mtneuro(
 
     Args:
         cache: Where the files lie; a split without files is left out.
-        out: Folder, see `stored`.
+        out: Folder, as are the others, see `fetch_mtneuro`.
         verify_counts: Whether other pixels per class than `counts` are an error.
         counts: Expected pixels per class of each split.
         block_slices: Slices per file.
-
-    Returns:
-        The folder.
 
     Raises:
         DatasetError: There are no such files, one of a pair is missing, or a shape is wrong.
@@ -127,20 +128,20 @@ def import_mtneuro(
     """
     if not cache.is_dir():
         raise DatasetError(f"--from-cache {cache}: no such folder; expected the one with MTNeuro's task2_*.npy files.")
-    found = read_caches(cache)
+    caches = read_caches(cache)
     parts = [
-        Part(split, region, Box.at(one.origin_zyx, one.image.shape))
-        for split, regions in found.items()
-        for region, one in regions.items()
+        Part(split, name, Box.at(region.origin_zyx, region.image.shape))
+        for split, regions in caches.items()
+        for name, region in regions.items()
     ]
     source = {"cache": str(cache.resolve())}
+
+    def read_part(part: Part, kind: str) -> Callable[[Index], NDArray[Any]]:
+        region = caches[part.split][part.region]
+        voxels = region.image if kind == "image" else region.labels
+        return lambda index: np.asarray(voxels[index])
+
     with open_folder(out, source) as ledger:
-
-        def read_part(part: Part, kind: str) -> Callable[[Index], NDArray[Any]]:
-            region = found[part.split][part.region]
-            voxels = region.image if kind == "image" else region.labels
-            return lambda index: np.asarray(voxels[index])
-
         transfers = _plan_transfers(out, parts, read_part, block_slices)
         run_transfer(transfers, find_missing(transfers, ledger), ledger, workers=2)
         return _finish(out, parts, ledger, source, counts, verify_counts)
@@ -159,15 +160,6 @@ class Announcer:
                 return
             self.told = time.monotonic()
         sys.stderr.write(f"neurotome: note: {message}\n")
-
-
-def plan_parts(z_ranges: Mapping[str, tuple[int, int]] = Z_RANGES) -> list[Part]:
-    """Returns the boxes of all regions and splits, in the order in which they are fetched."""
-    return [
-        Part(split, region.name, Box((start, region.y, region.x), (stop, region.y + EDGE, region.x + EDGE)))
-        for split, (start, stop) in z_ranges.items()
-        for region in REGIONS
-    ]
 
 
 @contextlib.contextmanager
@@ -231,10 +223,27 @@ def _finish(
     verify_counts: bool,
 ) -> Path:
     """Adds up the blocks' counts, writes the provenance, and says whether the data are those of the founding report."""
+    entries = sorted(ledger.entries.items())  # <split>/<region>/<kind>/... -> what is known of the block
+    times = [entry["time"] for _, entry in entries]
     regions: dict[str, dict[str, Any]] = {}
     for part in parts:
         ranges = {axis: [part.box.start[i], part.box.stop[i]] for i, axis in enumerate("zyx")}
         regions.setdefault(part.split, {})[part.region] = ranges
+
+    def list_entries(kind: str, split: str | None = None) -> list[dict[str, Any]]:
+        places = [(name.split("/"), entry) for name, entry in entries]
+        return [entry for place, entry in places if place[2] == kind and split in (None, place[0])]
+
+    counted = {
+        split: np.sum([entry["counts"] for entry in list_entries("labels", split)], axis=0).tolist() for split in regions
+    }
+    differences = [
+        f"{split}, {name}: {number:,} pixels, expected {wanted:,} ({number - wanted:+,})"
+        for split in counted
+        if split in counts
+        for name, number, wanted in zip(FOUR_CLASSES.names, counted[split], counts[split], strict=True)
+        if number != wanted
+    ]
     provenance: dict[str, Any] = {
         "dataset": "MTNeuro task 2",
         "source": dict(source),
@@ -246,29 +255,20 @@ def _finish(
         "classes": list(FOUR_CLASSES.names),
         "licence": LICENCE,
         "citation": CITATION,
-        "times": {"first": min(_list_facts(ledger, "time")), "last": max(_list_facts(ledger, "time"))},
+        "times": {"first": min(times), "last": max(times)},
         "source_dtypes": {
-            kind: sorted(
-                {entry["dtype"] for name, entry in ledger.entries.items() if f"/{kind}/" in name and "dtype" in entry}
-            )
+            kind: sorted({entry["dtype"] for entry in list_entries(kind) if "dtype" in entry})
             for kind in ("image", "labels")
         },
         "versions": list_versions(),
-        "blocks": {name: entry["sha256"] for name, entry in sorted(ledger.entries.items())},
-    }
-    found = {
-        split: np.sum(
-            [entry["counts"] for name, entry in ledger.entries.items() if _is_labels(name, split)], axis=0
-        ).tolist()
-        for split in regions
-    }
-    differences = compare_counts(found, counts)
-    provenance["verification"] = {
-        "checked": "shape, dtype and label values of every block; pixels per class of every split",
-        "counts": found,
-        "expected": {split: list(numbers) for split, numbers in counts.items()},
-        "differences": differences,
-        "accepted": not differences or not verify_counts,
+        "blocks": {name: entry["sha256"] for name, entry in entries},
+        "verification": {
+            "checked": "shape, dtype and label values of every block; pixels per class of every split",
+            "counts": counted,
+            "expected": {split: list(numbers) for split, numbers in counts.items()},
+            "differences": differences,
+            "accepted": not differences or not verify_counts,
+        },
     }
     write_json(out / PROVENANCE, provenance)
     if differences and verify_counts:
@@ -277,38 +277,14 @@ def _finish(
             "The data are kept for inspection and not opened as a dataset. Delete the folder and fetch anew, or accept them "
             "as they are with the same command and --no-verify-counts; nothing is fetched again then."
         )
-    absent = [split for split in counts if split not in found]
+    absent = [split for split in counts if split not in counted]
     agreement = "differ from Table 1, as accepted" if differences else "equal Table 1"
-    sys.stderr.write(
-        f"{out}: {', '.join(found)} verified; pixels per class {agreement}"
-        + (f"; no files of {', '.join(absent)}" if absent else "")
-        + "\n"
-    )
+    lacking = f"; no files of {', '.join(absent)}" if absent else ""
+    sys.stderr.write(f"{out}: {', '.join(counted)} verified; pixels per class {agreement}{lacking}\n")
     return out
-
-
-def compare_counts(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> list[str]:
-    """Returns a sentence per split and class whose pixels differ; splits that only one side has are not compared."""
-    return [
-        f"{split}, {name}: {there:,} pixels, expected {wanted:,} ({there - wanted:+,})"
-        for split, numbers in found.items()
-        if split in expected
-        for name, there, wanted in zip(FOUR_CLASSES.names, numbers, expected[split], strict=True)
-        if there != wanted
-    ]
 
 
 def list_versions() -> dict[str, str]:
     """Returns the versions of all that took part in a transfer."""
     libraries = ("neurotome", "numpy", "zarr", "numcodecs", "httpx2")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in libraries}}
-
-
-def _is_labels(name: str, split: str) -> bool:
-    """Returns whether a block, <split>/<region>/<kind>/..., holds labels of a split."""
-    parts = name.split("/")
-    return parts[0] == split and parts[2] == "labels"
-
-
-def _list_facts(ledger: Ledger, name: str) -> list[str]:
-    return [entry[name] for entry in ledger.entries.values() if name in entry]

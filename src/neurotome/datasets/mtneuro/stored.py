@@ -8,7 +8,6 @@ DIR/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from neurotome.documents import read_json
 from neurotome.errors import DatasetError
 from neurotome.io.zarr_store import open_or_create, plan_files, read_block
 
@@ -76,11 +76,11 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     again = f"neurotome fetch mtneuro --out {folder}"
     if not path.is_file():
         raise DatasetError(f"{folder}: the fetch has not ended. Go on with the command it was begun with, such as: {again}")
+    content = read_json(path, DatasetError, f"Write it anew with: {again}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         verification = content["verification"]
         verification["accepted"], content["regions"], content["blocks"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DatasetError(f"{path} is damaged ({error!r}); write it anew with: {again}") from error
     if not verification["accepted"]:
         raise DatasetError(
@@ -88,7 +88,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
             f"{'; '.join(verification['differences'])}. Accept them as they are with the command that fetched them and "
             "--no-verify-counts (what is there is not fetched again), or delete the folder and fetch anew."
         )
-    return dict(content)
+    return content
 
 
 def read_regions(folder: Path, provenance: Mapping[str, Any], split: str, names: Iterable[str]) -> dict[str, StoredRegion]:
