@@ -264,7 +264,7 @@ def merge_colours(path: Path, colours: NDArray[Any], *, labels: bool) -> NDArray
 
     Args:
         path: The file, for the message.
-        colours: Shape (y, x), returned as it is, or (y, x, samples): red, green, blue and opacity if there are 4, grey and opacity if there are 2.
+        colours: Shape (y, x), returned as it is, or (y, x, samples): 3 colours or 1 grey, and opacity if there are 4 or 2.
         labels: They are class ids, for the message.
 
     Raises:
