@@ -469,11 +469,12 @@ def test_of_a_pyramid_the_full_image_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_volume(tmp_path / "a.tif").data[:], STACK)
 
 
-def test_slices_that_the_description_leaves_out_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_slices_that_the_description_leaves_out_are_refused(tmp_path: Path, compression: str | None) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         for z, plane in enumerate(STACK):
             text = None if z else "ImageJ=1.54f\nimages=3\nslices=3\n"
-            writer.write(plane, compression="zlib", metadata=None, description=text)
+            writer.write(plane, compression=compression, metadata=None, description=text)
     with pytest.raises(ImageError, match="speaks of 3 slices, but there are 5"):
         open_volume(tmp_path / "a.tif")
 

@@ -184,7 +184,7 @@ def _choose_series(path: Path, file: Any) -> tuple[Any, list[str]]:
             "one stack (z, y, x). Save them as separate files."
         )
     slices = series.size // series.keyframe.size
-    if series.kind == "imagej" and series.dataoffset is None and len(file.pages) > slices:
+    if series.kind in ("imagej", "ome") and len(file.series) == 1 and len(file.pages) > slices:
         raise ImageError(
             f"{path}: its description speaks of {slices} slices, but there are {len(file.pages)}. Which are meant "
             "cannot be known; export it again (in Fiji: File > Save As > Tiff)."
@@ -264,12 +264,14 @@ def merge_colours(path: Path, colours: NDArray[Any], *, labels: bool) -> NDArray
 
     Args:
         path: The file, for the message.
-        colours: Shape (y, x, samples), red, green, blue and opacity if there are 4, grey and opacity if there are 2.
+        colours: Shape (y, x), returned as it is, or (y, x, samples): 3 colours or 1 grey, and opacity if there are 4 or 2.
         labels: They are class ids, for the message.
 
     Raises:
         ImageError: The colours differ, or pixels are transparent.
     """
+    if colours.ndim == 2:
+        return colours
     samples = colours.shape[-1]
     greys = colours[..., : samples - 1 if samples in (2, 4) else samples]
     remedy = LABELS_REMEDY if labels else GREY_REMEDY
