@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from neurotome.errors import SettingsError
 from neurotome.figures.bars import bars_width, draw_bars
 from neurotome.figures.scores import SCORES, WHISKERS
-from neurotome.figures.style import STYLE, Rgb, draw_legend
+from neurotome.figures.style import STYLE, Rgb, can_spell, draw_legend
 
 KEYS = ("precision", "recall", "f1")
 MOST_BESIDE = 5
@@ -59,7 +59,8 @@ def plot_methods(scores: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, 
     panels[-1 if many else 0].set_xlabel("\n".join(notes), fontsize=9)
     for axes in panels[: 2 if many else 1]:
         axes.set_ylabel("score, pooled over all pixels")
-    draw_legend(figure, [Patch(color=colour, label=name) for name, colour in zip(runs, colours, strict=True)])
+    names = [name if can_spell(name) else f"method {number}" for number, name in enumerate(runs, 1)]
+    draw_legend(figure, [Patch(color=colour, label=name) for name, colour in zip(names, colours, strict=True)])
     return figure
 
 
