@@ -122,7 +122,7 @@ class Statistics(dict[str, Any]):
 
 def count(number: int, noun: str) -> str:
     """Returns a number with its noun in the singular or plural."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def measure_dataset(dataset: Dataset) -> Statistics:
