@@ -2,7 +2,8 @@
 
 All take logits (n, classes, y, x) of any float dtype and labels (n, y, x) as uint8 or int64, else they raise TrainingError;
 they compute in float32, leave ignored pixels out, and return a scalar: exactly 0 with a gradient of 0 for a batch without a
-labelled pixel. Labels are class ids or the ignore value, which lies beyond the ids: whoever built the dataset has checked it.
+labelled pixel. Labels are class ids or the ignore value, which lies beyond the ids: whoever built the dataset has checked
+it.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ def focal(
 ) -> Tensor:
     """Returns the mean over pixels of -(1 - p)^gamma log p, p the softmax probability of the true class.
 
-    Lin et al. (2017), doi:10.1109/ICCV.2017.324, on softmax probabilities. With `alpha`, pixels of class 0 (background) count
-    1 - alpha, all others alpha, which for two classes is the paper's alpha; it does not enter the divisor. `weights` are those
-    of `cross_entropy`.
+    Lin et al. (2017), doi:10.1109/ICCV.2017.324, on softmax probabilities. With `alpha`, pixels of class 0 (background)
+    count 1 - alpha, all others alpha, which for two classes is the paper's alpha; it does not enter the divisor. `weights`
+    are those of `cross_entropy`.
     """
     logits, target, share = _prepare(logits, labels, ignore, weights)
     loss = torch.nn.functional.cross_entropy(logits, target, ignore_index=ignore, reduction="none")
@@ -89,9 +90,10 @@ def focal(
 def sigmoid_focal(logits: Tensor, labels: Tensor, ignore: int, gamma: float = 2.0, alpha: float | None = None) -> Tensor:
     """Returns the focal loss of one yes-or-no question per class, summed over classes, averaged over pixels.
 
-    The multiclass FocalLoss of segmentation_models_pytorch before 0.6, which the founding report used; since 0.6 that library
-    averages over the classes. Lin et al. (2017), doi:10.1109/ICCV.2017.324, with the sigmoid of each class's logit as its
-    probability: a softmax of the result is not calibrated. With `alpha` the true class counts alpha, every other 1 - alpha.
+    The multiclass FocalLoss of segmentation_models_pytorch before 0.6, which the founding report used; since 0.6 that
+    library averages over the classes. Lin et al. (2017), doi:10.1109/ICCV.2017.324, with the sigmoid of each class's logit
+    as its probability: a softmax of the result is not calibrated. With `alpha` the true class counts alpha, every other 1 -
+    alpha.
     """
     logits, target, valid = _prepare(logits, labels, ignore)
     member = _compare(target, logits.shape[1])
@@ -184,7 +186,7 @@ def weigh_classes(
         return None
     if class_weights == "balanced":
         shares = counts * np.count_nonzero(counts)
-        return np.divide(counts.sum(), shares, out=np.zeros(len(classes)), where=counts > 0)
+        return np.asarray(np.divide(counts.sum(), shares, out=np.zeros(len(classes)), where=counts > 0))
     values: Sequence[Any] = class_weights
     if isinstance(class_weights, str):
         if not re.search(r"\d", class_weights):
