@@ -220,10 +220,13 @@ def measure_speed(arguments: argparse.Namespace) -> None:
 
 
 def only_features(predictor, patch):
-    from neurotome.pixels.predictor import list_windows, run_windows
+    from neurotome.pixels.predictor import iterate_windows, list_windows
 
     prepared = predictor.extractor.prepare(patch)
-    run_windows(lambda window: prepared.read(*window), list_windows(*patch.shape[1:], predictor.extractor.window))
+    for _ in iterate_windows(
+        lambda window: prepared.read(*window), list_windows(*patch.shape[1:], predictor.extractor.window)
+    ):
+        pass
 
 
 def measure_memory(arguments: argparse.Namespace) -> None:

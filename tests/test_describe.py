@@ -11,6 +11,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import DatasetError, RunError, SettingsError
+from neurotome.io import write_image, write_labels
 from neurotome.report.describe import DRAWS, choose_slices, describe, draw_augmentation
 from neurotome.volume import Volume
 
@@ -162,6 +163,18 @@ def test_images_that_no_split_names_are_named():
     assert "in no split: d, e<f>" in str(describe(dataset))
     assert "in no split: d, e&lt;f&gt;" in describe(dataset)._repr_html_()
     assert "in no split: d, e&lt;f&gt;" in dataset._repr_html_()
+
+
+def test_the_command_line_shows_the_table(tmp_path):
+    dataset = make_dataset()
+    for cutout in (*dataset.split("train"), *dataset.split("test")):
+        write_image(tmp_path / "images" / f"{cutout.name}.tif", cutout.volume.data)
+        write_labels(tmp_path / "labels" / f"{cutout.name}.tif", cutout.labels)
+    (tmp_path / "dataset.yaml").write_text("classes: [background, vessel, cell]\nsplits: {train: [a], test: [c]}")
+    command = [sys.executable, "-m", "neurotome", "describe", str(tmp_path)]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
+    assert shown == f"{describe(tmp_path)}\n"
+    assert "in no split: b" in shown
 
 
 def test_nothing_is_written_into_what_is_described(tmp_path):

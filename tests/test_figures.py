@@ -579,3 +579,16 @@ def test_learning_rate_of_one_epoch_has_a_readable_axis(tmp_path, rate):
     assert low == 0
     assert high > (rate or 0.5)
     assert rates.get_ylabel() == ("learning rate (× 10⁻⁶)" if rate else "learning rate")
+
+
+def test_without_a_background_all_classes_are_painted_and_ids_are_those_of_the_files():
+    classes = ClassSet(("vessel", "cell"), first_id=1)
+    truth = np.array([[0, 0, 1, 255]], np.uint8)
+    figure = figures.plot_samples([("a", np.zeros((1, 4), np.uint8), truth)], classes)
+    assert legend(figure) == ["vessel", "cell", "not labelled"]
+    assert len(set(map(tuple, np.asarray(figure.axes[1].images[0].get_array())[0, :3]))) == 2
+    many = ClassSet(tuple(f"c{i}" for i in range(12)), first_id=1)
+    assert figures.label_classes(many)[0] == "1 c0"
+    samples = figures.plot_samples([("a", np.zeros((1, 4), np.uint8), truth)], many)
+    assert texts(samples.axes[1]) == ["1", "2"]
+    assert legend(samples) == ["1 c0", "2 c1", "not labelled"]

@@ -238,10 +238,22 @@ def test_a_nifti_with_a_scale_is_scaled(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume.data[2], STACK[2] * np.float32(0.5))
 
 
+def test_signed_integers_of_16_bits_become_floats(tmp_path: Path) -> None:
+    signed = STACK.astype(np.int16) - 100
+    np.save(tmp_path / "a.npy", signed)
+    save_nifti(tmp_path / "a.nii", None, signed)
+    tifffile.imwrite(tmp_path / "a.tif", signed, photometric="minisblack")
+    for name in ("a.npy", "a.nii", "a.tif"):
+        data = open_volume(tmp_path / name).data
+        assert data.dtype == data[0].dtype == np.float32
+        np.testing.assert_array_equal(data[1:3], signed[1:3])
+        assert read_labels(tmp_path / name).dtype == np.int16
+
+
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "a.h5").write_bytes(b"x")
-    with pytest.raises(NeurotomeError, match=r"pip install 'neurotome\[formats\]'"):
+    with pytest.raises(NeurotomeError, match=r"^h5py is not installed.*pip install 'neurotome\[formats\]'"):
         open_volume(tmp_path / "a.h5")
 
 
@@ -457,13 +469,34 @@ def test_of_a_pyramid_the_full_image_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_volume(tmp_path / "a.tif").data[:], STACK)
 
 
-def test_slices_that_the_description_leaves_out_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_slices_that_the_description_leaves_out_are_refused(tmp_path: Path, compression: str | None) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         for z, plane in enumerate(STACK):
             text = None if z else "ImageJ=1.54f\nimages=3\nslices=3\n"
-            writer.write(plane, compression="zlib", metadata=None, description=text)
+            writer.write(plane, compression=compression, metadata=None, description=text)
     with pytest.raises(ImageError, match="speaks of 3 slices, but there are 5"):
         open_volume(tmp_path / "a.tif")
+
+
+OME = """<?xml version="1.0" encoding="UTF-8"?>
+<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{}"><Image ID="Image:0">
+<Pixels DimensionOrder="XYZCT" ID="Pixels:0" Type="uint8" SizeX="7" SizeY="6" SizeZ="2" SizeC="1" SizeT="1">
+<TiffData IFD="0" FirstZ="0" PlaneCount="1"><UUID FileName="a.ome.tif">urn:uuid:0</UUID></TiffData>
+<TiffData IFD="0" FirstZ="1" PlaneCount="1"><UUID FileName="{}b.ome.tif">urn:uuid:1</UUID></TiffData>
+</Pixels></Image></OME>"""
+
+
+def test_slices_in_several_files_are_read_from_their_folder_only(tmp_path: Path) -> None:
+    for folder in ("", "../"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        for z, path in enumerate([tmp_path / "in/a.ome.tif", tmp_path / f"in/{folder}b.ome.tif"]):
+            tifffile.imwrite(path, STACK[z], description=OME.format(z, folder), metadata=None, photometric="minisblack")
+        if not folder:
+            np.testing.assert_array_equal(open_volume(tmp_path / "in/a.ome.tif").data[:], STACK[:2])
+            continue
+        with pytest.raises(ImageError, match=r"a\.ome\.tif: some of its slices lie in another folder"):
+            open_volume(tmp_path / "in/a.ome.tif")
 
 
 # damage

@@ -167,6 +167,7 @@ def test_impossible_trees_are_refused(folder, change):
     [
         {"seen": [0, 1, 9]},
         {"seen": [1, 0, 3]},
+        {"seen": [0.5, 1.5, 3.5]},
         {"weights": [1, -1, 1]},
         {"weights": [1, 1]},
         {"features": {"kind": "pickle"}},
@@ -243,16 +244,20 @@ def test_impossible_encoders_are_refused(deep, tmp_path, monkeypatch, part, chan
         load_predictor(folder)
 
 
-def test_tampered_encoder_weights_are_refused(deep, tmp_path):
+@pytest.mark.parametrize(
+    ("end", "value", "message"),
+    [("conv1.weight", np.nan, "from nan to nan"), ("conv1.weight", 1e30, r"to 1\.0"), ("running_var", -1, "variance -1")],
+)
+def test_tampered_encoder_weights_are_refused(deep, tmp_path, end, value, message):
     folder = Path(shutil.copytree(deep, tmp_path / "model"))
 
     def spoil(arrays):
-        name = next(name for name, array in arrays.items() if name.startswith("encoder.") and array.ndim == 4)
+        name = next(name for name in arrays if name.startswith("encoder.") and name.endswith(end))
         arrays[name] = arrays[name].copy()
-        arrays[name][0, 0, 0, 0] = np.nan
+        arrays[name].flat[0] = value
 
     change_arrays(folder, spoil)
-    with pytest.raises(ModelError, match=r"damaged model folder \(weights 'encoder\..* from nan to nan"):
+    with pytest.raises(ModelError, match=rf"damaged model folder \(.*encoder\..*{message}"):
         load_predictor(folder)
 
 

@@ -422,3 +422,12 @@ def test_labels_are_written_with_the_ids_that_the_dataset_has(model: Path, tmp_p
     legend = np.asarray(Image.open(tmp_path / "a_legend.png")).reshape(-1, 3)
     classes = load_model(folder).classes
     assert all((legend == colour).all(1).sum() > 50 for colour in classes.colours)
+
+
+def test_an_image_unlike_the_training_data_is_noted(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    normalization = Normalization("dataset", float(make_image().mean()), 25, "uint8")
+    save_model(dataclasses.replace(load_model(model), normalization=normalization), folder)
+    predict(folder, make_image(), settings=CPU)
+    with pytest.warns(UserWarning, match=r"array: grey values have mean 3\d.*; that is 2\.\d of their standard deviations"):
+        predict(folder, (make_image() * 0.4).astype(np.uint8), settings=CPU)

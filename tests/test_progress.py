@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 
 import pytest
 
@@ -60,36 +61,96 @@ def test_a_log_gets_plain_lines_now_and_then(clock: Clock) -> None:
     ]
 
 
-def test_a_terminal_gets_one_line_that_is_rewritten(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def read_screen(written: str) -> list[str]:
+    """Returns the lines that a terminal shows in the end: the subset of its commands that rich uses."""
+    lines, row, column = [""], 0, 0
+    for command in re.findall(r"\x1b\[[?0-9;]*[A-Za-z]|\n|\r|[^\x1b\n\r]+", written):
+        if command == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        elif command == "\r":
+            column = 0
+        elif command == "\x1b[2K":
+            lines[row] = ""
+        elif re.fullmatch(r"\x1b\[\d+A", command):
+            row -= int(command[2:-1])
+        elif not command.startswith("\x1b"):
+            lines[row] = lines[row][:column] + command + lines[row][column + len(command) :]
+            column += len(command)
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     monkeypatch.setenv("COLUMNS", "80")
-    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    return Terminal()
+
+
+def test_a_terminal_gets_a_bar_that_is_redrawn(clock: Clock, terminal: Terminal) -> None:
     shown = Progress("reading", 4, stream=terminal)
-    for done in range(1, 4):
+    for done in range(1, 3):
         clock.now += 10
-        shown.update(done)
-    shown.finish()
-    written = terminal.getvalue()
-    assert written.count("\n") == 1
-    assert written.endswith("\n")
-    lines = written.split("\r\x1b[2K")
-    assert lines[2] == "reading: [##########..........]  50%, 20 s left"
-    assert lines[-1] == "reading: done in 30 s\n"
+        shown.update(done, "loss [0.5]")
+    [line] = read_screen(terminal.getvalue())
+    assert re.fullmatch(r"reading \S+ +50%, 20 s left, loss \[0\.5\]", line)
+    clock.now += 10
+    shown.finish("[bold]F1")
+    assert read_screen(terminal.getvalue()) == ["reading: done in 30 s, [bold]F1"]
+    assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().rindex("\x1b[?25l")  # the cursor is back
 
 
-def test_a_line_never_wraps_on_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_tasks_at_a_time_have_a_bar_each(clock: Clock, terminal: Terminal) -> None:
+    training, tissue = Progress("training", 10, stream=terminal), Progress("making tissue", 10, stream=terminal)
+    clock.now += 10
+    training.update(5)
+    tissue.update(2)
+    assert [line.split(" ")[0] for line in read_screen(terminal.getvalue())] == ["training", "making"]
+    tissue.finish()
+    clock.now += 1
+    training.update(6)
+    first, second = read_screen(terminal.getvalue())
+    assert first == "making tissue: done in 10 s"
+    assert second.startswith("training ")
+    training.finish()
+    assert read_screen(terminal.getvalue()) == ["making tissue: done in 10 s", "training: done in 11 s"]
+
+
+def test_messages_stand_above_the_bars(clock: Clock, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", terminal)
+    training = Progress("training", 10)
+    training.update(5)
+    tissue = Progress("making tissue", 10)  # while standard error is not the terminal itself
+    tissue.update(5)
+    sys.stderr.write("neurotome: note: two sizes\n")
+    assert [line.split(" ")[0] for line in read_screen(terminal.getvalue())] == ["neurotome:", "training", "making"]
+    training.finish()
+    tissue.finish()
+    assert sys.stderr is terminal
+
+
+def test_a_task_that_fails_leaves_no_bar(clock: Clock, terminal: Terminal) -> None:
+    shown = Progress("reading", 4, stream=terminal)
+    shown.update(1)
+    del shown
+    assert read_screen(terminal.getvalue()) == []
+
+
+def test_a_bar_never_wraps(clock: Clock, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    terminal = Terminal()
-    Progress("reading", 4, stream=terminal).update(2, "note " * 20)
-    assert len(terminal.getvalue().removeprefix("\r\x1b[2K")) == 39
+    shown = Progress("reading", 4, stream=terminal)
+    shown.update(2, "note " * 20)
+    assert max(len(line) for line in read_screen(terminal.getvalue())) <= 40
+    shown.finish()
+    assert read_screen(terminal.getvalue()) == ["reading: done in 0 s"]
 
 
-def test_a_terminal_is_not_flooded(clock: Clock) -> None:
-    terminal = Terminal()
+def test_a_terminal_is_not_flooded(clock: Clock, terminal: Terminal) -> None:
     shown = Progress("reading", 10_000, stream=terminal)
     for done in range(10_000):
         clock.now += 0.0001
         shown.update(done)
-    assert terminal.getvalue().count("\r") <= 6  # one second at five a second, and the first
+    assert terminal.getvalue().count("reading") <= 7  # one second at five a second, the first, and the start
 
 
 def test_what_was_done_before_does_not_count_for_the_rate(clock: Clock) -> None:

@@ -11,9 +11,11 @@ from PIL import Image
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import ImageError, NeurotomeError, RunError
-from neurotome.io.images import write_labels
-from neurotome.report import build_report
+from neurotome.io.images import write_image, write_labels
+from neurotome.report import build_report, verdict
 from neurotome.report.slides import LARGEST, Slide, encode_layers, find_errors, load_slides, rank_images, spread
+from neurotome.runs import Run
+from neurotome.runs.record import Record
 from neurotome.scoring import score_images
 from neurotome.volume import Volume
 
@@ -61,7 +63,10 @@ def write_run(run, dataset, splits=("val", "test")):
 def complete_run(run, dataset):
     """Adds all that a training writes."""
     model = {"decoder": "unet", "encoder": "resnet18"}
-    (run / "config.yaml").write_text(yaml.safe_dump({"dataset": "toy", "model": model, "train": {"epochs": 2}}))
+    train = {"epochs": 2, "max_time": ""}
+    (run / "config.yaml").write_text(yaml.safe_dump({"dataset": "toy", "model": model, "train": train}))
+    record = Record("network", "unet, resnet18", "0", 0, dataset.classes.names, 255, {})
+    (run / "run.json").write_text(json.dumps(record.to_json()))
     environment = {
         "started": "2025-01-02T03:04:05+00:00",
         "command": "neurotome train toy --out runs/a",
@@ -237,7 +242,10 @@ def test_strangers_names_are_text(tmp_path):
     dataset = make_dataset(("background", SCRIPT, '"><img src=x onerror=alert(1)>'), name=f"toy{SCRIPT}")
     run = write_run(tmp_path / "run", dataset)
     complete_run(run, dataset)
-    (run / "config.yaml").write_text(yaml.safe_dump({"model": {"decoder": SCRIPT, "encoder": "</pre><b>"}}))
+    record = Record("network", SCRIPT, "0", 0, dataset.classes.names, 255, {})
+    (run / "run.json").write_text(json.dumps(record.to_json()))
+    config = {"dataset": "</pre><b>", "train": {"epochs": 2, "max_time": ""}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
     other = json.loads((run / "scores" / "test.json").read_text())
     text = build_report(run, dataset, comparisons={SCRIPT * 2: other}).read_text(encoding="utf-8")
     assert SCRIPT not in text
@@ -265,7 +273,9 @@ def test_intervals(tmp_path):
     assert "8 of 9 images of split test" in page.text
 
 
-@pytest.mark.parametrize("name", ["scores/test.json", "config.yaml", "training.json", "environment.json", "metrics.csv"])
+@pytest.mark.parametrize(
+    "name", ["scores/test.json", "config.yaml", "run.json", "training.json", "environment.json", "metrics.csv"]
+)
 def test_damaged_file_is_named(run, dataset, name):
     (run / name).write_text("epoch\n[1\n" if name != "config.yaml" else "[1")
     with pytest.raises(RunError, match=re.escape(name.split("/")[-1])):
@@ -274,7 +284,7 @@ def test_damaged_file_is_named(run, dataset, name):
 
 
 def test_run_without_scores(tmp_path, dataset):
-    with pytest.raises(RunError, match=r"no scores/<split>.json"):
+    with pytest.raises(RunError, match="found no scores, so there is nothing to report"):
         build_report(tmp_path, dataset)
 
 
@@ -296,19 +306,19 @@ def test_missing_prediction(run, dataset):
 def test_prediction_that_does_not_fit(run, dataset, labels, message):
     write_labels(run / "predictions" / "test" / "s3.png", labels)
     with pytest.raises(RunError, match=message):
-        load_slides(run, dataset, "test", [("s3", 0.5)])
+        load_slides(Run(run), dataset, "test", [("s3", 0.5)])
 
 
 def test_scores_of_unknown_image(run, dataset):
     with pytest.raises(NeurotomeError, match="name the image 'nowhere'"):
-        load_slides(run, dataset, "test", [("nowhere", 0.5)])
+        load_slides(Run(run), dataset, "test", [("nowhere", 0.5)])
 
 
 def test_slides_of_stacks(tmp_path):
     dataset = make_dataset(depth=2)
     run = write_run(tmp_path, dataset)
     cutout = dataset.split("test")[1]
-    (slide,) = load_slides(run, dataset, "test", [("s4/0001", 0.5)])
+    (slide,) = load_slides(Run(run), dataset, "test", [("s4/0001", 0.5)])
     np.testing.assert_array_equal(slide.grey, cutout.volume.data[1])
     np.testing.assert_array_equal(slide.truth, cutout.labels[1])
     np.testing.assert_array_equal(slide.predicted, predict(cutout, 4)[1])
@@ -321,7 +331,7 @@ def test_large_slice_shows_its_middle(tmp_path):
     cutout = Cutout(Volume(rng.integers(0, 255, labels.shape).astype(np.uint8), "wide"), labels)
     dataset = Dataset("wide", ClassSet(("a", "b")), {"test": (cutout,)})
     write_labels(tmp_path / "predictions" / "test" / "wide.png", labels)
-    (slide,) = load_slides(tmp_path, dataset, "test", [("wide", 1.0)])
+    (slide,) = load_slides(Run(tmp_path), dataset, "test", [("wide", 1.0)])
     assert slide.cropped
     assert slide.size == (5, LARGEST + 3)
     np.testing.assert_array_equal(slide.truth, labels[0, :, 1 : LARGEST + 1])
@@ -357,3 +367,54 @@ def test_ranks_and_spreads():
     assert spread([], 8) == []
     assert spread(list(range(10)), 4) == [0, 3, 6, 9]
     assert spread(list(range(3)), 8) == [0, 1, 2]
+
+
+def test_a_map_of_a_sure_classifier_is_drawn(run, dataset):
+    for cutout in dataset.split("test"):
+        write_image(run / "uncertainty" / "test" / f"{cutout.name}.png", np.zeros(cutout.volume.shape, np.uint8))
+    page = read(build_report(run, dataset))
+    assert (run / "figures" / "uncertainty.png").is_file()
+    assert {"id": "pixels"} in page.find("section")
+
+
+def test_mtneuro_alone_is_compared_with_its_publication(tmp_path):
+    for name, expected in (("toy", False), ("mtneuro-3class", True)):
+        dataset = make_dataset(name=name)
+        page = read(build_report(write_run(tmp_path / name, dataset), dataset))
+        assert ("MTNeuro" in page.text) == expected
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_epochs_are_counted_in_words(run, dataset, epochs):
+    training = json.loads((run / "training.json").read_text())
+    (run / "training.json").write_text(json.dumps({**training, "epochs": epochs, "schedule_by": "time"}))
+    text = read(build_report(run, dataset)).text
+    assert f"{epochs} epoch{'s' * (epochs > 1)}, 1,234 steps" in text
+    assert "The learning rate follows the clock" in text
+
+
+def test_sizes_say_which_is_the_height(run, dataset):
+    assert "24 × 28 pixels (height × width)" in read(build_report(run, dataset)).text
+
+
+def test_names_that_figures_cannot_write_have_their_id(tmp_path):
+    dataset = make_dataset(("background", "\ue010", "cell"))
+    text = read(build_report(write_run(tmp_path / "run", dataset), dataset)).text
+    assert "1 \ue010" in text
+    assert "1 cell" not in text
+
+
+def test_what_to_do_next_stands_on_the_page(run, dataset):
+    page = read(build_report(run, dataset))
+    assert {"id": "verdict"} in page.find("section")
+    for sentence in verdict(Run(run)):
+        assert sentence in page.text
+
+
+def test_a_finished_command_says_what_to_do_next(run, dataset, capsys):
+    from neurotome.experiments.finish import finish
+
+    assert finish(Run(run), dataset, "colour-blind-safe") == run / "report.html"
+    said = capsys.readouterr().err
+    assert all(f"- {sentence}\n" in said for sentence in verdict(Run(run)))
+    assert "- Split test has 3 images" in said

@@ -174,7 +174,7 @@ def _check_plain(content: dict[Any, Any], groups: set[str], path: Path, key: str
 
 def _show(result: Any) -> None:
     """Prints what a command returns: paths, names with what they mean, or what prints itself as a table."""
-    if isinstance(result, dict):
+    if type(result) is dict:  # statistics and scores are tables of their own
         width = max(map(len, result))
         result = [f"{name:<{width}}  {meaning}" for name, meaning in result.items()]
     if isinstance(result, list):

@@ -70,10 +70,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Says whether an error means a full disk or a used-up quota, also as safetensors and torch say it."""
+    """Says whether an error means a full disk or a used-up quota, also as safetensors, torch and numpy say it."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    signs = ("No space left on device", "os error 28)", "PytorchStreamWriter failed", "unexpected pos ")
+    signs = ("No space left on device", "os error 28)", "PytorchStreamWriter failed", "unexpected pos ", " requested and ")
     return any(sign in str(error) for sign in signs)
 
 

@@ -1,12 +1,16 @@
-"""Progress with rate and time left: a live line on a terminal, plain lines in a log file."""
+"""Progress with rate and time left: live bars on a terminal, plain lines in a log file."""
 
 from __future__ import annotations
 
-import shutil
+import atexit
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TextIO, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, TextIO, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 T = TypeVar("T")
 
@@ -24,8 +28,8 @@ def format_duration(seconds: float) -> str:
 class Progress:
     """Reports how far a long task is.
 
-    On a terminal one line is rewritten at most five times a second; elsewhere a plain line is printed every
-    `interval_s` seconds, so that a log file stays short.
+    On a terminal a bar is redrawn at most five times a second, and bars of tasks at the same time stand below each other;
+    elsewhere a plain line is printed every `interval_s` seconds, so that a log file stays short.
     """
 
     def __init__(
@@ -42,10 +46,11 @@ class Progress:
         """
         self.title, self.total, self.unit = title, total, unit
         self.stream = sys.stderr if stream is None else stream
-        self.live = self.stream.isatty()
-        self.interval_s = 0.2 if self.live else interval_s
+        self.bars = _find_bars(self.stream) if self.stream.isatty() else None
+        self.task = self.bars.add_task(title, total=total or 1, text="") if self.bars else None
+        self.interval_s = 0.2 if self.bars else interval_s
         self.started = time.monotonic()
-        self.shown = -float("inf") if self.live else self.started
+        self.shown = -float("inf") if self.bars else self.started
         self.first = 0.0
 
     def start_at(self, done: float) -> None:
@@ -58,39 +63,71 @@ class Progress:
         if now - self.shown < self.interval_s:
             return
         self.shown = now
-        self._show(done, now, note)
+        text = self._describe(done, now - self.started, note)
+        if self.bars is None or self.task is None:
+            self._print(f"{self.title}: {text}")
+        else:
+            self.bars.start()
+            self.bars.console.show_cursor()  # which an error would leave hidden
+            self.bars.update(self.task, completed=done, text=text, refresh=True)
 
     def finish(self, note: str = "") -> None:
         """Shows the last line and ends it."""
+        self._close()
         elapsed = time.monotonic() - self.started
-        text = f"{self.title}: done in {format_duration(elapsed)}" + (f", {note}" if note else "")
-        self._write(text, end="\n")
+        self._print(f"{self.title}: done in {format_duration(elapsed)}" + (f", {note}" if note else ""))
 
-    def _show(self, done: float, now: float, note: str) -> None:
-        elapsed = now - self.started
-        share = min(1.0, done / self.total) if self.total else 1.0
+    def _print(self, text: str) -> None:
+        if self.bars is None:
+            self.stream.write(f"{text}\n")
+            self.stream.flush()
+        else:  # above the bars that are still there
+            self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def __del__(self) -> None:
+        if hasattr(self, "task"):
+            self._close()
+
+    def _close(self) -> None:
+        if self.bars is not None and self.task is not None:
+            self.bars.remove_task(self.task)
+            if not self.bars.tasks:
+                self.bars.stop()
+        self.task = None
+
+    def _describe(self, done: float, elapsed: float, note: str) -> str:
         fresh = done - self.first
-        parts = [f"{share:4.0%}"]
+        parts = [f"{min(1.0, done / self.total) if self.total else 1.0:4.0%}"]
         if fresh > 0 and elapsed > 0:
             rate = fresh / elapsed
             if self.unit:
                 parts.append(f"{rate:.3g} {self.unit}/s")
             parts.append(f"{format_duration((self.total - done) / rate)} left")
-        if note:
-            parts.append(note)
-        text = ", ".join(parts)
-        if not self.live:
-            self._write(f"{self.title}: {text}", end="\n")
-            return
-        filled = round(share * 20)
-        line = f"{self.title}: [{'#' * filled}{'.' * (20 - filled)}] {text}"
-        # a line that wraps could not be erased, and every update would leave a row behind
-        self._write(line[: shutil.get_terminal_size().columns - 1], end="")
+        return ", ".join([*parts, note] if note else parts)
 
-    def _write(self, text: str, end: str) -> None:
-        start = "\r\x1b[2K" if self.live else ""
-        self.stream.write(start + text + end)
-        self.stream.flush()
+
+def _find_bars(stream: TextIO) -> Bars:
+    """Returns the bars of a terminal; while some are shown, standard error is what prints above them."""
+    from rich.file_proxy import FileProxy
+
+    return _open_bars(stream.rich_proxied_file if isinstance(stream, FileProxy) else stream)
+
+
+@cache
+def _open_bars(stream: TextIO) -> Bars:
+    """Returns the bars of a terminal, one for all tasks; other messages are printed above them."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(20),
+        TextColumn("{task.fields[text]}", markup=False),
+    )
+    bars = Bars(*columns, console=Console(file=stream), auto_refresh=False, transient=True)
+    atexit.register(bars.stop)
+    return bars
 
 
 def track(items: Iterable[T], title: str, total: int, unit: str = "") -> Iterator[T]:

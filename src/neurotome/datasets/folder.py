@@ -77,7 +77,7 @@ def open_folder(path: str | Path) -> Dataset:
             )
         wholes = _read_pairs(folder, annotated, images, labels, classes, voxel_size_um)
         splits = make_splits(list(wholes.values()), len(classes), str(folder))
-        _keep_splits(splits, source, name)
+        _keep_splits(splits, source, name, sorted(set(images) - set(_list_used(splits))))
     else:
         wholes = _read_pairs(folder, _list_used(splits), images, labels, classes, voxel_size_um)
     cutouts = {
@@ -114,13 +114,15 @@ def _load_splits(folder: Path, content: Mapping[str, Any], config: Path) -> tupl
     return read_splits(read_yaml(beside, DatasetError, "Correct it, or remove it to have it made again."), beside), beside
 
 
-def _keep_splits(splits: Entries, path: Path, name: str) -> None:
+def _keep_splits(splits: Entries, path: Path, name: str, unlabelled: list[str]) -> None:
+    made = describe_splits(splits) + (f"; left out, without a label: {', '.join(unlabelled[:5])}" if unlabelled else "")
+    made += f", ... ({len(unlabelled)} in all)" * (len(unlabelled) > 5)
     try:
         write_splits(path, splits)
         kept = f"It is written down in {path}, for you to change."
     except OSError as error:
         kept = f"It cannot be written down in {path} ({error.strerror}); the same images give the same splits again."
-    warnings.warn(f"{name}: dataset.yaml has no splits, so they were made: {describe_splits(splits)}. {kept}", stacklevel=3)
+    warnings.warn(f"{name}: dataset.yaml has no splits, so they were made: {made}. {kept}", stacklevel=3)
 
 
 def _note_sizes(name: str, cutouts: Iterable[Cutout]) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from neurotome.classes import Palette
 from neurotome.datasets.base import Dataset
-from neurotome.report import build_report
+from neurotome.report import build_report, verdict
 from neurotome.runs import Run
 from neurotome.scoring import format_scores
 
 
 def finish(run: Run, dataset: Dataset, palette: Palette) -> Path:
-    """Says the scores of the most telling split and writes the report.
+    """Says the scores of the most telling split and what to do next, and writes the report.
 
     Args:
         run: Trained and scored.
@@ -27,6 +27,8 @@ def finish(run: Run, dataset: Dataset, palette: Palette) -> Path:
     scores = run.read_scores(run.list_scored()[-1])
     assert scores is not None  # it is listed
     sys.stderr.write(f"\n{format_scores(scores)}\n\n")
+    sys.stderr.writelines(f"- {sentence}\n" for sentence in verdict(run))
+    sys.stderr.write("\n")
     return build_report(run.folder, dataclasses.replace(dataset, classes=dataset.classes.with_palette(palette)))
 
 

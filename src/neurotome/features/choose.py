@@ -48,7 +48,7 @@ class Identity:
     window = 512
 
     def prepare(self, patch: NDArray[np.float32]) -> PreparedIdentity:
-        """Returns the patch itself, shape (1, y, x)."""
+        """Takes the patch itself, shape (1, y, x)."""
         check_patch(patch, 1)
         return PreparedIdentity(patch)
 

@@ -16,7 +16,7 @@ from scipy.ndimage import distance_transform_edt
 
 from neurotome.classes import ClassSet
 from neurotome.errors import ImageError
-from neurotome.figures.style import MID_GREY, STYLE, class_patches, draw_legend, has_repeated_colours, unit
+from neurotome.figures.style import MID_GREY, STYLE, class_patches, draw_legend, has_repeated_colours, painted_ids, unit
 from neurotome.volume import to_display
 
 WRONG = (190, 0, 70)
@@ -180,19 +180,22 @@ def _write_ids(axes: Axes, labels: NDArray[Any], classes: ClassSet) -> None:
     """Writes the id of each class where it is widest, for colours alone do not tell many classes apart."""
     if not has_repeated_colours(classes):
         return
-    for number in range(1, len(classes)):
+    for number in painted_ids(classes):
         depth = distance_transform_edt(np.pad(labels == number, 1))[1:-1, 1:-1]
         if depth.any():
             y, x = np.unravel_index(depth.argmax(), depth.shape)
             edge = [withStroke(linewidth=1.5, foreground="white")]
-            axes.text(int(x), int(y), str(number), ha="center", va="center", fontsize=6.5, path_effects=edge)
+            axes.text(
+                int(x), int(y), str(number + classes.first_id), ha="center", va="center", fontsize=6.5, path_effects=edge
+            )
 
 
 def _overlay_patches(classes: ClassSet, labels: Sequence[NDArray[Any]]) -> list[Patch]:
-    """Returns what the legend of overlays says: class 0 is not coloured in them, and of many classes only those shown."""
+    """Returns what the legend of overlays says: what they paint, and of many classes only those shown."""
     shown = np.unique(np.concatenate([np.unique(plane) for plane in labels]))
     many = has_repeated_colours(classes)
-    patches = [patch for number, patch in enumerate(class_patches(classes)) if number and (number in shown or not many)]
+    patches = class_patches(classes)
+    patches = [patches[number] for number in painted_ids(classes) if number in shown or not many]
     if classes.ignore in shown:
         patches.append(
             Patch(

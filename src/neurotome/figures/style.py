@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -76,13 +77,21 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def bar_colours(classes: ClassSet) -> list[Rgb]:
-    """Returns the class colours, class 0 in a mid grey: its own is made for pictures and too dark beside the others."""
-    return [MID_GREY, *(unit(colour) for colour in classes.colours[1:])]
+    """Returns the class colours, the background in a mid grey: its own is made for pictures, too dark beside the others."""
+    return [unit(colour) if number in painted_ids(classes) else MID_GREY for number, colour in enumerate(classes.colours)]
 
 
 def line_colours(classes: ClassSet) -> list[Rgb]:
     """Returns the class colours a little darker: thin lines of the light ones would be lost on white."""
-    return [MID_GREY, *((0.85 * r, 0.85 * g, 0.85 * b) for r, g, b in bar_colours(classes)[1:])]
+    return [
+        colour if colour == MID_GREY else (0.85 * colour[0], 0.85 * colour[1], 0.85 * colour[2])
+        for colour in bar_colours(classes)
+    ]
+
+
+def painted_ids(classes: ClassSet) -> range:
+    """Returns the classes that pictures paint: all but the background, where there is one."""
+    return range(1 - classes.first_id, len(classes))
 
 
 def unit(colour: tuple[int, int, int]) -> Rgb:
@@ -99,7 +108,7 @@ def label_classes(classes: ClassSet) -> list[str]:
     """
     repeated = has_repeated_colours(classes)
     labels = []
-    for number, name in enumerate(classes.names):
+    for number, name in enumerate(classes.names, classes.first_id):
         text = " ".join(name.split())
         if not can_spell(text):
             labels.append(f"class {number}")
@@ -145,25 +154,27 @@ def class_patches(classes: ClassSet) -> list[Patch]:
 
 
 def draw_legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Puts a legend below, in as many columns of the longest name as fit; the figure grows by all rows but the first."""
+    """Puts a legend below, in as many columns of the longest name as fit; the figure grows by all lines but the first."""
+    letters = STYLE["font.size"]
+    across = 72 * figure.get_figwidth() - 20
+    for handle in handles:  # a letter is at most 0.62 of the size wide on average
+        handle.set_label("\n".join(textwrap.wrap(str(handle.get_label()), int(across / (0.62 * letters)) - 5)))
+    lines = [line for handle in handles for line in str(handle.get_label()).splitlines()]
     # a patch, the gap after it and the gap between columns are 4.8 letters wide
-    points = 4.8 * STYLE["font.size"] + max(
-        TextPath((0, 0), str(handle.get_label()), size=STYLE["font.size"]).get_extents().width for handle in handles
-    )
-    columns = max(1, int((72 * figure.get_figwidth() - 20) / points))
-    rows = math.ceil(len(handles) / columns)
-    figure.set_figheight(figure.get_figheight() + 0.21 * (rows - 1))
+    points = 4.8 * letters + max(TextPath((0, 0), line, size=letters).get_extents().width for line in lines)
+    rows = math.ceil(len(handles) / max(1, int(across / points)))
+    figure.set_figheight(figure.get_figheight() + 0.21 * (rows - 1 + len(lines) - len(handles)))
     figure.legend(handles=list(handles), loc="outside lower center", ncols=math.ceil(len(handles) / rows))
 
 
-def check_classes(found: Sequence[str], classes: ClassSet) -> None:
+def check_classes(names: Sequence[str], classes: ClassSet) -> None:
     """Checks that values belong to the classes they are drawn with.
 
     Raises:
         SettingsError: Names differ, or their order.
     """
-    if list(found) != list(classes.names):
+    if list(names) != list(classes.names):
         raise SettingsError(
-            f"found values of the classes {', '.join(found)}; expected {', '.join(classes.names)}. Draw them with the "
+            f"found values of the classes {', '.join(names)}; expected {', '.join(classes.names)}. Draw them with the "
             "ClassSet they were made with."
         )

@@ -60,7 +60,7 @@ def plot_training(rows: Sequence[Mapping[str, float | None]], classes: ClassSet)
     rates = _column(rows, "learning_rate")
     highest = float(np.nanmax(rates, initial=0))
     _draw_line(right, steps, rates, INK, "learning rate")
-    right.set(title="Learning rate at the end of epochs", ylabel="learning rate")
+    right.set(title="Learning rate", ylabel="learning rate")
     right.set_ylim(0, 1.1 * highest or 1)  # of a single epoch it may have fallen to 0
     if highest:
         power = math.floor(math.log10(highest))
@@ -75,7 +75,7 @@ def plot_training(rows: Sequence[Mapping[str, float | None]], classes: ClassSet)
         axes.grid(True)
     left.set_xlabel("training steps")
     middle.set_xlabel(f"training steps ({steps.max():,.0f} in {minutes:,.1f} minutes)")
-    right.set_xlabel("training steps")
+    right.set_xlabel("training steps (ends of epochs)")
     draw_legend(figure, middle.get_legend_handles_labels()[0])
     return figure
 

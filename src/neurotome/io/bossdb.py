@@ -110,14 +110,12 @@ class Channel:
         experiment: Second part.
         name: Third part.
         dtype: Of its voxels.
-        kind: image or annotation.
     """
 
     collection: str
     experiment: str
     name: str
     dtype: np.dtype[Any]
-    kind: str
 
     @property
     def uri(self) -> str:
@@ -148,13 +146,13 @@ def parse_uri(uri: str) -> tuple[str, str, str]:
     Raises:
         SettingsError: It is no such address.
     """
-    found = re.fullmatch(r"bossdb://([\w.~-]+)/([\w.~-]+)/([\w.~-]+)/?", uri)
-    if found is None or any(part.strip(".") == "" for part in found.groups()):
+    parts = re.fullmatch(r"bossdb://([\w.~-]+)/([\w.~-]+)/([\w.~-]+)/?", uri)
+    if parts is None or any(part.strip(".") == "" for part in parts.groups()):
         raise SettingsError(
             f"{uri} is no address of a channel; expected bossdb://collection/experiment/channel, for example "
             "bossdb://prasad/prasad2020/image."
         )
-    return found[1], found[2], found[3]
+    return parts[1], parts[2], parts[3]
 
 
 class BossDB:
@@ -214,10 +212,10 @@ class BossDB:
         """
         collection, experiment, name = parse_uri(uri)
         answer = self._get_json(f"/collection/{collection}/experiment/{experiment}/channel/{name}", uri)
-        datatype, kind = answer.get("datatype"), answer.get("type")
+        datatype = answer.get("datatype")
         if not isinstance(datatype, str) or datatype not in ("uint8", "uint16", "uint32", "uint64"):
             raise FetchError(f"{uri}: the server calls its datatype {datatype!r}; expected uint8, uint16, uint32 or uint64.")
-        return Channel(collection, experiment, name, np.dtype(datatype).newbyteorder("<"), str(kind))
+        return Channel(collection, experiment, name, np.dtype(datatype).newbyteorder("<"))
 
     def read_frame(self, channel: Channel) -> Frame:
         """Asks where a channel ends.
@@ -253,11 +251,11 @@ class BossDB:
         if np.prod(box.shape) > max(1.0, self.connection.request_mvoxel * 1e6):
             axis = int(np.argmax(box.shape))
             middle = (box.start[axis] + box.stop[axis]) // 2
-            parts = [
+            halves = [
                 box._replace(stop=_replace(box.stop, axis, middle)),
                 box._replace(start=_replace(box.start, axis, middle)),
             ]
-            return np.concatenate([self.read_cutout(channel, part) for part in parts], axis)
+            return np.concatenate([self.read_cutout(channel, part) for part in halves], axis)
         ranges = "/".join(f"{box.start[axis]}:{box.stop[axis]}" for axis in (2, 1, 0))  # the protocol's order is x, y, z
         path = f"/cutout/{channel.collection}/{channel.experiment}/{channel.name}/0/{ranges}/"
         where = f"{channel.uri} {box}"

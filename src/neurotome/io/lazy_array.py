@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.errors import ImageError
+from neurotome.errors import ImageError, NeurotomeError
 
 Place = tuple[slice, slice, slice]
 Reader = Callable[[Place], NDArray[Any]]
@@ -125,7 +125,7 @@ def name_failures(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (ImageError, MemoryError):
+    except (NeurotomeError, MemoryError):
         raise
     except PermissionError as error:
         raise ImageError(f"{path} may not be read ({error.strerror}). Check its permissions.") from error

@@ -54,9 +54,9 @@ class Ledger:
         if head is None or "source" not in head:
             raise RunError(f"{self.path} is no ledger of a fetch; remove it, or choose another folder with --out.")
         if head != expected and (len(lines) > 1 or self._holds_files()):
-            found, wanted = (json.dumps(one["source"], sort_keys=True) for one in (head, expected))
+            begun, wanted = (json.dumps(header["source"], sort_keys=True) for header in (head, expected))
             raise RunError(
-                f"{self.path.parent} was begun from another source: {found}; this command means {wanted}. Give the command "
+                f"{self.path.parent} was begun from another source: {begun}; this command means {wanted}. Give the command "
                 "it was begun with, or choose another --out."
             )
         for line in lines[1:]:

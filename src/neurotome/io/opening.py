@@ -36,7 +36,8 @@ def open_volume(
     """Opens a grey image or stack; voxels are read when they are asked for, but for PNG, JPEG and BMP.
 
     Args:
-        path: A file with one of `SUFFIXES`, a Zarr folder, or `file.h5:/path/in/file`; uint8, uint16 or float32.
+        path: A file with one of `SUFFIXES`, a Zarr folder, or `file.h5:/path/in/file`; uint8, uint16 or float32, and int8
+            and int16, which become float32.
         channel: Which of several channels, from 0.
         time: Which of several times, from 0.
         voxel_size_um: Edge lengths (z, y, x) in micrometres; None: what the file says.
@@ -111,16 +112,17 @@ def open_source(path: Path, choice: Choice, *, labels: bool) -> Source:
         data, size, notes = _open_format(path, choice, labels=labels)
     for note in notes:
         warnings.warn(note, stacklevel=3)
-    if data.ndim != 3 or data.size == 0:
+    if data.size == 0:
         raise ImageError(f"{path}: shape {data.shape}; expected one slice (y, x) or one stack (z, y, x).")
-    if isinstance(data, LazyArray):
-        if labels and data.dtype.kind == "b":
-            data.dtype = np.dtype(np.uint8)
-        data.reopen = functools.partial(open_source, path, choice, labels=labels)
-    elif labels and data.dtype.kind == "b":
-        data = data.astype(np.uint8)
-    elif not data.dtype.isnative:
-        data = data.astype(data.dtype.newbyteorder("="))
+    dtype = data.dtype.newbyteorder("=")
+    if labels and dtype.kind == "b":
+        dtype = np.dtype(np.uint8)
+    elif not labels and dtype.name in ("int8", "int16"):
+        dtype = np.dtype(np.float32)  # which holds them exactly
+    if not isinstance(data, LazyArray):
+        return Source(data.astype(dtype, copy=False), size)
+    data.dtype = dtype
+    data.reopen = functools.partial(open_source, path, choice, labels=labels)
     return Source(data, size)
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from neurotome.errors import ImageError
 from neurotome.io.tiff import (
@@ -61,7 +59,7 @@ def open_png(path: Path, *, labels: bool) -> Source:
             raise ImageError(f"{path}: found an animation of {image.n_frames} frames; expected one image.")
         image.load()
         pixels = np.asarray(image)
-    return Source(_merge(path, pixels, labels)[None])
+    return Source(merge_colours(path, pixels, labels=labels)[None])
 
 
 def open_plain(path: Path, *, labels: bool) -> Source:
@@ -83,11 +81,7 @@ def open_plain(path: Path, *, labels: bool) -> Source:
             raise ImageError(f"{path}: found pixels of mode {image.mode}; expected one grey channel. {remedy}.")
         image.load()
         pixels = np.asarray(image)
-    return Source(_merge(path, pixels, labels)[None], notes=(LOSSY_NOTE.format("JPEG"),) if lossy else ())
-
-
-def _merge(path: Path, pixels: NDArray[Any], labels: bool) -> NDArray[Any]:
-    return pixels if pixels.ndim == 2 else merge_colours(path, pixels, labels=labels)
+    return Source(merge_colours(path, pixels, labels=labels)[None], notes=(LOSSY_NOTE.format("JPEG"),) if lossy else ())
 
 
 def _check_whole(path: Path, width: int, height: int, bits: int, interlaced: int) -> None:

@@ -151,11 +151,22 @@ def open_tiff(path: Path, choice: Choice, *, labels: bool) -> Source:
         else:
             pages = list(series)
             _ = page.decode, page.jpegheader  # they look into the file, and remember
-            if len(pages) < np.prod(layout.shape[:-2]) or any(one is None for one in pages):
+            if len(pages) < np.prod(layout.shape[:-2]) or any(slice_page is None for slice_page in pages):
                 raise ImageError(
                     f"{path}: found {len(pages)} slices for axes {axes} of shape {series.shape}; it is damaged."
                 )
-            read = functools.partial(_read_pages, layout, _keep_decoded(path, pages, labels))
+            # an OME-TIFF may be spread over several files
+            files = [Path(slice_page.parent.filehandle.path) for slice_page in pages]
+            if any(file_path.parent.resolve() != path.parent.resolve() for file_path in files):
+                raise ImageError(
+                    f"{path}: some of its slices lie in another folder; expected them beside it. Copy them there."
+                )
+
+            @functools.lru_cache(KEPT_SLICES)
+            def decode(number: int) -> NDArray[Any]:
+                return _decode_page(files[number], pages[number], labels)
+
+            read = functools.partial(_read_pages, layout, decode)
     if invert:
         read = functools.partial(_read_inverted, read)
     return Source(LazyArray(path, layout.shape_zyx, page.dtype, read), size, tuple(notes))
@@ -164,16 +175,16 @@ def open_tiff(path: Path, choice: Choice, *, labels: bool) -> Source:
 def _choose_series(path: Path, file: Any) -> tuple[Any, list[str]]:
     """Returns the image of a file, the only one or the one beside which all others are thumbnails, and what to tell."""
     sizes = [series.shape for series in file.series]
-    series = max(file.series, key=lambda one: int(np.prod(one.shape)))
-    edges = series.keyframe.shape[:2]
-    others = [one for one in file.series if one is not series]
-    if not all(2 * one.keyframe.shape[0] <= edges[0] and 2 * one.keyframe.shape[1] <= edges[1] for one in others):
+    series = max(file.series, key=lambda candidate: int(candidate.size))
+    rows, columns = series.keyframe.shape[:2]
+    others = [other.keyframe.shape for other in file.series if other is not series]
+    if not all(2 * shape[0] <= rows and 2 * shape[1] <= columns for shape in others):
         raise ImageError(
             f"{path}: found {len(sizes)} images of shapes {', '.join(map(str, sizes[:5]))}; expected one slice (y, x) or "
             "one stack (z, y, x). Save them as separate files."
         )
     slices = series.size // series.keyframe.size
-    if series.kind == "imagej" and series.dataoffset is None and len(file.pages) > slices:
+    if series.kind in ("imagej", "ome") and len(file.series) == 1 and len(file.pages) > slices:
         raise ImageError(
             f"{path}: its description speaks of {slices} slices, but there are {len(file.pages)}. Which are meant "
             "cannot be known; export it again (in Fiji: File > Save As > Tiff)."
@@ -207,10 +218,6 @@ def _check_colours(path: Path, page: Any, samples: int, *, labels: bool) -> bool
 def _read_contiguous(path: Path, stored: np.dtype[Any], offset: int, layout: Layout, place: Place) -> NDArray[Any]:
     # mapped anew for each read, so that neither open files nor mapped memory grow with what was read
     return np.array(layout.read(np.memmap(path, stored, "r", offset, layout.shape), place))
-
-
-def _keep_decoded(path: Path, pages: list[Any], labels: bool) -> Any:
-    return functools.lru_cache(KEPT_SLICES)(lambda number: _decode_page(path, pages[number], labels))
 
 
 def _read_pages(layout: Layout, decode: Any, place: Place) -> NDArray[Any]:
@@ -257,12 +264,14 @@ def merge_colours(path: Path, colours: NDArray[Any], *, labels: bool) -> NDArray
 
     Args:
         path: The file, for the message.
-        colours: Shape (y, x, samples), red, green, blue and opacity if there are 4, grey and opacity if there are 2.
+        colours: Shape (y, x), returned as it is, or (y, x, samples): 3 colours or 1 grey, and opacity if there are 4 or 2.
         labels: They are class ids, for the message.
 
     Raises:
         ImageError: The colours differ, or pixels are transparent.
     """
+    if colours.ndim == 2:
+        return colours
     samples = colours.shape[-1]
     greys = colours[..., : samples - 1 if samples in (2, 4) else samples]
     remedy = LABELS_REMEDY if labels else GREY_REMEDY

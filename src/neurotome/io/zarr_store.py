@@ -95,8 +95,7 @@ def open_or_create(
     chunks = tuple(block if chunk is None else chunk)
     if (root / path / "zarr.json").exists():
         array = zarr.open_array(store, path=path, mode="r+").with_config(ALL_FILES)
-        found = (array.shape, array.dtype, array.chunks, array.shards)
-        if found != (tuple(shape), dtype, chunks, shards):
+        if (array.shape, array.dtype, array.chunks, array.shards) != (tuple(shape), dtype, chunks, shards):
             raise RunError(
                 f"{root / path}: found an array of shape {array.shape}, {array.dtype}, in blocks of "
                 f"{array.shards or array.chunks}; expected {tuple(shape)}, {dtype}, {tuple(block)}. It was begun by another "

@@ -1,33 +1,18 @@
-"""Classifier: a table of features in, class probabilities out; all that is left of a learner once it is trained."""
+"""Classifiers: a table of features in, class probabilities out; all that is left of a learner once it is trained.
+
+`predict` of each returns class probabilities, float32, shape (classes it has seen, pixels), for features, float32, shape
+(features, pixels); it may be called from several threads at once.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-Arrays = Mapping[str, NDArray[Any]]
-
-
-class Classifier(Protocol):
-    """What classifies pixels by their features; from several threads at once."""
-
-    @property
-    def kind(self) -> str:
-        """Name under which it is saved."""
-        ...
-
-    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns class probabilities, float32, shape (classes it has seen, pixels), for features (features, pixels)."""
-        ...
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Returns arrays that hold all of it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -41,28 +26,10 @@ class Linear:
 
     weights: NDArray[np.float32]
     bias: NDArray[np.float32]
-    kind = "linear"
 
     def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns the softmax of the linear scores; see `Classifier`."""
+        """Returns the softmax of the linear scores."""
         return _softmax(self.weights @ features + self.bias[:, None])
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Returns weights and bias."""
-        return {"weights": self.weights, "bias": self.bias}
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays, features: int, classes: int) -> Linear:
-        """Rebuilds it, and checks what a stranger may have written.
-
-        Raises:
-            ValueError: A shape, dtype or number cannot be right.
-        """
-        linear = cls(_take(arrays, "weights", np.float32), _take(arrays, "bias", np.float32))
-        if linear.weights.shape != (classes, features) or linear.bias.shape != (classes,):
-            raise ValueError(f"weights of shape {linear.weights.shape} for {features} features and {classes} classes")
-        _check_finite(linear.weights, linear.bias)
-        return linear
 
 
 @dataclass(frozen=True)
@@ -94,10 +61,9 @@ class Trees:
     adds_to: NDArray[np.int32]
     base: NDArray[np.float32]
     features: int
-    kind = "trees"
 
     def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns the mean of a forest's leaves, or the softmax of what boosted trees add up to; see `Classifier`."""
+        """Returns the mean of a forest's leaves, or the softmax of what boosted trees add up to."""
         pixels = features.shape[1]
         table = features.T
         if not self.base.size:
@@ -111,21 +77,6 @@ class Trees:
             scores[target] += values[tree.apply(table), 0]
         return _softmax(scores)
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Returns the nodes."""
-        return {name: getattr(self, name) for name in _TREE_ARRAYS}
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays, features: int, classes: int) -> Trees:
-        """Rebuilds the trees, and checks what a stranger may have written.
-
-        Raises:
-            ValueError: An array cannot be right; nothing is walked before that is sure.
-        """
-        trees = cls(**{name: _take(arrays, name, dtype) for name, dtype in _TREE_ARRAYS.items()}, features=features)
-        _check_trees(trees, classes)
-        return trees
-
     @functools.cached_property
     def _walkers(self) -> list[tuple[Any, NDArray[np.float32]]]:
         """Per tree what walks it, and the values of its nodes."""
@@ -133,24 +84,54 @@ class Trees:
         return [(_build_walker(self, span), self.values[span]) for span in spans]
 
 
-_TREE_ARRAYS: dict[str, Any] = {
-    "starts": np.int64,
-    "left": np.int32,
-    "right": np.int32,
-    "feature": np.int32,
-    "threshold": np.float64,
-    "values": np.float32,
-    "adds_to": np.int32,
-    "base": np.float32,
+Classifier = Linear | Trees
+
+KINDS: dict[str, type[Classifier]] = {"linear": Linear, "trees": Trees}
+"""Names under which they are saved."""
+
+DTYPES: dict[str, dict[str, Any]] = {
+    "linear": {"weights": np.float32, "bias": np.float32},
+    "trees": {
+        "starts": np.int64,
+        "left": np.int32,
+        "right": np.int32,
+        "feature": np.int32,
+        "threshold": np.float64,
+        "values": np.float32,
+        "adds_to": np.int32,
+        "base": np.float32,
+    },
 }
+"""The arrays of each, as they are saved."""
 
 
-def _take(arrays: Arrays, name: str, dtype: Any) -> NDArray[Any]:
-    """Returns an array of a file as it is: another dtype could be cast to numbers that look right, 2**32 + 1 to 1."""
-    array = arrays[name]
-    if array.dtype != dtype:
-        raise ValueError(f"{name} of dtype {array.dtype}; expected {np.dtype(dtype)}")
-    return array
+def list_arrays(classifier: Classifier) -> tuple[str, dict[str, NDArray[Any]]]:
+    """Returns the name of its kind and arrays that hold all of a classifier."""
+    kind = next(kind for kind, built in KINDS.items() if isinstance(classifier, built))
+    return kind, {name: getattr(classifier, name) for name in DTYPES[kind]}
+
+
+def rebuild(kind: str, arrays: Mapping[str, NDArray[Any]], features: int, classes: int) -> Classifier:
+    """Rebuilds a classifier from its arrays, and checks what a stranger may have written, before any is used.
+
+    Raises:
+        ValueError: A shape, dtype or number cannot be right.
+        KeyError: An array is missing, or the kind is not known.
+    """
+    for name, dtype in DTYPES[kind].items():
+        # another dtype could be cast to numbers that look right, such as 2**32 + 1 to 1
+        if arrays[name].dtype != dtype:
+            raise ValueError(f"{name} of dtype {arrays[name].dtype}; expected {np.dtype(dtype)}")
+    taken = {name: arrays[name] for name in DTYPES[kind]}
+    if kind == "trees":
+        trees = Trees(**taken, features=features)
+        _check_trees(trees, classes)
+        return trees
+    linear = Linear(**taken)
+    if linear.weights.shape != (classes, features) or linear.bias.shape != (classes,):
+        raise ValueError(f"weights of shape {linear.weights.shape} for {features} features and {classes} classes")
+    _check_finite(linear.weights, linear.bias)
+    return linear
 
 
 def _build_walker(trees: Trees, span: slice) -> Any:

@@ -23,7 +23,7 @@ MOST_GROUPS = 120
 def measure_importance(
     predictor: PixelPredictor, dataset: Dataset, seed: int = 0, pixels_per_class: int = PIXELS_PER_CLASS
 ) -> dict[str, Any]:
-    """Measures how much macro F1 falls when a feature's values are shuffled among pixels.
+    """Measures how much macro F1 falls when a feature's values are shuffled among drawn pixels.
 
     Permutation importance, Breiman (2001), doi:10.1023/A:1010933404324. Features that say the same as others seem
     unimportant, because the others stand in for them; so importances compare, they do not add up.
@@ -51,14 +51,9 @@ def measure_importance(
 def shuffle_features(
     predictor: PixelPredictor, table: NDArray[np.float32], labels: NDArray[np.uint8], names: Sequence[str], seed: int
 ) -> dict[str, Any]:
-    """Shuffles one feature after another; see `measure_importance`.
+    """Shuffles one feature after another, table (features, pixels), labels (pixels,); see `measure_importance`.
 
-    Args:
-        predictor: Trained.
-        table: Features, shape (features, pixels).
-        labels: Class ids, shape (pixels,).
-        names: Of the features; where there are many, those that differ only in the number at their end are one group.
-        seed: Seed of the shuffling.
+    Where there are many features, those whose names differ only in the number at their end are one group.
     """
     groups: dict[str, list[int]] = {}
     for i, name in enumerate(names):

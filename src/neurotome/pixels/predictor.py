@@ -112,7 +112,8 @@ class PixelPredictor:
                     )
                 target[(self.seen, *window)] = shares.reshape(-1, *features.shape[1:])
 
-            run_windows(fill, list_windows(height, width, self.extractor.window))
+            for _ in iterate_windows(fill, list_windows(height, width, self.extractor.window)):
+                pass
         return probs
 
 
@@ -125,18 +126,12 @@ def list_windows(height: int, width: int, edge: int) -> list[Window]:
     ]
 
 
-def run_windows(work: Any, windows: list[Window]) -> None:
-    """Calls `work` with every window, in as many threads as this process may use cores.
+def iterate_windows(work: Any, windows: list[Window]) -> Iterator[Any]:
+    """Yields what `work` returns for every window, in their order, in as many threads as this process may use cores.
 
     Within a thread the matrix products are single-threaded: threads over windows are the better ones, and more of both would
     only wait for each other.
     """
-    for _ in iterate_windows(work, windows):
-        pass
-
-
-def iterate_windows(work: Any, windows: list[Window]) -> Iterator[Any]:
-    """Yields what `work` returns for every window, in their order; see `run_windows`."""
     from threadpoolctl import threadpool_limits
 
     workers = min(count_cores(), len(windows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -122,40 +123,28 @@ class LabelledPixels:
                 for i in np.flatnonzero(asked):
                     places = np.flatnonzero(truth == i)
                     picked.reshape(-1)[rng.choice(places, asked[i], replace=False, shuffle=False)] = True
-                yield from _compute_slice(cutout, z, truth, picked, self.extractor, self.normalization)
+                yield from self._compute_slice(cutout, z, truth, picked)
+
+    def _compute_slice(
+        self, cutout: Cutout, z: int, truth: NDArray[np.uint8], picked: NDArray[np.bool_]
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+        """Yields the features of the picked pixels of a slice."""
+        extractor, scale = self.extractor, self.normalization.scale_for(cutout.volume)
+        tile, margin = -(-TILE // extractor.stride) * extractor.stride, extractor.halo
+        for block in plan_blocks(picked.shape, (tile, tile), (margin, margin), (extractor.stride,) * 2):
+            if not picked[block.core].any():
+                continue
+            patch = scale.apply(cutout.volume.read_context(z, extractor.in_channels, *block.read))
+            # in the block's own pixels
+            chosen, classes = np.zeros(patch.shape[1:], bool), np.zeros(patch.shape[1:], np.uint8)
+            chosen[block.crop], classes[block.crop] = picked[block.core], truth[block.core]
+            windows = [w for w in list_windows(patch.shape[1], patch.shape[2], extractor.window) if chosen[w].any()]
+            pick = functools.partial(_pick, extractor.prepare(patch), chosen, classes)
+            yield from iterate_windows(pick, windows)
 
 
-def _compute_slice(
-    cutout: Cutout,
-    z: int,
-    truth: NDArray[np.uint8],
-    picked: NDArray[np.bool_],
-    extractor: Extractor,
-    normalization: Normalization,
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
-    """Yields the features of the picked pixels of a slice."""
-    scale = normalization.scale_for(cutout.volume)
-    tile, margin = -(-TILE // extractor.stride) * extractor.stride, extractor.halo
-    for block in plan_blocks(picked.shape, (tile, tile), (margin, margin), (extractor.stride,) * 2):
-        if not picked[block.core].any():
-            continue
-        patch = scale.apply(cutout.volume.read_context(z, extractor.in_channels, *block.read))
-        prepared = extractor.prepare(patch)
-        # in the block's own pixels
-        crop = block.crop
-        chosen = np.zeros(patch.shape[1:], bool)
-        chosen[crop] = picked[block.core]
-        classes = np.zeros(patch.shape[1:], np.uint8)
-        classes[crop] = truth[block.core]
-        windows = [w for w in list_windows(patch.shape[1], patch.shape[2], extractor.window) if chosen[w].any()]
-
-        def pick(
-            window: Window,
-            prepared: Prepared = prepared,
-            chosen: NDArray[np.bool_] = chosen,
-            classes: NDArray[np.uint8] = classes,
-        ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-            here = chosen[window]
-            return prepared.read(*window)[:, here].T, classes[window][here]
-
-        yield from iterate_windows(pick, windows)
+def _pick(
+    prepared: Prepared, chosen: NDArray[np.bool_], classes: NDArray[np.uint8], window: Window
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Returns the features, shape (pixels, features), and the classes of the chosen pixels of a window."""
+    return prepared.read(*window)[:, chosen[window]].T, classes[window][chosen[window]]

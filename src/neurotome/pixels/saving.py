@@ -17,19 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.errors import ModelError, unknown
+from neurotome.errors import ModelError, show, unknown
 from neurotome.features import EncoderSettings, Extractor, FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.encoder import EncoderFeatures, freeze
 from neurotome.models.model_folder import find_model, load_weights, read_settings, write_parts
 from neurotome.models.networks import build_network
 from neurotome.models.stored_model import FORMAT, PIXELS, StoredModel, read_model, read_whole, refuse_damaged
-from neurotome.pixels.classifiers import Linear, Trees
+from neurotome.pixels.classifiers import KINDS, list_arrays, rebuild
 from neurotome.pixels.predictor import PixelPredictor
 
 MOST_CLASSES = 255
 """Outputs of the network that an encoder is taken from, as many as a `ClassSet` may have."""
-
-CLASSIFIERS: dict[str, type[Linear | Trees]] = {"linear": Linear, "trees": Trees}
 
 
 def save_pixels(predictor: PixelPredictor, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
@@ -43,11 +41,12 @@ def save_pixels(predictor: PixelPredictor, folder: Path, facts: Mapping[str, Any
     from safetensors.numpy import save_file
 
     extractor = predictor.extractor
-    arrays = {f"classifier.{name}": np.ascontiguousarray(array) for name, array in predictor.classifier.to_arrays().items()}
+    classifier, named = list_arrays(predictor.classifier)
+    arrays = {f"classifier.{name}": np.ascontiguousarray(array) for name, array in named.items()}
     description = {
         "format": FORMAT,
         "kind": PIXELS,
-        "classifier": predictor.classifier.kind,
+        "classifier": classifier,
         "features": dataclasses.asdict(predictor.settings),
         "classes": predictor.classes.to_json(),
         "normalization": predictor.normalization.to_json(),
@@ -100,17 +99,17 @@ def build_pixels(stored: StoredModel, device: str = "cpu") -> PixelPredictor:
         )
         if (extractor.halo, extractor.in_channels) != (stored.halo, content["in_channels"]):
             raise ValueError(f"features of halo {stored.halo} and {content['in_channels']} channels")
+        if not all(type(index) is int for index in content["seen"]):
+            raise ValueError(f"seen classes {show(content['seen'])}; expected whole numbers")
         seen = np.asarray(content["seen"], np.int64)
         weights = np.asarray(content["weights"], np.float32)
         if not seen.size or seen.min() < 0 or seen.max() >= len(stored.classes) or (np.diff(seen) <= 0).any():
             raise ValueError(f"seen classes {seen.tolist()} of {len(stored.classes)}")
         if weights.shape != seen.shape or not (np.isfinite(weights) & (weights > 0)).all():
             raise ValueError("weights of classes that are not positive numbers")
-        if content["classifier"] not in CLASSIFIERS:
-            raise ModelError(f"{folder / 'model.json'}: {unknown('classifier', str(content['classifier']), CLASSIFIERS)}")
-        classifier = CLASSIFIERS[content["classifier"]].from_arrays(
-            _pick(stored.tensors, "classifier."), len(extractor.names), len(seen)
-        )
+        if content["classifier"] not in KINDS:
+            raise ModelError(f"{folder / 'model.json'}: {unknown('classifier', str(content['classifier']), KINDS)}")
+        classifier = rebuild(content["classifier"], _pick(stored.tensors, "classifier."), len(extractor.names), len(seen))
         return PixelPredictor(
             stored.classes,
             stored.normalization,

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -16,24 +13,25 @@ import yaml
 
 from neurotome.atomic import write_text
 from neurotome.classes import ClassSet
-from neurotome.datasets.base import SPLITS, Dataset
+from neurotome.datasets.base import Dataset
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import RunError
 from neurotome.report.slides import ERROR, Slide, encode_layers, find_errors, load_slides, rank_images, read_beside, spread
+from neurotome.report.verdict import TELLING, Scores, verdict
+from neurotome.runs import Run
+from neurotome.runs.run import CONFIG
 
 SLIDES = 8
 EXAMPLES = 3
 EXTREMES = 5
-FIRST_SPLITS = ("test", "val", "train")
-"""Splits by how much their scores say."""
 
 
 def build_report(
-    run: Path,
+    run: Path | Run,
     dataset: Dataset,
     *,
-    comparisons: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]] | None = None,
-    seeds: Sequence[Mapping[str, Any]] = (),
+    comparisons: Mapping[str, Scores | Sequence[Scores]] | None = None,
+    seeds: Sequence[Scores] = (),
     title: str | None = None,
 ) -> Path:
     """Writes `run/report.html`, one page that needs no other file and no network, and `run/figures/*.png`.
@@ -41,7 +39,7 @@ def build_report(
     What a run folder lacks, as that of a baseline lacks a training curve, the page leaves out; scores it must have.
 
     Args:
-        run: Run folder.
+        run: A run, or its folder.
         dataset: What it was trained and scored on.
         comparisons: Scores of other methods by their name, each like `scores/<split>.json`, or those of several seeds, which
             are shown as their mean and range. All are of one split; this run's scores of it stand beside them.
@@ -56,38 +54,38 @@ def build_report(
             this run's name or other images.
         ImageError: A prediction is missing or damaged.
     """
-    scores = _read_scores(run, dataset.classes)
+    opened = run if isinstance(run, Run) else Run.open(run)
+    scores = _read_scores(opened, dataset.classes)
     split = next(iter(scores))
-    config = _read_config(run)
-    training = _read_json(run / "training.json") or {}
-    environment = _read_json(run / "environment.json") or {}
-    rows = _read_metrics(run / "metrics.csv")
+    record = opened.read_record()
+    config = opened.read_config()
+    environment = opened.read_environment() or {}
     statistics = measure_dataset(dataset)
     ranked = rank_images(scores[split])
     slides = []
-    if (run / "predictions" / split).is_dir():
-        slides = load_slides(run, dataset, split, spread(ranked, SLIDES))
-    method = name_method(config, run)
+    if opened.predictions(split).is_dir():
+        slides = load_slides(opened, dataset, split, spread(ranked, SLIDES))
+    method = record.method if record else opened.folder.resolve().name
     if comparisons and method in comparisons:
         raise RunError(f"comparisons: {method!r} is this run's own name; give the other method another one.")
-    importance = _read_json(run / "importance.json")
-    compared = _gather(run, method, scores, comparisons or {}, seeds)
+    importance = opened.read_importance()
+    compared = _gather(opened, method, scores, comparisons or {}, seeds)
     page = _fill_template(
         title=title or f"{method} on {dataset.name}",
-        run=run.resolve().name,
+        run=opened.folder.resolve().name,
         method=method,
         dataset=dataset,
         chips=_list_chips(dataset.classes),
         split=split,
         scores=scores,
-        training=training,
+        verdict=verdict(opened, comparisons),
+        training=opened.read_training() or {},
         environment=environment,
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
-        commands=_list_commands(run, config, environment),
+        commands=_list_commands(opened, config, environment),
         compared=_summarise(compared),
         compared_on=next(iter(compared.values()))[0] if compared else {},
-        figures=_draw_figures(run, dataset.classes, scores[split], rows, statistics, slides, compared)
-        | _draw_pixels(run, dataset, split, slides, importance),
+        figures=_draw_figures(opened, dataset, scores[split], statistics, slides, compared, importance),
         importance=importance,
         statistics=statistics,
         worst=ranked[:EXTREMES] if len(ranked) > 2 * EXTREMES else ranked,
@@ -97,57 +95,54 @@ def build_report(
         slides=[{"slide": slide, "layers": encode_layers(slide, dataset.classes)} for slide in slides],
         version=metadata.version("neurotome"),
     )
-    write_text(run / "report.html", page)
-    return run / "report.html"
+    write_text(opened.report, page)
+    return opened.report
 
 
-def _read_scores(run: Path, classes: ClassSet) -> dict[str, dict[str, Any]]:
+def _read_scores(run: Run, classes: ClassSet) -> dict[str, Scores]:
     """Returns the scores of every split that has them, the most telling first."""
-    found = {split: _read_json(run / "scores" / f"{split}.json") for split in FIRST_SPLITS}
-    scores = {split: one for split, one in found.items() if one is not None}
+    read = {split: run.read_scores(split) for split in TELLING}
+    scores: dict[str, Scores] = {split: content for split, content in read.items() if content is not None}
     if not scores:
-        raise RunError(
-            f"{run}: found no scores/<split>.json for any of {', '.join(SPLITS)}, so there is nothing to report; give the "
-            "run's neurotome train command again to finish it."
-        )
-    for split, one in scores.items():
-        if tuple(one.get("classes", ())) != classes.names:
+        raise RunError(f"{run}: found no scores, so there is nothing to report; give the run's command again to finish it.")
+    for split, single in scores.items():
+        if tuple(single["classes"]) != classes.names:
             raise RunError(
-                f"{run / 'scores' / f'{split}.json'}: scores of the classes {', '.join(map(str, one.get('classes', ())))}, "
-                f"but the dataset has {', '.join(classes.names)}. Give the dataset that the run was scored on."
+                f"{run}: the scores of split {split} are of the classes {', '.join(single['classes'])}, but the dataset "
+                f"has {', '.join(classes.names)}. Give the dataset that the run was scored on."
             )
     return scores
 
 
 def _gather(
-    run: Path,
+    run: Run,
     method: str,
-    scores: Mapping[str, Mapping[str, Any]],
-    comparisons: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]],
-    seeds: Sequence[Mapping[str, Any]],
-) -> dict[str, list[Mapping[str, Any]]]:
+    scores: Mapping[str, Scores],
+    comparisons: Mapping[str, Scores | Sequence[Scores]],
+    seeds: Sequence[Scores],
+) -> dict[str, list[Scores]]:
     """Returns the scores of the runs of each method, this run's own first; none if there is nothing to compare with.
 
     Raises:
         RunError: They are not all of one split of one dataset, or this run has no scores of it.
     """
-    others = {name: [found] if isinstance(found, Mapping) else list(found) for name, found in comparisons.items()}
-    given = [*seeds, *(one for found in others.values() for one in found)]
+    others = {name: [given] if isinstance(given, Mapping) else list(given) for name, given in comparisons.items()}
+    given = [*seeds, *(content for runs in others.values() for content in runs)]
     if not given:
         return {}
-    splits = {(one["dataset"], one["split"]) for one in given}
+    splits = {(content["dataset"], content["split"]) for content in given}
     dataset, split = next(iter(splits))
     if len(splits) > 1 or split not in scores or scores[split]["dataset"] != dataset:
-        there = ", ".join(f"{name} {part}" for name, part in sorted(splits))
-        own = ", ".join(f"{one['dataset']} {part}" for part, one in scores.items())
+        asked = ", ".join(f"{dataset} {split}" for dataset, split in sorted(splits))
+        own = ", ".join(f"{content['dataset']} {split}" for split, content in scores.items())
         raise RunError(
-            f"comparisons: scores of {there}, and this run ({run}) has those of {own}. Give scores of one split, which the "
+            f"comparisons: scores of {asked}, and this run ({run}) has those of {own}. Give scores of one split, which the "
             "run has too: others say nothing beside each other."
         )
     return {method: [scores[split], *seeds], **others}
 
 
-def _summarise(compared: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def _summarise(compared: Mapping[str, Sequence[Scores]]) -> list[dict[str, Any]]:
     """Returns the rows of the comparison's table: the heights and whiskers of the figure, as numbers."""
     from neurotome.figures.methods import KEYS, MEANS, summarise
 
@@ -169,133 +164,65 @@ def _summarise(compared: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict
     return rows
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} is no valid JSON ({error}); delete it and give the run's command again.") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path} holds a {type(content).__name__}; expected a JSON object. Delete it and run again.")
-    return content
-
-
-def _read_config(run: Path) -> dict[str, Any]:
-    path = run / "config.yaml"
-    if not path.is_file():
-        return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is no valid YAML ({error}); restore it, or train into a new folder.") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path} holds no settings; restore it, or train into a new folder.")
-    return content
-
-
-def _read_metrics(path: Path) -> list[dict[str, float | None]]:
-    if not path.is_file():
-        return []
-    try:
-        table = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
-        return [{key: float(value) if value else None for key, value in row.items()} for row in table]
-    except (csv.Error, TypeError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read as a table of numbers ({error}); delete it to report without it.") from error
-
-
-def name_method(config: Mapping[str, Any], run: Path) -> str:
-    """Returns what a run's method is called: by its settings, or by its folder where it has none."""
-    if {"learner", "features"} <= set(config):
-        encoder = config.get("encoder") or {}
-        if config["features"] == "encoder" and not encoder.get("model"):
-            return f"{config['learner']} on {encoder.get('name')} with weights {encoder.get('weights')}"
-        return f"{config['learner']} on {config['features']}"
-    model = config.get("model")
-    if isinstance(model, dict) and {"decoder", "encoder"} <= set(model):
-        return f"{model['decoder']}, {model['encoder']}"
-    return run.resolve().name
-
-
-def _list_commands(run: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> list[dict[str, str]]:
+def _list_commands(run: Run, config: Mapping[str, Any], environment: Mapping[str, Any]) -> list[dict[str, str]]:
     commands = []
     if environment.get("command"):
         commands.append({"what": "As it was given", "text": str(environment["command"])})
-    if {"dataset", "model", "train"} <= set(config):
-        text = shlex.join(["neurotome", "train", "--config", str(run / "config.yaml"), "--out", f"{run}-again"])
-        commands.append({"what": "From the complete settings, into a new folder", "text": text})
-    if {"dataset", "learner", "features"} <= set(config):
-        text = shlex.join(["neurotome", "baseline", "--config", str(run / "config.yaml"), "--out", f"{run}-again"])
+    if config:
+        command = "train" if "train" in config else "baseline"
+        text = shlex.join(["neurotome", command, "--config", str(run.folder / CONFIG), "--out", f"{run}-again"])
         commands.append({"what": "From the complete settings, into a new folder", "text": text})
     return commands
 
 
 def _draw_figures(
-    run: Path,
-    classes: ClassSet,
-    scores: Mapping[str, Any],
-    rows: Sequence[Mapping[str, float | None]],
+    run: Run,
+    dataset: Dataset,
+    scores: Scores,
     statistics: Mapping[str, Any],
     slides: Sequence[Slide],
-    compared: Mapping[str, Sequence[Mapping[str, Any]]],
+    compared: Mapping[str, Sequence[Scores]],
+    importance: Mapping[str, Any] | None,
 ) -> dict[str, dict[str, Any]]:
-    """Draws into `run/figures/`; returns each picture by its name."""
+    """Draws into the run's folder of figures; returns each picture by its name."""
     from neurotome import figures
 
+    classes = dataset.classes
+    first = next(iter(statistics["splits"]))
     drawn = {
         "class_scores": figures.plot_class_scores(scores, classes),
         "confusion": figures.plot_confusion(scores, classes),
         "class_shares": figures.plot_class_shares(statistics, classes),
+        f"histograms_{first}": figures.plot_histograms(statistics, first, classes),
     }
-    first = next(iter(statistics["splits"]))
-    drawn[f"histograms_{first}"] = figures.plot_histograms(statistics, first, classes)
-    if rows:
+    if rows := run.read_metrics():
         drawn["training"] = figures.plot_training(rows, classes)
     if compared:
         drawn["methods"] = figures.plot_methods(compared)
-    if slides:
-        drawn["examples"] = figures.plot_examples(
-            [
-                figures.Example(f"{slide.name}\nmacro F1 {slide.macro_f1:.3f}", slide.grey, slide.truth, slide.predicted)
-                for slide in spread(slides, EXAMPLES)
-            ],
-            classes,
-        )
-    pictures = {}
-    for name, figure in drawn.items():
-        path = run / "figures" / f"{name}.png"
-        figures.save_figure(figure, path)
-        pictures[name.partition("_")[0] if name.startswith("histograms") else name] = _embed(path)
-    return pictures
-
-
-def _draw_pixels(
-    run: Path, dataset: Dataset, split: str, slides: Sequence[Slide], importance: Mapping[str, Any] | None
-) -> dict[str, dict[str, Any]]:
-    """Draws what a pixel classifier relies on and where it is unsure, if the run folder says so."""
-    from neurotome import figures
-
-    drawn = {}
     if importance is not None:
         drawn["importance"] = figures.plot_importance(importance)
-    maps = run / "uncertainty" / split
-    if slides and maps.is_dir():
-        classes = dataset.classes
-        examples = [
+    shown = [(slide, f"{slide.name}\nmacro F1 {slide.macro_f1:.3f}") for slide in spread(slides, EXAMPLES)]
+    if shown:
+        examples = [figures.Example(name, slide.grey, slide.truth, slide.predicted) for slide, name in shown]
+        drawn["examples"] = figures.plot_examples(examples, classes)
+    maps = run.uncertainty(scores["split"])
+    if shown and maps.is_dir():
+        unsure = [
             (
-                f"{slide.name}\nmacro F1 {slide.macro_f1:.3f}",
+                name,
                 slide.grey,
                 slide.truth != classes.ignore,
                 find_errors(slide.truth, slide.predicted, classes),
-                read_beside(maps, dataset, split, slide),
+                read_beside(maps, slide),
             )
-            for slide in spread(slides, EXAMPLES)
+            for slide, name in shown
         ]
-        drawn["uncertainty"] = figures.plot_uncertainty(examples, len(classes))
+        drawn["uncertainty"] = figures.plot_uncertainty(unsure, len(classes))
     pictures = {}
     for name, figure in drawn.items():
-        figures.save_figure(figure, run / "figures" / f"{name}.png")
-        pictures[name] = _embed(run / "figures" / f"{name}.png")
+        path = run.figures / f"{name}.png"
+        figures.save_figure(figure, path)
+        pictures["histograms" if name.startswith("histograms") else name] = _embed(path)
     return pictures
 
 
@@ -322,17 +249,18 @@ def _fill_template(**content: Any) -> str:
     return environment.get_template("template.html.j2").render(content)
 
 
-def _list_chips(classes: ClassSet) -> list[dict[str, str]]:
+def _list_chips(classes: ClassSet) -> list[dict[str, Any]]:
     """Returns name and colour of each class, and its id where figures call it by more than its name."""
     from neurotome.figures import label_classes
-    from neurotome.figures.style import bar_colours
+    from neurotome.figures.style import bar_colours, painted_ids
 
     chips = zip(classes.names, label_classes(classes), bar_colours(classes), strict=True)
     return [
         {
             "name": name,
             "colour": _to_css(*(round(255 * part) for part in colour)),
-            "id": "" if label == name else str(number),
+            "id": "" if label == name else str(number + classes.first_id),
+            "painted": number in painted_ids(classes),
         }
         for number, (name, label, colour) in enumerate(chips)
     ]

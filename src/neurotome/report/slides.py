@@ -16,6 +16,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import ImageError, RunError
 from neurotome.io.images import find_image, read_labels
+from neurotome.runs import Run
 from neurotome.volume import to_display
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ class Slide:
         truth: Shape (y, x), class ids or the ignore value.
         predicted: Shape (y, x), class ids.
         size: Pixels (y, x) of the whole slice.
+        place: Name of the image and its slice z.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Slide:
     truth: NDArray[np.uint8]
     predicted: NDArray[np.uint8]
     size: tuple[int, int]
+    place: tuple[str, int] = ("", 0)
 
     @property
     def cropped(self) -> bool:
@@ -57,7 +60,7 @@ def rank_images(scores: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Returns name and macro F1 of every image that has one, the worst first."""
     single = scores["per_image"]
     scored = [(n, f1) for n, f1 in zip(single["name"], single["macro_f1"], strict=True) if f1 is not None]
-    return sorted(scored, key=lambda found: found[1])
+    return sorted(scored, key=lambda image: image[1])
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
@@ -66,11 +69,11 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[i * (len(items) - 1) // max(1, count - 1)] for i in range(count)]
 
 
-def load_slides(run: Path, dataset: Dataset, split: str, chosen: Sequence[tuple[str, float]]) -> list[Slide]:
+def load_slides(run: Run, dataset: Dataset, split: str, chosen: Sequence[tuple[str, float]]) -> list[Slide]:
     """Reads images, ground truth and predictions of slices.
 
     Args:
-        run: Has `predictions/<split>/`.
+        run: Has predictions of the split.
         dataset: What was predicted.
         split: Which images.
         chosen: Name and macro F1 of the slices, as in the scores.
@@ -95,7 +98,7 @@ def load_slides(run: Path, dataset: Dataset, split: str, chosen: Sequence[tuple[
                 "have. Give the dataset that the run was scored on, or score it again."
             )
         cutout, z = places[name]
-        path = find_image(run / "predictions" / split, cutout.name)
+        path = find_image(run.predictions(split), cutout.name)
         stored, classes = read_labels(path), dataset.classes
         if stored.shape != cutout.volume.shape:
             raise RunError(
@@ -118,28 +121,27 @@ def load_slides(run: Path, dataset: Dataset, split: str, chosen: Sequence[tuple[
                 cutout.read_labels(z, rows, columns),
                 classes.from_stored(stored[z, rows, columns]),
                 (height, width),
+                (cutout.name, z),
             )
         )
     return slides
 
 
-def read_beside(folder: Path, dataset: Dataset, split: str, slide: Slide) -> NDArray[np.uint8]:
+def read_beside(folder: Path, slide: Slide) -> NDArray[np.uint8]:
     """Reads the part of an image in `folder`, of the same names as the predictions, that a slide shows.
 
     Raises:
         ImageError: It is missing, cannot be read, or does not fit the slide.
     """
-    deep = {c.name for c in dataset.split(split) if c.volume.shape[0] > 1}
-    name, _, z = slide.name.rpartition("/")
-    stacked = name in deep
-    path = find_image(folder, name if stacked else slide.name)
-    found = read_labels(path)[int(z) if stacked else 0]  # as they are: of a sure classifier all are 0
-    if found.shape != slide.size or found.dtype != np.uint8:
+    name, z = slide.place
+    path = find_image(folder, name)
+    plane = read_labels(path)[z]  # not as a grey image, for of a sure classifier all are 0
+    if plane.shape != slide.size or plane.dtype != np.uint8:
         raise ImageError(
-            f"{path}: {found.dtype} of shape {found.shape}; expected uint8 of shape {slide.size}. Delete the run's "
+            f"{path}: {plane.dtype} of shape {plane.shape}; expected uint8 of shape {slide.size}. Delete the run's "
             "scores and give its command again."
         )
-    shown: NDArray[np.uint8] = found[_middle(slide.size[0]), _middle(slide.size[1])]
+    shown: NDArray[np.uint8] = plane[_middle(slide.size[0]), _middle(slide.size[1])]
     return shown
 
 
@@ -152,19 +154,20 @@ def find_errors(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], classes:
 def encode_layers(slide: Slide, classes: ClassSet) -> dict[str, str]:
     """Returns the image and its transparent layers as data URLs.
 
-    The image is a JPEG, which keeps the page small; layers are PNG, so that no pixel gets a colour of no class. Class 0
-    and what is no error are transparent; pixels without a label are grey.
+    The image is a JPEG, which keeps the page small; layers are PNG, so that no pixel gets a colour of no class. The
+    background and what is no error are transparent; pixels without a label are grey.
 
     Returns:
         `image`, `truth`, `predicted` and `errors`.
     """
     colours = classes.paint(np.arange(256))
+    background = {"transparency": 0} if classes.first_id == 0 else {}
     errors = find_errors(slide.truth, slide.predicted, classes).astype(np.uint8)
     return {
         "image": _encode_grey(slide.grey),
-        "truth": _encode_layer(slide.truth, colours),
-        "predicted": _encode_layer(slide.predicted, colours),
-        "errors": _encode_layer(errors, np.full((256, 3), ERROR, np.uint8)),
+        "truth": _encode_layer(slide.truth, colours, background),
+        "predicted": _encode_layer(slide.predicted, colours, background),
+        "errors": _encode_layer(errors, np.full((256, 3), ERROR, np.uint8), {"transparency": 0}),
     }
 
 
@@ -181,12 +184,12 @@ def _encode_grey(grey: NDArray[np.uint8]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _encode_layer(values: NDArray[np.uint8], colours: NDArray[np.uint8]) -> str:
-    """Returns a PNG whose palette has a colour per value, shape (256, 3); 0 is transparent."""
+def _encode_layer(values: NDArray[np.uint8], colours: NDArray[np.uint8], transparent: Mapping[str, int]) -> str:
+    """Returns a PNG whose palette has a colour per value, shape (256, 3)."""
     from PIL import Image
 
     picture = Image.fromarray(np.ascontiguousarray(values))
     picture.putpalette(colours.tobytes())
     stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=True, transparency=0)
+    picture.save(stream, "PNG", optimize=True, **transparent)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

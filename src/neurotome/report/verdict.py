@@ -1,0 +1,170 @@
+"""verdict: what to do after a run, told from what was measured."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from neurotome.runs import Run
+
+RISEN = 0.01
+"""Macro F1 that counts as better: less is the noise between epochs."""
+
+WIDE = 0.1
+"""Width of a 95 % interval of macro F1 from which on most differences between methods drown in it."""
+
+TELLING = ("test", "val", "train")
+"""Splits by how much their scores say."""
+
+Scores = Mapping[str, Any]
+
+
+def verdict(run: Run, comparisons: Mapping[str, Scores | Sequence[Scores]] | None = None) -> list[str]:
+    """Returns what to do next, each in a sentence or two that say the numbers they rest on.
+
+    Args:
+        run: A run with scores.
+        comparisons: Scores of other methods by their name, or those of several seeds, as for `build_report`.
+
+    Returns:
+        Plain sentences; what was not measured is not spoken of.
+
+    Raises:
+        RunError: A file of the run cannot be read.
+    """
+    scored = {split: scores for split in TELLING if (scores := run.read_scores(split)) is not None}
+    if not scored:
+        return []
+    scores = next(iter(scored.values()))
+    config = run.read_config()
+    rows = run.read_metrics()
+    is_network = "train" in config
+    sentences = _judge_training(rows, config) if is_network else []
+    sentences += _judge_others(scores, comparisons or {})
+    if config and not comparisons:
+        other, command = ("random forest", "baseline") if is_network else ("network", "train")
+        out = f"{run.folder}-{other.split()[-1]}"
+        commands = [
+            ["neurotome", command, str(config["dataset"]), "--out", out],
+            ["neurotome", "compare", str(run.folder), out, "--out", f"{run.folder}-compared"],
+        ]
+        sentences.append(f"Is a {other} better? Try it: {' && '.join(map(shlex.join, commands))}")
+    return sentences + _judge_classes(scores) + _judge_images(scores)
+
+
+def _judge_training(rows: Sequence[Mapping[str, float | None]], config: Mapping[str, Any]) -> list[str]:
+    """Returns whether a network was trained too short, too long, or long enough, by validation macro F1."""
+    curve = [(row["val_macro_f1"], row["train_loss"]) for row in rows]
+    known = [(f1, loss) for f1, loss in curve if f1 is not None]
+    if not known or len(known) < len(curve):
+        return []
+    f1s = [f1 for f1, _ in known]
+    epochs = len(f1s)
+    last = math.ceil(epochs / 4)
+    longer = _say_longer(config, epochs)
+    if epochs < 4:
+        counted = _count(epochs, "epoch")
+        return [f"{counted} of training, validation macro F1 {max(f1s):.3f}: too few to tell where it ends. {longer}"]
+    best = max(range(epochs), key=lambda epoch: f1s[epoch])
+    before = max(f1s[:-last])
+    if f1s[best] - before >= RISEN:
+        return [
+            f"Still improving: validation macro F1 reached {before:.3f} in the first {epochs - last} of {epochs} and "
+            f"{f1s[best]:.3f} in the last {_count(last, 'epoch')}. {longer}"
+        ]
+    losses = [loss for _, loss in known]
+    first, end = losses[best], losses[-1]
+    if f1s[best] - f1s[-1] >= RISEN and first is not None and end is not None and end < first:
+        return [
+            f"Learned by heart: validation macro F1 was best in epoch {best + 1} of {epochs}, {f1s[best]:.3f}, and fell to "
+            f"{f1s[-1]:.3f} while the training loss fell from {first:.3f} to {end:.3f}. The weights of the best epoch are "
+            "kept; more labelled images or stronger augmentation help, longer training does not."
+        ]
+    return [
+        f"Trained long enough: validation macro F1 reached {before:.3f} in the first {epochs - last} of {epochs} and "
+        f"{max(f1s[-last:]):.3f} in the last {_count(last, 'epoch')}."
+    ]
+
+
+def _judge_others(scores: Scores, comparisons: Mapping[str, Scores | Sequence[Scores]]) -> list[str]:
+    """Returns how a run stands beside the best other method scored on the same split."""
+    own = scores["macro"]["f1"]
+    others = {}
+    for name, given in comparisons.items():
+        seeds = [given] if isinstance(given, Mapping) else list(given)
+        f1s = [seed["macro"]["f1"] for seed in seeds if seed["split"] == scores["split"]]
+        if f1s and None not in f1s:
+            others[name] = sum(f1s) / len(f1s)
+    if own is None or not others:
+        return []
+    name, best = max(others.items(), key=lambda other: other[1])
+    numbers = f"macro F1 {best:.3f} on split {scores['split']}, this run {own:.3f}"
+    interval = (scores["intervals"] or {}).get("macro_f1")
+    if interval and interval[0] <= best <= interval[1]:
+        return [f"No clear winner: {name} reaches {numbers}, whose 95 % interval is {interval[0]:.3f} to {interval[1]:.3f}."]
+    if best >= own:
+        return [f"{name} is better: {numbers}. Use it, or train this one longer."]
+    return [f"Better than {name}: it reaches {numbers}."]
+
+
+def _judge_classes(scores: Scores) -> list[str]:
+    """Returns which classes are never predicted though there are some, or have nothing to be scored on."""
+    missed, absent = [], []
+    for number, name in enumerate(scores["classes"]):
+        support = scores["per_class"][name]["support"]
+        if not support:
+            absent.append(name)
+        elif not any(row[number] for row in scores["confusion"]):
+            missed.append(f"{name} ({support:,} pixels)")
+    sentences = []
+    if missed:
+        sentences.append(
+            f"Never predicted in split {scores['split']}, though it has them: {_join(missed)}. Label more of them"
+            ", and look whether they can be told apart in the pictures at all."
+        )
+    if absent:
+        sentences.append(f"Not a pixel in split {scores['split']}, so nothing is known of them: {_join(absent)}.")
+    return sentences
+
+
+def _judge_images(scores: Scores) -> list[str]:
+    """Returns how far the images suffice to compare methods by."""
+    images = len(scores["per_image"]["name"])
+    counted = _count(images, "image")
+    interval = (scores["intervals"] or {}).get("macro_f1")
+    if interval is None:
+        return [f"Split {scores['split']} has {counted}, too few to say how sure these scores are. Label more of them."]
+    low, high = interval
+    if high - low < WIDE:
+        return []
+    return [
+        f"The 95 % interval of macro F1 is wide, {low:.3f} to {high:.3f} by {counted}: methods that differ by less than "
+        f"{high - low:.2f} cannot be ranked. Label more images for split {scores['split']}."
+    ]
+
+
+def _say_longer(config: Mapping[str, Any], epochs: int) -> str:
+    train = config["train"]
+    if train.get("max_time") and epochs < train["epochs"]:
+        option, now, value = "--train.max-time", train["max_time"], _double(str(train["max_time"]))
+    else:
+        option, now, value = "--train.epochs", train["epochs"], 2 * train["epochs"]
+    return f"Train longer: give the same command again, for the same folder, with {option} {value} (now {now})."
+
+
+def _double(duration: str) -> str:
+    """Returns a duration such as 90s, 1.5h or 120 twice as long, in the same unit."""
+    return re.sub(r"[\d.]+", lambda number: f"{2 * float(number[0]):g}", duration, count=1)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
+def _join(names: Sequence[str]) -> str:
+    """Returns up to ten names, and how many more there are."""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
