@@ -227,7 +227,10 @@ BAD_DATA = {
         lambda d: [(d / "labels" / "a.png").unlink(), tifffile.imwrite(d / "labels" / "a.tif", LABELS.astype(np.float32))],
         r"a\.tif.*float32.*uint8",
     ),
-    "RGB labels": (lambda d: png(d / "labels" / "a.png", np.stack([LABELS] * 3, -1)), r"a\.png.*(RGB|colour)"),
+    "RGB labels": (
+        lambda d: png(d / "labels" / "a.png", np.stack([LABELS, LABELS * 0, LABELS], -1)),
+        r"a\.png.*(RGB|colour)",
+    ),
     "truncated PNG": (lambda d: truncate(d / "images" / "a.png"), r"a\.png.*"),
     "truncated TIFF": (lambda d: truncate(replace_image(d, "tif", IMAGE)), r"a\.tif.*"),
     "truncated npy": (lambda d: truncate(replace_image(d, "npy", IMAGE)), r"a\.npy.*"),

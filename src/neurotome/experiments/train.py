@@ -71,8 +71,8 @@ def train_and_score(dataset: Dataset, name: str, out: Path, recipe: Recipe) -> R
     run = Run(out)
     longer = run.check(config, record, GROWING)
     # a damaged table of epochs is written again from the checkpoint, as a damaged summary is
-    whole = run.is_finished and redo_damaged(run.read_metrics)
-    module = None if whole and not longer else prepare(dataset, settled)
+    rows = redo_damaged(run.read_metrics)
+    module = None if run.is_finished and rows and not longer else prepare(dataset, settled)
     with run.claim(config, record, GROWING):
         if module is not None:
             fit(module, run)

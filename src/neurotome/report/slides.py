@@ -60,7 +60,7 @@ def rank_images(scores: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Returns name and macro F1 of every image that has one, the worst first."""
     single = scores["per_image"]
     scored = [(n, f1) for n, f1 in zip(single["name"], single["macro_f1"], strict=True) if f1 is not None]
-    return sorted(scored, key=lambda found: found[1])
+    return sorted(scored, key=lambda image: image[1])
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
