@@ -219,8 +219,8 @@ def view(source: NDArray[Any], place: Place = WHOLE, table: NDArray[np.uint8] | 
         z, y, x = (
             slice(start + part.start, start + part.stop) for (start, _), part in zip(starts_and_sizes, inner, strict=True)
         )
-        values = np.asarray(source[z, y, x])
-        return values if table is None else table[values]
+        values: NDArray[Any] = np.asarray(source[z, y, x])
+        return values if table is None else np.asarray(table[values])
 
     z, y, x = (size for _, size in starts_and_sizes)
     lazy = LazyArray(getattr(source, "path", Path()), (z, y, x), source.dtype if table is None else np.uint8, read)
