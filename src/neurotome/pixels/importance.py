@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.statistics import count_slices, is_labelled
-from neurotome.metrics import confusion, image_scores
+from neurotome.metrics import confusion, scores
 from neurotome.pixels.predictor import PixelPredictor
 from neurotome.pixels.sample import draw_pixels, limit_rows
 
@@ -78,4 +78,5 @@ def shuffle_features(
 def _score(predictor: PixelPredictor, table: NDArray[np.float32], labels: NDArray[np.uint8]) -> float:
     """Returns macro F1 where every class counts the same, as the pixels were drawn."""
     chosen = predictor.seen[predictor.classifier.predict(table).argmax(0)]
-    return float(image_scores(confusion(labels, chosen, predictor.classes))["macro_f1"] or 0.0)
+    matrix = confusion(labels, chosen, predictor.classes)
+    return float(scores(matrix, predictor.classes.names)["macro"]["f1"] or 0.0)
