@@ -22,7 +22,7 @@ import torch
 
 from neurotome.augment import AugmentSettings, augment
 from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
-from neurotome.inference.slices import predict_volume
+from neurotome.inference.slices import predict_slices
 from neurotome.io.images import read_image
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network, import_smp
@@ -110,7 +110,7 @@ def measure_slice(path: Path, repetitions: int) -> None:
                     net(torch.nn.functional.pad(tile, (0, right, 0, below))).softmax(1).argmax(1)
 
     def ours() -> None:
-        predict_volume(predictor, volume)
+        list(predict_slices(predictor, volume))
 
     describe(
         f"one slice of {volume.shape[1]} x {volume.shape[2]}; ours in overlapping tiles that equal the whole slice",

@@ -102,6 +102,24 @@ def test_the_same_command_again_changes_nothing(trained):
     }
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_damaged_files_of_a_run_are_made_again(trained, tmp_path, capsys):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    for names in (("metrics.csv", "scores/test.json"), ("training.json",), ("predictions/test/d.png",)):
+        for name in names:
+            (tmp_path / "run" / name).write_bytes(bytes(range(256)))
+        assert run("train", trained / "data", "--out", tmp_path / "run", *QUICK) == 0
+        error = capsys.readouterr().err
+        for name in names:
+            assert name in error
+    for name in ("metrics.csv", "scores/test.json", "predictions/test/d.png", "model/model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (trained / "run" / name).read_bytes(), name
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["finished"]
+    (tmp_path / "run" / "model" / "model.json").write_bytes(b"\xff")
+    assert run("train", trained / "data", "--out", tmp_path / "run", *QUICK) == 1
+    assert re.search(r"^neurotome: .*run/model.*damaged model folder|model\.json", capsys.readouterr().err)
+
+
 def test_config_yaml_repeats_the_run(trained, tmp_path):
     assert run("train", "--config", trained / "run" / "config.yaml", "--out", tmp_path / "again") == 0
     first, again = (
@@ -209,7 +227,10 @@ BAD_DATA = {
         lambda d: [(d / "labels" / "a.png").unlink(), tifffile.imwrite(d / "labels" / "a.tif", LABELS.astype(np.float32))],
         r"a\.tif.*float32.*uint8",
     ),
-    "RGB labels": (lambda d: png(d / "labels" / "a.png", np.stack([LABELS] * 3, -1)), r"a\.png.*(RGB|colour)"),
+    "RGB labels": (
+        lambda d: png(d / "labels" / "a.png", np.stack([LABELS, LABELS * 0, LABELS], -1)),
+        r"a\.png.*(RGB|colour)",
+    ),
     "truncated PNG": (lambda d: truncate(d / "images" / "a.png"), r"a\.png.*"),
     "truncated TIFF": (lambda d: truncate(replace_image(d, "tif", IMAGE)), r"a\.tif.*"),
     "truncated npy": (lambda d: truncate(replace_image(d, "npy", IMAGE)), r"a\.npy.*"),

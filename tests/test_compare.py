@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from neurotome import compare
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import RunError
-from neurotome.experiments.compare import compare, group_runs
+from neurotome.experiments.compare import group_runs
 from neurotome.figures.methods import plot_methods, summarise
 from neurotome.pixels.train import BaselineSettings
 from neurotome.runs import Run, record_run

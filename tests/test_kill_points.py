@@ -4,6 +4,7 @@ While a run is undisturbed, its folder is copied whenever a file has got its fin
 temporary files of others included. Every copy is then gone on with.
 """
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.experiments.baseline import fit_and_score
 from neurotome.experiments.train import train_and_score
+from neurotome.models.model_folder import read_digest
 from neurotome.models.networks import ModelSettings
 from neurotome.pixels.learners import ForestSettings
 from neurotome.pixels.train import BaselineSettings
@@ -104,6 +106,21 @@ def test_a_training_killed_at_any_moment_ends_the_same(dataset, tmp_path, monkey
     assert names.count("last.ckpt") >= 2
     for name in ("config.yaml", "run.json", "model.safetensors", "metrics.csv", "training.json", "test.json", "test.png"):
         assert name in names
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_prolonged_and_scored_again(dataset, tmp_path):
+    run = train_and_score(dataset, "toy", tmp_path / "run", RECIPE)
+    before = run.read_scores("test")
+    longer = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, epochs=4))
+    with pytest.warns(UserWarning, match=r"the run goes on, with larger train\.epochs"):
+        train_and_score(dataset, "toy", tmp_path / "run", longer)
+    assert run.is_finished
+    assert [row["epoch"] for row in run.read_metrics()] == [0, 1, 2, 3]
+    assert run.read_config()["train"]["epochs"] == 4
+    after = run.read_scores("test")["made_from"]
+    assert after["data_sha256"] == before["made_from"]["data_sha256"]
+    assert after["weights_sha256"] == read_digest(run.folder)
 
 
 def test_a_kill_before_the_first_file_is_gone_on_from(dataset, tmp_path):

@@ -409,3 +409,12 @@ def test_what_to_do_next_stands_on_the_page(run, dataset):
     assert {"id": "verdict"} in page.find("section")
     for sentence in verdict(Run(run)):
         assert sentence in page.text
+
+
+def test_a_finished_command_says_what_to_do_next(run, dataset, capsys):
+    from neurotome.experiments.finish import finish
+
+    assert finish(Run(run), dataset, "colour-blind-safe") == run / "report.html"
+    said = capsys.readouterr().err
+    assert all(f"- {sentence}\n" in said for sentence in verdict(Run(run)))
+    assert "- Split test has 3 images" in said

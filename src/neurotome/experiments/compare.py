@@ -22,15 +22,9 @@ KEYS = ("precision", "recall", "f1")
 SAID = ("model.decoder", "model.encoder", "learner", "features")
 """Settings that the plain name of a method says."""
 
-RunOrRuns = Annotated[
-    str | Path | Sequence[str | Path],
-    Parameter(accepts_keys=False, n_tokens=1, converter=lambda _, tokens: Path(tokens[0].value)),
-]
-"""On the command line a run folder a word; in Python several at once too."""
-
 
 def compare(
-    *runs: RunOrRuns,
+    *runs: Path,
     out: Path,
     split: Literal["train", "val", "test"] = "test",
     names: Annotated[Sequence[str], Parameter(consume_multiple=True)] = (),
@@ -57,8 +51,7 @@ def compare(
     """
     from neurotome import figures
 
-    folders = [folder for given in runs for folder in ([given] if isinstance(given, str | Path) else given)]
-    opened = [Run.open(folder) for folder in folders]
+    opened = [Run.open(folder) for folder in runs]
     if not opened:
         raise RunError("found no run to compare; name one run folder or more.")
     if len({run.folder.resolve() for run in opened}) < len(opened):

@@ -16,6 +16,7 @@ from neurotome.experiments.evaluate import score_splits
 from neurotome.experiments.finish import finish, spell_dataset
 from neurotome.load import load_predictor
 from neurotome.runs import Run, find_method, record_run
+from neurotome.runs.run import redo_damaged
 from neurotome.training.fit import fit
 from neurotome.training.prepare import prepare, settle_recipe
 from neurotome.training.recipe import Recipe, parse_duration
@@ -69,7 +70,9 @@ def train_and_score(dataset: Dataset, name: str, out: Path, recipe: Recipe) -> R
     record = record_run("network", method, config, dataset, recipe.train.seed, *origin)
     run = Run(out)
     longer = run.check(config, record, GROWING)
-    module = None if run.is_finished and not longer else prepare(dataset, settled)
+    # a damaged table of epochs is written again from the checkpoint, as a damaged summary is
+    rows = redo_damaged(run.read_metrics)
+    module = None if run.is_finished and rows and not longer else prepare(dataset, settled)
     with run.claim(config, record, GROWING):
         if module is not None:
             fit(module, run)

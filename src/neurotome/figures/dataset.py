@@ -134,11 +134,12 @@ def plot_class_shares(statistics: Mapping[str, Any], classes: ClassSet) -> Figur
     splits = statistics["splits"]
     # a class without a pixel is absent, which differs from one whose share rounds to nothing
     percent = {
-        label: [100 * found["share"][name] if found["counts"][name] else None for found in splits.values()]
+        label: [100 * content["share"][name] if content["counts"][name] else None for content in splits.values()]
         for label, name in zip(label_classes(classes), classes.names, strict=True)
     }
     groups = [
-        f"{split}\n{_count(found['images'], 'image')}, {_count(found['slices'], 'slice')}" for split, found in splits.items()
+        f"{split}\n{_count(content['images'], 'image')}, {_count(content['slices'], 'slice')}"
+        for split, content in splits.items()
     ]
     title = f"Classes of {statistics['dataset']}" if can_spell(statistics["dataset"]) else "Classes"
     if has_repeated_colours(classes):

@@ -36,7 +36,7 @@ def plot_methods(scores: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, 
     """
     if not scores or not all(scores.values()):
         raise SettingsError("found no method to compare; expected the scores of at least one.")
-    runs = {name: [found] if isinstance(found, Mapping) else list(found) for name, found in scores.items()}
+    runs = {name: [members] if isinstance(members, Mapping) else list(members) for name, members in scores.items()}
     shades = matplotlib.colormaps["cividis"](np.linspace(0.15, 0.95, max(len(runs), 2)))
     colours: list[Rgb] = [(float(r), float(g), float(b)) for r, g, b, _ in shades[: len(runs)]]
     # one below the other where side by side would be too wide for a page
@@ -44,17 +44,17 @@ def plot_methods(scores: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, 
     figure = Figure(figsize=(bars_width((3 if many else 6) * len(runs)), 7.4 if many else 4.2))
     panels = figure.subplots(*((2, 1) if many else (1, 2)), sharey=True)
     for axes, (mean, title) in zip(panels, MEANS.items(), strict=True):
-        bars = {name: [summarise(found, mean, key) for key in KEYS] for name, found in runs.items()}
+        bars = {name: [summarise(members, mean, key) for key in KEYS] for name, members in runs.items()}
         draw_bars(
             axes,
             [SCORES[key] for key in KEYS],
-            {name: [value for value, _ in found] for name, found in bars.items()},
+            {name: [value for value, _ in members] for name, members in bars.items()},
             colours,
-            {name: [reach for _, reach in found] for name, found in bars.items()},
+            {name: [reach for _, reach in members] for name, members in bars.items()},
         )
         axes.set_title(title)
-    notes = ["whiskers: lowest and highest of several seeds"] if any(len(found) > 1 for found in runs.values()) else []
-    if any(len(found) == 1 and found[0]["intervals"] for found in runs.values()):
+    notes = ["whiskers: lowest and highest of several seeds"] if any(len(members) > 1 for members in runs.values()) else []
+    if any(len(members) == 1 and members[0]["intervals"] for members in runs.values()):
         notes.append(f"single runs: {WHISKERS.removeprefix('whiskers: ')}" if notes else WHISKERS)
     panels[-1 if many else 0].set_xlabel("\n".join(notes), fontsize=9)
     for axes in panels[: 2 if many else 1]:

@@ -30,8 +30,14 @@ def plot_importance(importance: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(6.4, 1.3 + 0.22 * len(shown)))
     axes = figure.subplots()
     places = np.arange(len(shown))[::-1]
-    axes.barh(places, [one["drop"] for one in shown], xerr=[one["std"] for one in shown], color=(0.2, 0.4, 0.6), ecolor=INK)
-    axes.set_yticks(places, [one["name"] for one in shown])
+    axes.barh(
+        places,
+        [feature["drop"] for feature in shown],
+        xerr=[feature["std"] for feature in shown],
+        color=(0.2, 0.4, 0.6),
+        ecolor=INK,
+    )
+    axes.set_yticks(places, [feature["name"] for feature in shown])
     axes.tick_params(axis="y", length=0)
     axes.grid(True, axis="x")
     more = len(importance["features"]) - len(shown)
@@ -95,5 +101,5 @@ def _say_share(labelled: NDArray[np.bool_], wrong: NDArray[np.bool_], uncertaint
     before = np.cumsum(pixels) - pixels
     # where the tenth ends among equally unsure pixels, it has its share of their errors, wherever in the image they lie
     taken = (pixels.sum() / 10 - before).clip(0, pixels)
-    found = (errors * np.divide(taken, pixels, out=np.zeros(256), where=pixels > 0)).sum()
-    return f"{100 * found / wrong.sum():.0f} % of the errors are in the least\nsure tenth of the labelled pixels"
+    caught = (errors * np.divide(taken, pixels, out=np.zeros(256), where=pixels > 0)).sum()
+    return f"{100 * caught / wrong.sum():.0f} % of the errors are in the least\nsure tenth of the labelled pixels"

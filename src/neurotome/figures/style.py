@@ -167,14 +167,14 @@ def draw_legend(figure: Figure, handles: Sequence[Artist]) -> None:
     figure.legend(handles=list(handles), loc="outside lower center", ncols=math.ceil(len(handles) / rows))
 
 
-def check_classes(found: Sequence[str], classes: ClassSet) -> None:
+def check_classes(names: Sequence[str], classes: ClassSet) -> None:
     """Checks that values belong to the classes they are drawn with.
 
     Raises:
         SettingsError: Names differ, or their order.
     """
-    if list(found) != list(classes.names):
+    if list(names) != list(classes.names):
         raise SettingsError(
-            f"found values of the classes {', '.join(found)}; expected {', '.join(classes.names)}. Draw them with the "
+            f"found values of the classes {', '.join(names)}; expected {', '.join(classes.names)}. Draw them with the "
             "ClassSet they were made with."
         )

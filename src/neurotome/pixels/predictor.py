@@ -42,12 +42,12 @@ class PixelPredictor:
     classes: ClassSet
     normalization: Normalization
     settings: FeatureSettings
-    extractor: Extractor
-    classifier: Classifier
+    extractor: Extractor = field(repr=False)
+    classifier: Classifier = field(repr=False)
     seen: NDArray[np.int64]
     weights: NDArray[np.float32]
     voxel_size_um: tuple[float, float, float] | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def in_channels(self) -> int:

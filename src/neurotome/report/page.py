@@ -213,7 +213,7 @@ def _draw_figures(
                 slide.grey,
                 slide.truth != classes.ignore,
                 find_errors(slide.truth, slide.predicted, classes),
-                read_beside(maps, dataset, scores["split"], slide),
+                read_beside(maps, slide),
             )
             for slide, name in shown
         ]

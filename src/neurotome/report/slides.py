@@ -39,6 +39,7 @@ class Slide:
         truth: Shape (y, x), class ids or the ignore value.
         predicted: Shape (y, x), class ids.
         size: Pixels (y, x) of the whole slice.
+        place: Name of the image and its slice z.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Slide:
     truth: NDArray[np.uint8]
     predicted: NDArray[np.uint8]
     size: tuple[int, int]
+    place: tuple[str, int] = ("", 0)
 
     @property
     def cropped(self) -> bool:
@@ -58,7 +60,7 @@ def rank_images(scores: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Returns name and macro F1 of every image that has one, the worst first."""
     single = scores["per_image"]
     scored = [(n, f1) for n, f1 in zip(single["name"], single["macro_f1"], strict=True) if f1 is not None]
-    return sorted(scored, key=lambda found: found[1])
+    return sorted(scored, key=lambda image: image[1])
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
@@ -119,28 +121,27 @@ def load_slides(run: Run, dataset: Dataset, split: str, chosen: Sequence[tuple[s
                 cutout.read_labels(z, rows, columns),
                 classes.from_stored(stored[z, rows, columns]),
                 (height, width),
+                (cutout.name, z),
             )
         )
     return slides
 
 
-def read_beside(folder: Path, dataset: Dataset, split: str, slide: Slide) -> NDArray[np.uint8]:
+def read_beside(folder: Path, slide: Slide) -> NDArray[np.uint8]:
     """Reads the part of an image in `folder`, of the same names as the predictions, that a slide shows.
 
     Raises:
         ImageError: It is missing, cannot be read, or does not fit the slide.
     """
-    deep = {c.name for c in dataset.split(split) if c.volume.shape[0] > 1}
-    name, _, z = slide.name.rpartition("/")
-    stacked = name in deep
-    path = find_image(folder, name if stacked else slide.name)
-    found = read_labels(path)[int(z) if stacked else 0]  # as they are: of a sure classifier all are 0
-    if found.shape != slide.size or found.dtype != np.uint8:
+    name, z = slide.place
+    path = find_image(folder, name)
+    plane = read_labels(path)[z]  # not as a grey image, for of a sure classifier all are 0
+    if plane.shape != slide.size or plane.dtype != np.uint8:
         raise ImageError(
-            f"{path}: {found.dtype} of shape {found.shape}; expected uint8 of shape {slide.size}. Delete the run's "
+            f"{path}: {plane.dtype} of shape {plane.shape}; expected uint8 of shape {slide.size}. Delete the run's "
             "scores and give its command again."
         )
-    shown: NDArray[np.uint8] = found[_middle(slide.size[0]), _middle(slide.size[1])]
+    shown: NDArray[np.uint8] = plane[_middle(slide.size[0]), _middle(slide.size[1])]
     return shown
 
 

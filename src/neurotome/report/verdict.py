@@ -42,8 +42,8 @@ def verdict(run: Run, comparisons: Mapping[str, Scores | Sequence[Scores]] | Non
     config = run.read_config()
     rows = run.read_metrics()
     is_network = "train" in config
-    sentences = judge_training(rows, config) if is_network else []
-    sentences += judge_others(scores, comparisons or {})
+    sentences = _judge_training(rows, config) if is_network else []
+    sentences += _judge_others(scores, comparisons or {})
     if config and not comparisons:
         other, command = ("random forest", "baseline") if is_network else ("network", "train")
         out = f"{run.folder}-{other.split()[-1]}"
@@ -52,16 +52,11 @@ def verdict(run: Run, comparisons: Mapping[str, Scores | Sequence[Scores]] | Non
             ["neurotome", "compare", str(run.folder), out, "--out", f"{run.folder}-compared"],
         ]
         sentences.append(f"Is a {other} better? Try it: {' && '.join(map(shlex.join, commands))}")
-    return sentences + judge_classes(scores) + judge_images(scores)
+    return sentences + _judge_classes(scores) + _judge_images(scores)
 
 
-def judge_training(rows: Sequence[Mapping[str, float | None]], config: Mapping[str, Any]) -> list[str]:
-    """Returns whether a network was trained too short, too long, or long enough, by validation macro F1.
-
-    Args:
-        rows: A row per epoch.
-        config: The complete settings.
-    """
+def _judge_training(rows: Sequence[Mapping[str, float | None]], config: Mapping[str, Any]) -> list[str]:
+    """Returns whether a network was trained too short, too long, or long enough, by validation macro F1."""
     curve = [(row["val_macro_f1"], row["train_loss"]) for row in rows]
     known = [(f1, loss) for f1, loss in curve if f1 is not None]
     if not known or len(known) < len(curve):
@@ -94,14 +89,14 @@ def judge_training(rows: Sequence[Mapping[str, float | None]], config: Mapping[s
     ]
 
 
-def judge_others(scores: Scores, comparisons: Mapping[str, Scores | Sequence[Scores]]) -> list[str]:
+def _judge_others(scores: Scores, comparisons: Mapping[str, Scores | Sequence[Scores]]) -> list[str]:
     """Returns how a run stands beside the best other method scored on the same split."""
     own = scores["macro"]["f1"]
     others = {}
     for name, given in comparisons.items():
-        runs = [given] if isinstance(given, Mapping) else list(given)
-        f1s = [one["macro"]["f1"] for one in runs if one["split"] == scores["split"] and one["macro"]["f1"] is not None]
-        if f1s:
+        seeds = [given] if isinstance(given, Mapping) else list(given)
+        f1s = [seed["macro"]["f1"] for seed in seeds if seed["split"] == scores["split"]]
+        if f1s and None not in f1s:
             others[name] = sum(f1s) / len(f1s)
     if own is None or not others:
         return []
@@ -115,7 +110,7 @@ def judge_others(scores: Scores, comparisons: Mapping[str, Scores | Sequence[Sco
     return [f"Better than {name}: it reaches {numbers}."]
 
 
-def judge_classes(scores: Scores) -> list[str]:
+def _judge_classes(scores: Scores) -> list[str]:
     """Returns which classes are never predicted though there are some, or have nothing to be scored on."""
     missed, absent = [], []
     for number, name in enumerate(scores["classes"]):
@@ -135,7 +130,7 @@ def judge_classes(scores: Scores) -> list[str]:
     return sentences
 
 
-def judge_images(scores: Scores) -> list[str]:
+def _judge_images(scores: Scores) -> list[str]:
     """Returns how far the images suffice to compare methods by."""
     images = len(scores["per_image"]["name"])
     counted = _count(images, "image")

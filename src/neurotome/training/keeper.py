@@ -20,7 +20,7 @@ from neurotome.errors import RunError, is_out_of_memory
 from neurotome.models.model_folder import save_model
 from neurotome.progress import Progress
 from neurotome.runs import Run
-from neurotome.training.module import SegmentationModule
+from neurotome.training.module import SegmentationModule, shrink_checkpoint
 
 
 class StoppedError(Exception):
@@ -157,7 +157,9 @@ class Keeper(lightning.Callback):
         }
 
     def finish(self) -> None:
-        """Marks the training as ended."""
+        """Marks the training as ended, and leaves in the checkpoint what prolonging it needs."""
+        with atomic_path(self.last) as temporary:
+            torch.save(shrink_checkpoint(torch.load(self.last, map_location="cpu", weights_only=True)), temporary)
         self.run.write_training({"finished": True, **self.summary})
         self.progress.finish(self.describe())
 

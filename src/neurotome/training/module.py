@@ -35,6 +35,10 @@ DROPOUT = 1 << 62
 """Added to the seed of a step for what the network itself draws, so that augmentation and dropout do not draw alike."""
 
 
+AVERAGED = "average.module."
+"""What the names of averaged weights begin with in a checkpoint, where those of the others begin with `net.`"""
+
+
 class BatchStream(IterableDataset[Any]):
     """The batches of the epoch under way that are still to come."""
 
@@ -276,11 +280,30 @@ class SegmentationModule(lightning.LightningModule):
         Raises:
             LookupError, TypeError, ValueError, RuntimeError: It is not one of this network.
         """
-        self.load_state_dict(checkpoint["state_dict"])
+        weights = dict(checkpoint["state_dict"])
+        if self.average is not None and not any(key.startswith(AVERAGED) for key in weights):  # of a finished run
+            weights |= {key.replace("net.", AVERAGED, 1): value for key, value in weights.items() if key.startswith("net.")}
+        self.load_state_dict(weights)
         self.step, self.history, self.best = checkpoint["step"], checkpoint["history"], checkpoint["best"]
         self.stale, self.seconds = checkpoint["stale"], checkpoint["seconds"]
         self.losses = list(checkpoint["losses"])
         self.restored = {key: checkpoint[key] for key in ("optimizer", "precision")}
+
+
+def shrink_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Returns a checkpoint of about half the size, for a run that is finished and may be prolonged.
+
+    It lacks the average of the weights, which after a finished schedule is close to them and begins there again, and holds
+    the optimiser's memory in 16 bit.
+    """
+    weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith(AVERAGED)}
+    moments = {
+        number: {
+            key: value.bfloat16() if isinstance(value, Tensor) and value.ndim else value for key, value in state.items()
+        }
+        for number, state in checkpoint["optimizer"]["state"].items()
+    }
+    return {**checkpoint, "state_dict": weights, "optimizer": {**checkpoint["optimizer"], "state": moments}}
 
 
 def build_averaging(limit: float) -> Callable[[Any, Any, Any], None]:
