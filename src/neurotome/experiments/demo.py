@@ -21,15 +21,14 @@ from neurotome.errors import RunError
 from neurotome.experiments.evaluate import score_split
 from neurotome.experiments.train import train_and_score
 from neurotome.inference.predict import PredictSettings, predict
-from neurotome.io.images import write_image
-from neurotome.pixels.majority import fit_majority
-from neurotome.pixels.train import fit_baseline
+from neurotome.io import write_image
+from neurotome.pixels.train import fit_baseline, fit_majority
 from neurotome.predictor import Predictor
 from neurotome.report import build_report
 from neurotome.report.describe import describe
 from neurotome.runs import Run
 from neurotome.runs.run import redo_damaged
-from neurotome.scoring import format_scores
+from neurotome.scoring import Scores
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 
@@ -107,7 +106,7 @@ def demo(
         new = dataclasses.replace(new, voxel_size_um=dataset.voxel_size_um[1])
     predict(run.folder, unseen, out / "new" / "labels", settings=new)
     scores = run.read_scores("test") or {}
-    _say(f"\n{format_scores(scores)}\n")
+    _say(f"\n{Scores(scores)}\n")
     for name, (content,) in {"network": [scores], **comparisons}.items():
         _say(f"test macro F1 {content['macro']['f1']:.3f}  {name}")
     _say(f"\nreport: {report.resolve()}\nlabels of new slices, with overlays: {(out / 'new' / 'labels').resolve()}")

@@ -13,7 +13,6 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
-from neurotome.datasets.statistics import count
 from neurotome.figures.bars import Bar, plot_class_bars
 from neurotome.figures.style import (
     INK,
@@ -26,6 +25,7 @@ from neurotome.figures.style import (
     line_colours,
     say_title,
 )
+from neurotome.tables import count
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 

@@ -25,13 +25,7 @@ class Painter:
     """Paints classes over the slices of a volume, all in the same display range."""
 
     def __init__(self, volume: Volume, classes: ClassSet, shown: Sequence[int]) -> None:
-        """Measures the display range, percentiles 0.5 to 99.5 of `SAMPLE` voxels; 8-bit images are shown as they are.
-
-        Args:
-            volume: The image; may be lazy.
-            classes: Names and colours.
-            shown: Ids of the classes to paint.
-        """
+        """Measures the display range, percentiles 0.5 to 99.5 of `SAMPLE` voxels; 8-bit images are shown as they are."""
         self.volume, self.classes, self.shown = volume, classes, shown
         self.low = self.high = None
         if volume.data.dtype != np.uint8:

@@ -19,19 +19,11 @@ MOST = 20.0
 
 
 def choose_shape(volume: Volume, expected_um: tuple[float, float, float] | None) -> tuple[int, int]:
-    """Returns the slices' shape (y, x) at a model's voxel size; their own if either size is not known or they are alike.
-
-    Args:
-        volume: What is predicted.
-        expected_um: The model's voxel size (z, y, x), None if not known.
-
-    Raises:
-        ImageError: The sizes differ so much that one of them must be wrong.
-    """
+    """Returns the slices' shape (y, x) at a model's voxel size; their own if either size is not known or they are alike."""
     height, width = volume.shape[1:]
     if volume.voxel_size_um is None or expected_um is None:
         return height, width
-    factors = [there / wanted for there, wanted in zip(volume.voxel_size_um[1:], expected_um[1:], strict=True)]
+    factors = [own / wanted for own, wanted in zip(volume.voxel_size_um[1:], expected_um[1:], strict=True)]
     if not all(1 / MOST <= factor <= MOST for factor in factors):
         raise ImageError(
             f"{volume.path or volume.name}: voxel size {_show(volume.voxel_size_um)} um, but the model expects "
@@ -44,14 +36,9 @@ def choose_shape(volume: Volume, expected_um: tuple[float, float, float] | None)
 
 
 def resize(planes: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Returns planes in another size: linear interpolation, and where they shrink, a triangle as wide as a new pixel.
+    """Returns planes (c, y, x) in another size: linear interpolation, and where they shrink, a triangle as wide as a pixel.
 
-    Args:
-        planes: Shape (c, y, x).
-        shape: New (y, x); the image's outer edges stay where they are.
-
-    Returns:
-        Shape (c, *shape). Weights are not negative and sum to 1, so constants stay and probabilities still sum to 1.
+    Weights are not negative and sum to 1, so constants stay and probabilities still sum to 1; the outer edges stay put.
     """
     if planes.shape[1:] == shape:
         return planes

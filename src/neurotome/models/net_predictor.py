@@ -32,7 +32,7 @@ class NetPredictor:
         facts: Scores, licence, citation, training data: carried along, not used.
     """
 
-    net: Network
+    net: Network = field(repr=False)
     settings: ModelSettings
     classes: ClassSet
     normalization: Normalization
@@ -40,7 +40,7 @@ class NetPredictor:
     bounded: bool = True
     patch: int = 256
     voxel_size_um: tuple[float, float, float] | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.net.eval()

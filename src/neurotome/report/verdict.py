@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from neurotome.datasets.statistics import count
 from neurotome.runs import Run
+from neurotome.tables import count
 
 RISEN = 0.01
 """Macro F1 that counts as better: less is the noise between epochs."""
@@ -151,7 +151,7 @@ def _say_longer(config: Mapping[str, Any], epochs: int) -> str:
     by_clock = train.get("max_time") and epochs < train["epochs"]
     option, now = ("--train.max-time", train["max_time"]) if by_clock else ("--train.epochs", train["epochs"])
     # a duration is 90s, 1.5h or 120
-    twice = re.sub(r"[\d.]+", lambda number: f"{2 * float(number[0]):g}", str(now), count=1)
+    twice = re.sub(r"[\d.]+", lambda number: f"{2 * float(number[0]):.12g}", str(now), count=1)
     return f"Train longer: give the same command again, for the same folder, with {option} {twice} (now {now})."
 
 
