@@ -135,7 +135,7 @@ def test_an_open_dataset_is_returned(folder: Path) -> None:
             {"splits": {"train": [{"id": "stack", "z": [0, 5]}], "test": [{"id": "stack", "z": [4, 8]}]}},
             "pixels of stack are in train (stack_z0-5) and in test (stack_z4-8)",
         ),
-        ({"splits": {"train": ["flat", "flat"]}}, "split train lists pixels of flat twice"),
+        ({"splits": {"train": ["flat", "flat"]}}, "pixels of flat are in train (flat) and in train (flat)"),
     ],
 )
 def test_wrong_configurations_are_refused(folder: Path, changes: dict[str, Any], message: str) -> None:

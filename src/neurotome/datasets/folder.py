@@ -20,7 +20,7 @@ import dataclasses
 import math
 import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import numpy as np
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset, Size, check_labels, format_size, list_sizes, view
-from neurotome.datasets.splits import Entries, describe_splits, describe_value, make_splits, read_splits, write_splits
+from neurotome.datasets.splits import Entries, describe_value, make_splits, read_splits, write_splits
 from neurotome.documents import read_yaml
 from neurotome.errors import DatasetError, show, unknown
 from neurotome.io.files import find_image, list_images, name_image
@@ -41,18 +41,15 @@ SPLITS_FILE = "splits.yaml"
 
 SLOW_BYTES = 200_000_000  # reading and checking this much takes some seconds
 
+# So much of a dataset is read into memory, since compressed slices would be decoded for every patch; the rest stays in its
+# files. Arrays in .npy files are memory-mapped and never copied.
 KEPT_BYTES = 4 << 30
-"""So much of a dataset is read into memory, since compressed slices would be decoded for every patch; the rest stays in its
-files. Arrays in .npy files are memory-mapped and never copied."""
 
 
 def open_folder(path: str | Path) -> Dataset:
     """Opens a folder dataset; every image and label that is used is read and checked once.
 
     Without splits in dataset.yaml those of splits.yaml are used; if that is absent too, it is made, see `make_splits`.
-
-    Args:
-        path: Folder with dataset.yaml, images/ and labels/.
 
     Raises:
         DatasetError: The folder or dataset.yaml is missing or wrong, labels do not fit their image or the
@@ -64,27 +61,31 @@ def open_folder(path: str | Path) -> Dataset:
     content = _load_config(folder, config)
     classes = _read_classes(content, config)
     voxel_size_um = _read_voxel_size(content, config)
-    name = _read_text(content, "name", config) or folder.resolve().name.encode(errors="replace").decode()
-    licence, citation = (_read_text(content, key, config) for key in ("licence", "citation"))
+    name, licence, citation = (_read_text(content, key, config) for key in ("name", "licence", "citation"))
+    name = name or folder.resolve().name.encode(errors="replace").decode()
     splits, source = _load_splits(folder, content, config)
     images, labels = _list_files(folder / "images"), _list_files(folder / "labels")
-    if splits is None:
-        annotated = sorted(set(images) & set(labels))
-        if not annotated:
-            raise DatasetError(
-                f"{folder}: no file in images/ has one of the same name in labels/; expected an annotated image."
-            )
-        wholes = _read_pairs(folder, annotated, images, labels, classes, voxel_size_um)
-        splits = make_splits(list(wholes.values()), len(classes), str(folder))
-        _keep_splits(splits, source, name, sorted(set(images) - set(_list_used(splits))))
-    else:
-        wholes = _read_pairs(folder, _list_used(splits), images, labels, classes, voxel_size_um)
+    ids = sorted(set(images) & set(labels)) if splits is None else _list_used(splits)
+    if not ids:
+        raise DatasetError(f"{folder}: no file in images/ has one of the same name in labels/; expected an annotated image.")
+    wholes = _read_pairs(folder, ids, images, labels, classes, voxel_size_um)
+    is_new = splits is None
+    splits = splits or make_splits(list(wholes.values()), len(classes), str(folder))
+    unlisted = tuple(sorted(set(images) - set(_list_used(splits))))
+    if is_new:
+        _keep_splits(splits, source, name, unlisted)
     cutouts = {
         split: tuple(entry.cut(wholes[entry.image_id], source) for entry in entries) for split, entries in splits.items()
     }
-    _note_sizes(name, (cutout for group in cutouts.values() for cutout in group))
-    used = set(_list_used(splits))
-    return Dataset(name, classes, cutouts, licence, citation, unlisted=tuple(sorted(set(images) - used)))
+    sizes = list_sizes(cutout.volume for group in cutouts.values() for cutout in group)
+    if len(sizes) > 1:
+        listed = ", ".join(f"{format_size(size)} ({example})" for size, example in sizes.items())
+        warnings.warn(
+            f"{name}: the images have different voxel sizes: {listed}. None is used then, as if it were not known: "
+            "resample the images to one size, or state voxel_size_um in dataset.yaml if a file is wrong.",
+            stacklevel=2,
+        )
+    return Dataset(name, classes, cutouts, licence, citation, unlisted=unlisted)
 
 
 def _list_files(folder: Path) -> dict[str, list[Path]]:
@@ -113,26 +114,20 @@ def _load_splits(folder: Path, content: Mapping[str, Any], config: Path) -> tupl
     return read_splits(read_yaml(beside, DatasetError, "Correct it, or remove it to have it made again."), beside), beside
 
 
-def _keep_splits(splits: Entries, path: Path, name: str, unlabelled: list[str]) -> None:
-    made = describe_splits(splits) + (f"; left out, without a label: {', '.join(unlabelled[:5])}" if unlabelled else "")
-    made += f", ... ({len(unlabelled)} in all)" * (len(unlabelled) > 5)
+def _keep_splits(splits: Entries, path: Path, name: str, unlisted: Sequence[str]) -> None:
+    """Writes splits that were made, and says so."""
+
+    def list_some(names: Sequence[str]) -> str:
+        return ", ".join(names[:5]) + f", ... ({len(names)} in all)" * (len(names) > 5)
+
+    made = "; ".join(f"{split} {list_some([entry.name for entry in entries])}" for split, entries in splits.items())
+    left_out = f"; left out, without a label: {list_some(unlisted)}" if unlisted else ""
     try:
         write_splits(path, splits)
         kept = f"It is written down in {path}, for you to change."
     except OSError as error:
         kept = f"It cannot be written down in {path} ({error.strerror}); the same images give the same splits again."
-    warnings.warn(f"{name}: dataset.yaml has no splits, so they were made: {made}. {kept}", stacklevel=3)
-
-
-def _note_sizes(name: str, cutouts: Iterable[Cutout]) -> None:
-    sizes = list_sizes(cutout.volume for cutout in cutouts)
-    if len(sizes) > 1:
-        listed = ", ".join(f"{format_size(size)} ({example})" for size, example in sizes.items())
-        warnings.warn(
-            f"{name}: the images have different voxel sizes: {listed}. None is used then, as if it were not known: "
-            "resample the images to one size, or state voxel_size_um in dataset.yaml if a file is wrong.",
-            stacklevel=3,
-        )
+    warnings.warn(f"{name}: dataset.yaml has no splits, so they were made: {made}{left_out}. {kept}", stacklevel=3)
 
 
 def _load_config(folder: Path, config: Path) -> Mapping[str, Any]:
@@ -191,11 +186,11 @@ def _read_pairs(
     classes: ClassSet,
     voxel_size_um: Size | None,
 ) -> dict[str, Cutout]:
-    def find(kind: str, files: Mapping[str, list[Path]], image_id: str) -> Path:
-        paths = files.get(image_id, [])
+    def find(kind: str, image_id: str) -> Path:
+        paths = (images if kind == "images" else labels).get(image_id, [])
         return paths[0] if len(paths) == 1 else find_image(folder / kind, image_id)
 
-    files = [(image_id, find("images", images, image_id), find("labels", labels, image_id)) for image_id in ids]
+    files = [(image_id, find("images", image_id), find("labels", image_id)) for image_id in ids]
     slow = sum(path.stat().st_size for _, *pair in files for path in pair) > SLOW_BYTES
     cutouts, left = {}, KEPT_BYTES
     for image_id, image_path, labels_path in track(files, "reading images", len(files)) if slow else files:
