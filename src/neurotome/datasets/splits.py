@@ -100,28 +100,22 @@ def describe_value(value: Any) -> str:
 
 
 def _read_entry(entry: Any, where: str) -> Entry:
-    ranges: dict[str, tuple[int, int]] = {}
-    image_id = entry
-    if isinstance(entry, dict):
-        if "id" not in entry or len(entry) < 2 or not set(entry) <= {"id", *AXES}:
-            raise DatasetError(f"{where}: entry {show(entry)}; expected {{id: name, z: [start, stop]}}, or y or x for z.")
-        image_id = entry["id"]
-        for axis in AXES:
-            if axis not in entry:
-                continue
-            ends = entry[axis]
-            if not isinstance(ends, list) or [type(end) for end in ends] != [int, int] or not 0 <= ends[0] < ends[1]:
-                raise DatasetError(
-                    f"{where}: {axis} of {show(image_id)} is {show(ends)}; expected [start, stop] with 0 <= start < stop."
-                )
-            ranges[axis] = (ends[0], ends[1])
-    if not isinstance(image_id, str):
-        raise DatasetError(f"{where}: id {show(image_id)} is not text. Put it in quotes.")
-    if image_id in ("", ".", "..") or any(sign in image_id for sign in "/\\\0"):
+    """Returns an image or part of one as a split lists it."""
+    if isinstance(entry, dict) and ("id" not in entry or len(entry) < 2 or not set(entry) <= {"id", *AXES}):
+        raise DatasetError(f"{where}: entry {show(entry)}; expected {{id: name, z: [start, stop]}}, or y or x for z.")
+    parts = entry if isinstance(entry, dict) else {"id": entry}
+    image_id, ranges = parts["id"], {axis: parts[axis] for axis in AXES if axis in parts}
+    if not isinstance(image_id, str) or image_id in ("", ".", "..") or any(sign in image_id for sign in "/\\\0"):
         raise DatasetError(
-            f"{where}: id {show(image_id)} is no plain file name; expected the name of a file in images/ without suffix."
+            f"{where}: id {show(image_id)} is no plain file name; expected the name of a file in images/ without suffix, in "
+            "quotes where it is not text."
         )
-    return Entry(unicodedata.normalize("NFC", image_id), ranges)
+    for axis, ends in ranges.items():
+        if not isinstance(ends, list) or [type(end) for end in ends] != [int, int] or not 0 <= ends[0] < ends[1]:
+            raise DatasetError(
+                f"{where}: {axis} of {show(image_id)} is {show(ends)}; expected [start, stop] with 0 <= start < stop."
+            )
+    return Entry(unicodedata.normalize("NFC", image_id), {axis: (start, stop) for axis, (start, stop) in ranges.items()})
 
 
 def make_splits(wholes: Sequence[Cutout], classes: int, where: str) -> Entries:
@@ -161,11 +155,10 @@ def _divide_image(whole: Cutout, classes: int, where: str) -> dict[str, Entry]:
     for axis in [0, *flat] if depth >= FEWEST_SLICES else flat:
         counts = _count_along(whole, axis, classes)
         ranges = _divide_line(counts.sum(axis=1))
-        present = [counts[start:stop].sum(axis=0) > 0 for start, stop in ranges]
-        score = int(np.sum(present))
-        if all(classes_there.any() for classes_there in present) and score > most:
+        present = np.array([counts[start:stop].any(axis=0) for start, stop in ranges])
+        if present.any(axis=1).all() and present.sum() > most:
             best = {split: Entry(whole.name, {AXES[axis]: ends}) for split, ends in zip(SPLITS, ranges, strict=True)}
-            most = score
+            most = present.sum()
             if axis == 0:
                 break
     if not best:

@@ -39,12 +39,9 @@ def is_labelled(dataset: Dataset, split: str) -> bool:
 
 
 def list_seen(dataset: Dataset, totals: NDArray[np.int64], warn: bool = True) -> NDArray[np.int64]:
-    """Returns the classes that have a training pixel, int64, increasing, and warns about the others unless `warn` is false.
+    """Returns the classes that have a training pixel, int64, increasing, and unless `warn` is false warns about the others.
 
-    Args:
-        dataset: Has a split train.
-        totals: Its labelled pixels of each class.
-        warn: Whether to.
+    `totals` are the labelled pixels of each class in the split train.
 
     Raises:
         DatasetError: There is only one.
