@@ -159,7 +159,7 @@ def _measure_range(cutouts: Iterable[Cutout]) -> tuple[float, float]:
 
 
 def _choose_edges(cutouts: Sequence[Cutout]) -> NDArray[np.float64]:
-    """Returns edges of at most 256 bins that cover all grey values.
+    """Returns edges of at most 256 bins of one width that cover all grey values.
 
     Bins of integers are whole numbers wide: others would hold now more, now fewer values and show a comb.
     """
@@ -173,14 +173,11 @@ def _choose_edges(cutouts: Sequence[Cutout]) -> NDArray[np.float64]:
 
 def _count_grey(cutouts: Iterable[Cutout], classes: int, edges: NDArray[np.float64]) -> NDArray[np.int64]:
     """Returns the pixels of each class per bin, int64, shape (classes, bins)."""
-    bins = len(edges) - 1
-    counts = np.zeros((classes, bins), np.int64)
+    counts = np.zeros((classes, len(edges) - 1), np.int64)
     for cutout in cutouts:
         for z, grey in enumerate(cutout.volume.data):
             labels = cutout.read_labels(z)
-            labelled = labels < classes
-            places = np.searchsorted(edges, grey[labelled].astype(np.float64), side="right") - 1
-            places = np.minimum(places, bins - 1)  # the last bin has its upper edge
-            flat = labels[labelled].astype(np.int64) * bins + places
-            counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
+            for class_id in range(classes):
+                values = grey[labels == class_id].astype(np.float64)
+                counts[class_id] += np.histogram(values, counts.shape[1], (edges[0], edges[-1]))[0]
     return counts
