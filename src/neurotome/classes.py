@@ -27,11 +27,7 @@ OKABE_ITO: tuple[Colour, ...] = (
     (0, 114, 178),
 )
 
-REPORT_COLOURS: Mapping[str, Colour] = {
-    "blood vessel": (247, 86, 124),
-    "cell": (153, 225, 217),
-    "axon": (238, 227, 171),
-}
+REPORT_COLOURS: Mapping[str, Colour] = {"blood vessel": (247, 86, 124), "cell": (153, 225, 217), "axon": (238, 227, 171)}
 
 Palette = Literal["colour-blind-safe", "founding-report"]
 
@@ -58,9 +54,9 @@ class ClassSet:
     def __post_init__(self) -> None:
         if not 2 <= len(self.names) <= 255:
             raise DatasetError(f"found {len(self.names)} classes ({', '.join(self.names)}); expected 2 to 255.")
-        if len(set(self.names)) != len(self.names):
+        if len(set(self.names)) < len(self.names):
             raise DatasetError(f"class names must differ, found {', '.join(self.names)}.")
-        if not 0 <= self.ignore <= 255 or self.ignore < len(self.names):
+        if not len(self.names) <= self.ignore <= 255:
             raise DatasetError(f"the ignore value {self.ignore} must lie in {len(self.names)}..255, beside the class ids.")
         if self.first_id not in (0, 1):
             raise DatasetError(f"the first class id is {self.first_id}; expected 0, or 1 where 0 means not labelled.")
@@ -172,19 +168,12 @@ class ClassSet:
         """Returns labels as colours, uint8, shape `(*labels.shape, 3)`; what is no class id is mid-grey, as if ignored."""
         table = np.full((256, 3), 128, np.uint8)
         table[: len(self)] = self.colours
-        known = (labels >= 0) & (labels < len(self))
-        return table[np.where(known, labels, 255).astype(np.uint8)]
+        return table[np.where((labels >= 0) & (labels < len(self)), labels, 255).astype(np.uint8)]
 
     def overlay(self, grey: NDArray[np.uint8], labels: NDArray[Any], opacity: float = 0.45) -> NDArray[np.uint8]:
-        """Returns a grey image with the classes laid over it; background and ignored pixels stay grey.
+        """Returns a grey image (uint8, any shape) with the classes laid over it, uint8, shape `(*grey.shape, 3)`.
 
-        Args:
-            grey: uint8 of any shape.
-            labels: Integers of the same shape.
-            opacity: 0 shows the image alone, 1 the colours alone.
-
-        Returns:
-            uint8, shape `(*grey.shape, 3)`.
+        Background and ignored pixels stay grey; an opacity of 0 shows the image alone, 1 the colours alone.
         """
         image = np.repeat(grey[..., None], 3, axis=-1).astype(np.float32)
         mixed = (1 - opacity) * image + opacity * self.paint(labels)

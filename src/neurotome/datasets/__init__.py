@@ -27,9 +27,8 @@ def open_dataset(spec: str | Path | Dataset, stream: StreamSettings = StreamSett
     """Opens a dataset of any kind; an open one is returned as it is.
 
     Args:
-        spec: A folder with dataset.yaml, `mtneuro:<folder>` or `mtneuro:<folder>@<variant>` with the variant
-            one of those that `list_datasets` names, `phantom` for a synthetic one with default settings, or
-            `phantom-stream` for synthetic tissue made during training. Write `./phantom` for a folder of that name.
+        spec: A folder with dataset.yaml, `mtneuro:<folder>`, `phantom`, or another of those that `list_datasets` names.
+            Write `./phantom` for a folder of that name.
         stream: How the tissue of `phantom-stream` is made.
 
     Raises:

@@ -63,8 +63,7 @@ class Cutout:
         for z in range(volume.shape[0]):
             pixels.update(np.ascontiguousarray(volume.data[z]).tobytes())
             labels.update(self.read_labels(z).tobytes())
-        size = volume.voxel_size_um
-        voxel_size_um = None if size is None else [float(edge) for edge in size]
+        voxel_size_um = [float(edge) for edge in volume.voxel_size_um or ()] or None
         return {"pixels": pixels.hexdigest(), "labels": labels.hexdigest(), "voxel_size_um": voxel_size_um}
 
 
@@ -108,14 +107,13 @@ class Dataset(Shown):
 
     def split(self, name: str) -> tuple[Cutout, ...]:
         """Returns the cutouts of a split; DatasetError if there is none."""
-        if name not in self.splits:
+        cutouts = self.splits.get(name)
+        if not cutouts:
             raise DatasetError(
-                f"{self.name}: found no split {name!r}, only {', '.join(self.splits) or 'none'}. Name its images under "
-                f"splits: {name} in dataset.yaml."
+                f"{self.name}: found no split {name!r} with an image, only {', '.join(self.splits) or 'none'}. List its images "
+                f"under splits: {name} in dataset.yaml."
             )
-        if not self.splits[name]:
-            raise DatasetError(f"{self.name}: split {name!r} is empty; list at least one image id in dataset.yaml.")
-        return self.splits[name]
+        return cutouts
 
     def fingerprint(self, name: str) -> str:
         """Returns the SHA-256 of a split: names, pixels, labels and voxel sizes of its images, classes and ignore value."""

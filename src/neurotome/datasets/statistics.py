@@ -50,12 +50,12 @@ def list_seen(dataset: Dataset, totals: NDArray[np.int64], warn: bool = True) ->
     seen = np.flatnonzero(totals)
     absent = ", ".join(name for name, total in zip(classes.names, totals, strict=True) if total == 0)
     unlabelled = int(sum(cutout.volume.data.size for cutout in dataset.split("train")) - totals.sum())
-    mask = (
-        f" {unlabelled:,} pixels have the value {classes.ignore}, which means not labelled: in masks of 0 and "
-        f"{classes.ignore} write 1 for it."
-        if unlabelled and absent and not classes.first_id
-        else ""
-    )
+    mask = ""
+    if unlabelled and absent and not classes.first_id:
+        mask = (
+            f" {unlabelled:,} pixels have the value {classes.ignore}, which means not labelled: in masks of 0 and "
+            f"{classes.ignore} write 1 for it."
+        )
     if len(seen) < 2:
         raise DatasetError(
             f"{dataset.name}: all labelled training pixels are of class {classes.names[seen[0]]}; expected two "
@@ -116,11 +116,10 @@ def measure_dataset(dataset: Dataset) -> Statistics:
     if not cutouts:
         raise DatasetError(f"{dataset.name} has no image; expected at least one.")
     edges = _choose_edges(cutouts)
-    size = dataset.voxel_size_um
     return Statistics(
         dataset=dataset.name,
         classes=list(dataset.classes.names),
-        voxel_size_um=None if size is None else list(size),
+        voxel_size_um=list(dataset.voxel_size_um or ()) or None,
         licence=dataset.licence,
         citation=dataset.citation,
         histogram_edges=edges.tolist(),

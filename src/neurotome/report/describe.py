@@ -134,7 +134,6 @@ def _first_split(dataset: Dataset) -> tuple[Cutout, ...]:
 
 def _crop(cutout: Cutout, z: int, largest: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """Returns grey values and labels of the middle of a slice, at most `largest` pixels along an axis."""
-    rows, columns = (
-        slice((size - min(size, largest)) // 2, (size + min(size, largest)) // 2) for size in cutout.volume.shape[1:]
-    )
+    edges = ((size, min(size, largest)) for size in cutout.volume.shape[1:])
+    rows, columns = (slice((size - edge) // 2, (size + edge) // 2) for size, edge in edges)
     return np.asarray(cutout.volume.data[z, rows, columns]), cutout.read_labels(z, rows, columns)
