@@ -23,12 +23,9 @@ class NetPredictor:
     Attributes:
         net: The network; put into evaluation mode.
         settings: How it was built.
-        classes: What its outputs mean.
-        normalization: How its input is scaled.
+        classes, normalization, bounded, voxel_size_um: As of every `Predictor`.
         halo: Pixels around a pixel, within its slice, that its output depends on.
-        bounded: False if the network pools over the whole image, so that no halo makes tiles exact.
         patch: Edge of the training patches in pixels.
-        voxel_size_um: Voxel size (z, y, x) of the training data, None if not known.
         facts: Scores, licence, citation, training data: carried along, not used.
     """
 
