@@ -171,7 +171,8 @@ def read_settings(content: Mapping[str, Any]) -> ModelSettings:
         raise ValueError("encoder_weights must be none in a trained model")
     if not isinstance(settings.decoder, str) or not isinstance(settings.encoder, str):
         raise ValueError(f"decoder {show(settings.decoder)} and encoder {show(settings.encoder)}; expected names")
-    read_whole(content, "in_channels", 1, MOST_CHANNELS)
+    if read_whole(content, "in_channels", 1, MOST_CHANNELS) % 2 == 0:
+        raise ValueError(f"in_channels is {settings.in_channels}; expected an odd number")
     read_whole(content, "encoder_depth", 3, 5)
     return settings
 

@@ -111,8 +111,8 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
         if _is_download_error(error):
             raise ModelError(
                 f"the ImageNet weights of encoder {settings.encoder!r} are not in the local cache and could not be "
-                f"downloaded ({type(error).__name__}). Do one of these: connect this machine to the network and run the same "
-                "command again; on a connected machine run the same command once and copy its cache folder "
+                f"downloaded ({type(error).__name__}). Do one of these: connect this machine to the network and run the "
+                "same command again; on a connected machine run the same command once and copy its cache folder "
                 "(~/.cache/huggingface, or where HF_HOME points) here; give a local file with --model.encoder-weights "
                 "FILE.safetensors; or start without pretraining with --model.encoder-weights none."
             ) from error
