@@ -16,8 +16,8 @@ from neurotome.errors import NeurotomeError
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML in which a key given twice is an error; plain YAML keeps the last and says nothing.
 
-    Aliases of collections are refused, because a few lines of them unfold without end; so are text that is no Unicode and
-    integers of more digits than any setting has, because no message could be written.
+    Aliases of collections are refused, because a few lines of them unfold without end, and text that is no Unicode and
+    endless integers, because no message could be written.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
@@ -44,16 +44,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def read_json(path: Path, error: type[NeurotomeError], remedy: str) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Args:
-        path: The file; it is there.
-        error: What is raised.
-        remedy: What to do about a file that cannot be read, a sentence.
-
-    Raises:
-        NeurotomeError: Of the class `error`: it is no JSON object.
-    """
+    """Reads a JSON object from a file that is there; raises `error` if it holds none, whose message ends with `remedy`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_read_float, parse_float=_read_float)
     except (ValueError, RecursionError) as failure:
@@ -64,17 +55,7 @@ def read_json(path: Path, error: type[NeurotomeError], remedy: str) -> dict[str,
 
 
 def read_yaml(path: Path, error: type[NeurotomeError], remedy: str) -> Mapping[str, Any]:
-    """Reads a YAML file of settings, keys with values.
-
-    Args:
-        path: The file; it is there.
-        error: What is raised.
-        remedy: What to do about a file that cannot be read, a sentence.
-
-    Raises:
-        NeurotomeError: Of the class `error`: it is no YAML, names a key twice, or holds something else than keys, which
-            must be text or whole numbers.
-    """
+    """Reads keys with values from a YAML file that is there; raises `error` if it holds none or one twice, with `remedy`."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, OverflowError) as failure:

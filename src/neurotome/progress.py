@@ -42,11 +42,13 @@ class Progress:
             total: What `update` counts up to.
             unit: What is counted; the rate is shown if it is given.
             stream: Where to write; standard error if not given.
-            interval_s: Seconds between plain lines where the stream is no terminal.
+            interval_s: Seconds between plain lines.
         """
         self.title, self.total, self.unit = title, total, unit
         self.stream = sys.stderr if stream is None else stream
-        self.bars = _find_bars(self.stream) if self.stream.isatty() else None
+        # while bars are shown, rich puts what prints above them in the place of standard error
+        terminal = getattr(self.stream, "rich_proxied_file", self.stream)
+        self.bars = _open_bars(terminal) if self.stream.isatty() else None
         self.task = self.bars.add_task(title, total=total or 1, text="") if self.bars else None
         self.interval_s = 0.2 if self.bars else interval_s
         self.started = time.monotonic()
@@ -106,13 +108,6 @@ class Progress:
         return ", ".join([*parts, note] if note else parts)
 
 
-def _find_bars(stream: TextIO) -> Bars:
-    """Returns the bars of a terminal; while some are shown, standard error is what prints above them."""
-    from rich.file_proxy import FileProxy
-
-    return _open_bars(stream.rich_proxied_file if isinstance(stream, FileProxy) else stream)
-
-
 @cache
 def _open_bars(stream: TextIO) -> Bars:
     """Returns the bars of a terminal, one for all tasks; other messages are printed above them."""
@@ -120,12 +115,8 @@ def _open_bars(stream: TextIO) -> Bars:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(20),
-        TextColumn("{task.fields[text]}", markup=False),
-    )
-    bars = Bars(*columns, console=Console(file=stream), auto_refresh=False, transient=True)
+    title, text = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[text]"))
+    bars = Bars(title, BarColumn(20), text, console=Console(file=stream), auto_refresh=False, transient=True)
     atexit.register(bars.stop)
     return bars
 
