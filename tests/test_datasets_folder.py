@@ -14,9 +14,9 @@ import yaml
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.folder import open_folder
-from neurotome.datasets.view import View
 from neurotome.errors import DatasetError, ImageError, NeurotomeError
 from neurotome.io import create_labels, open_labels, write_image, write_labels
+from neurotome.io.lazy_array import LazyArray
 
 GREY = np.arange(8 * 5 * 6, dtype=np.uint8).reshape(8, 5, 6)
 LABELS = (GREY % 3).astype(np.uint8)
@@ -232,7 +232,7 @@ def test_labels_from_1_are_read_as_classes_from_0_and_0_as_not_labelled(folder: 
     np.testing.assert_array_equal(stack.read_labels(3, slice(2), slice(1, 4)), expected[3, :2, 1:4])
     assert stack.label_counts[:, :2].sum(axis=0).tolist() == [(LABELS == 1).sum(), (LABELS == 2).sum()]
     np.testing.assert_array_equal(dataset.classes.to_stored(np.asarray(stack.labels)), LABELS)
-    assert isinstance(stack.labels.source, np.memmap)  # type: ignore[attr-defined]
+    assert isinstance(stack.labels, LazyArray)
     write_labels(folder / "labels" / "stack.npy", LABELS + 1)
     with pytest.raises(
         DatasetError, match=r"outside the classes: 3 .*expected 1\.\.2 .cell, axon. or 0 for pixels not labelled"
@@ -269,7 +269,7 @@ def test_parts_of_any_format_are_read_as_they_are(folder: Path, kept: int, monke
         (cutout,) = dataset.split("train")
         data, expected = cutout.volume.data, np.array([255, 0, 1])[LABELS]
         if suffix != ".npy":
-            assert isinstance(data, View if kept == 0 else np.ndarray)
+            assert isinstance(data, LazyArray if kept == 0 else np.ndarray)
         np.testing.assert_array_equal(np.asarray(data), GREY[place])
         np.testing.assert_array_equal(np.stack(list(data)), GREY[place])
         np.testing.assert_array_equal(np.asarray(data[::2, -1:, 3:0:-1]), GREY[place][::2, -1:, 3:0:-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
-from neurotome.metrics import class_scores_per_image, confusion, image_scores, scores
-from neurotome.tables import Table, to_html
+from neurotome.metrics import confusion, scores
+from neurotome.tables import Shown, Table, count
 
 FEWEST_IMAGES = 5
 """Fewer images than this say nothing about how much images differ."""
@@ -26,10 +26,7 @@ AGGREGATIONS = (
 
 
 def score_images(
-    dataset: str,
-    split: str,
-    classes: ClassSet,
-    images: Iterable[tuple[str, NDArray[Any], NDArray[Any]]],
+    dataset: str, split: str, classes: ClassSet, images: Iterable[tuple[str, NDArray[Any], NDArray[Any]]]
 ) -> dict[str, Any]:
     """Counts all images, then scores.
 
@@ -41,7 +38,9 @@ def score_images(
 
     Returns:
         The content of `scores/<split>.json`. `per_class`, `macro`, `weighted` and `accuracy` are pooled over all pixels;
-        `per_image` scores every image by itself; its `mean` and `per_class` are the other aggregation that is published.
+        `per_image` scores every image by itself; its `mean` and `per_class` are the other aggregation that is published. A
+        class that no image has scores None there; where an absent class counts as 0, as some libraries have it, the mean
+        over all n images is the score times images / n.
 
     Raises:
         DatasetError: There is no image.
@@ -54,7 +53,15 @@ def score_images(
         raise DatasetError(f"{dataset}: no image to score in split {split!r}; expected at least one.")
     stacked = np.stack(counts)
     pooled = stacked.sum(0)
-    single = [image_scores(matrix) for matrix in stacked]
+    single = [scores(matrix, classes.names) for matrix in stacked]
+    per_image = {
+        "macro_f1": [image["macro"]["f1"] for image in single],
+        "mean_iou": [image["macro"]["iou"] for image in single],
+    }
+    per_class = {}
+    for name in classes.names:
+        having = [image["per_class"][name] for image in single if image["per_class"][name]["f1"] is not None]
+        per_class[name] = {key: _mean([image[key] for image in having]) for key in ("f1", "iou")} | {"images": len(having)}
     return {
         "dataset": dataset,
         "split": split,
@@ -63,13 +70,9 @@ def score_images(
         **scores(pooled, classes.names),
         "per_image": {
             "name": names,
-            "macro_f1": [s["macro_f1"] for s in single],
-            "mean_iou": [s["mean_iou"] for s in single],
-            "mean": {
-                "macro_f1": _mean([s["macro_f1"] for s in single]),
-                "mean_iou": _mean([s["mean_iou"] for s in single]),
-            },
-            "per_class": class_scores_per_image(stacked, classes.names),
+            **per_image,
+            "mean": {key: _mean(values) for key, values in per_image.items()},
+            "per_class": per_class,
         },
         "note": AGGREGATIONS,
         "intervals": bootstrap(stacked, classes.names),
@@ -77,19 +80,15 @@ def score_images(
 
 
 def bootstrap(confusions: NDArray[np.int64], names: Sequence[str], seed: int = 0) -> dict[str, Any] | None:
-    """Returns 95 % intervals of pooled scores by drawing images with replacement.
+    """Returns 95 % intervals of pooled scores by drawing images with replacement, None for fewer than `FEWEST_IMAGES`.
 
-    Percentile bootstrap, Efron (1979), doi:10.1214/aos/1176344552. Slices of one stack resemble each other, so for
-    stacks the intervals are a lower bound of the uncertainty.
+    Percentile bootstrap, Efron (1979), doi:10.1214/aos/1176344552. Slices of one stack resemble each other, so for stacks
+    the intervals are a lower bound of the uncertainty. Each is low and high, or None if no draw has the score.
 
     Args:
         confusions: One matrix per image, shape (images, classes, classes), rows true.
         names: Class names.
         seed: Seed of the draws.
-
-    Returns:
-        Low and high of `macro_f1`, `accuracy` and of `f1` per class, each None if no draw has it; None in place of all
-        for fewer than `FEWEST_IMAGES` images.
     """
     images = len(confusions)
     if images < FEWEST_IMAGES:
@@ -111,39 +110,12 @@ def bootstrap(confusions: NDArray[np.int64], names: Sequence[str], seed: int = 0
     }
 
 
-class Scores(Mapping[str, Any]):
-    """Scores of one split: the content of `scores/<split>.json` as a mapping, and a table as text and in notebooks."""
+class Scores(Shown, dict[str, Any]):
+    """The content of `scores/<split>.json`, and its table as text and in notebooks; "–" stands where a class is absent."""
 
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        self.content = dict(content)
-
-    def __getitem__(self, key: str) -> Any:
-        return self.content[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.content)
-
-    def __len__(self) -> int:
-        return len(self.content)
-
-    def __str__(self) -> str:
-        return format_scores(self)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(_title(self), _tabulate(self), "\n".join(_note(self)))
-
-
-def format_scores(scores: Mapping[str, Any]) -> str:
-    """Returns scores as a table for the terminal, pooled and per image; an en dash stands where a class is absent."""
-    return "\n".join([_title(scores), _tabulate(scores).to_text(), *_note(scores)])
-
-
-def _title(scores: Mapping[str, Any]) -> str:
-    images = len(scores["per_image"]["name"])
-    counted = f"{images} image{'s' * (images != 1)}"
-    return f"{scores['dataset']}, split {scores['split']}, {counted}; pooled over pixels, and /image: mean over images"
+    def _show(self) -> list[str | Table]:
+        title = f"{self['dataset']}, split {self['split']}, {count(len(self['per_image']['name']), 'image')}"
+        return [f"{title}; pooled over pixels, and /image: mean over images", _tabulate(self), *_note(self)]
 
 
 def _tabulate(scores: Mapping[str, Any]) -> Table:
@@ -159,7 +131,6 @@ def _tabulate(scores: Mapping[str, Any]) -> Table:
 
 
 def _note(scores: Mapping[str, Any]) -> list[str]:
-    """Returns what is said below the table."""
     intervals = scores["intervals"]
     if intervals is None:
         return [f"no interval: fewer than {FEWEST_IMAGES} images"]

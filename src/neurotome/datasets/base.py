@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, cast
 
 import numpy as np
 from cyclopts import Parameter
@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
-from neurotome.tables import Table, to_html
+from neurotome.io.lazy_array import LazyArray, Place
+from neurotome.tables import Shown, Table
 from neurotome.volume import SIZE_TOLERANCE, Volume
 
 SPLITS = ("train", "val", "test")
+
+WHOLE: Place = (slice(None), slice(None), slice(None))
 
 Size = tuple[float, float, float]
 
@@ -31,8 +34,8 @@ class Cutout:
 
     Attributes:
         volume: The grey values.
-        labels: Integers, shape of the volume (z, y, x); may be memory-mapped and of any integer dtype. Values are class
-            ids or the ignore value: whoever builds a Cutout has checked that with `check_labels`.
+        labels: Class ids or the ignore value, of any integer dtype, shape of the volume (z, y, x); may be memory-mapped or
+            lazy. Whoever builds a Cutout has checked them with `check_labels`.
     """
 
     volume: Volume
@@ -67,37 +70,24 @@ class Cutout:
         return {"pixels": pixels.hexdigest(), "labels": labels.hexdigest(), "voxel_size_um": voxel_size_um}
 
 
-class CutoutSource(Protocol):
-    """Training cutouts by step."""
+class CutoutSource:
+    """Training cutouts by step; here the same at every step."""
+
+    def __init__(self, cutouts: Iterable[Cutout] = ()) -> None:
+        self._listed = list(enumerate(cutouts))
 
     @property
     def facts(self) -> Mapping[str, Any]:
         """What a run's summary says of it; JSON values."""
-        ...
-
-    def window(self, step: int) -> Sequence[tuple[int, Cutout]]:
-        """Returns the cutouts, each with a number of its own, from which a step draws; the same for the same step."""
-        ...
-
-
-@dataclass(frozen=True)
-class FixedCutouts:
-    """The same cutouts at every step; see `CutoutSource`."""
-
-    cutouts: tuple[Cutout, ...]
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """Nothing."""
         return {}
 
     def window(self, step: int) -> Sequence[tuple[int, Cutout]]:
-        """Returns all of them."""
-        return list(enumerate(self.cutouts))
+        """Returns the cutouts, each with a number of its own, from which a step draws; the same for the same step."""
+        return self._listed
 
 
-@dataclass(frozen=True)
-class Dataset:
+@dataclass(frozen=True, repr=False)
+class Dataset(Shown):
     """Cutouts by split.
 
     Attributes:
@@ -119,11 +109,7 @@ class Dataset:
     unlisted: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[Cutout, ...]:
-        """Returns the cutouts of a split.
-
-        Raises:
-            DatasetError: The dataset has no such split, or it is empty.
-        """
+        """Returns the cutouts of a split; DatasetError if there is none."""
         if name not in self.splits:
             raise DatasetError(
                 f"{self.name}: found no split {name!r}, only {', '.join(self.splits) or 'none'}. Name its images under "
@@ -147,29 +133,17 @@ class Dataset:
     def _list_sizes(self) -> list[Size | None]:
         return list(list_sizes(cutout.volume for cutouts in self.splits.values() for cutout in cutouts))
 
-    def __str__(self) -> str:
-        return "\n".join([self._headline(), "", self._table().to_text(), *self._notes()])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self._headline(), self._table(), *self._notes())
-
-    def _headline(self) -> str:
-        sizes = " and ".join(map(format_size, self._list_sizes()))
-        return f"{self.name}: {', '.join(self.classes.names)}; voxel size {sizes}"
-
-    def _table(self) -> Table:
+    def _show(self) -> list[str | Table]:
         rows = []
         for split, cutouts in self.splits.items():
             planes = sorted({cutout.volume.shape[1:] for cutout in cutouts})
-            shown = ", ".join(f"{y} x {x}" for y, x in planes[:3]) + ", ..." * (len(planes) > 3)
+            sizes = ", ".join(f"{y} x {x}" for y, x in planes[:3]) + ", ..." * (len(planes) > 3)
             slices = sum(cutout.volume.shape[0] for cutout in cutouts)
-            rows.append((split, str(len(cutouts)), str(slices), shown))
-        return Table(("split", "images", "slices", "pixels (y x x)"), rows)
-
-    def _notes(self) -> list[str]:
-        return [f"in no split: {', '.join(self.unlisted)}"] if self.unlisted else []
+            rows.append((split, str(len(cutouts)), str(slices), sizes))
+        voxels = " and ".join(map(format_size, self._list_sizes()))
+        headline = f"{self.name}: {', '.join(self.classes.names)}; voxel size {voxels}\n"
+        unlisted = [f"in no split: {', '.join(self.unlisted)}"] if self.unlisted else []
+        return [headline, Table(("split", "images", "slices", "pixels (y x x)"), rows), *unlisted]
 
 
 def list_sizes(volumes: Iterable[Volume]) -> dict[Size | None, str]:
@@ -205,15 +179,10 @@ DatasetOrName = Annotated[str | Path | Dataset, Parameter(accepts_keys=False, n_
 
 
 def check_labels(labels: NDArray[Any], classes: ClassSet, where: str) -> None:
-    """Checks that labels are integers and hold what files may hold for these classes only; reads slice by slice.
-
-    Args:
-        labels: As stored, shape (z, y, x).
-        classes: What is allowed.
-        where: File or name for the message.
+    """Checks that labels (z, y, x) are integers and hold what files may hold for these classes only; reads slice by slice.
 
     Raises:
-        DatasetError: Names the file, the values found, and how many pixels have them.
+        DatasetError: Names the file (`where`), the values found, and how many pixels have them.
     """
     if labels.dtype.kind not in "iu":
         raise DatasetError(
@@ -224,10 +193,35 @@ def check_labels(labels: NDArray[Any], classes: ClassSet, where: str) -> None:
     for z in range(labels.shape[0]):
         plane = np.asarray(labels[z])
         stray = plane[((plane < first) | (plane >= first + len(classes))) & (plane != ignore)]
-        wrong.update(dict(zip(*(array.tolist() for array in np.unique(stray, return_counts=True)), strict=True)))
+        values, counts = np.unique(stray, return_counts=True)
+        wrong.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     if wrong:
         listed = ", ".join(f"{value} ({count} pixels)" for value, count in sorted(wrong.items())[:8])
         raise DatasetError(
             f"{where}: label values outside the classes: {listed}; expected {classes.describe_stored()}. Correct the "
             "labels, or add the class to dataset.yaml."
         )
+
+
+def view(source: NDArray[Any], place: Place = WHOLE, table: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+    """Returns part of a volume without reading it: numpy's own view, or a lazy array that exchanges values by a table.
+
+    Args:
+        source: Shape (z, y, x); an array, or anything that is indexed by slices like one.
+        place: Which part.
+        table: What stands for each value 0..255, shape (256,); None for the values themselves.
+    """
+    if isinstance(source, np.ndarray) and table is None:
+        return source[place]
+    starts_and_sizes = [(kept.start or 0, len(range(size)[kept])) for size, kept in zip(source.shape, place, strict=True)]
+
+    def read(inner: Place) -> NDArray[Any]:
+        z, y, x = (
+            slice(start + part.start, start + part.stop) for (start, _), part in zip(starts_and_sizes, inner, strict=True)
+        )
+        values: NDArray[Any] = np.asarray(source[z, y, x])
+        return values if table is None else np.asarray(table[values])
+
+    z, y, x = (size for _, size in starts_and_sizes)
+    lazy = LazyArray(getattr(source, "path", Path()), (z, y, x), source.dtype if table is None else np.uint8, read)
+    return cast("NDArray[Any]", lazy)  # as which it behaves wherever volumes are used

@@ -27,9 +27,8 @@ from typing import Any
 import numpy as np
 
 from neurotome.classes import ClassSet
-from neurotome.datasets.base import Cutout, Dataset, Size, check_labels, format_size, list_sizes
+from neurotome.datasets.base import Cutout, Dataset, Size, check_labels, format_size, list_sizes, view
 from neurotome.datasets.splits import Entries, describe_splits, describe_value, make_splits, read_splits, write_splits
-from neurotome.datasets.view import view
 from neurotome.documents import read_yaml
 from neurotome.errors import DatasetError, show, unknown
 from neurotome.io.files import find_image, list_images, name_image

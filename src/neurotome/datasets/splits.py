@@ -13,8 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from neurotome.atomic import write_text
-from neurotome.datasets.base import SPLITS, Cutout
-from neurotome.datasets.view import Place, view
+from neurotome.datasets.base import SPLITS, Cutout, view
 from neurotome.errors import DatasetError, show, unknown
 from neurotome.volume import Volume
 
@@ -73,7 +72,7 @@ class Entry(NamedTuple):
                     f"{config}: {axis} {start}..{stop} of {self.image_id} is asked for, but {volume.path} has {size}."
                 )
         z, y, x = (slice(None) if ends is None else slice(*ends) for ends in self[1:])
-        place: Place = (z, y, x)
+        place = (z, y, x)
         origin_zyx = (z.start or 0, y.start or 0, x.start or 0)
         part = Volume(view(volume.data, place), self.name, volume.voxel_size_um, origin_zyx, volume.path)
         return Cutout(part, view(whole.labels, place))

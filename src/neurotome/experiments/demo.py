@@ -29,7 +29,7 @@ from neurotome.report import build_report
 from neurotome.report.describe import describe
 from neurotome.runs import Run
 from neurotome.runs.run import redo_damaged
-from neurotome.scoring import format_scores
+from neurotome.scoring import Scores
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 
@@ -107,7 +107,7 @@ def demo(
         new = dataclasses.replace(new, voxel_size_um=dataset.voxel_size_um[1])
     predict(run.folder, unseen, out / "new" / "labels", settings=new)
     scores = run.read_scores("test") or {}
-    _say(f"\n{format_scores(scores)}\n")
+    _say(f"\n{Scores(scores)}\n")
     for name, content in {"network": scores, **comparisons}.items():
         _say(f"test macro F1 {content['macro']['f1']:.3f}  {name}")
     _say(f"\nreport: {report.resolve()}\nlabels of new slices, with overlays: {(out / 'new' / 'labels').resolve()}")

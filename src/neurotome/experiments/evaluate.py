@@ -67,7 +67,7 @@ def evaluate(
         {**score_split(predictor, opened, split), "made_from": trace_scores(opened, split, read_digest(Path(model)))}
     )
     if out is not None:
-        write_json(out, dict(scores))
+        write_json(out, scores)
     return scores
 
 

@@ -29,6 +29,7 @@ from neurotome.figures.style import (
     line_colours,
     say_title,
 )
+from neurotome.tables import count
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -138,7 +139,7 @@ def plot_class_shares(statistics: Mapping[str, Any], classes: ClassSet) -> Figur
         for label, name in zip(label_classes(classes), classes.names, strict=True)
     }
     groups = [
-        f"{split}\n{_count(content['images'], 'image')}, {_count(content['slices'], 'slice')}"
+        f"{split}\n{count(content['images'], 'image')}, {count(content['slices'], 'slice')}"
         for split, content in splits.items()
     ]
     title = f"Classes of {statistics['dataset']}" if can_spell(statistics["dataset"]) else "Classes"
@@ -166,7 +167,3 @@ def _trim(counts: NDArray[np.float64], edges: NDArray[np.float64]) -> tuple[floa
 def _write_percent(value: float) -> str:
     """Returns one decimal, or as many as a rare class needs to be more than 0."""
     return f"{value:.1f}" if value >= 0.1 else f"{value:.1g}"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'s' * (number != 1)}"

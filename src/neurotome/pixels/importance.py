@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.statistics import count_slices, is_labelled
-from neurotome.metrics import image_scores
+from neurotome.metrics import scores
 from neurotome.pixels.predictor import PixelPredictor
 from neurotome.pixels.sample import LabelledPixels, limit_rows
 
@@ -81,4 +81,4 @@ def _score(predictor: PixelPredictor, table: NDArray[np.float32], labels: NDArra
     chosen = predictor.seen[predictor.classifier.predict(table).argmax(0)]
     matrix = np.zeros((len(predictor.classes),) * 2, np.int64)
     np.add.at(matrix, (labels, chosen), 1)
-    return float(image_scores(matrix)["macro_f1"] or 0.0)
+    return float(scores(matrix, predictor.classes.names)["macro"]["f1"] or 0.0)

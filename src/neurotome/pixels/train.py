@@ -17,7 +17,7 @@ from neurotome.datasets.statistics import count_slices, is_labelled, list_seen
 from neurotome.errors import SettingsError, unknown
 from neurotome.features import EncoderSettings, Extractor, FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.choose import Kind
-from neurotome.metrics import image_scores
+from neurotome.metrics import scores
 from neurotome.normalize import fit_normalization
 from neurotome.pixels.learners import (
     LEARNERS,
@@ -254,11 +254,11 @@ def _choose_prior(
     probs = predictor.classifier.predict(np.ascontiguousarray(table.T))
     # each drawn pixel stands for as many as its class has of them
     stands_for = np.divide(pixels.totals, rows, out=np.zeros(len(rows)), where=rows > 0)
-    scores: dict[str, float | None] = {}
+    by_prior: dict[str, float | None] = {}
     for prior in PRIORS:
         chosen = predictor.seen[(probs * _weigh(totals[predictor.seen], prior)[:, None]).argmax(0)]
         matrix = np.zeros((len(rows), len(rows)))
         np.add.at(matrix, (labels, chosen), 1)
         matrix *= stands_for[:, None]
-        scores[f"{prior:g}"] = image_scores(matrix.round().astype(np.int64))["macro_f1"]
-    return max(PRIORS, key=lambda prior: scores[f"{prior:g}"] or 0.0), scores
+        by_prior[f"{prior:g}"] = scores(matrix.round().astype(np.int64), dataset.classes.names)["macro"]["f1"]
+    return max(PRIORS, key=lambda prior: by_prior[f"{prior:g}"] or 0.0), by_prior

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neurotome.runs import Run
+from neurotome.tables import count
 
 RISEN = 0.01
 """Macro F1 that counts as better: less is the noise between epochs."""
@@ -66,14 +67,14 @@ def _judge_training(rows: Sequence[Mapping[str, float | None]], config: Mapping[
     last = math.ceil(epochs / 4)
     longer = _say_longer(config, epochs)
     if epochs < 4:
-        counted = _count(epochs, "epoch")
+        counted = count(epochs, "epoch")
         return [f"{counted} of training, validation macro F1 {max(f1s):.3f}: too few to tell where it ends. {longer}"]
     best = max(range(epochs), key=lambda epoch: f1s[epoch])
     before = max(f1s[:-last])
     if f1s[best] - before >= RISEN:
         return [
             f"Still improving: validation macro F1 reached {before:.3f} in the first {epochs - last} of {epochs} and "
-            f"{f1s[best]:.3f} in the last {_count(last, 'epoch')}. {longer}"
+            f"{f1s[best]:.3f} in the last {count(last, 'epoch')}. {longer}"
         ]
     losses = [loss for _, loss in known]
     first, end = losses[best], losses[-1]
@@ -85,7 +86,7 @@ def _judge_training(rows: Sequence[Mapping[str, float | None]], config: Mapping[
         ]
     return [
         f"Trained long enough: validation macro F1 reached {before:.3f} in the first {epochs - last} of {epochs} and "
-        f"{max(f1s[-last:]):.3f} in the last {_count(last, 'epoch')}."
+        f"{max(f1s[-last:]):.3f} in the last {count(last, 'epoch')}."
     ]
 
 
@@ -133,7 +134,7 @@ def _judge_classes(scores: Scores) -> list[str]:
 def _judge_images(scores: Scores) -> list[str]:
     """Returns how far the images suffice to compare methods by."""
     images = len(scores["per_image"]["name"])
-    counted = _count(images, "image")
+    counted = count(images, "image")
     interval = (scores["intervals"] or {}).get("macro_f1")
     if interval is None:
         return [f"Split {scores['split']} has {counted}, too few to say how sure these scores are. Label more of them."]
@@ -158,10 +159,6 @@ def _say_longer(config: Mapping[str, Any], epochs: int) -> str:
 def _double(duration: str) -> str:
     """Returns a duration such as 90s, 1.5h or 120 twice as long, in the same unit."""
     return re.sub(r"[\d.]+", lambda number: f"{2 * float(number[0]):g}", duration, count=1)
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _join(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
-from neurotome.datasets.base import Cutout, CutoutSource, Dataset, FixedCutouts
+from neurotome.datasets.base import Cutout, CutoutSource, Dataset
 from neurotome.datasets.statistics import count_slices
 from neurotome.errors import SettingsError
 from neurotome.normalize import Normalization, Scale
@@ -178,7 +178,7 @@ class PatchSampler:
             )
         count_slices(dataset)  # refuses data without a label
         self.settings, self.in_channels, self.seed = settings, in_channels, seed
-        sources = [dataset.source or FixedCutouts(cutouts), *([replay[0]] if replay else [])]
+        sources = [dataset.source or CutoutSource(cutouts), *([replay[0]] if replay else [])]
         self.pools = [Pool(source, dataset.classes, normalization, edge) for source in sources]
         self.share = replay[1] if replay else 0.0
         self.tiles = self.pools[0].plan_tiles() if settings.order == "sequential" else []

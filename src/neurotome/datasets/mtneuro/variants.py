@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
-from neurotome.datasets.base import Cutout, Dataset, check_labels
+from neurotome.datasets.base import Cutout, Dataset, check_labels, view
 from neurotome.datasets.mtneuro.stored import StoredRegion, is_stored, read_provenance, read_regions
-from neurotome.datasets.view import view
 from neurotome.errors import DatasetError, unknown
 from neurotome.io.images import check_grey, read_image, read_labels
 from neurotome.volume import Volume

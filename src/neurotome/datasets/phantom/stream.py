@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
-from neurotome.datasets.base import Cutout, Dataset, FixedCutouts
+from neurotome.datasets.base import Cutout, CutoutSource, Dataset
 from neurotome.datasets.phantom.make import CITATION, CLASSES, LICENCE, VOXEL_SIZE_UM, make_cutout
 from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
 from neurotome.errors import SettingsError
@@ -95,7 +95,7 @@ def open_stream(settings: StreamSettings = StreamSettings()) -> Dataset:
     return Dataset("phantom-stream", ClassSet(CLASSES), splits, LICENCE, citation, source=stream)
 
 
-def open_replay(dataset: Dataset, edge: int, depth: int, seed: int) -> FixedCutouts:
+def open_replay(dataset: Dataset, edge: int, depth: int, seed: int) -> CutoutSource:
     """Makes synthetic tissue that is seen among other data.
 
     A network that was trained on synthetic tissue forgets what a few patches do not show, such as white matter; seeing
@@ -118,11 +118,11 @@ def open_replay(dataset: Dataset, edge: int, depth: int, seed: int) -> FixedCuto
         )
     settings = StreamSettings(seed=seed, edge=max(edge, 32), faithful=0.5)
     numbers = track(range(REPLAYED), "making tissue to replay", REPLAYED, "slices")
-    return FixedCutouts(tuple(wrap_piece(make_piece(settings, REPLAY, n, depth), f"tissue_{n:03d}") for n in numbers))
+    return CutoutSource(tuple(wrap_piece(make_piece(settings, REPLAY, n, depth), f"tissue_{n:03d}") for n in numbers))
 
 
-class PhantomStream:
-    """The pool of cutouts, and the processes that fill it; see `CutoutSource`.
+class PhantomStream(CutoutSource):
+    """The pool of cutouts, and the processes that fill it.
 
     Attributes:
         settings: Sizes and seed.
