@@ -153,19 +153,13 @@ def sample_grey(data: Any, most: int) -> NDArray[np.float64]:
 
 def measure_grey(arrays: Iterable[NDArray[Any]]) -> tuple[float, float]:
     """Returns mean and standard deviation of all grey values of volumes (z, y, x), summed in float64 slice by slice."""
-    count, mean, squares = 0, 0.0, 0.0
-    for array in arrays:
-        for plane in array:
-            values = np.asarray(plane, np.float64)
-            # Chan, Golub, LeVeque (1983), doi:10.1080/00031305.1983.10483115: merges two sets without cancellation
-            delta = values.mean() - mean
-            total = count + values.size
-            squares += float(((values - values.mean()) ** 2).sum()) + delta**2 * count * values.size / total
-            mean += delta * values.size / total
-            count = total
-    if count == 0:
+    planes = (np.asarray(plane, np.float64) for array in arrays for plane in array)
+    measured = [(plane.size, plane.mean(), plane.var()) for plane in planes]
+    if not measured:
         raise ImageError("no image to measure; expected at least one.")
-    return float(mean), float(np.sqrt(squares / count))
+    sizes, means, variances = np.array(measured).T
+    mean = np.average(means, weights=sizes)
+    return float(mean), float(np.sqrt(np.average(variances + (means - mean) ** 2, weights=sizes)))
 
 
 def fit_normalization(volumes: Iterable[Volume], mode: str = "dataset") -> Normalization:

@@ -54,17 +54,13 @@ def save_model(
     Raises:
         ModelError: A weight is too large for float16.
     """
-    import torch
-
-    weights = {key: value.detach().cpu().contiguous() for key, value in predictor.net.state_dict().items()}
+    weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in predictor.net.state_dict().items()}
     if storage == "float16":
-        for key, parameter in predictor.net.named_parameters():
-            weights[key] = weights[key].to(torch.float16)
-            if not torch.isfinite(weights[key]).all() and torch.isfinite(parameter).all():
-                raise ModelError(
-                    f"{folder}: weight {key} reaches {parameter.abs().max():.3g}, more than the 65504 that float16 holds; "
-                    "use storage float32."
-                )
+        for name, _ in predictor.net.named_parameters():
+            most = np.abs(weights[name]).max(initial=0)
+            if most > np.finfo(np.float16).max:
+                raise ModelError(f"{folder}: weight {name} reaches {most:.3g}, more than the 65504 of float16; use float32.")
+            weights[name] = weights[name].astype(np.float16)
     own = {
         "model": {**dataclasses.asdict(settle_network(predictor.settings)), "encoder_weights": "none"},
         "storage": storage,
@@ -72,9 +68,8 @@ def save_model(
         "bounded": predictor.bounded,
         "patch": predictor.patch,
     }
-    arrays = {key: weight.numpy() for key, weight in weights.items()}
     facts = predictor.facts if facts is None else facts
-    write_model(folder, predictor, own, arrays, ("segmentation-models-pytorch", "timm"), facts)
+    write_model(folder, predictor, own, weights, ("segmentation-models-pytorch", "timm"), facts)
 
 
 def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -98,16 +93,15 @@ def find_model(path: Path | str) -> Path:
         ModelError: There is none.
     """
     path = Path(path)
-    known = list_packaged() if len(path.parts) == 1 and not path.exists() else []
-    if path.name in known:
-        return ZOO / path.name
     for folder in (path, path / "model"):
         if (folder / "model.json").is_file() or (folder / NEXT).is_file():
             return folder
-    if known:
-        raise ModelError(f"{path}: no such run or model folder; {unknown('packaged model', path.name, known)}")
     if not path.exists():
-        raise ModelError(f"{path}: no such run or model folder.")
+        known = list_packaged() if len(path.parts) == 1 else []
+        if path.name in known:
+            return ZOO / path.name
+        hint = f"; {unknown('packaged model', path.name, known)}" if known else "."
+        raise ModelError(f"{path}: no such run or model folder{hint}")
     if (path / "config.yaml").is_file():
         raise ModelError(f"{path}: this run has no model yet; run its training command again, it goes on where it was.")
     raise ModelError(f"{path}: no model.json here or in its model/ folder; expected a run or a model folder.")
