@@ -19,9 +19,6 @@ MODES = ("dataset", "image", "tissue")
 MOST_VALUES = 4_000_000
 """Voxels of a volume that mode `tissue` looks at; larger volumes are thinned evenly."""
 
-FEWER_VALUES = 1 << 20
-"""Voxels from which the mean of a volume is estimated."""
-
 FARTHEST = 1.0
 """Standard deviations that an image's mean may lie off the training data's; within the real sets it is at most 0.7."""
 
@@ -87,7 +84,7 @@ class Normalization:
         """Says so if the mode is `dataset` and a volume's grey values are unlike the training data's."""
         if self.mode != "dataset" or volume.data.dtype.name != self.dtype:
             return
-        mean = float(sample_grey(volume.data, FEWER_VALUES).mean())
+        mean = float(sample_grey(volume.data).mean())
         if abs(mean - self.mean) > FARTHEST * self.std:
             warnings.warn(
                 f"{volume.path or volume.name}: grey values have mean {mean:.4g}, the training data {self.mean:.4g}; that "
@@ -96,13 +93,9 @@ class Normalization:
                 stacklevel=2,
             )
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns what `from_json` reads."""
-        return {"mode": self.mode, "mean": self.mean, "std": self.std, "dtype": self.dtype}
-
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Normalization:
-        """Rebuilds a Normalization from `to_json`; ValueError if it cannot scale."""
+        """Rebuilds a Normalization from its fields; ValueError if it cannot scale."""
         mode, mean, std = str(content["mode"]), float(content["mean"]), float(content["std"])
         most = float(np.finfo(np.float32).max)  # grey values are scaled in float32, by the inverse of the deviation
         if mode not in MODES or not (abs(mean) < most and 1 / most < std < most):
@@ -139,7 +132,7 @@ def measure_tissue(volume: Volume) -> Scale:
     return Scale(centre, (centre - low) / 4)
 
 
-def sample_grey(data: Any, most: int) -> NDArray[np.float64]:
+def sample_grey(data: Any, most: int = 1 << 20) -> NDArray[np.float64]:
     """Returns at most `most` voxels of (z, y, x), flat, on a grid that is even along every axis; reads slice by slice."""
     steps = [1, 1, 1]
     counts = list(data.shape)

@@ -11,9 +11,6 @@ from neurotome.errors import RunError
 
 Existing = Literal["refuse", "skip", "replace"]
 
-FOLDER_FORMATS = (".zarr",)
-"""Suffixes of outputs that are folders on the disk."""
-
 
 def plan_outputs(outputs: Sequence[Path], *, inputs: Sequence[Path] = (), existing: Existing = "refuse") -> list[Path]:
     """Checks every path that a command will write.
@@ -47,7 +44,7 @@ def plan_outputs(outputs: Sequence[Path], *, inputs: Sequence[Path] = (), existi
         if place in planned:
             raise RunError(f"{output}: would be written twice, as {planned[place]} too. Rename one of them.")
         planned[place] = output
-        if output.is_dir() and output.suffix.lower() not in FOLDER_FORMATS:
+        if output.is_dir() and output.suffix.lower() != ".zarr":
             raise RunError(f"{output}: is a folder; expected a file. Choose another output.")
         if number or output.is_symlink():
             if existing == "refuse":
@@ -57,7 +54,11 @@ def plan_outputs(outputs: Sequence[Path], *, inputs: Sequence[Path] = (), existi
                 )
             if existing == "skip":
                 continue
-        _check_parent(output)
+        parent = next(folder for folder in output.absolute().parents if folder.exists())
+        if not parent.is_dir():
+            raise RunError(f"{output}: {parent} is a file; expected a folder. Choose another output.")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise RunError(f"{output}: the folder {parent} may not be written to. Check its permissions.")
         written.append(output)
     return written
 
@@ -70,12 +71,3 @@ def _find_number(path: Path) -> tuple[int, int] | None:
         return None
     except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
         raise RunError(f"{path}: cannot be used as a path ({error}). Choose another.") from error
-
-
-def _check_parent(output: Path) -> None:
-    """Checks that the folder of an output is there, or can be made, and may be written to."""
-    parent = next(folder for folder in output.absolute().parents if folder.exists())
-    if not parent.is_dir():
-        raise RunError(f"{output}: {parent} is a file; expected a folder. Choose another output.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise RunError(f"{output}: the folder {parent} may not be written to. Check its permissions.")

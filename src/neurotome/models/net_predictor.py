@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class NetPredictor:
     patch: int = 256
     voxel_size_um: tuple[float, float, float] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    preferred_tile: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         self.net.eval()
@@ -57,11 +58,6 @@ class NetPredictor:
     def stride_zyx(self) -> tuple[int, int, int]:
         """Tiles must begin at multiples of this."""
         return 1, self.net.stride, self.net.stride
-
-    @property
-    def preferred_tile(self) -> None:
-        """Any tile suits a network."""
-        return None
 
     @property
     def device(self) -> torch.device:

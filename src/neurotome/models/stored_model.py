@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,14 +43,12 @@ class StoredModel:
         folder: Where it is.
         kind: `NETWORK` or `PIXELS`.
         content: The whole of model.json; only what the other attributes hold has been checked.
-        sha256: Digest of the weights' file.
         tensors: The weights by name; their numbers are finite.
     """
 
     folder: Path
     kind: str
     content: Mapping[str, Any]
-    sha256: str
     tensors: Mapping[str, NDArray[Any]]
     classes: ClassSet
     normalization: Normalization
@@ -73,7 +72,6 @@ def read_model(folder: Path) -> StoredModel:
             folder=folder,
             kind=kind,
             content=content,
-            sha256=content["weights_sha256"],
             tensors=tensors,
             classes=_read_classes(content["classes"]),
             normalization=Normalization.from_json(content["normalization"]),
@@ -132,7 +130,7 @@ def write_model(
         "format": FORMAT,
         **own,
         "classes": predictor.classes.to_json(),
-        "normalization": predictor.normalization.to_json(),
+        "normalization": dataclasses.asdict(predictor.normalization),
         "halo": predictor.halo_zyx[2],
         "voxel_size_um": predictor.voxel_size_um,
         "versions": {name: metadata.version(name) for name in ("neurotome", "torch", *packages)},
