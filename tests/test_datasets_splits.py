@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset
 from neurotome.errors import DatasetError
-from neurotome.io.images import write_image, write_labels
+from neurotome.io import write_image, write_labels
 
 
 def write_dataset(folder: Path, labels: dict[str, NDArray[Any]]) -> Path:

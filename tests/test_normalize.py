@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurotome.errors import ImageError, SettingsError
-from neurotome.io.images import read_image
+from neurotome.io import read_image
 from neurotome.normalize import (
     MOST_VALUES,
     Normalization,

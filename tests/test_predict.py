@@ -18,7 +18,7 @@ from neurotome.inference.overlay import Painter
 from neurotome.inference.predict import PredictSettings, invert_grey, predict, predict_probs
 from neurotome.inference.resample import resize
 from neurotome.inference.slices import predict_slices
-from neurotome.io.images import read_labels
+from neurotome.io import read_labels
 from neurotome.io.lazy_array import LazyArray
 from neurotome.models.model_folder import load_model, save_model
 from neurotome.models.net_predictor import NetPredictor

@@ -11,7 +11,7 @@ from PIL import Image
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import ImageError, NeurotomeError, RunError
-from neurotome.io.images import write_image, write_labels
+from neurotome.io import write_image, write_labels
 from neurotome.report import build_report, verdict
 from neurotome.report.slides import LARGEST, Slide, encode_layers, find_errors, load_slides, rank_images, spread
 from neurotome.runs import Run

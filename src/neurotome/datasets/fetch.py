@@ -15,7 +15,7 @@ from neurotome.datasets.mtneuro.variants import CITATION, LICENCE, VOXEL_SIZE_UM
 from neurotome.errors import RunError, SettingsError, unknown
 from neurotome.io.bossdb import PUBLIC_TOKEN, BossDB, Box, Connection, parse_uri
 from neurotome.io.ledger import Ledger
-from neurotome.io.ome_zarr import create_ome_zarr
+from neurotome.io.ome_zarr import CHUNK, choose_shard, create_ome_zarr
 from neurotome.io.transfer import Index, Transfer, find_missing
 
 # A token is a secret: it does not belong into a file of settings, a command's history or the list of processes.
@@ -139,7 +139,6 @@ def fetch_volume(
             sweep_partials(out)
 
             def create() -> Any:
-                cut: dict[str, Any] = {} if chunk is None else {"chunk": chunk}
                 return create_ome_zarr(
                     out,
                     box.shape,
@@ -147,9 +146,9 @@ def fetch_volume(
                     size_um,
                     name=channel.name,
                     origin_zyx=box.start,
-                    shard=shard,
+                    shard=shard or choose_shard(channel.dtype),
+                    chunk=chunk or CHUNK,
                     notes=notes,
-                    **cut,
                 )
 
             def read(index: Index) -> NDArray[Any]:

@@ -21,7 +21,7 @@ from neurotome.errors import RunError
 from neurotome.experiments.evaluate import score_split
 from neurotome.experiments.train import train_and_score
 from neurotome.inference.predict import PredictSettings, predict
-from neurotome.io.images import write_image
+from neurotome.io import write_image
 from neurotome.pixels.majority import fit_majority
 from neurotome.pixels.train import fit_baseline
 from neurotome.predictor import Predictor

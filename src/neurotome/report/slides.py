@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import ImageError, RunError
-from neurotome.io.images import find_image, read_labels
+from neurotome.io import find_image, read_labels
 from neurotome.runs import Run
 from neurotome.volume import to_display
 

@@ -23,7 +23,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset, check_labels, view
 from neurotome.datasets.mtneuro.stored import StoredRegion, is_stored, read_provenance, read_regions
 from neurotome.errors import DatasetError, unknown
-from neurotome.io.images import check_grey, read_image, read_labels
+from neurotome.io import check_grey, read_image, read_labels
 from neurotome.volume import Volume
 
 EDGE = 256
