@@ -56,10 +56,6 @@ def test_scaled_training_images_have_mean_0_and_deviation_1() -> None:
     assert scaled.astype(np.float64).std() == pytest.approx(1, abs=1e-6)
 
 
-def test_scale_by_hand() -> None:
-    assert Scale(100, 50).apply(np.array([0, 100, 200], np.uint8)).tolist() == [-2, 0, 2]
-
-
 def test_another_grey_scale_is_refused() -> None:
     trained = fit_normalization([Volume(np.array([[[0, 255]]], np.uint8), "a")])
     with pytest.raises(ImageError, match=r"b: dtype uint16, but .* were uint8.*--train\.normalization image"):

@@ -32,20 +32,10 @@ class Progress:
     elsewhere a plain line is printed every `interval_s` seconds, so that a log file stays short.
     """
 
-    def __init__(
-        self, title: str, total: float, unit: str = "", *, stream: TextIO | None = None, interval_s: float = 30.0
-    ) -> None:
-        """Starts the clock.
-
-        Args:
-            title: What is done.
-            total: What `update` counts up to.
-            unit: What is counted; the rate is shown if it is given.
-            stream: Where to write; standard error if not given.
-            interval_s: Seconds between plain lines.
-        """
+    def __init__(self, title: str, total: float, unit: str = "", *, interval_s: float = 30.0) -> None:
+        """Starts the clock; `update` counts up to `total`, and a rate is shown if its unit is given."""
         self.title, self.total, self.unit = title, total, unit
-        self.stream = sys.stderr if stream is None else stream
+        self.stream = sys.stderr
         # while bars are shown, rich puts what prints above them in the place of standard error
         terminal = getattr(self.stream, "rich_proxied_file", self.stream)
         self.bars = _open_bars(terminal) if self.stream.isatty() else None
