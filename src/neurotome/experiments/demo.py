@@ -22,8 +22,7 @@ from neurotome.experiments.evaluate import score_split
 from neurotome.experiments.train import train_and_score
 from neurotome.inference.predict import PredictSettings, predict
 from neurotome.io import write_image
-from neurotome.pixels.majority import fit_majority
-from neurotome.pixels.train import fit_baseline
+from neurotome.pixels.train import fit_baseline, fit_majority
 from neurotome.predictor import Predictor
 from neurotome.report import build_report
 from neurotome.report.describe import describe
