@@ -55,7 +55,13 @@ class Progress:
         if now - self.shown < self.interval_s:
             return
         self.shown = now
-        text = self._describe(done, now - self.started, note)
+        pieces = [f"{min(1.0, done / self.total) if self.total else 1.0:4.0%}"]
+        if done > self.first and now > self.started:
+            rate = (done - self.first) / (now - self.started)
+            pieces += [f"{rate:.3g} {self.unit}/s"] * bool(self.unit) + [
+                f"{format_duration((self.total - done) / rate)} left"
+            ]
+        text = ", ".join(filter(None, [*pieces, note]))
         if self.bars is None or self.task is None:
             self._print(f"{self.title}: {text}")
         else:
@@ -86,16 +92,6 @@ class Progress:
             if not self.bars.tasks:
                 self.bars.stop()
         self.task = None
-
-    def _describe(self, done: float, elapsed: float, note: str) -> str:
-        fresh = done - self.first
-        parts = [f"{min(1.0, done / self.total) if self.total else 1.0:4.0%}"]
-        if fresh > 0 and elapsed > 0:
-            rate = fresh / elapsed
-            if self.unit:
-                parts.append(f"{rate:.3g} {self.unit}/s")
-            parts.append(f"{format_duration((self.total - done) / rate)} left")
-        return ", ".join([*parts, note] if note else parts)
 
 
 @cache

@@ -67,9 +67,9 @@ def save_model(
         "pretraining": predictor.settings.encoder_weights,
         "bounded": predictor.bounded,
         "patch": predictor.patch,
+        "facts": dict(predictor.facts if facts is None else facts),
     }
-    facts = predictor.facts if facts is None else facts
-    write_model(folder, predictor, own, weights, ("segmentation-models-pytorch", "timm"), facts)
+    write_model(folder, predictor, own, weights, ["segmentation-models-pytorch", "timm"])
 
 
 def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:

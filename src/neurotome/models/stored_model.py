@@ -109,7 +109,6 @@ def write_model(
     own: Mapping[str, Any],
     tensors: Mapping[str, NDArray[Any]],
     packages: Sequence[str],
-    facts: Mapping[str, Any],
 ) -> None:
     """Writes a model folder of any kind that is whole at every moment.
 
@@ -119,10 +118,9 @@ def write_model(
     Args:
         folder: Created if missing.
         predictor: What to save.
-        own: What is described of this kind of model alone.
+        own: What is described of this kind of model alone, and `facts`.
         tensors: The weights by name.
         packages: Those whose versions are written down.
-        facts: Scores, licence, citation, training data; JSON values.
     """
     from safetensors.numpy import save_file
 
@@ -134,7 +132,6 @@ def write_model(
         "halo": predictor.halo_zyx[2],
         "voxel_size_um": predictor.voxel_size_um,
         "versions": {name: metadata.version(name) for name in ("neurotome", "torch", *packages)},
-        "facts": dict(facts),
     }
     with atomic_path(folder / "model.safetensors") as temporary:
         save_file(dict(tensors), temporary)

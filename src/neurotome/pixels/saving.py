@@ -46,6 +46,7 @@ def save_pixels(predictor: PixelPredictor, folder: Path) -> None:
         "seen": predictor.seen.tolist(),
         "weights": predictor.weights.astype(float).tolist(),
         "in_channels": predictor.in_channels,
+        "facts": dict(predictor.facts),
     }
     if isinstance(extractor, EncoderFeatures):
         for name, value in extractor.net.state_dict().items():
@@ -58,7 +59,7 @@ def save_pixels(predictor: PixelPredictor, folder: Path) -> None:
             "bounded": extractor.bounded,
             "source": dict(extractor.source),
         }
-    write_model(folder, predictor, own, arrays, ["scikit-learn"], predictor.facts)
+    write_model(folder, predictor, own, arrays, ["scikit-learn"])
 
 
 def build_pixels(stored: StoredModel, device: str = "cpu") -> PixelPredictor:
