@@ -58,9 +58,8 @@ class Progress:
         pieces = [f"{min(1.0, done / self.total) if self.total else 1.0:4.0%}"]
         if done > self.first and now > self.started:
             rate = (done - self.first) / (now - self.started)
-            pieces += [f"{rate:.3g} {self.unit}/s"] * bool(self.unit) + [
-                f"{format_duration((self.total - done) / rate)} left"
-            ]
+            pieces.append(f"{rate:.3g} {self.unit}/s" if self.unit else "")
+            pieces.append(f"{format_duration((self.total - done) / rate)} left")
         text = ", ".join(filter(None, [*pieces, note]))
         if self.bars is None or self.task is None:
             self._print(f"{self.title}: {text}")
