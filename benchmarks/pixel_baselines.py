@@ -34,7 +34,7 @@ from neurotome.experiments.evaluate import score_split
 from neurotome.features import EncoderSettings
 from neurotome.features.base import check_patch
 from neurotome.models.model_folder import read_digest
-from neurotome.pixels.sample import LabelledPixels, limit_rows
+from neurotome.pixels.sample import draw_pixels, limit_rows
 from neurotome.pixels.saving import save_pixels
 from neurotome.pixels.train import BaselineSettings, fit_baseline
 from neurotome.predictor import predict_slice
@@ -129,11 +129,8 @@ class Basic:
 
     def prepare(self, patch):
         check_patch(patch, 1)
-        self.found = np.moveaxis(compute_basic(patch[0]), -1, 0)
-        return self
-
-    def read(self, rows, columns):
-        return self.found[:, rows, columns]
+        features = np.moveaxis(compute_basic(patch[0]), -1, 0)
+        return lambda rows, columns: features[:, rows, columns]
 
 
 def compute_basic(image):
@@ -142,12 +139,11 @@ def compute_basic(image):
 
 def fit_basic(dataset, normalization, balanced, **forest):
     """scikit-image's trainable segmentation on as many pixels as ours: drawn evenly from the classes, or as they come."""
-    counts = count_slices(dataset)
-    totals = counts.sum(0)
+    totals = count_slices(dataset).sum(0)
     rows = limit_rows(totals, 20_000)
     if not balanced:
         rows = (totals / totals.sum() * rows.sum()).astype(np.int64)
-    table, labels = LabelledPixels(dataset, "train", counts, Basic(), normalization).draw(rows, 0)
+    table, labels = draw_pixels(dataset, "train", rows, Basic(), normalization, 0)
     return RandomForestClassifier(n_jobs=2, random_state=0, **forest).fit(table, labels)
 
 
@@ -226,10 +222,8 @@ def measure_speed(arguments: argparse.Namespace) -> None:
 def only_features(predictor, patch):
     from neurotome.pixels.predictor import iterate_windows, list_windows
 
-    prepared = predictor.extractor.prepare(patch)
-    for _ in iterate_windows(
-        lambda window: prepared.read(*window), list_windows(*patch.shape[1:], predictor.extractor.window)
-    ):
+    read = predictor.extractor.prepare(patch)
+    for _ in iterate_windows(lambda window: read(*window), list_windows(patch.shape[1:], predictor.extractor.window)):
         pass
 
 

@@ -20,6 +20,7 @@ import yaml
 from neurotome import open_dataset
 from neurotome.atomic import write_json
 from neurotome.augment import AugmentSettings
+from neurotome.cli import CONFIGS
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.inference.slices import predict_slices
 from neurotome.models.model_folder import load_model
@@ -32,7 +33,7 @@ from neurotome.training.prepare import prepare, settle_recipe
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 
-FINE_TUNE = Path(__file__).parents[1] / "configs" / "fine_tune.yaml"
+FINE_TUNE = CONFIGS / "fine_tune.yaml"
 
 
 def read_recipe(model: str, seed: int) -> Recipe:
