@@ -110,8 +110,8 @@ class Dataset(Shown):
         cutouts = self.splits.get(name)
         if not cutouts:
             raise DatasetError(
-                f"{self.name}: found no split {name!r} with an image, only {', '.join(self.splits) or 'none'}. List its images "
-                f"under splits: {name} in dataset.yaml."
+                f"{self.name}: found no split {name!r} with an image, only {', '.join(self.splits) or 'none'}. List its "
+                f"images under splits: {name} in dataset.yaml."
             )
         return cutouts
 
