@@ -88,7 +88,7 @@ def demo(
         simple = Run(out / "baselines" / name.replace(" ", "-"))
         if (scores := redo_damaged(partial(simple.read_scores, "test"))) is None:
             simple.write_scores("test", scores := score_split(fit(dataset), dataset, "test"))
-        comparisons[name] = scores
+        comparisons[name] = [scores]
 
     _say(f"4/5 training a network for {settings.train_time}")
     recipe = Recipe(
@@ -96,7 +96,7 @@ def demo(
         train=TrainSettings(max_time=settings.train_time, seed=settings.seed),
     )
     run = train_and_score(dataset, str(data), out / "network", recipe)
-    report = build_report(run.folder, dataset, comparisons=comparisons, title="neurotome demo: a phantom of brain microCT")
+    report = build_report(run, dataset, comparisons=comparisons, title="neurotome demo: a phantom of brain microCT")
 
     _say("5/5 labelling new slices with it")
     unseen = out / "new" / "images"
@@ -107,7 +107,7 @@ def demo(
     predict(run.folder, unseen, out / "new" / "labels", settings=new)
     scores = run.read_scores("test") or {}
     _say(f"\n{Scores(scores)}\n")
-    for name, content in {"network": scores, **comparisons}.items():
+    for name, (content,) in {"network": [scores], **comparisons}.items():
         _say(f"test macro F1 {content['macro']['f1']:.3f}  {name}")
     _say(f"\nreport: {report.resolve()}\nlabels of new slices, with overlays: {(out / 'new' / 'labels').resolve()}")
     return report

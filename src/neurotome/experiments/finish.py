@@ -29,7 +29,7 @@ def finish(run: Run, dataset: Dataset, palette: Palette) -> Path:
     sys.stderr.write(f"\n{Scores(scores)}\n\n")
     sys.stderr.writelines(f"- {sentence}\n" for sentence in verdict(run))
     sys.stderr.write("\n")
-    return build_report(run.folder, dataclasses.replace(dataset, classes=dataset.classes.with_palette(palette)))
+    return build_report(run, dataclasses.replace(dataset, classes=dataset.classes.with_palette(palette)))
 
 
 def spell_dataset(dataset: str | Path | Dataset) -> str:
