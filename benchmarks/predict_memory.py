@@ -26,7 +26,7 @@ import sys
 from neurotome import predict
 from neurotome.inference.predict import PredictSettings
 predict(*sys.argv[1:4], settings=PredictSettings(overlay=True, confidence=True, device="cpu", existing="replace"))
-from neurotome.memory import measure_peak_memory
+from neurotome.runs.environment import measure_peak_memory
 print(measure_peak_memory())
 """
 

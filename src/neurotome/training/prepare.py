@@ -108,7 +108,7 @@ def load_init(dataset: Dataset, name: str) -> tuple[NetPredictor, str]:
             f"{', '.join(dataset.classes.names)}; expected the same names in the same order. Rename or reorder the "
             "dataset's classes, or train without --init."
         )
-    return build_predictor(stored), stored.sha256
+    return build_predictor(stored), str(stored.content["weights_sha256"])
 
 
 def _check_network(name: str, asked: ModelSettings, has: ModelSettings) -> None:
