@@ -16,12 +16,12 @@ from neurotome.datasets.base import Dataset, DatasetOrName
 from neurotome.errors import ModelError
 from neurotome.experiments.evaluate import score_splits
 from neurotome.experiments.finish import finish, spell_dataset
-from neurotome.memory import measure_peak_memory
 from neurotome.models.model_folder import read_digest
 from neurotome.models.stored_model import read_model
 from neurotome.pixels.importance import measure_importance
 from neurotome.pixels.train import BaselineSettings, check_baseline, fit_baseline
 from neurotome.runs import Run, find_method, record_run
+from neurotome.runs.environment import measure_peak_memory
 from neurotome.runs.run import redo_damaged
 
 if TYPE_CHECKING:

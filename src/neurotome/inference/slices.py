@@ -82,16 +82,13 @@ def label_slices(
     Args:
         probabilities: Of the volume's slices, in their order, as `predict_slices` yields them.
         files: `labels`, as the ids that the dataset has; `confidence`, the probability of the chosen class times 255;
-            `uncertainty`, 255 - confidence; `overlay`.
+            `uncertainty`, 255 - confidence; `overlay`, by the painter.
         volume: What was predicted; the files get its voxel size.
         classes: Names and colours of the labels.
-        painter: Paints the overlay.
+        painter: Needed for an overlay.
 
     Yields:
         Class ids of every slice, uint8, shape (y, x).
-
-    Raises:
-        ImageError: A format cannot hold what is asked of it.
     """
     with contextlib.ExitStack() as stack:
         sinks: dict[Output, Sink] = {}
