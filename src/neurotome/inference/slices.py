@@ -109,7 +109,7 @@ def label_slices(
             if painter is not None:
                 values["overlay"] = painter.paint(z, labels)
             for kind, sink in sinks.items():
-                sink.append(values[kind][None])
+                sink.write((slice(z, z + 1), slice(None), slice(None)), values[kind][None])
             yield labels
 
 
