@@ -10,8 +10,7 @@ import pytest
 
 from neurotome.errors import FetchError, SettingsError
 from neurotome.io import bossdb
-from neurotome.io.bossdb import BossDB, Box, Connection, parse_uri
-from neurotome.io.bossdb_answers import LONGEST_RETRY_AFTER_S, read_retry_after
+from neurotome.io.bossdb import LONGEST_RETRY_AFTER_S, BossDB, Box, Connection, parse_uri
 from tests.fake_bossdb import make_image, make_labels, serve
 
 IMAGE = "bossdb://prasad/prasad2020/image"
@@ -59,9 +58,9 @@ def test_voxels_axes_and_protocol(server):
 
 def test_frame(server):
     with connect(server) as client:
-        frame = client.read_frame(client.open_channel(IMAGE))
-    assert frame.bounds == Box((0, 0, 0), (720, 2048, 6144))
-    assert frame.voxel_size_um == pytest.approx((2.0, 0.001, 0.001))
+        bounds, voxel_size_um = client.read_frame(IMAGE)
+    assert bounds == Box((0, 0, 0), (720, 2048, 6144))
+    assert voxel_size_um == pytest.approx((2.0, 0.001, 0.001))
 
 
 @pytest.mark.parametrize("kind", ["429", "500", "stall", "stall-mid", "cut", "reset", "corrupt", "short"])
@@ -154,12 +153,12 @@ def test_the_token_is_never_shown(server, capsys):
 
 
 def test_retry_after_is_heeded(server):
-    assert read_retry_after("7") == 7
-    assert read_retry_after("999999") == LONGEST_RETRY_AFTER_S
-    assert read_retry_after("soon") == 0
-    assert read_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert bossdb._read_retry_after("7") == 7
+    assert bossdb._read_retry_after("999999") == LONGEST_RETRY_AFTER_S
+    assert bossdb._read_retry_after("soon") == 0
+    assert bossdb._read_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     future = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
-    assert 90 < read_retry_after(future) <= 100
+    assert 90 < bossdb._read_retry_after(future) <= 100
 
 
 def test_waits_grow_and_differ(server, monkeypatch):
@@ -171,6 +170,14 @@ def test_waits_grow_and_differ(server, monkeypatch):
             client.open_channel(IMAGE)
     assert all(0.5 * 2**i <= wait <= 1.5 * 2**i for i, wait in enumerate(waits))
     assert len(waits) == 5
+
+
+def test_notes_are_few(server, capsys):
+    server.fail("500", times=-1)
+    with connect(server, attempts=4) as client, pytest.raises(FetchError):
+        read_labels(client)
+    assert client.retries == 3
+    assert capsys.readouterr().err.count("neurotome: note: bossdb://prasad/prasad_analysis/pixel_labels 110:114") == 1
 
 
 def test_a_large_box_is_asked_for_in_parts(server):

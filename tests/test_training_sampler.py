@@ -184,3 +184,9 @@ def test_two_sources_have_no_order():
         PatchSampler(
             make_dataset((1, 20, 20)), SampleSettings(8, order="sequential"), AS_IS, 1, 0, (make_source((1, 9, 9)), 0.5)
         )
+
+
+@pytest.mark.parametrize("wrong", [{"patch": 7}, {"batch": 0}, {"rare": 1.5}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(NeurotomeError, match=r"sample\.patch is .* \(at least 8\), .* \(at least 1\), .* \(0 to 1\)"):
+        SampleSettings(**wrong)

@@ -13,12 +13,12 @@ from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset, DatasetOrName
 from neurotome.experiments.evaluate import finish, score_splits
-from neurotome.memory import measure_peak_memory
 from neurotome.models.model_folder import read_digest
 from neurotome.models.stored_model import read_model
 from neurotome.pixels.importance import measure_importance
 from neurotome.pixels.train import BaselineSettings, check_baseline, fit_baseline
 from neurotome.runs import Run, find_method, record_run
+from neurotome.runs.environment import measure_peak_memory
 from neurotome.runs.run import redo_damaged
 
 

@@ -101,8 +101,10 @@ def demo(
     unseen = PhantomSettings(settings.seed + 1, height=edge, width=edge, train_depth=1, val_depth=1, test_depth=1)
     for cutout in make_phantom(unseen).split("test"):
         write_image(images / f"{cutout.name.removeprefix('test_')}.png", cutout.volume.data)
-    edge_um = dataset.voxel_size_um[1] if dataset.voxel_size_um else "auto"  # PNG files do not say it
-    predict(run.folder, images, labels, settings=PredictSettings(overlay=True, existing="replace", voxel_size_um=edge_um))
+    new = PredictSettings(overlay=True, existing="replace")
+    if dataset.voxel_size_um is not None:  # PNG files do not say it
+        new = dataclasses.replace(new, voxel_size_um=dataset.voxel_size_um[1])
+    predict(run.folder, images, labels, settings=new)
     scores = run.read_scores("test") or {}
     _say(f"\n{Scores(scores)}\n")
     for name, (content,) in {"network": [scores], **comparisons}.items():

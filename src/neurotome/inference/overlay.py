@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,6 @@ from neurotome.classes import ClassSet
 from neurotome.normalize import sample_grey
 from neurotome.volume import Volume, to_display
 
-SAMPLE = 1 << 20
-"""Voxels, evenly spread over the volume, from which the display range of an image that is not 8-bit is measured."""
-
 ROW = 28
 """Height of a line of the legend in pixels."""
 
@@ -25,11 +22,11 @@ class Painter:
     """Paints classes over the slices of a volume, all in the same display range."""
 
     def __init__(self, volume: Volume, classes: ClassSet, shown: Sequence[int]) -> None:
-        """Measures the display range, percentiles 0.5 to 99.5 of `SAMPLE` voxels; 8-bit images are shown as they are."""
+        """Measures the display range, percentiles 0.5 to 99.5 of a sample; 8-bit images are shown as they are."""
         self.volume, self.classes, self.shown = volume, classes, shown
         self.low = self.high = None
         if volume.data.dtype != np.uint8:
-            self.low, self.high = (float(v) for v in np.percentile(sample_grey(volume.data, SAMPLE), (0.5, 99.5)))
+            self.low, self.high = (float(v) for v in np.percentile(sample_grey(volume.data), (0.5, 99.5)))
 
     def paint(self, z: int, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Returns slice `z` with its labels, shape (y, x), laid over it: uint8, shape (y, x, 3)."""
@@ -44,10 +41,9 @@ def write_legend(path: Path, classes: ClassSet, shown: Sequence[int]) -> None:
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    home = find_spec("matplotlib")  # which is found, not imported: that is slow
-    assert home is not None
-    assert home.origin is not None
-    font = ImageFont.truetype(Path(home.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", 16)
+    # found, not imported: that is slow
+    font_file = metadata.distribution("matplotlib").locate_file("matplotlib/mpl-data/fonts/ttf/DejaVuSans.ttf")
+    font = ImageFont.truetype(str(font_file), 16)
     stored = classes.to_stored(np.array(shown, np.uint8))
     lines = [f"{value}  {classes.names[i]}" for i, value in zip(shown, stored, strict=True)]
     width = ROW + 8 + max(int(font.getlength(line)) for line in lines) + 12

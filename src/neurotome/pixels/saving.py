@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 from neurotome.errors import ModelError, show, unknown
 from neurotome.features import EncoderSettings, Extractor, FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.encoder import EncoderFeatures, freeze
-from neurotome.models.model_folder import load_weights, read_settings, write_parts
+from neurotome.models.model_folder import load_weights, read_settings
 from neurotome.models.networks import build_network
-from neurotome.models.stored_model import FORMAT, PIXELS, StoredModel, read_whole, refuse_damaged
+from neurotome.models.stored_model import PIXELS, StoredModel, read_whole, refuse_damaged, write_model
 from neurotome.pixels.classifiers import DTYPES, Linear, rebuild
 from neurotome.pixels.predictor import PixelPredictor
 
@@ -37,30 +36,22 @@ def save_pixels(predictor: PixelPredictor, folder: Path) -> None:
         predictor: What to save.
         folder: Created if missing.
     """
-    from safetensors.numpy import save_file
-
     extractor = predictor.extractor
     classifier = "linear" if isinstance(predictor.classifier, Linear) else "trees"
     arrays = {f"classifier.{name}": np.ascontiguousarray(getattr(predictor.classifier, name)) for name in DTYPES[classifier]}
-    description = {
-        "format": FORMAT,
+    own: dict[str, Any] = {
         "kind": PIXELS,
         "classifier": classifier,
         "features": dataclasses.asdict(predictor.settings),
-        "classes": predictor.classes.to_json(),
-        "normalization": predictor.normalization.to_json(),
         "seen": predictor.seen.tolist(),
         "weights": predictor.weights.astype(float).tolist(),
-        "halo": extractor.halo,
         "in_channels": predictor.in_channels,
-        "voxel_size_um": None if predictor.voxel_size_um is None else list(predictor.voxel_size_um),
-        "versions": {name: metadata.version(name) for name in ("neurotome", "scikit-learn", "torch")},
         "facts": dict(predictor.facts),
     }
     if isinstance(extractor, EncoderFeatures):
         for name, value in extractor.net.state_dict().items():
             arrays[f"encoder.{name}"] = value.detach().cpu().contiguous().numpy()
-        description["encoder"] = {
+        own["encoder"] = {
             "model": {**dataclasses.asdict(extractor.model), "encoder_weights": "none"},
             "pretraining": extractor.model.encoder_weights,
             "classes": extractor.classes,
@@ -68,7 +59,7 @@ def save_pixels(predictor: PixelPredictor, folder: Path) -> None:
             "bounded": extractor.bounded,
             "source": dict(extractor.source),
         }
-    write_parts(folder, description, lambda path: save_file(arrays, path))
+    write_model(folder, predictor, own, arrays, ["scikit-learn"])
 
 
 def build_pixels(stored: StoredModel, device: str = "cpu") -> PixelPredictor:

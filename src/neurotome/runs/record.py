@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
-import os
-import platform
-import shlex
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal
 
 from neurotome.datasets.base import Dataset
@@ -26,8 +18,6 @@ NAMED_MODELS = ("init", "encoder.model")
 
 LEARNERS = {"rf": "forest", "gbdt": "boosting", "lr": "logistic"}
 """Settings that a learner reads, and the others do not."""
-
-PACKAGES = ("torch", "lightning", "segmentation-models-pytorch", "timm", "numpy", "scikit-learn", "scipy")
 
 Kind = Literal["network", "pixels"]
 KINDS = {"pixels": "a pixel classifier (baseline)", "network": "a network (train)"}
@@ -149,21 +139,3 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
     return flat
-
-
-def describe_environment() -> dict[str, Any]:
-    """Returns versions, machine, command and commit: where a number came from."""
-    root = Path(__file__).resolve().parents[3]  # of the source tree, which an installed package lacks
-    git = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    has_git = (root / ".git").exists()
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() if has_git else ""
-    return {
-        "neurotome": metadata.version("neurotome"),
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "git_commit": commit or None,
-    }

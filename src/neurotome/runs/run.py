@@ -22,7 +22,8 @@ from neurotome.documents import read_yaml
 from neurotome.errors import ModelError, NeurotomeError, RunError
 from neurotome.models.model_folder import find_model
 from neurotome.runs.contents import REDO, check_importance, check_scores, check_training, read_checked
-from neurotome.runs.record import KINDS, Record, compare_configs, compare_data, describe_environment, flatten
+from neurotome.runs.environment import describe_environment
+from neurotome.runs.record import KINDS, Record, compare_configs, compare_data, flatten
 
 CONFIG, RECORD, ENVIRONMENT = "config.yaml", "run.json", "environment.json"
 RESTORE = "Restore it, or use a new folder with --out."

@@ -14,12 +14,12 @@ import lightning
 import psutil
 import torch
 
-from neurotome import memory
 from neurotome.atomic import atomic_path
 from neurotome.errors import RunError, is_out_of_memory
 from neurotome.models.model_folder import save_model
 from neurotome.progress import Progress
 from neurotome.runs import Run
+from neurotome.runs.environment import measure_peak_memory
 from neurotome.training.module import SegmentationModule, shrink_checkpoint
 
 
@@ -151,7 +151,7 @@ class Keeper(lightning.Callback):
             "seconds_to_first_step": self.first_step_seconds,
             "median_step_seconds": steps[len(steps) // 2] if steps else None,
             **module.sampler.facts,
-            "peak_memory_bytes": measure_peak_memory(),
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() or measure_peak_memory(),  # 0 without a GPU
             "precision": module.trainer.precision,
             "device": str(module.device),
         }
@@ -162,10 +162,3 @@ class Keeper(lightning.Callback):
             torch.save(shrink_checkpoint(torch.load(self.last, map_location="cpu", weights_only=True)), temporary)
         self.run.write_training({"finished": True, **self.summary})
         self.progress.finish(self.describe())
-
-
-def measure_peak_memory() -> int:
-    """Returns the peak memory in bytes: of the GPU if one is used, otherwise of this process."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated())
-    return memory.measure_peak_memory()
