@@ -18,6 +18,8 @@ from neurotome.lazy import lazy_import
 if TYPE_CHECKING:
     import torch
     from torch import Generator, Tensor
+
+    Change = Callable[[Tensor, "AugmentSettings", Generator], Tensor]
 else:
     torch = lazy_import("torch")
 
@@ -72,34 +74,29 @@ class AugmentSettings:
     """Probability of each of brightness, contrast, gamma, noise and blur."""
 
 
-_RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (
-        (
-            "flip_vertical",
-            "flip_horizontal",
-            *(f"{what}_probability" for what in ("rotate", "scale", "elastic", "intensity")),
-        ),
-        lambda value: 0 <= value <= 1,
-        "a probability from 0 to 1",
-    ),
-    (("elastic_pixels", "brightness", "noise", "blur"), lambda value: 0 <= value < math.inf, "0 (off) or more"),
-    (("scale", "contrast", "gamma"), lambda pair: 0 < pair[0] <= pair[1] < math.inf, "0 < low <= high; 1, 1 is off"),
-    (("rotate_degrees",), lambda pair: -math.inf < pair[0] <= pair[1] < math.inf, "low <= high; 0, 0 is off"),
-    (("elastic_spacing",), lambda value: 1 <= value < math.inf, "1 pixel or more"),
-    (("fill",), math.isfinite, "a finite scaled grey value"),
-    (("padding",), lambda word: word in ("reflection", "constant"), "reflection or constant"),
-    (("corners",), lambda word: word in ("ignore", "background"), "ignore or background"),
-)
-"""Fields, what their values must fulfil, and how a message says it."""
+_PROBABILITY = (lambda value: 0 <= value <= 1, "a probability from 0 to 1")
+_LARGEST = (lambda value: 0 <= value < math.inf, "0 (off) or more")
+_FACTORS = (lambda pair: 0 < pair[0] <= pair[1] < math.inf, "0 < low <= high; 1, 1 is off")
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("flip_vertical", "flip_horizontal", "rotate_probability", "scale_probability"), _PROBABILITY),
+    **dict.fromkeys(("elastic_probability", "intensity_probability"), _PROBABILITY),
+    **dict.fromkeys(("elastic_pixels", "brightness", "noise", "blur"), _LARGEST),
+    **dict.fromkeys(("scale", "contrast", "gamma"), _FACTORS),
+    "rotate_degrees": (lambda pair: -math.inf < pair[0] <= pair[1] < math.inf, "low <= high; 0, 0 is off"),
+    "elastic_spacing": (lambda value: 1 <= value < math.inf, "1 pixel or more"),
+    "fill": (math.isfinite, "a finite scaled grey value"),
+    "padding": (lambda word: word in ("reflection", "constant"), "reflection or constant"),
+    "corners": (lambda word: word in ("ignore", "background"), "ignore or background"),
+}
+"""What the value of a field must fulfil, and how a message says it."""
 
 
 def check_augment(settings: AugmentSettings) -> None:
     """Raises a SettingsError that names the field, its value and what is expected, unless the settings can work."""
-    for names, fits, expected in _RULES:
-        for name in names:
-            value = getattr(settings, name)
-            if not fits(value):
-                raise SettingsError(f"augment.{name} is {value}; expected {expected}.")
+    for name, (fits, expected) in _RULES.items():
+        if not fits(getattr(settings, name)):
+            raise SettingsError(f"augment.{name} is {getattr(settings, name)}; expected {expected}.")
     if settings.elastic_pixels * FOLDING > settings.elastic_spacing:
         raise SettingsError(
             f"augment.elastic_pixels is {settings.elastic_pixels}, which can fold the image over itself at elastic_spacing "
@@ -128,7 +125,7 @@ def augment(
 
     Raises:
         SettingsError: A setting cannot work, or quarter turns meet patches that are not square.
-        ImageError: The tensors are not of the shapes and dtypes above.
+        ImageError: The tensors are not of these shapes and dtypes.
     """
     check_augment(settings)
     fits = images.ndim == 4 and labels.shape == (len(images), *images.shape[2:])
@@ -265,12 +262,7 @@ def _bspline_weights(size: int, spacing: float) -> Tensor:
     return torch.where(distance < 1, near, far).to(torch.float32)
 
 
-def _change_some(
-    images: Tensor,
-    settings: AugmentSettings,
-    generator: Generator,
-    change: Callable[[Tensor, AugmentSettings, Generator], Tensor],
-) -> Tensor:
+def _change_some(images: Tensor, settings: AugmentSettings, generator: Generator, change: Change) -> Tensor:
     """Changes the samples that drew it."""
     picked = _chance(len(images), settings.intensity_probability, generator).nonzero()[:, 0].to(images.device)
     return images.index_copy(0, picked, change(images[picked], settings, generator)) if len(picked) else images

@@ -13,9 +13,7 @@ from neurotome.errors import DatasetError
 from neurotome.metrics import confusion, scores
 from neurotome.tables import Shown, Table, count
 
-FEWEST_IMAGES = 5
-"""Fewer images than this say nothing about how much images differ."""
-
+FEWEST_IMAGES = 5  # fewer say nothing about how much images differ
 RESAMPLES = 2000
 
 AGGREGATIONS = (
@@ -31,16 +29,16 @@ def score_images(
     """Counts all images, then scores.
 
     Args:
-        dataset: Name of the dataset.
-        split: Name of the split.
+        dataset: Its name.
+        split: Its name.
         classes: What the labels mean; ignored pixels of the truth are left out.
         images: Name, true labels and predicted labels of each image, shapes (y, x).
 
     Returns:
         The content of `scores/<split>.json`. `per_class`, `macro`, `weighted` and `accuracy` are pooled over all pixels;
-        `per_image` scores every image by itself; its `mean` and `per_class` are the other aggregation that is published. A
-        class that no image has scores None there; where an absent class counts as 0, as some libraries have it, the mean
-        over all n images is the score times images / n.
+        `per_image` scores every image by itself; its `mean` and `per_class` are the other aggregation that is published.
+        Where an absent class counts as 0 in it, as some libraries have it, the mean over all n images is the score times
+        images / n.
 
     Raises:
         DatasetError: There is no image.
@@ -85,10 +83,7 @@ def bootstrap(confusions: NDArray[np.int64], names: Sequence[str], seed: int = 0
     Percentile bootstrap, Efron (1979), doi:10.1214/aos/1176344552. Slices of one stack resemble each other, so for stacks
     the intervals are a lower bound of the uncertainty. Each is low and high, or None if no draw has the score.
 
-    Args:
-        confusions: One matrix per image, shape (images, classes, classes), rows true.
-        names: Class names.
-        seed: Seed of the draws.
+    `confusions` holds a matrix per image, shape (images, classes, classes), rows true; `names` are the classes'.
     """
     images = len(confusions)
     if images < FEWEST_IMAGES:
@@ -114,38 +109,25 @@ class Scores(Shown, dict[str, Any]):
     """The content of `scores/<split>.json`, and its table as text and in notebooks; "–" stands where a class is absent."""
 
     def _show(self) -> list[str | Table]:
-        title = f"{self['dataset']}, split {self['split']}, {count(len(self['per_image']['name']), 'image')}"
-        return [f"{title}; pooled over pixels, and /image: mean over images", _tabulate(self), *_note(self)]
+        def cells(values: Mapping[str, Any], keys: Sequence[str] = ("precision", "recall", "f1", "iou")) -> list[str]:
+            return ["–" if values[key] is None else f"{values[key]:.3f}" for key in keys]
 
-
-def _tabulate(scores: Mapping[str, Any]) -> Table:
-    rows = []
-    for name in scores["classes"]:
-        pooled, single = scores["per_class"][name], scores["per_image"]["per_class"][name]
-        rows.append((name, *_cells(pooled), _cell(single["f1"]), _cell(single["iou"]), f"{pooled['support']:,}"))
-    mean = scores["per_image"]["mean"]
-    rows.append(("macro mean", *_cells(scores["macro"]), _cell(mean["macro_f1"]), _cell(mean["mean_iou"]), ""))
-    rows.append(("weighted mean", *_cells(scores["weighted"]), "", "", ""))
-    rows.append(("accuracy", _cell(scores["accuracy"]), *[""] * 6))
-    return Table(("", "precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels"), rows)
-
-
-def _note(scores: Mapping[str, Any]) -> list[str]:
-    intervals = scores["intervals"]
-    if intervals is None:
-        return [f"no interval: fewer than {FEWEST_IMAGES} images"]
-    if intervals["macro_f1"] is None:
-        return []
-    low, high = intervals["macro_f1"]
-    return [f"macro F1, 95 % interval {low:.3f} to {high:.3f} ({intervals['method']})"]
-
-
-def _cells(pooled: Mapping[str, float | None]) -> list[str]:
-    return [_cell(pooled[key]) for key in ("precision", "recall", "f1", "iou")]
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+        per_image, rows = self["per_image"], []
+        for name in self["classes"]:
+            pooled, single = self["per_class"][name], per_image["per_class"][name]
+            rows.append((name, *cells(pooled), *cells(single, ("f1", "iou")), f"{pooled['support']:,}"))
+        rows.append(("macro mean", *cells(self["macro"]), *cells(per_image["mean"], ("macro_f1", "mean_iou")), ""))
+        rows.append(("weighted mean", *cells(self["weighted"]), "", "", ""))
+        rows.append(("accuracy", *cells(self, ("accuracy",)), *[""] * 6))
+        title = f"{self['dataset']}, split {self['split']}, {count(len(per_image['name']), 'image')}; "
+        headings = ("", "precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels")
+        pieces: list[str | Table] = [title + "pooled over pixels, and /image: mean over images", Table(headings, rows)]
+        if self["intervals"] is None:
+            return [*pieces, f"no interval: fewer than {FEWEST_IMAGES} images"]
+        if self["intervals"]["macro_f1"] is None:
+            return pieces
+        low, high = self["intervals"]["macro_f1"]
+        return [*pieces, f"macro F1, 95 % interval {low:.3f} to {high:.3f} ({self['intervals']['method']})"]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -23,8 +23,6 @@ from neurotome.volume import SIZE_TOLERANCE, Volume
 
 SPLITS = ("train", "val", "test")
 
-WHOLE: Place = (slice(None), slice(None), slice(None))
-
 Size = tuple[float, float, float]
 
 
@@ -65,8 +63,7 @@ class Cutout:
         for z in range(volume.shape[0]):
             pixels.update(np.ascontiguousarray(volume.data[z]).tobytes())
             labels.update(self.read_labels(z).tobytes())
-        size = volume.voxel_size_um
-        voxel_size_um = None if size is None else [float(edge) for edge in size]
+        voxel_size_um = [float(edge) for edge in volume.voxel_size_um or ()] or None
         return {"pixels": pixels.hexdigest(), "labels": labels.hexdigest(), "voxel_size_um": voxel_size_um}
 
 
@@ -110,14 +107,13 @@ class Dataset(Shown):
 
     def split(self, name: str) -> tuple[Cutout, ...]:
         """Returns the cutouts of a split; DatasetError if there is none."""
-        if name not in self.splits:
+        cutouts = self.splits.get(name)
+        if not cutouts:
             raise DatasetError(
-                f"{self.name}: found no split {name!r}, only {', '.join(self.splits) or 'none'}. Name its images under "
-                f"splits: {name} in dataset.yaml."
+                f"{self.name}: found no split {name!r} with an image, only {', '.join(self.splits) or 'none'}. List its "
+                f"images under splits: {name} in dataset.yaml."
             )
-        if not self.splits[name]:
-            raise DatasetError(f"{self.name}: split {name!r} is empty; list at least one image id in dataset.yaml.")
-        return self.splits[name]
+        return cutouts
 
     def fingerprint(self, name: str) -> str:
         """Returns the SHA-256 of a split: names, pixels, labels and voxel sizes of its images, classes and ignore value."""
@@ -148,17 +144,17 @@ class Dataset(Shown):
 
 def list_sizes(volumes: Iterable[Volume]) -> dict[Size | None, str]:
     """Returns the voxel sizes that differ by more than rounding, each with the name of the first volume that has it."""
+
+    def is_same(first: Size | None, second: Size | None) -> bool:
+        if first is None or second is None:
+            return first is second
+        return all(max(a / b, b / a) <= SIZE_TOLERANCE for a, b in zip(first, second, strict=True))
+
     sizes: dict[Size | None, str] = {}
     for volume in volumes:
-        if not any(_equal_sizes(volume.voxel_size_um, size) for size in sizes):
+        if not any(is_same(volume.voxel_size_um, size) for size in sizes):
             sizes[volume.voxel_size_um] = volume.name
     return sizes
-
-
-def _equal_sizes(first: Size | None, second: Size | None) -> bool:
-    if first is None or second is None:
-        return first is second
-    return all(max(a / b, b / a) <= SIZE_TOLERANCE for a, b in zip(first, second, strict=True))
 
 
 def format_size(size: Size | None) -> str:
@@ -179,15 +175,11 @@ DatasetOrName = Annotated[str | Path | Dataset, Parameter(accepts_keys=False, n_
 
 
 def check_labels(labels: NDArray[Any], classes: ClassSet, where: str) -> None:
-    """Checks that labels (z, y, x) are integers and hold what files may hold for these classes only; reads slice by slice.
+    """Checks that integer labels (z, y, x) are those that files may hold for these classes; reads slice by slice.
 
     Raises:
         DatasetError: Names the file (`where`), the values found, and how many pixels have them.
     """
-    if labels.dtype.kind not in "iu":
-        raise DatasetError(
-            f"{where}: labels have dtype {labels.dtype}; expected integers {classes.describe_stored()}. Save them as uint8."
-        )
     first, ignore = classes.first_id, classes.stored_ignore
     wrong: Counter[int] = Counter()
     for z in range(labels.shape[0]):
@@ -203,25 +195,21 @@ def check_labels(labels: NDArray[Any], classes: ClassSet, where: str) -> None:
         )
 
 
-def view(source: NDArray[Any], place: Place = WHOLE, table: NDArray[np.uint8] | None = None) -> NDArray[Any]:
-    """Returns part of a volume without reading it: numpy's own view, or a lazy array that exchanges values by a table.
+def view(source: NDArray[Any], place: Place = (slice(None),) * 3, table: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+    """Returns part of a volume (z, y, x) without reading it: numpy's own view, or a lazy array.
 
-    Args:
-        source: Shape (z, y, x); an array, or anything that is indexed by slices like one.
-        place: Which part.
-        table: What stands for each value 0..255, shape (256,); None for the values themselves.
+    With a `table`, uint8, shape (256,), it holds what stands there for each value.
     """
     if isinstance(source, np.ndarray) and table is None:
         return source[place]
-    starts_and_sizes = [(kept.start or 0, len(range(size)[kept])) for size, kept in zip(source.shape, place, strict=True)]
+    starts = [kept.start or 0 for kept in place]
+    z_size, y_size, x_size = (len(range(size)[kept]) for size, kept in zip(source.shape, place, strict=True))
 
     def read(inner: Place) -> NDArray[Any]:
-        z, y, x = (
-            slice(start + part.start, start + part.stop) for (start, _), part in zip(starts_and_sizes, inner, strict=True)
-        )
+        z, y, x = (slice(start + part.start, start + part.stop) for start, part in zip(starts, inner, strict=True))
         values: NDArray[Any] = np.asarray(source[z, y, x])
         return values if table is None else np.asarray(table[values])
 
-    z, y, x = (size for _, size in starts_and_sizes)
-    lazy = LazyArray(getattr(source, "path", Path()), (z, y, x), source.dtype if table is None else np.uint8, read)
+    dtype = source.dtype if table is None else table.dtype
+    lazy = LazyArray(getattr(source, "path", Path()), (z_size, y_size, x_size), dtype, read)
     return cast("NDArray[Any]", lazy)  # as which it behaves wherever volumes are used

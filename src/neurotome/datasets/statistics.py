@@ -39,12 +39,9 @@ def is_labelled(dataset: Dataset, split: str) -> bool:
 
 
 def list_seen(dataset: Dataset, totals: NDArray[np.int64], warn: bool = True) -> NDArray[np.int64]:
-    """Returns the classes that have a training pixel, int64, increasing, and warns about the others unless `warn` is false.
+    """Returns the classes that have a training pixel, int64, increasing, and unless `warn` is false warns about the others.
 
-    Args:
-        dataset: Has a split train.
-        totals: Its labelled pixels of each class.
-        warn: Whether to.
+    `totals` are the labelled pixels of each class in the split train.
 
     Raises:
         DatasetError: There is only one.
@@ -53,12 +50,12 @@ def list_seen(dataset: Dataset, totals: NDArray[np.int64], warn: bool = True) ->
     seen = np.flatnonzero(totals)
     absent = ", ".join(name for name, total in zip(classes.names, totals, strict=True) if total == 0)
     unlabelled = int(sum(cutout.volume.data.size for cutout in dataset.split("train")) - totals.sum())
-    mask = (
-        f" {unlabelled:,} pixels have the value {classes.ignore}, which means not labelled: in masks of 0 and "
-        f"{classes.ignore} write 1 for it."
-        if unlabelled and absent and not classes.first_id
-        else ""
-    )
+    mask = ""
+    if unlabelled and absent and not classes.first_id:
+        mask = (
+            f" {unlabelled:,} pixels have the value {classes.ignore}, which means not labelled: in masks of 0 and "
+            f"{classes.ignore} write 1 for it."
+        )
     if len(seen) < 2:
         raise DatasetError(
             f"{dataset.name}: all labelled training pixels are of class {classes.names[seen[0]]}; expected two "
@@ -119,11 +116,10 @@ def measure_dataset(dataset: Dataset) -> Statistics:
     if not cutouts:
         raise DatasetError(f"{dataset.name} has no image; expected at least one.")
     edges = _choose_edges(cutouts)
-    size = dataset.voxel_size_um
     return Statistics(
         dataset=dataset.name,
         classes=list(dataset.classes.names),
-        voxel_size_um=None if size is None else list(size),
+        voxel_size_um=list(dataset.voxel_size_um or ()) or None,
         licence=dataset.licence,
         citation=dataset.citation,
         histogram_edges=edges.tolist(),
@@ -162,7 +158,7 @@ def _measure_range(cutouts: Iterable[Cutout]) -> tuple[float, float]:
 
 
 def _choose_edges(cutouts: Sequence[Cutout]) -> NDArray[np.float64]:
-    """Returns edges of at most 256 bins that cover all grey values.
+    """Returns edges of at most 256 bins of one width that cover all grey values.
 
     Bins of integers are whole numbers wide: others would hold now more, now fewer values and show a comb.
     """
@@ -176,14 +172,11 @@ def _choose_edges(cutouts: Sequence[Cutout]) -> NDArray[np.float64]:
 
 def _count_grey(cutouts: Iterable[Cutout], classes: int, edges: NDArray[np.float64]) -> NDArray[np.int64]:
     """Returns the pixels of each class per bin, int64, shape (classes, bins)."""
-    bins = len(edges) - 1
-    counts = np.zeros((classes, bins), np.int64)
+    counts = np.zeros((classes, len(edges) - 1), np.int64)
     for cutout in cutouts:
         for z, grey in enumerate(cutout.volume.data):
             labels = cutout.read_labels(z)
-            labelled = labels < classes
-            places = np.searchsorted(edges, grey[labelled].astype(np.float64), side="right") - 1
-            places = np.minimum(places, bins - 1)  # the last bin has its upper edge
-            flat = labels[labelled].astype(np.int64) * bins + places
-            counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
+            for class_id in range(classes):
+                values = grey[labels == class_id].astype(np.float64)
+                counts[class_id] += np.histogram(values, counts.shape[1], (edges[0], edges[-1]))[0]
     return counts
