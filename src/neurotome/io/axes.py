@@ -60,11 +60,7 @@ class Layout(NamedTuple):
 
 
 def choose_axes(where: Any, axes: str, shape: Sequence[int], choice: Choice, channels: Sequence[str] = ()) -> Layout:
-    """Finds z, y and x among the axes of an array, a letter each in any case, and fixes the others.
-
-    Raises:
-        ImageError: There is no y or x, a channel or time must be chosen or is not there, or there is an unknown axis.
-    """
+    """Finds z, y and x among the axes of an array, a letter each in any case; fixes the others or asks for a choice."""
     axes = axes.lower()
     has = f"{where}: found axes {axes.upper()} of shape {tuple(shape)}"
     if len(axes) != len(shape) or len(set(axes)) != len(axes) or not {"y", "x"} <= set(axes):

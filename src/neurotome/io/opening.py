@@ -85,11 +85,12 @@ def _open_source(path: Path, choice: Choice, *, labels: bool) -> Source:
     suffix = find_suffix(outer)
     if not outer.exists():
         raise ImageError(f"{path} does not exist; check the name.")
-    if not outer.is_file() and not is_zarr(outer):
-        raise ImageError(f"{path} is a folder; expected a file with suffix {', '.join(SUFFIXES)}.")
-    if outer.is_file() and (not suffix.endswith(SUFFIXES) or suffix.endswith(".zarr")):
+    if outer.is_dir():
+        if not is_zarr(outer):
+            raise ImageError(f"{path} is a folder; expected a file with suffix {', '.join(SUFFIXES)}.")
+    elif not suffix.endswith(SUFFIXES) or suffix.endswith(".zarr"):
         raise ImageError(describe_suffix(path))
-    if outer.is_file() and outer.stat().st_size == 0:
+    elif outer.stat().st_size == 0:
         raise ImageError(f"{path} is empty (0 bytes); copy or export it again.")
     with warnings.catch_warnings(), name_failures(path):
         warnings.simplefilter("error")  # a decoder that warns is not sure
