@@ -83,7 +83,7 @@ def is_zarr(path: Path) -> bool:
 
 
 def open_zarr(path: Path, choice: Choice) -> Source:
-    """Opens an OME-Zarr 0.4 or 0.5 at its full resolution, or a plain Zarr array (z, y, x); chunks are read when asked for."""
+    """Opens an OME-Zarr 0.4 or 0.5 at its full resolution, or a plain Zarr array (z, y, x); chunks are read on demand."""
     import zarr
 
     node = zarr.open(str(path), mode="r")

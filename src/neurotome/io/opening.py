@@ -44,7 +44,7 @@ def open_volume(
             which none was chosen, or has the same value everywhere.
     """
     path = Path(path)
-    source = _open_source(path, Choice(channel, time), labels=False)
+    source = _open_source(path, {"c": channel, "t": time}, labels=False)
     check_grey(source.data, str(path))
     return Volume(source.data, name_image(split_inner(path)[0]), voxel_size_um or source.voxel_size_um, path=path)
 
@@ -65,7 +65,7 @@ def open_labels(path: str | Path, *, channel: int | None = None, time: int | Non
     Raises:
         ImageError: As for `open_volume`; or the file was compressed with loss, or does not hold integers.
     """
-    labels = _open_source(Path(path), Choice(channel, time), labels=True).data
+    labels = _open_source(Path(path), {"c": channel, "t": time}, labels=True).data
     if labels.dtype.kind not in "iu":
         raise ImageError(
             f"{path}: labels have dtype {labels.dtype}; expected integers, one class id per pixel. Save them as uint8."

@@ -58,9 +58,9 @@ def fetch_mtneuro(
         RunError: Another process is working there, or the folder was begun from another source.
     """
     boxes = {
-        (split, region.name): Box((start, region.y, region.x), (stop, region.y + EDGE, region.x + EDGE))
+        (split, name): Box((start, y, x), (stop, y + EDGE, x + EDGE))
         for split, (start, stop) in Z_RANGES.items()
-        for region in REGIONS
+        for name, (y, x) in REGIONS.items()
     }
     source = {"host": connection.host, "image": IMAGE_URI, "labels": LABELS_URI}
     channels: dict[str, Channel] = {}

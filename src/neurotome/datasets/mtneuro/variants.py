@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,20 +33,8 @@ VOXEL_SIZE_UM = (1.17, 1.17, 1.17)  # the metadata of BossDB cannot be trusted; 
 Z_RANGES = {"train": (110, 379), "val": (380, 409), "test": (420, 470)}
 
 
-class Region(NamedTuple):
-    """A brain region: its name and the voxel of the whole volume at which its pixels begin."""
-
-    name: str
-    y: int
-    x: int
-
-
-REGIONS = (
-    Region("cortex", 900, 4600),
-    Region("striatum", 500, 3700),
-    Region("vp", 850, 3063),
-    Region("zi", 650, 1543),
-)
+# Where the pixels of the brain regions begin in the whole volume (y, x).
+REGIONS = {"cortex": (900, 4600), "striatum": (500, 3700), "vp": (850, 3063), "zi": (650, 1543)}
 
 FOUR_CLASSES = ClassSet(("background", "blood vessel", "cell", "axon"))
 THREE_CLASSES = ClassSet(("background", "blood vessel", "cell"))
@@ -191,7 +179,7 @@ def _split_regions(images_path: Path, labels_path: Path, split: str) -> dict[str
                 "regions. Download it again."
             )
     regions = {}
-    for i, (name, y, x) in enumerate(REGIONS):
+    for i, (name, (y, x)) in enumerate(REGIONS.items()):
         part = slice(i * depth, (i + 1) * depth)
         regions[name] = StoredRegion(images[part], labels[part], (start, y, x), images_path, labels_path)
     return regions
