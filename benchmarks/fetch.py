@@ -25,9 +25,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from neurotome.datasets.mtneuro.download import IMAGE_URI, LABELS_URI, fetch_mtneuro, plan_parts  # noqa: E402
+from neurotome.datasets.mtneuro.download import IMAGE_URI, LABELS_URI, fetch_mtneuro  # noqa: E402
 from neurotome.datasets.mtneuro.stored import BLOCK_SLICES  # noqa: E402
-from neurotome.datasets.mtneuro.variants import Z_RANGES  # noqa: E402
+from neurotome.datasets.mtneuro.variants import EDGE, REGIONS, Z_RANGES  # noqa: E402
 from neurotome.io.bossdb import BossDB, Box, Connection  # noqa: E402
 
 TRAIN = {"train": Z_RANGES["train"]}
@@ -36,11 +36,11 @@ TRAIN = {"train": Z_RANGES["train"]}
 def plan_boxes():
     """Returns what fetch asks for: kind and box of every block."""
     boxes = []
-    for part in plan_parts(TRAIN):
+    start, stop = TRAIN["train"]
+    for _, y, x in REGIONS:
         for kind in ("image", "labels"):
-            (start, y, x), (stop, bottom, right) = part.box
             starts = range(start, stop, BLOCK_SLICES)
-            boxes += [(kind, Box((z, y, x), (min(z + BLOCK_SLICES, stop), bottom, right))) for z in starts]
+            boxes += [(kind, Box((z, y, x), (min(z + BLOCK_SLICES, stop), y + EDGE, x + EDGE))) for z in starts]
     return boxes
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from neurotome.classes import ClassSet
 from neurotome.datasets.phantom.make import CLASSES, make_cutout
 from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
-from neurotome.inference.slices import predict_volume
+from neurotome.inference.slices import predict_slices
 from neurotome.models.model_folder import load_model
 from neurotome.volume import Volume
 
@@ -58,7 +58,7 @@ def show_model(data: Path, model: str, out: Path, classes: ClassSet) -> None:
     predictor = load_model(Path(model))
     for z in (159, 309):
         plane = read_slice(data, z)
-        labels = predict_volume(predictor, Volume(plane[None], f"z{z}", predictor.voxel_size_um))[0][0]
+        labels = next(predict_slices(predictor, Volume(plane[None], f"z{z}", predictor.voxel_size_um))).argmax(0)
         painted = classes.overlay(plane, labels)
         whole = Image.fromarray(painted).resize((plane.shape[1] // 3, plane.shape[0] // 3), Image.Resampling.LANCZOS)
         whole.save(out / f"{Path(model).name}_z{z}.jpg", quality=82)

@@ -23,21 +23,22 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import yaml
 from skimage.feature import multiscale_basic_features
 from sklearn.ensemble import RandomForestClassifier
 from threadpoolctl import threadpool_limits
 
 from neurotome import compare, open_dataset, train
-from neurotome.atomic import write_json, write_text
 from neurotome.datasets.statistics import count_slices
+from neurotome.experiments.baseline import name_method
 from neurotome.experiments.evaluate import score_split
 from neurotome.features import EncoderSettings
 from neurotome.features.base import check_patch
-from neurotome.pixels.sample import LabelledPixels, limit_rows
+from neurotome.models.model_folder import read_digest
+from neurotome.pixels.sample import draw_pixels, limit_rows
 from neurotome.pixels.saving import save_pixels
 from neurotome.pixels.train import BaselineSettings, fit_baseline
 from neurotome.predictor import predict_slice
+from neurotome.runs import Run, find_method, record_run
 from neurotome.scoring import score_images
 from neurotome.training.recipe import Recipe, TrainSettings
 
@@ -98,22 +99,25 @@ def show_range(value: dict) -> str:
     return f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
-def run_method(data: Path, run: Path, settings: BaselineSettings) -> None:
-    """What `neurotome baseline` does, but for the report and for predicting the training images."""
-    dataset = open_dataset(data)
-    began = time.process_time()
-    predictor = fit_baseline(dataset, settings)
-    fitted = time.process_time() - began
-    save_pixels(predictor, run / "model")
-    config = json.loads(json.dumps({"dataset": str(data), **dataclasses.asdict(settings)}))
-    write_text(run / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    began, spent = time.perf_counter(), time.process_time()
-    write_json(run / "scores" / "test.json", score_split(predictor, dataset, "test", run / "predictions" / "test"))
-    pixels = sum(cutout.volume.data.size for cutout in dataset.split("test"))
-    speed = pixels / 1e6 / (time.perf_counter() - began)
-    cpu = (time.process_time() - spent) / (pixels / 1e6)
-    cost = {"scoring_mpixel_per_s": speed, "cpu_seconds": fitted, "scoring_cpu_s_per_mpixel": cpu}
-    write_json(run / "training.json", {**predictor.facts["training"], **cost})
+def run_method(data: Path, folder: Path, settings: BaselineSettings) -> None:
+    """What `neurotome baseline` does, but for the report and for predicting the training images; and what it costs."""
+    dataset, run = open_dataset(data), Run(folder)
+    config = {"dataset": str(data), **dataclasses.asdict(settings)}
+    model = settings.encoder.model if settings.features == "encoder" else ""
+    origin = find_method(model), read_digest(Path(model)) if model else None
+    with run.claim(config, record_run("pixels", name_method(settings), config, dataset, settings.seed, *origin)):
+        began = time.process_time()
+        predictor = fit_baseline(dataset, settings)
+        fitted = time.process_time() - began
+        save_pixels(predictor, run.model)
+        began, spent = time.perf_counter(), time.process_time()
+        run.write_scores("test", score_split(predictor, dataset, "test", run.predictions("test")))
+        pixels = sum(cutout.volume.data.size for cutout in dataset.split("test"))
+        speed = pixels / 1e6 / (time.perf_counter() - began)
+        cpu = (time.process_time() - spent) / (pixels / 1e6)
+        cost = {"scoring_mpixel_per_s": speed, "cpu_seconds": fitted, "scoring_cpu_s_per_mpixel": cpu}
+        where = {"finished": True, "device": "cpu", "precision": "32-true"}
+        run.write_training({**where, **predictor.facts["training"], **cost})
 
 
 class Basic:
@@ -125,11 +129,8 @@ class Basic:
 
     def prepare(self, patch):
         check_patch(patch, 1)
-        self.found = np.moveaxis(compute_basic(patch[0]), -1, 0)
-        return self
-
-    def read(self, rows, columns):
-        return self.found[:, rows, columns]
+        features = np.moveaxis(compute_basic(patch[0]), -1, 0)
+        return lambda rows, columns: features[:, rows, columns]
 
 
 def compute_basic(image):
@@ -138,12 +139,11 @@ def compute_basic(image):
 
 def fit_basic(dataset, normalization, balanced, **forest):
     """scikit-image's trainable segmentation on as many pixels as ours: drawn evenly from the classes, or as they come."""
-    counts = count_slices(dataset)
-    totals = counts.sum(0)
+    totals = count_slices(dataset).sum(0)
     rows = limit_rows(totals, 20_000)
     if not balanced:
         rows = (totals / totals.sum() * rows.sum()).astype(np.int64)
-    table, labels = LabelledPixels(dataset, "train", counts, Basic(), normalization).draw(rows, 0)
+    table, labels = draw_pixels(dataset, "train", rows, Basic(), normalization, 0)
     return RandomForestClassifier(n_jobs=2, random_state=0, **forest).fit(table, labels)
 
 
@@ -222,10 +222,8 @@ def measure_speed(arguments: argparse.Namespace) -> None:
 def only_features(predictor, patch):
     from neurotome.pixels.predictor import iterate_windows, list_windows
 
-    prepared = predictor.extractor.prepare(patch)
-    for _ in iterate_windows(
-        lambda window: prepared.read(*window), list_windows(*patch.shape[1:], predictor.extractor.window)
-    ):
+    read = predictor.extractor.prepare(patch)
+    for _ in iterate_windows(lambda window: read(*window), list_windows(patch.shape[1:], predictor.extractor.window)):
         pass
 
 

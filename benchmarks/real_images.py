@@ -16,6 +16,7 @@ import yaml
 from neurotome import open_dataset, train
 from neurotome.atomic import write_json
 from neurotome.augment import AugmentSettings
+from neurotome.cli import CONFIGS
 from neurotome.experiments.evaluate import score_split
 from neurotome.losses import LossSettings
 from neurotome.models.networks import ModelSettings
@@ -25,7 +26,7 @@ from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 
 DATASETS = ("vnc_sstem", "axon_sem")
-REPORT = Path(__file__).parents[1] / "configs" / "founding_report" / "unet-resnet18-focal-lr3e-2.yaml"
+REPORT = CONFIGS / "founding_report" / "unet-resnet18-focal-lr3e-2.yaml"
 
 
 def train_default(data: Path, run: Path, limit: str) -> None:

@@ -22,8 +22,8 @@ import torch
 
 from neurotome.augment import AugmentSettings, augment
 from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
-from neurotome.inference.slices import predict_volume
-from neurotome.io.images import read_image
+from neurotome.inference.slices import predict_slices
+from neurotome.io import open_volume
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network, import_smp
 from neurotome.normalize import Normalization
@@ -93,7 +93,7 @@ def measure_step(repetitions: int) -> None:
 
 
 def measure_slice(path: Path, repetitions: int) -> None:
-    volume = read_image(path)
+    volume = open_volume(path)
     torch.manual_seed(0)
     settings = ModelSettings()
     normalization = Normalization("dataset", 123.0, 31.0, volume.data.dtype.name)
@@ -110,7 +110,7 @@ def measure_slice(path: Path, repetitions: int) -> None:
                     net(torch.nn.functional.pad(tile, (0, right, 0, below))).softmax(1).argmax(1)
 
     def ours() -> None:
-        predict_volume(predictor, volume)
+        list(predict_slices(predictor, volume))
 
     describe(
         f"one slice of {volume.shape[1]} x {volume.shape[2]}; ours in overlapping tiles that equal the whole slice",

@@ -20,8 +20,9 @@ import yaml
 from neurotome import open_dataset
 from neurotome.atomic import write_json
 from neurotome.augment import AugmentSettings
+from neurotome.cli import CONFIGS
 from neurotome.datasets.base import Cutout, Dataset
-from neurotome.inference.slices import predict_volume
+from neurotome.inference.slices import predict_slices
 from neurotome.models.model_folder import load_model
 from neurotome.pixels.train import BaselineSettings, fit_baseline
 from neurotome.predictor import Predictor
@@ -32,7 +33,7 @@ from neurotome.training.prepare import prepare, settle_recipe
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 
-FINE_TUNE = Path(__file__).parents[1] / "configs" / "fine_tune.yaml"
+FINE_TUNE = CONFIGS / "fine_tune.yaml"
 
 
 def read_recipe(model: str, seed: int) -> Recipe:
@@ -74,8 +75,8 @@ def leave_one_out(data: Path, method: str, model: str, number: int, repeat: int,
             predictor: Predictor = fit_baseline(dataset, BaselineSettings(seed=repeat))
         else:
             predictor = fit_network(dataset, model, repeat, out / "run")
-        predicted, _ = predict_volume(predictor, held_out.volume)
-        images.append((held_out.name, held_out.read_labels(0), predicted[0]))
+        predicted = next(predict_slices(predictor, held_out.volume)).argmax(0)
+        images.append((held_out.name, held_out.read_labels(0), predicted))
     found = score_images(patches.name, f"{method}, {number} patches, repeat {repeat}", patches.classes, images)
     write_json(path, found)
     return found

@@ -11,7 +11,7 @@ from PIL import Image
 
 from neurotome.cli import main
 from neurotome.errors import RunError
-from neurotome.io.images import read_image
+from neurotome.io import read_image
 from neurotome.runs import Run
 
 SMALL = ["--pixels-per-class", "200", "--filters.sigmas", "1", "--filters.sigmas", "2", "--forest.trees", "3"]

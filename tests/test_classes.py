@@ -33,10 +33,6 @@ def test_ids_are_positions() -> None:
         CLASSES.index("axn")
 
 
-def test_a_mapping_may_come_in_any_order() -> None:
-    assert ClassSet.from_config({2: "cell", 0: "background", 1: "vessel"}).names == ("background", "vessel", "cell")
-
-
 @pytest.mark.parametrize(
     "classes",
     [
@@ -84,8 +80,8 @@ def test_ids_from_0_are_stored_as_they_are() -> None:
         ({2: "a", 3: "b"}, 0, "without a gap"),
         ({1: "a", 2: "b"}, 255, "Write ignore: 0 if 0 means not labelled, or add 0: background"),
         ({0: "a", 1: "b"}, 0, "must lie in 2..255"),
-        ({0: "a", "0": "b"}, 255, "ids must differ, found 0, 0"),
-        ({"a": 0, "b": 0}, 255, "ids must differ"),
+        ({0: "a", "0": "b"}, 255, "each once and without a gap (or 1, 2, ... with ignore: 0), found 0, 0"),
+        ({"a": 0, "b": 0}, 255, "found 0, 0"),
         ({-1: "a", 0: "b"}, 255, "class id -1 of 'a' is no whole number"),
         ({0.0: "a", 1.0: "b"}, 255, "no whole number"),
         ({"a": "b", "c": "d"}, 255, "class id 'a' of 'b' is no whole number"),
@@ -127,26 +123,6 @@ def test_impossible_classes_are_refused(names: tuple[str, ...], ignore: int, mes
 def test_json_round_trip() -> None:
     classes = ClassSet(("a", "ö"), ignore=7)
     assert ClassSet.from_json(classes.to_json()) == classes
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.uint64])
-def test_count_by_hand(dtype: type) -> None:
-    labels = np.array([[[0, 0, 1], [3, 255, 3]]], dtype)
-    counts = CLASSES.count(labels)
-    assert counts.dtype == np.int64
-    assert counts.tolist() == [2, 1, 0, 2]
-
-
-def test_count_adds_up_over_pieces() -> None:
-    labels = np.zeros(3 << 20, np.uint8)
-    labels[:: 1 << 20] = 2
-    assert CLASSES.count(labels[1:]).tolist() == [(3 << 20) - 3, 0, 2, 0]
-
-
-@pytest.mark.parametrize(("dtype", "stray"), [(np.uint8, 4), (np.uint64, 256), (np.int16, -1), (np.uint64, 2**63)])
-def test_labels_that_are_no_class_are_never_counted_for_another(dtype: type, stray: int) -> None:
-    with pytest.raises(DatasetError, match=rf"found label {stray}; expected 0\.\.3"):
-        CLASSES.count(np.array([0, stray], dtype))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint64])

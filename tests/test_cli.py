@@ -338,18 +338,6 @@ def test_a_model_of_other_classes_is_refused(trained, tmp_path, capsys):
     assert re.search(r"model's classes are background, vessel, cell.*nucleus", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [("labels.jpg", "cannot write labels as '.jpg'"), ("stack.png", "one slice")],
-)
-def test_outputs_that_cannot_hold_the_labels_are_refused_first(trained, tmp_path, capsys, target, message):
-    source = tmp_path / "in.npy"
-    np.save(source, np.stack([IMAGE, IMAGE]))
-    assert run("predict", trained / "run", source, tmp_path / target) == 1
-    assert message in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == [source]
-
-
 def test_no_space_left(dataset, tmp_path, capsys, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -213,10 +213,11 @@ def test_bars_of_several_seeds_by_hand():
         means = {"precision": value, "recall": None, "f1": value, "iou": value}
         return {"macro": means, "weighted": means, "intervals": {"macro_f1": [0.1, 0.9]}}
 
-    assert summarise([score(0.2), score(0.6)], "macro", "f1") == (pytest.approx(0.4), (0.2, 0.6))
-    assert summarise([score(0.2)], "macro", "f1") == (0.2, (0.1, 0.9))
-    assert summarise([score(0.2)], "macro", "precision") == (0.2, None)
-    assert summarise([score(0.2), score(0.6)], "macro", "recall") == (None, None)
-    figure = plot_methods({"seeds": [score(0.2), score(0.6)], "one": score(0.5)})
+    assert summarise([0.2, 0.6]) == (pytest.approx(0.4), (0.2, 0.6))
+    assert summarise([0.2]) == (0.2, None)
+    assert summarise([None, None]) == (None, None)
+    figure = plot_methods({"seeds": [score(0.2), score(0.6)], "one": [score(0.5)]})
+    whiskers = [line.get_segments()[0][:, 1].tolist() for line in figure.axes[0].collections]
+    assert whiskers == [[0.2, 0.6], [0.2, 0.6], [0.1, 0.9]]  # of precision, and of F1 twice
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == pytest.approx([0.4, 0.4, 0.5, 0.5])

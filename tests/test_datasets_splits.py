@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset
 from neurotome.errors import DatasetError
-from neurotome.io.images import write_image, write_labels
+from neurotome.io import write_image, write_labels
 
 
 def write_dataset(folder: Path, labels: dict[str, NDArray[Any]]) -> Path:
@@ -59,7 +59,7 @@ def test_what_somebody_wrote_is_used_and_never_written_over(tmp_path: Path) -> N
     assert list_names(open_dataset(tmp_path)) == {"train": ["c"]}
     assert (tmp_path / "splits.yaml").read_text() == "train: [c]  # mine"
     (tmp_path / "splits.yaml").write_text("train: [c, c]")
-    with pytest.raises(DatasetError, match=r"splits\.yaml: split train lists pixels of c twice"):
+    with pytest.raises(DatasetError, match=r"splits\.yaml: pixels of c are in train .c. and in train .c."):
         open_dataset(tmp_path)
     (tmp_path / "splits.yaml").write_text("")
     with pytest.raises(DatasetError, match=r"splits\.yaml: found nothing.* remove it to have it made again"):

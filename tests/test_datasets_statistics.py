@@ -56,7 +56,6 @@ def test_a_dataset_checked_by_hand() -> None:
         "min": 0.0,
         "max": 30.0,
         "imbalance": 2.0,
-        "background_ratio": {"background": 1.0, "cell": 2.0, "axon": None},
     }
     test = found["splits"]["test"]
     assert (test["ignored"], test["imbalance"], test["share"]["cell"]) == (4, None, None)

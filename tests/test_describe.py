@@ -133,8 +133,8 @@ def test_numbers_as_text():
     assert "test: 1 image, 1 slice, 1,920 pixels" in text
     assert f"mean {train['mean']:.4g}" in text
     # 2 x 15 x 22 pixels of vessel
-    assert f"  vessel{660:>14,}  {100 * 660 / 3744:.2f} %\n" in text
-    assert f"  not labelled{96:>8}\n" in text
+    assert f"\nvessel{660:>14,}  {100 * 660 / 3744:.2f} %\n" in text
+    assert f"\nnot labelled{96:>8}\n" in text
     html = statistics._repr_html_()
     assert "<td>vessel</td><td>660</td><td>17.63 %</td>" in html
     assert html.count("<table>") == 2

@@ -213,14 +213,14 @@ def test_blocks_with_halo_equal_the_whole(height, width, edge, sigmas, dimension
     shape = (bank.in_channels, height, width)
     image = np.random.default_rng(height * 64 + width).normal(size=shape).astype(np.float32)
     whole = compute_features(image, bank)
-    prepared = bank.prepare(image)
+    read = bank.prepare(image)
     margin = bank.halo
     for block in plan_blocks(shape[1:], (edge, edge), (margin, margin)):
         part = compute_features(image[(slice(None), *block.read)], bank)
         # float32 rounding of grey values of order 1, should a matrix product be summed in another order
         expected = whole[(slice(None), *block.core)]
         np.testing.assert_allclose(part[(slice(None), *block.crop)], expected, atol=1e-6, rtol=0)
-        np.testing.assert_allclose(prepared.read(*block.core), expected, atol=1e-6, rtol=0)
+        np.testing.assert_allclose(read(*block.core), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["identity", "filters"])
@@ -283,11 +283,11 @@ def test_layers_do_not_depend_on_windows_or_tiles(network):
     extractor = build_layers(model=str(network[0]))
     image = np.random.default_rng(0).normal(size=(1, 250, 290)).astype(np.float32)
     whole = compute_features(image, extractor)
-    prepared = extractor.prepare(image)
+    read = extractor.prepare(image)
     for block in plan_blocks((250, 290), (128, 160), (extractor.halo,) * 2, (extractor.stride,) * 2):
         expected = whole[(slice(None), *block.core)]
         # interpolation rounds as torch's kernel for that size does
-        np.testing.assert_allclose(prepared.read(*block.core), expected, atol=1e-5)
+        np.testing.assert_allclose(read(*block.core), expected, atol=1e-5)
         part = compute_features(image[(slice(None), *block.read)], extractor)
         np.testing.assert_allclose(part[(slice(None), *block.crop)], expected, atol=1e-4)
 
@@ -304,7 +304,7 @@ def test_first_layer_does_not_depend_on_a_narrow_last_tile(shape):
 
 def test_encoders_that_have_no_layer_at_half_resolution():
     extractor = build_layers(name="mit_b0")
-    assert extractor.stages == ("2", "3")
+    assert extractor.net.stages == ("2", "3")
     with pytest.raises(ModelError, match="unknown stage of unet on mit_b0 '1'"):
         build_layers(name="mit_b0", stages=("1",))
 
@@ -362,7 +362,7 @@ def test_refuses_stages(network):
 
 def test_import_is_light():
     code = (
-        "import sys, neurotome.pixels.train, neurotome.pixels.majority, neurotome.features, neurotome.load;"
+        "import sys, neurotome.pixels.train, neurotome.features, neurotome.load;"
         "sys.exit(' '.join({'sklearn', 'scipy', 'torch', 'lightgbm'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
+from neurotome.datasets import fetch as module
 from neurotome.datasets.fetch import fetch, fetch_volume, parse_range
 from neurotome.errors import FetchError, RunError, SettingsError
 from neurotome.io.bossdb import Box, Connection
@@ -18,7 +19,12 @@ from tests.fake_bossdb import make_image, make_labels, serve
 IMAGE = "bossdb://prasad/prasad2020/image"
 LABELS = "bossdb://prasad/prasad_analysis/pixel_labels"
 BOX = Box((380, 900, 4600), (400, 970, 4690))
-CUT = {"shard": (16, 64, 64), "chunk": (8, 32, 32)}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(module, "choose_shard", lambda _: (16, 64, 64))
+    monkeypatch.setattr(module, "CHUNK", (8, 32, 32))
 
 
 @pytest.fixture
@@ -41,7 +47,7 @@ def cutouts(server):
 
 
 def test_voxels_and_metadata(server, tmp_path):
-    out = fetch_volume(IMAGE, BOX, tmp_path / "volume.zarr", connect(server), **CUT)
+    out = fetch_volume(IMAGE, BOX, tmp_path / "volume.zarr", connect(server))
     group = zarr.open_group(out, mode="r")
     assert group.metadata.zarr_format == 3
     ome = group.attrs["ome"]
@@ -66,7 +72,7 @@ def test_voxels_and_metadata(server, tmp_path):
 
 
 def test_wide_labels_stay_wide(server, tmp_path):
-    out = fetch_volume(LABELS, BOX, tmp_path / "labels.zarr", connect(server), **CUT)
+    out = fetch_volume(LABELS, BOX, tmp_path / "labels.zarr", connect(server))
     array = zarr.open_array(out, path="0", mode="r")
     assert array.dtype == np.uint64
     np.testing.assert_array_equal(array[:], truth(make_labels))
@@ -76,14 +82,14 @@ def test_stopped_in_the_middle_it_goes_on(server, tmp_path):
     out = tmp_path / "volume.zarr"
     server.fail("500", times=-1, match="/4664:4690/964:970/396:400/")
     with pytest.raises(FetchError, match="the same command goes on"):
-        fetch_volume(IMAGE, BOX, out, connect(server), **CUT)
+        fetch_volume(IMAGE, BOX, out, connect(server))
     assert zarr.open_group(out, mode="r").attrs["neurotome"]["complete"] is False
     server.faults.clear()
-    fetch_volume(IMAGE, BOX, out, connect(server), **CUT)
+    fetch_volume(IMAGE, BOX, out, connect(server))
     np.testing.assert_array_equal(zarr.open_array(out, path="0", mode="r")[:], truth(make_image))
     assert len(cutouts(server)) == 8 + 2  # the failing block was asked for twice before
     asked = len(cutouts(server))
-    fetch_volume(IMAGE, BOX, out, connect(server), **CUT)
+    fetch_volume(IMAGE, BOX, out, connect(server))
     assert len(cutouts(server)) == asked
 
 
@@ -97,14 +103,14 @@ def test_the_command(server, tmp_path):
 
 def test_the_servers_voxel_size_is_used_where_none_is_published(server, tmp_path, monkeypatch):
     monkeypatch.setitem(fake_bossdb.CHANNELS, ("a", "b", "c"), ("uint8", "image"))
-    out = fetch_volume("bossdb://a/b/c", BOX, tmp_path / "c.zarr", connect(server), **CUT)
+    out = fetch_volume("bossdb://a/b/c", BOX, tmp_path / "c.zarr", connect(server))
     attributes = json.loads((out / "zarr.json").read_text())["attributes"]
     scale = attributes["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"]
     assert scale == pytest.approx([2.0, 0.001, 0.001])
     assert "licence" not in attributes["neurotome"]
 
 
-def test_wrong_inputs(server, tmp_path):
+def test_wrong_inputs(server, tmp_path, monkeypatch):
     out = tmp_path / "volume.zarr"
     outside = Box((0, 0, 0), (1, 3000, 1))
     with pytest.raises(SettingsError, match=r"not within .* 0:720,0:2048,0:6144"):
@@ -116,13 +122,14 @@ def test_wrong_inputs(server, tmp_path):
     assert not out.exists()
     out.mkdir()
     (out / "other.txt").write_text("")
-    with pytest.raises(RunError, match="no fetch has begun it"):
+    with pytest.raises(RunError, match="nobody knows where it comes from"):
         fetch_volume(IMAGE, BOX, out, connect(server))
-    fetch_volume(IMAGE, BOX, tmp_path / "a.zarr", connect(server), **CUT)
+    fetch_volume(IMAGE, BOX, tmp_path / "a.zarr", connect(server))
     with pytest.raises(RunError, match="another source"):
-        fetch_volume(IMAGE, BOX._replace(stop=(401, 970, 4690)), tmp_path / "a.zarr", connect(server), **CUT)
+        fetch_volume(IMAGE, BOX._replace(stop=(401, 970, 4690)), tmp_path / "a.zarr", connect(server))
+    monkeypatch.setattr(module, "choose_shard", lambda _: (8, 64, 64))
     with pytest.raises(RunError, match="in blocks of"):
-        fetch_volume(IMAGE, BOX, tmp_path / "a.zarr", connect(server), shard=(8, 64, 64), chunk=(8, 32, 32))
+        fetch_volume(IMAGE, BOX, tmp_path / "a.zarr", connect(server))
 
 
 def test_parse_range():

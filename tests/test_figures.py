@@ -22,7 +22,7 @@ from neurotome import figures
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.statistics import measure_dataset
-from neurotome.errors import DatasetError, ImageError, RunError, SettingsError
+from neurotome.errors import RunError
 from neurotome.figures.style import STYLE
 from neurotome.scoring import score_images
 from neurotome.volume import Volume
@@ -111,10 +111,6 @@ class TestSaveFigure:
         assert path.read_bytes() == b"old"
         assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
-    def test_refuses_another_suffix(self, tmp_path):
-        with pytest.raises(SettingsError, match=r"a\.pdf.*\.png"):
-            figures.save_figure(Figure(), tmp_path / "a.pdf")
-
     def test_leaves_global_state_alone(self, tmp_path):
         before = dict(matplotlib.rcParams)
         render(figures.plot_class_scores(score(), CLASSES), tmp_path)
@@ -123,8 +119,8 @@ class TestSaveFigure:
     def test_does_not_import_pyplot(self):
         code = (
             "import sys; from neurotome import figures; from neurotome.classes import ClassSet;"
-            "figures.plot_methods({'m': {k: dict(precision=1, recall=1, f1=1) for k in ('macro', 'weighted')}"
-            " | {'intervals': None}}); sys.exit('matplotlib.pyplot' in sys.modules)"
+            "figures.plot_methods({'m': [{k: dict(precision=1, recall=1, f1=1) for k in ('macro', 'weighted')}"
+            " | {'intervals': None}]}); sys.exit('matplotlib.pyplot' in sys.modules)"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
@@ -166,8 +162,6 @@ class TestTraining:
         render(figure, tmp_path)
 
     def test_names_what_is_missing(self):
-        with pytest.raises(RunError, match="no epoch"):
-            figures.plot_training([], CLASSES)
         with pytest.raises(RunError, match="val_f1_nucleus"):
             figures.plot_training([row(0)], OTHERS)
 
@@ -213,10 +207,6 @@ class TestClassScores:
         assert CLASSES.colours[1] in colours
         assert CLASSES.colours[0] not in colours  # too dark beside the others
 
-    def test_refuses_other_classes(self):
-        with pytest.raises(SettingsError, match="background, nucleus"):
-            figures.plot_class_scores(score(), OTHERS)
-
 
 class TestConfusion:
     def test_text_is_share_and_count(self, tmp_path):
@@ -252,7 +242,7 @@ class TestConfusion:
 class TestMethods:
     def test_bars_are_as_high_as_the_scores(self, tmp_path):
         methods = {"network": score(6), "majority": score(1, predicted=np.zeros_like(TRUTH))}
-        figure = figures.plot_methods(methods)
+        figure = figures.plot_methods({name: [scores] for name, scores in methods.items()})
         for axes, mean in zip(figure.axes, ("macro", "weighted"), strict=True):
             expected = [methods[name][mean][key] for key in ("precision", "recall", "f1") for name in methods]
             np.testing.assert_allclose(heights(axes), expected)
@@ -262,13 +252,9 @@ class TestMethods:
         render(figure, tmp_path)
 
     def test_one_method_with_nothing_to_score(self, tmp_path):
-        figure = figures.plot_methods({"network": score(6, truth=np.full_like(TRUTH, 255))})
+        figure = figures.plot_methods({"network": [score(6, truth=np.full_like(TRUTH, 255))]})
         assert heights(figure.axes[0]) == []
         render(figure, tmp_path)
-
-    def test_refuses_none(self):
-        with pytest.raises(SettingsError, match="no method"):
-            figures.plot_methods({})
 
 
 class TestExamples:
@@ -276,7 +262,7 @@ class TestExamples:
         figure = figures.plot_examples([figures.Example("slice 7", GREY, TRUTH, PREDICTED)], CLASSES)
         image, truth, _, errors = figure.axes
         assert image.get_ylabel() == "slice 7\n3 × 4 pixels (height × width)"
-        np.testing.assert_array_equal(image.images[0].get_array()[..., 0], GREY)
+        np.testing.assert_array_equal(image.images[0].get_array(), GREY)
         red = (np.asarray(errors.images[0].get_array()) == (190, 0, 70)).all(-1)
         np.testing.assert_array_equal(red, (TRUTH != PREDICTED) & (TRUTH != 255))
         assert errors.get_xlabel() == "20.0 % of labelled pixels wrong"
@@ -293,17 +279,11 @@ class TestExamples:
         assert figure.axes[7].get_xlabel() == "0.0 % of labelled pixels wrong"
         render(figure, tmp_path)
 
-    def test_names_the_example_whose_shapes_differ(self):
-        with pytest.raises(ImageError, match=r"slice 7.*\(3, 4\).*\(2, 4\)"):
-            figures.plot_examples([figures.Example("slice 7", GREY, TRUTH[:2], PREDICTED)], CLASSES)
-        with pytest.raises(ImageError, match="no image"):
-            figures.plot_examples([], CLASSES)
-
 
 class TestSamples:
     @pytest.mark.parametrize("count", [1, 4, 5])
     def test_each_slice_has_its_name_above_and_its_labels_below(self, tmp_path, count):
-        figure = figures.plot_samples([(f"s{i}", GREY.astype(np.float32), TRUTH) for i in range(count)], CLASSES)
+        figure = figures.plot_samples([(f"s{i}", GREY, TRUTH) for i in range(count)], CLASSES)
         titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
         assert titles == [f"s{i}" for i in range(count)]
         assert sum(len(axes.images) for axes in figure.axes) == 2 * count
@@ -315,19 +295,13 @@ class TestSamples:
         assert legend(figure) == ["vessel", "cell", "axon"]
 
 
-class TestAugmentation:
-    def test_all_share_black_and_white(self, tmp_path):
-        before = np.linspace(0, 1000, 12, dtype=np.float32).reshape(3, 4)
-        figure = figures.plot_augmentation((before, TRUTH), [(before * 0.5, TRUTH), (before[::-1], TRUTH[::-1])], CLASSES)
-        whites = [int(np.asarray(axes.images[0].get_array()).max()) for axes in figure.axes[:3]]
-        assert whites[0] == whites[2] == 255
-        assert whites[1] == pytest.approx(128, abs=2)
-        assert [axes.get_title() for axes in figure.axes[:3]] == ["As it is", "Augmented 1", "Augmented 2"]
-        render(figure, tmp_path)
-
-    def test_refuses_none(self):
-        with pytest.raises(ImageError, match="no image"):
-            figures.plot_augmentation((GREY, TRUTH), [], CLASSES)
+def test_augmentation_shows_each_draw_and_its_labels(tmp_path):
+    figure = figures.plot_augmentation((GREY, TRUTH), [(GREY // 2, TRUTH), (GREY[::-1], TRUTH[::-1])], CLASSES)
+    whites = [int(np.asarray(axes.images[0].get_array()).max()) for axes in figure.axes[:3]]
+    assert whites == [220, 110, 220]
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["As it is", "Augmented 1", "Augmented 2"]
+    assert legend(figure) == ["vessel", "cell", "axon", "not labelled"]
+    render(figure, tmp_path)
 
 
 class TestStatistics:
@@ -374,20 +348,13 @@ class TestStatistics:
         statistics["splits"]["test"]["share"]["axon"] = 0.00032
         assert "0.03" in texts(figures.plot_class_shares(statistics, CLASSES).axes[0])
 
-    def test_names_what_does_not_fit(self):
-        statistics = measure_dataset(make_dataset())
-        with pytest.raises(DatasetError, match="Did you mean"):
-            figures.plot_histograms(statistics, "trian", CLASSES)
-        with pytest.raises(SettingsError, match="nucleus"):
-            figures.plot_class_shares(statistics, OTHERS)
-
 
 class TestUncertainty:
     def share(self, labelled: Any, wrong: Any, uncertainty: Any) -> str:
-        arrays = (np.asarray(labelled, bool), np.asarray(wrong, bool), np.asarray(uncertainty, np.uint8))
-        grey = np.zeros(arrays[0].shape, np.uint8)
-        figure = figures.plot_uncertainty([("a", grey, *arrays)], 2)
-        return figure.axes[2].get_xlabel()
+        truth = np.where(np.asarray(labelled, bool), 0, 255).astype(np.uint8)
+        predicted = np.asarray(wrong, np.uint8)
+        example = figures.Example("a", np.zeros_like(truth), truth, predicted)
+        return figures.plot_uncertainty([(example, np.asarray(uncertainty, np.uint8))], OTHERS).axes[2].get_xlabel()
 
     @pytest.mark.parametrize("where", [slice(0, 2), slice(-2, None), slice(4, 6)])
     def test_equally_unsure_pixels_say_nothing_wherever_the_errors_are(self, where):
@@ -474,9 +441,9 @@ class TestManyLongAndUnwritableNames:
     @pytest.mark.parametrize("classes", [CLASSES, MANY, UNWRITABLE, LONG], ids=["few", "many", "unwritable", "long"])
     def test_legends_lie_below_all_panels_and_within_the_figure(self, classes):
         for name, figure in draw_all(classes).items():
-            with matplotlib.rc_context(STYLE):
-                figure.draw_without_rendering()
             renderer = FigureCanvasAgg(figure).get_renderer()
+            with matplotlib.rc_context(STYLE):
+                figure.get_layout_engine().execute(figure)
             for found in figure.legends:
                 box = found.get_window_extent(renderer)
                 assert box.y1 <= min(axes.get_tightbbox(renderer).y0 for axes in figure.axes), name

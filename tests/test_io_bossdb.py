@@ -59,9 +59,9 @@ def test_voxels_axes_and_protocol(server):
 
 def test_frame(server):
     with connect(server) as client:
-        frame = client.read_frame(client.open_channel(IMAGE))
-    assert frame.bounds == Box((0, 0, 0), (720, 2048, 6144))
-    assert frame.voxel_size_um == pytest.approx((2.0, 0.001, 0.001))
+        bounds, voxel_size_um = client.read_frame(IMAGE)
+    assert bounds == Box((0, 0, 0), (720, 2048, 6144))
+    assert voxel_size_um == pytest.approx((2.0, 0.001, 0.001))
 
 
 @pytest.mark.parametrize("kind", ["429", "500", "stall", "stall-mid", "cut", "reset", "corrupt", "short"])
@@ -171,6 +171,14 @@ def test_waits_grow_and_differ(server, monkeypatch):
             client.open_channel(IMAGE)
     assert all(0.5 * 2**i <= wait <= 1.5 * 2**i for i, wait in enumerate(waits))
     assert len(waits) == 5
+
+
+def test_notes_are_few(server, capsys):
+    server.fail("500", times=-1)
+    with connect(server, attempts=4) as client, pytest.raises(FetchError):
+        read_labels(client)
+    assert client.retries == 3
+    assert capsys.readouterr().err.count("neurotome: note: bossdb://prasad/prasad_analysis/pixel_labels 110:114") == 1
 
 
 def test_a_large_box_is_asked_for_in_parts(server):

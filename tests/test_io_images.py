@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from neurotome.errors import ImageError
-from neurotome.io.images import (
+from neurotome.io import (
     check_grey,
     find_image,
     read_image,
@@ -253,8 +253,8 @@ REFUSED = [
     ("a.png", save_colours("RGBA"), "RGB colours"),
     ("a.png", save_colours("LA"), "transparent"),
     ("a.png", save_mode("P"), "palette colours"),
-    ("a.png", save_mode("1"), "1 bits per pixel"),
-    ("a.png", save_bytes(make_png(2, 1, 16, 2, bytes(13))), "RGB colours"),
+    ("a.png", save_mode("1"), "pixels of mode 1"),
+    ("a.png", save_bytes(make_png(2, 1, 16, 2, bytes(13))), "pixels of mode RGB;16B"),
     ("a.png", save_animation, "animation of 6 frames"),
     ("a.tif", save_rgb_tiff, "RGB colours; expected one"),
     ("a.tif", save_mode("P"), "PALETTE"),
@@ -288,7 +288,7 @@ def test_wrong_images_are_refused_by_name(tmp_path: Path, name: str, save: Any, 
     ("name", "save", "message"),
     [
         ("a.npy", save_array(RAMP.astype(np.float32)), "dtype float32; expected integers"),
-        ("a.png", save_colours("RGB"), "RGB colours; .* not their colours"),
+        ("a.png", save_colours("RGB"), "RGB colours; .* making colours grey gives other ids"),
         ("a.tif", save_rgb_tiff, "RGB colours; .* making colours grey gives other ids"),
         ("a.jpg", save_mode("L"), "lost detail to compression"),
     ],

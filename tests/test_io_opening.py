@@ -169,13 +169,6 @@ def test_floats_that_are_no_numbers_are_refused_where_they_are_read(tmp_path: Pa
         read_image(tmp_path / "a.tif")
 
 
-def test_constant_images_are_taken_where_that_is_said(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", np.full((2, 3, 4), 7, np.uint8), photometric="minisblack")
-    with pytest.raises(ImageError, match="every pixel is 7"):
-        open_volume(tmp_path / "a.tif")
-    assert open_volume(tmp_path / "a.tif", allow_constant=True).data[:].max() == 7
-
-
 @pytest.mark.parametrize("save", ["zarr", "tiff", "h5"])
 def test_channel_and_time_are_chosen(tmp_path: Path, save: str) -> None:
     data = np.stack([np.stack([STACK + 10 * t + 100 * c for c in range(2)]) for t in range(3)])  # t, c, z, y, x
@@ -516,7 +509,7 @@ def test_a_png_cut_within_its_last_rows_is_refused(tmp_path: Path) -> None:
     path.write_bytes(make_png(rows))
     np.testing.assert_array_equal(read_image(path).data, STACK[:1])
     path.write_bytes(make_png(rows[:-3]))
-    with pytest.raises(ImageError, match=r"a\.png is damaged or incomplete \(found 45 of 48 bytes"):
+    with pytest.raises(ImageError, match=r"a\.png cannot be read \(.*Not enough image data"):
         read_image(path)
     whole = make_png(rows)
     for cut in range(1, 30):
@@ -531,7 +524,7 @@ def test_interlaced_png_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(make_png(rows, 1))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png").data, STACK[:1])
     (tmp_path / "a.png").write_bytes(make_png(rows[:-1], 1))
-    with pytest.raises(ImageError, match="damaged or incomplete"):
+    with pytest.raises(ImageError, match="Not enough image data"):
         read_image(tmp_path / "a.png")
 
 

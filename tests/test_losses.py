@@ -312,11 +312,12 @@ def test_parse_terms(expression: str, expected: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
-        ("", "cannot read the term ''"),
-        ("dice +", "cannot read the term ''"),
-        ("dice - focal", "cannot read the term 'dice - focal'"),
-        ("dice*0.5", r"cannot read the term 'dice\*0.5'"),
-        ("-1*dice", "cannot read the term"),
+        ("", "unknown loss ''.* Write a name or number.name, joined by"),
+        ("dice +", "unknown loss ''"),
+        ("dice - focal", "unknown loss 'dice - focal'"),
+        ("dice*0.5", "unknown loss '0.5'"),
+        ("-1*dice", "factor of dice is -1; expected a positive number"),
+        ("nan*dice", "expected a positive number"),
         ("1.2.3*dice", "'1.2.3' is not a number"),
         ("0*dice", "expected a positive number"),
         ("dice + dice", "dice twice"),
@@ -331,7 +332,7 @@ def test_parse_terms_refuses(expression: str, message: str) -> None:
 def test_balanced_weights_equal_sklearn() -> None:
     labels = np.repeat(np.arange(4), [70, 20, 9, 1])
     expected = compute_class_weight("balanced", classes=np.arange(4), y=labels)
-    found = weigh_classes("balanced", CLASSES, CLASSES.count(labels))
+    found = weigh_classes("balanced", CLASSES, np.bincount(labels))
     assert found is not None
     np.testing.assert_array_equal(found, expected)
 
@@ -354,27 +355,19 @@ def test_weights_are_read_from_numbers_and_text(given_weights: str | tuple[float
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        (
-            LossSettings(class_weights=(1.0, 2.0)),
-            "found 2 class weights .*expected 4, one for each of background",
-        ),
-        (LossSettings(class_weights=(1.0, 2.0, -1.0, 1.0)), "expected finite numbers of at least 0"),
+        (LossSettings(class_weights=(1.0, 2.0)), r"found 2 class weights \(1, 2\); expected 4, one for each of background"),
+        (LossSettings(class_weights=(1.0, 2.0, -1.0, 1.0)), "finite and at least 0"),
         (LossSettings(class_weights=(0.0, 0.0, 0.0, 0.0)), "not all 0"),
-        (LossSettings(class_weights=(1.0, 1.0, 1.0, math.nan)), "expected finite numbers"),
+        (LossSettings(class_weights=(1.0, 1.0, 1.0, math.nan)), "expected 4, .* finite"),
         (LossSettings(class_weights="balancd"), "unknown class weights 'balancd'. Did you mean 'balanced'"),
         (LossSettings(class_weights="1,2,x,4"), "class weight 'x' is not a number"),
         (LossSettings(gamma=-1.0), "gamma is -1.0"),
         (LossSettings(gamma=math.nan), "gamma is nan"),
         (LossSettings("focal", alpha=1.5), "alpha is 1.5"),
-        (LossSettings("dice", "balanced"), "class_weights act on cross_entropy and focal only"),
+        (LossSettings("dice", "balanced"), "class_weights acts on cross_entropy and focal only"),
         (LossSettings("dice", alpha=0.5), "alpha acts on focal and sigmoid_focal only"),
     ],
 )
 def test_build_loss_refuses(chosen: LossSettings, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         build_loss(chosen, CLASSES, COUNTS)
-
-
-def test_balanced_weights_need_pixels() -> None:
-    with pytest.raises(SettingsError, match="label some pixels or set class_weights to none"):
-        build_loss(LossSettings("focal", "balanced"), CLASSES, np.zeros(4, np.int64))

@@ -17,7 +17,7 @@ from sklearn.metrics import (
 
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
-from neurotome.metrics import confusion, image_scores, scores
+from neurotome.metrics import confusion, scores
 
 CLASSES = ClassSet(("background", "vessel", "cell", "axon"))
 NAMES = CLASSES.names
@@ -109,7 +109,6 @@ def test_scores_by_hand() -> None:
     assert found["macro"]["recall"] == (6 / 8 + 1 / 4) / 2
     assert found["weighted"]["precision"] == (6 / 9 * 8 + 1 / 3 * 4) / 12
     assert found["accuracy"] == 7 / 12
-    assert image_scores(counts) == {"macro_f1": found["macro"]["f1"], "mean_iou": found["macro"]["iou"]}
 
 
 def test_class_missed_or_invented_scores_zero() -> None:
@@ -124,7 +123,6 @@ def test_all_ignored_has_no_score() -> None:
     assert set(found["macro"].values()) == set(found["weighted"].values()) == {None}
     assert found["accuracy"] is None
     assert all(entry["support"] == 0 and entry["f1"] is None for entry in found["per_class"].values())
-    assert image_scores(np.zeros((4, 4), np.int64)) == {"macro_f1": None, "mean_iou": None}
 
 
 @settings(deadline=None)
@@ -185,8 +183,3 @@ def test_scores_lie_between_0_and_1_and_iou_follows_f1(counts: np.ndarray) -> No
         if entry["f1"] is not None:
             assert all(0 <= entry[s] <= 1 for s in ("precision", "recall", "f1", "iou"))
             assert entry["iou"] == pytest.approx(entry["f1"] / (2 - entry["f1"]))
-
-
-def test_scores_need_a_name_per_class() -> None:
-    with pytest.raises(DatasetError, match=r"shape \(3, 3\) does not fit the 4 classes"):
-        scores(np.zeros((3, 3), np.int64), NAMES)

@@ -15,7 +15,7 @@ from neurotome.datasets.base import Cutout
 from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
 from neurotome.experiments.evaluate import score_split
 from neurotome.inference.predict import PredictSettings
-from neurotome.inference.slices import predict_volume
+from neurotome.inference.slices import predict_slices
 from neurotome.models.model_folder import load_model
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.scoring import score_images
@@ -41,7 +41,7 @@ def real_patches() -> list[Cutout]:
 
 
 def score(model: NetPredictor, cutouts: list[Cutout]) -> dict[str, Any]:
-    images = [(c.name, c.read_labels(0), predict_volume(model, c.volume)[0][0]) for c in cutouts]
+    images = [(c.name, c.read_labels(0), next(predict_slices(model, c.volume)).argmax(0)) for c in cutouts]
     return score_images("microct_patches", "all", model.classes, images)
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ import zarr
 
 from neurotome import cli
 from neurotome.datasets import open_dataset
+from neurotome.datasets.mtneuro import download
 from neurotome.datasets.mtneuro import variants as mtneuro
-from neurotome.datasets.mtneuro.download import Announcer, fetch_mtneuro, import_mtneuro
+from neurotome.datasets.mtneuro.download import import_mtneuro
 from neurotome.datasets.mtneuro.variants import REGIONS
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import DatasetError, FetchError, NeurotomeError, RunError
@@ -42,10 +44,10 @@ def count(z_ranges):
     }
 
 
-def fetch_small(server, out, z_ranges=SMALL, connection=None, **options):
+def fetch_small(server, out, z_ranges=SMALL, connection=None, counts=None, block_slices=32, **options):
     settings = {"timeout_s": 20, "backoff_s": 0.01, "attempts": 2, "workers": 2, **(connection or {})}
-    options = {"counts": count(z_ranges), **options}
-    return fetch_mtneuro(out, Connection(server.host, "http", **settings), z_ranges=z_ranges, **options)
+    with mock.patch.multiple(download, Z_RANGES=z_ranges, TABLE_1=counts or count(z_ranges), BLOCK_SLICES=block_slices):
+        return download.fetch_mtneuro(out, Connection(server.host, "http", **settings), **options)
 
 
 def check_voxels(out, z_ranges=SMALL):
@@ -82,9 +84,7 @@ def test_fetched_data_open_as_a_dataset(server, tmp_path, capsys):
 
 
 def test_provenance(server, tmp_path):
-    out = fetch_mtneuro(
-        tmp_path / "mt", Connection(server.host, "http"), "S3CRET", z_ranges=SMALL, counts=count(SMALL), block_slices=1
-    )
+    out = fetch_small(server, tmp_path / "mt", block_slices=1, token="S3CRET")
     content = json.loads((out / "provenance.json").read_text())
     assert content["source"] == {
         "host": server.host,
@@ -241,10 +241,10 @@ def test_sources_do_not_mix(server, tmp_path):
 CHILD = """
 import json, sys
 from pathlib import Path
-from neurotome.datasets.mtneuro.download import fetch_mtneuro
+from neurotome.datasets.mtneuro import download
 from neurotome.io.bossdb import Connection
-host, out, ranges = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
-fetch_mtneuro(out, Connection(host, "http", workers=3), z_ranges=ranges, verify_counts=False, block_slices=1)
+host, out, download.Z_RANGES, download.BLOCK_SLICES = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), 1
+download.fetch_mtneuro(out, Connection(host, "http", workers=3), verify_counts=False)
 """
 
 
@@ -331,6 +331,7 @@ def test_ctrl_c_leaves_what_goes_on(tmp_path):
 
 def write_caches(folder, monkeypatch, splits=SMALL, dtype=np.uint64):
     monkeypatch.setattr(mtneuro, "Z_RANGES", SMALL)
+    monkeypatch.setattr(download, "TABLE_1", count(SMALL))
     folder.mkdir()
     for split in splits:
         for kind, make in (("images", make_image), ("labels", make_labels)):
@@ -341,7 +342,8 @@ def write_caches(folder, monkeypatch, splits=SMALL, dtype=np.uint64):
 
 def test_caches_are_imported_and_verified_alike(server, tmp_path, monkeypatch, capsys):
     caches = write_caches(tmp_path / "caches", monkeypatch)
-    out = import_mtneuro(caches, tmp_path / "imported", counts=count(SMALL), block_slices=1)
+    monkeypatch.setattr(download, "BLOCK_SLICES", 1)
+    out = import_mtneuro(caches, tmp_path / "imported")
     assert "pixels per class equal Table 1" in capsys.readouterr().err
     check_voxels(out)
     fetched = fetch_small(server, tmp_path / "fetched", block_slices=1)
@@ -351,14 +353,15 @@ def test_caches_are_imported_and_verified_alike(server, tmp_path, monkeypatch, c
     content = json.loads((out / "provenance.json").read_text())
     assert content["source"] == {"cache": str(caches.resolve())}
     assert content["source_dtypes"]["labels"] == ["uint64"]
+    monkeypatch.setattr(download, "TABLE_1", mtneuro.TABLE_1)
     with pytest.raises(FetchError, match="train, background"):
-        import_mtneuro(caches, tmp_path / "wrong", block_slices=1)
+        import_mtneuro(caches, tmp_path / "wrong")
 
 
 def test_wrong_caches(tmp_path, monkeypatch, capsys):
     caches = write_caches(tmp_path / "caches", monkeypatch, ["val"])
     labels_path = caches / "task2_2D_4classvallabels.npy"
-    out = import_mtneuro(caches, tmp_path / "val", counts=count(SMALL))
+    out = import_mtneuro(caches, tmp_path / "val")
     assert "val verified; pixels per class equal Table 1; no files of train, test" in capsys.readouterr().err
     assert list(open_dataset(f"mtneuro:{out}").splits) == ["val"]
     labels = np.load(labels_path)
@@ -432,10 +435,3 @@ def test_the_whole_of_task_2_has_table_1s_counts(tmp_path, capsys, monkeypatch):
         assert variant.description.endswith(f"; {described[name]} slices")
     assert described["4class"] == "807/87/150"
     shutil.rmtree(tmp_path / "mt")
-
-
-def test_the_announcer_is_brief(capsys):
-    tell = Announcer(interval_s=100)
-    for i in range(3):
-        tell(f"message {i}")
-    assert capsys.readouterr().err == "neurotome: note: message 0\n"

@@ -64,8 +64,8 @@ def folder(dataset, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trip(dataset, kind, tmp_path):
-    predictor = fit(dataset, kind)
-    save_pixels(predictor, tmp_path / "model", {"licence": "CC0"})
+    predictor = dataclasses.replace(fit(dataset, kind), facts={"licence": "CC0"})
+    save_pixels(predictor, tmp_path / "model")
     found = load_predictor(tmp_path, "cpu")
     patch = np.random.default_rng(1).normal(size=(1, predictor.in_channels, 70, 80)).astype(np.float32)
     expected = predictor.predict_probs(patch)

@@ -22,13 +22,11 @@ from neurotome.datasets.statistics import count_slices
 from neurotome.errors import DatasetError, ImageError, ModelError, NeurotomeError, SettingsError
 from neurotome.features import FeatureSettings, FilterSettings, build_extractor
 from neurotome.normalize import Normalization
-from neurotome.pixels.from_trained import from_forest, from_lightgbm
 from neurotome.pixels.importance import measure_importance, shuffle_features
-from neurotome.pixels.learners import BoostingSettings, ForestSettings, LogisticSettings
-from neurotome.pixels.majority import fit_majority
+from neurotome.pixels.learners import BoostingSettings, ForestSettings, LogisticSettings, from_forest, from_lightgbm
 from neurotome.pixels.predictor import PixelPredictor, iterate_windows, list_windows
-from neurotome.pixels.sample import LabelledPixels, limit_rows, spread_rows
-from neurotome.pixels.train import BaselineSettings, fit_baseline, read_bytes
+from neurotome.pixels.sample import draw_pixels, limit_rows, spread_rows
+from neurotome.pixels.train import BaselineSettings, fit_baseline, fit_majority, read_bytes
 from neurotome.predictor import predict_slice
 from neurotome.volume import Volume
 from tests.conftest import compute_features
@@ -47,9 +45,7 @@ def change(**settings):
 
 
 def draw(dataset, per_class, normalization=AS_IT_IS, seed=0):
-    counts = count_slices(dataset)
-    pixels = LabelledPixels(dataset, "train", counts, BANK, normalization)
-    return pixels.draw(limit_rows(pixels.totals, per_class), seed)
+    return draw_pixels(dataset, "train", limit_rows(count_slices(dataset).sum(0), per_class), BANK, normalization, seed)
 
 
 def make_dataset(*pairs, classes=CLASSES):
@@ -102,7 +98,8 @@ def test_majority_agrees_with_sklearn(dataset):
     labels = np.concatenate([cutout.labels.reshape(-1) for cutout in dataset.split("train")])
     labels = labels[labels != 255]
     dummy = DummyClassifier(strategy="prior").fit(np.zeros((labels.size, 1)), labels)
-    np.testing.assert_allclose(predictor.frequencies, dummy.class_prior_, rtol=1e-6)
+    probs = predictor.predict_probs(np.zeros((1, 1, 1, 1), np.float32))
+    np.testing.assert_allclose(probs[0, :, 0, 0], dummy.class_prior_, rtol=1e-6)
 
 
 LEARNERS = {
@@ -154,7 +151,7 @@ def test_windows_and_threads_do_not_change_the_result(forest, monkeypatch):
 def test_windows_are_not_computed_far_ahead_of_those_that_are_taken(monkeypatch):
     monkeypatch.setattr("neurotome.pixels.predictor.count_cores", lambda: 2)
     done = []
-    found = iterate_windows(lambda window: done.append(window) or window, list_windows(100, 10, 10))
+    found = iterate_windows(lambda window: done.append(window) or window, list_windows((100, 10), 10))
     assert next(found) == (slice(0, 10), slice(0, 10))
     time.sleep(0.05)
     assert len(done) <= 4

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,6 +31,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    made = io.StringIO()
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=made))  # pytest sets its own once the test begins
+    return made
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
@@ -46,9 +54,8 @@ def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
-def test_a_log_gets_plain_lines_now_and_then(clock: Clock) -> None:
-    log = io.StringIO()
-    shown = Progress("reading", 100, "MB", stream=log, interval_s=30)
+def test_a_log_gets_plain_lines_now_and_then(clock: Clock, log: io.StringIO) -> None:
+    shown = Progress("reading", 100, "MB", interval_s=30)
     for second in range(1, 101):
         clock.now += 1
         shown.update(second, "loss 0.5")
@@ -84,11 +91,13 @@ def read_screen(written: str) -> list[str]:
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
-    return Terminal()
+    made = Terminal()
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=made))  # pytest sets its own once the test begins
+    return made
 
 
 def test_a_terminal_gets_a_bar_that_is_redrawn(clock: Clock, terminal: Terminal) -> None:
-    shown = Progress("reading", 4, stream=terminal)
+    shown = Progress("reading", 4)
     for done in range(1, 3):
         clock.now += 10
         shown.update(done, "loss [0.5]")
@@ -101,7 +110,7 @@ def test_a_terminal_gets_a_bar_that_is_redrawn(clock: Clock, terminal: Terminal)
 
 
 def test_two_tasks_at_a_time_have_a_bar_each(clock: Clock, terminal: Terminal) -> None:
-    training, tissue = Progress("training", 10, stream=terminal), Progress("making tissue", 10, stream=terminal)
+    training, tissue = Progress("training", 10), Progress("making tissue", 10)
     clock.now += 10
     training.update(5)
     tissue.update(2)
@@ -117,7 +126,8 @@ def test_two_tasks_at_a_time_have_a_bar_each(clock: Clock, terminal: Terminal) -
 
 
 def test_messages_stand_above_the_bars(clock: Clock, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr(progress, "sys", sys)
+    monkeypatch.setattr(sys, "stderr", terminal)
     training = Progress("training", 10)
     training.update(5)
     tissue = Progress("making tissue", 10)  # while standard error is not the terminal itself
@@ -130,7 +140,7 @@ def test_messages_stand_above_the_bars(clock: Clock, terminal: Terminal, monkeyp
 
 
 def test_a_task_that_fails_leaves_no_bar(clock: Clock, terminal: Terminal) -> None:
-    shown = Progress("reading", 4, stream=terminal)
+    shown = Progress("reading", 4)
     shown.update(1)
     del shown
     assert read_screen(terminal.getvalue()) == []
@@ -138,7 +148,7 @@ def test_a_task_that_fails_leaves_no_bar(clock: Clock, terminal: Terminal) -> No
 
 def test_a_bar_never_wraps(clock: Clock, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    shown = Progress("reading", 4, stream=terminal)
+    shown = Progress("reading", 4)
     shown.update(2, "note " * 20)
     assert max(len(line) for line in read_screen(terminal.getvalue())) <= 40
     shown.finish()
@@ -146,25 +156,23 @@ def test_a_bar_never_wraps(clock: Clock, terminal: Terminal, monkeypatch: pytest
 
 
 def test_a_terminal_is_not_flooded(clock: Clock, terminal: Terminal) -> None:
-    shown = Progress("reading", 10_000, stream=terminal)
+    shown = Progress("reading", 10_000)
     for done in range(10_000):
         clock.now += 0.0001
         shown.update(done)
     assert terminal.getvalue().count("reading") <= 7  # one second at five a second, the first, and the start
 
 
-def test_what_was_done_before_does_not_count_for_the_rate(clock: Clock) -> None:
-    log = io.StringIO()
-    shown = Progress("training", 100, "steps", stream=log, interval_s=0)
+def test_what_was_done_before_does_not_count_for_the_rate(clock: Clock, log: io.StringIO) -> None:
+    shown = Progress("training", 100, "steps", interval_s=0)
     shown.start_at(90)
     clock.now += 10
     shown.update(95)
     assert log.getvalue() == "training:  95%, 0.5 steps/s, 10 s left\n"
 
 
-def test_nothing_to_do_is_all_done(clock: Clock) -> None:
-    log = io.StringIO()
-    Progress("reading", 0, stream=log, interval_s=0).update(0)
+def test_nothing_to_do_is_all_done(clock: Clock, log: io.StringIO) -> None:
+    Progress("reading", 0, interval_s=0).update(0)
     assert log.getvalue() == "reading: 100%\n"
 
 

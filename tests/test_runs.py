@@ -285,7 +285,7 @@ def test_damaged_files_are_named(trained, name, damage):
 
 def test_values_of_wrong_types_are_refused_or_harmless(trained):
     """No reader of a run's files meets a type that it does not expect."""
-    from neurotome.scoring import format_scores
+    from neurotome.scoring import Scores
 
     path = trained.folder / "scores" / "test.json"
     content = json.loads(path.read_text())
@@ -293,7 +293,7 @@ def test_values_of_wrong_types_are_refused_or_harmless(trained):
     for spoiled in spoil_values(content):
         path.write_text(json.dumps(spoiled))
         try:
-            format_scores(trained.read_scores("test"))
+            str(Scores(trained.read_scores("test")))
         except RunError as error:
             assert str(path) in str(error)  # noqa: PT017
             refused += 1

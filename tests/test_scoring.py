@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, classification_report, f1_score, jac
 
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
-from neurotome.scoring import FEWEST_IMAGES, RESAMPLES, bootstrap, format_scores, score_images
+from neurotome.scoring import FEWEST_IMAGES, RESAMPLES, Scores, bootstrap, score_images
 
 CLASSES = ClassSet(("background", "vessel", "cell", "axon"))
 NAMES = list(CLASSES.names)
@@ -105,7 +105,7 @@ def test_an_image_without_a_labelled_pixel_has_no_score_and_spoils_none() -> Non
     assert beside["macro"] == without["macro"]
     assert beside["per_image"]["mean"] == without["per_image"]["mean"]
     json.dumps([alone, beside], allow_nan=False)
-    assert "–" in format_scores(alone)
+    assert "–" in str(Scores(alone))
 
 
 def test_no_labelled_pixel_in_any_of_many_images() -> None:
@@ -114,7 +114,7 @@ def test_no_labelled_pixel_in_any_of_many_images() -> None:
     assert result["intervals"]["macro_f1"] is None
     assert result["intervals"]["accuracy"] is None
     assert set(result["intervals"]["f1"].values()) == {None}
-    assert "interval" not in format_scores(result)
+    assert "interval" not in str(Scores(result))
 
 
 def test_no_image_is_an_error() -> None:
@@ -160,7 +160,7 @@ def test_intervals_equal_a_plain_loop_over_the_same_draws() -> None:
 def test_the_table_by_hand() -> None:
     truth = np.array([[0, 0, 0, 1, 255]], np.uint8)
     predicted = np.array([[0, 0, 1, 1, 2]], np.uint8)
-    lines = format_scores(score_images("toy", "test", CLASSES, [("a", truth, predicted)])).splitlines()
+    lines = str(Scores(score_images("toy", "test", CLASSES, [("a", truth, predicted)]))).splitlines()
     assert lines[0] == "toy, split test, 1 image; pooled over pixels, and /image: mean over images"
     assert [line.split() for line in lines[1:]] == [
         ["precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels"],
@@ -177,7 +177,7 @@ def test_the_table_by_hand() -> None:
 
 
 def test_the_table_says_how_sure_it_is() -> None:
-    table = format_scores(score_images("toy", "test", CLASSES, draw_images(8)))
+    table = str(Scores(score_images("toy", "test", CLASSES, draw_images(8))))
     assert table.splitlines()[-1].startswith("macro F1, 95 % interval 0.")
 
 
@@ -192,6 +192,6 @@ def test_an_absent_class_counts_in_no_mean_over_images() -> None:
     alone = result["per_image"]["per_class"]
     assert alone["cell"] == {"f1": 2 / 3, "iou": 0.5, "images": 1}
     assert alone["background"] == {"f1": (0.8 + 1) / 2, "iou": (2 / 3 + 1) / 2, "images": 2}
-    table = format_scores(result).splitlines()
+    table = str(Scores(result)).splitlines()
     assert table[1].split() == ["precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels"]
     assert table[3].split() == ["cell", "1.000", "0.500", "0.667", "0.500", "0.667", "0.500", "2"]

@@ -299,10 +299,10 @@ def test_it_learns_and_keeps_the_best(tmp_path):
     predictor = load_model(tmp_path / "run")
     assert predictor.facts["val_macro_f1"] == pytest.approx(best)
     dataset = make_dataset()
-    from neurotome.inference.slices import predict_volume
+    from neurotome.inference.slices import predict_slices
     from neurotome.scoring import score_images
 
-    images = [(c.name, c.labels[0], predict_volume(predictor, c.volume)[0][0]) for c in dataset.split("val")]
+    images = [(c.name, c.labels[0], next(predict_slices(predictor, c.volume)).argmax(0)) for c in dataset.split("val")]
     assert score_images("toy", "val", dataset.classes, images)["macro"]["f1"] == pytest.approx(best, abs=1e-9)
 
 

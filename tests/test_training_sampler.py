@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from neurotome.classes import ClassSet
-from neurotome.datasets.base import Cutout, Dataset, FixedCutouts
+from neurotome.datasets.base import Cutout, CutoutSource, Dataset
 from neurotome.errors import NeurotomeError
 from neurotome.normalize import Normalization
 from neurotome.training.sampler import PatchSampler, SampleSettings, collect_slices
@@ -152,7 +152,7 @@ def test_wrong_volumes():
 
 def make_source(shape, grey=-1):
     """A source whose pixels are all of class cell and of one grey value, which no pixel of `make_dataset` has."""
-    return FixedCutouts((Cutout(Volume(np.full(shape, grey, np.float32), "other"), np.ones(shape, np.uint8)),))
+    return CutoutSource((Cutout(Volume(np.full(shape, grey, np.float32), "other"), np.ones(shape, np.uint8)),))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -184,3 +184,9 @@ def test_two_sources_have_no_order():
         PatchSampler(
             make_dataset((1, 20, 20)), SampleSettings(8, order="sequential"), AS_IS, 1, 0, (make_source((1, 9, 9)), 0.5)
         )
+
+
+@pytest.mark.parametrize("wrong", [{"patch": 7}, {"batch": 0}, {"rare": 1.5}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(NeurotomeError, match=r"sample\.patch is .* \(at least 8\), .* \(at least 1\), .* \(0 to 1\)"):
+        SampleSettings(**wrong)

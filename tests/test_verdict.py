@@ -103,7 +103,7 @@ def test_the_better_method_is_named_with_both_numbers(tmp_path):
     run = make_run(tmp_path, score(wrong=5))
     own = run.read_scores("test")["macro"]["f1"]
     best = score(wrong=1)["macro"]["f1"]
-    sentences = verdict(run, {"a forest": score(wrong=1), "majority": [score(wrong=10), score(wrong=9)]})
+    sentences = verdict(run, {"a forest": [score(wrong=1)], "majority": [score(wrong=10), score(wrong=9)]})
     assert (
         sentences[0]
         == f"a forest is better: macro F1 {best:.3f} on split test, this run {own:.3f}. Use it, or train this one longer."
@@ -113,10 +113,10 @@ def test_the_better_method_is_named_with_both_numbers(tmp_path):
 
 def test_worse_methods_and_those_within_the_interval(tmp_path):
     run = make_run(tmp_path, score(wrong=2))
-    assert verdict(run, {"majority": score(wrong=9)})[0].startswith("Better than majority: it reaches macro F1 0.")
+    assert verdict(run, {"majority": [score(wrong=9)]})[0].startswith("Better than majority: it reaches macro F1 0.")
     unsure = make_run(tmp_path / "unsure", score(wrong=0, spread=2))
-    assert verdict(unsure, {"forest": score(wrong=4)})[0].startswith("No clear winner: forest reaches macro F1 0.")
-    assert verdict(run, {"of other images": score(split="val")}) == []
+    assert verdict(unsure, {"forest": [score(wrong=4)]})[0].startswith("No clear winner: forest reaches macro F1 0.")
+    assert verdict(run, {"of other images": [score(split="val")]}) == []
 
 
 def test_classes_that_are_never_predicted_or_never_there(tmp_path):

@@ -46,39 +46,33 @@ if TYPE_CHECKING:
     from neurotome.training.recipe import TrainSettings as TrainSettings
     from neurotome.training.sampler import SampleSettings as SampleSettings
 
-_HOMES = {
-    "AugmentSettings": "neurotome.augment",
-    "BaselineSettings": "neurotome.pixels.train",
-    "BoostingSettings": "neurotome.pixels.learners",
-    "DemoSettings": "neurotome.experiments.demo",
-    "EncoderSettings": "neurotome.features",
-    "FeatureSettings": "neurotome.features",
-    "FilterSettings": "neurotome.features",
-    "ForestSettings": "neurotome.pixels.learners",
-    "LogisticSettings": "neurotome.pixels.learners",
-    "LossSettings": "neurotome.losses",
-    "ModelSettings": "neurotome.models.networks",
-    "NeurotomeError": "neurotome.errors",
-    "PhantomSettings": "neurotome.datasets.phantom.make",
-    "PredictSettings": "neurotome.inference.predict",
-    "Recipe": "neurotome.training.recipe",
-    "SampleSettings": "neurotome.training.sampler",
-    "StreamSettings": "neurotome.datasets.phantom.stream",
-    "TrainSettings": "neurotome.training.recipe",
-    "baseline": "neurotome.experiments.baseline",
-    "compare": "neurotome.experiments.compare",
-    "demo": "neurotome.experiments.demo",
-    "describe": "neurotome.report.describe",
-    "evaluate": "neurotome.experiments.evaluate",
-    "fetch": "neurotome.datasets.fetch",
-    "load_model": "neurotome.models.model_folder",
-    "load_predictor": "neurotome.load",
-    "open_dataset": "neurotome.datasets",
-    "phantom": "neurotome.datasets.phantom.make",
-    "predict": "neurotome.inference.predict",
-    "predict_probs": "neurotome.inference.predict",
-    "train": "neurotome.experiments.train",
+_NAMES = {
+    "augment": "AugmentSettings",
+    "datasets": "open_dataset",
+    "datasets.fetch": "fetch",
+    "datasets.phantom.make": "PhantomSettings phantom",
+    "datasets.phantom.stream": "StreamSettings",
+    "errors": "NeurotomeError",
+    "experiments.baseline": "baseline",
+    "experiments.compare": "compare",
+    "experiments.demo": "DemoSettings demo",
+    "experiments.evaluate": "evaluate",
+    "experiments.train": "train",
+    "features": "EncoderSettings FeatureSettings FilterSettings",
+    "inference.predict": "PredictSettings predict predict_probs",
+    "load": "load_predictor",
+    "losses": "LossSettings",
+    "models.model_folder": "load_model",
+    "models.networks": "ModelSettings",
+    "pixels.learners": "BoostingSettings ForestSettings LogisticSettings",
+    "pixels.train": "BaselineSettings",
+    "report.describe": "describe",
+    "training.recipe": "Recipe TrainSettings",
+    "training.sampler": "SampleSettings",
 }
+"""Public names by module, those that are imported above for whoever reads types."""
+
+_HOMES = {name: f"neurotome.{module}" for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted(_HOMES)
 

@@ -10,19 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from neurotome.errors import ImageError, SettingsError, unknown
+from neurotome.errors import ImageError, SettingsError
 from neurotome.lazy import lazy_import
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Generator, Tensor
+
+    Change = Callable[[Tensor, "AugmentSettings", Generator], Tensor]
 else:
     torch = lazy_import("torch")
-
-PADDINGS = ("reflection", "constant")
-CORNERS = ("ignore", "background")
 
 # Choi, Lee (2000), doi:10.1006/gmod.2000.0531: a 2D cubic B-spline deformation cannot fold while every
 # coefficient is below spacing / 2.046392675
@@ -75,53 +74,39 @@ class AugmentSettings:
     """Probability of each of brightness, contrast, gamma, noise and blur."""
 
 
-def check_augment(settings: AugmentSettings) -> None:
-    """Checks that settings can work.
+_PROBABILITY = (lambda value: 0 <= value <= 1, "a probability from 0 to 1")
+_LARGEST = (lambda value: 0 <= value < math.inf, "0 (off) or more")
+_FACTORS = (lambda pair: 0 < pair[0] <= pair[1] < math.inf, "0 < low <= high; 1, 1 is off")
 
-    Raises:
-        SettingsError: Names the field, its value, and what is expected.
-    """
-    probabilities = (
-        "flip_vertical",
-        "flip_horizontal",
-        "rotate_probability",
-        "scale_probability",
-        "elastic_probability",
-        "intensity_probability",
-    )
-    for name in probabilities:
-        value = getattr(settings, name)
-        if not 0 <= value <= 1:
-            raise SettingsError(f"augment.{name} is {value}; expected a probability from 0 to 1.")
-    for name in ("elastic_pixels", "brightness", "noise", "blur"):
-        value = getattr(settings, name)
-        if not 0 <= value < math.inf:
-            raise SettingsError(f"augment.{name} is {value}; expected 0 (off) or more.")
-    for name in ("scale", "contrast", "gamma"):
-        low, high = getattr(settings, name)
-        if not 0 < low <= high < math.inf:
-            raise SettingsError(f"augment.{name} is {low}..{high}; expected 0 < low <= high; 1, 1 is off.")
-    low, high = settings.rotate_degrees
-    if not -math.inf < low <= high < math.inf:
-        raise SettingsError(f"augment.rotate_degrees is {low}..{high}; expected low <= high; 0, 0 is off.")
-    if not 1 <= settings.elastic_spacing < math.inf:
-        raise SettingsError(f"augment.elastic_spacing is {settings.elastic_spacing}; expected 1 pixel or more.")
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("flip_vertical", "flip_horizontal", "rotate_probability", "scale_probability"), _PROBABILITY),
+    **dict.fromkeys(("elastic_probability", "intensity_probability"), _PROBABILITY),
+    **dict.fromkeys(("elastic_pixels", "brightness", "noise", "blur"), _LARGEST),
+    **dict.fromkeys(("scale", "contrast", "gamma"), _FACTORS),
+    "rotate_degrees": (lambda pair: -math.inf < pair[0] <= pair[1] < math.inf, "low <= high; 0, 0 is off"),
+    "elastic_spacing": (lambda value: 1 <= value < math.inf, "1 pixel or more"),
+    "fill": (math.isfinite, "a finite scaled grey value"),
+    "padding": (lambda word: word in ("reflection", "constant"), "reflection or constant"),
+    "corners": (lambda word: word in ("ignore", "background"), "ignore or background"),
+}
+"""What the value of a field must fulfil, and how a message says it."""
+
+
+def check_augment(settings: AugmentSettings) -> None:
+    """Raises a SettingsError that names the field, its value and what is expected, unless the settings can work."""
+    for name, (fits, expected) in _RULES.items():
+        if not fits(getattr(settings, name)):
+            raise SettingsError(f"augment.{name} is {getattr(settings, name)}; expected {expected}.")
     if settings.elastic_pixels * FOLDING > settings.elastic_spacing:
         raise SettingsError(
-            f"augment.elastic_pixels is {settings.elastic_pixels}, which can fold the image over itself at "
-            f"elastic_spacing {settings.elastic_spacing}; expected at most "
-            f"{settings.elastic_spacing / FOLDING:.3g}. Lower it or widen the spacing."
+            f"augment.elastic_pixels is {settings.elastic_pixels}, which can fold the image over itself at elastic_spacing "
+            f"{settings.elastic_spacing}; expected at most {settings.elastic_spacing / FOLDING:.3g}. Lower it or widen the "
+            "spacing."
         )
-    if not math.isfinite(settings.fill):
-        raise SettingsError(f"augment.fill is {settings.fill}; expected a finite scaled grey value.")
-    if settings.padding not in PADDINGS:
-        raise SettingsError(unknown("augment.padding", settings.padding, PADDINGS))
-    if settings.corners not in CORNERS:
-        raise SettingsError(unknown("augment.corners", settings.corners, CORNERS))
 
 
 def augment(
-    images: Tensor, labels: Tensor, settings: AugmentSettings, ignore: int, generator: torch.Generator
+    images: Tensor, labels: Tensor, settings: AugmentSettings, ignore: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     """Transforms every sample of a batch in its own way.
 
@@ -140,7 +125,7 @@ def augment(
 
     Raises:
         SettingsError: A setting cannot work, or quarter turns meet patches that are not square.
-        ImageError: The tensors are not of the shapes and dtypes above.
+        ImageError: The tensors are not of these shapes and dtypes.
     """
     check_augment(settings)
     fits = images.ndim == 4 and labels.shape == (len(images), *images.shape[2:])
@@ -153,35 +138,33 @@ def augment(
         return images, labels
     images, labels = _flip_and_turn(images, labels, settings, generator)
     images, labels = _warp(images, labels, settings, ignore, generator)
-    images = _blur(images, settings, generator)
+    if settings.blur:
+        images = _change_some(images, settings, generator, _blur)
     images = _change_contrast(images, settings, generator)
-    images = _change_gamma(images, settings, generator)
-    return _add_noise(images, settings, generator), labels
+    if settings.gamma != (1, 1):
+        images = _change_some(images, settings, generator, _change_gamma)
+    if settings.noise:
+        images = _change_some(images, settings, generator, _add_noise)
+    return images, labels
 
 
-def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+def _uniform(count: int, low: float, high: float, generator: Generator) -> Tensor:
     return low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
 
 
-def _log_uniform(count: int, bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
+def _log_uniform(count: int, bounds: tuple[float, float], generator: Generator) -> Tensor:
     return _uniform(count, math.log(bounds[0]), math.log(bounds[1]), generator).exp()
 
 
-def _chance(count: int, probability: float, generator: torch.Generator) -> Tensor:
+def _chance(count: int, probability: float, generator: Generator) -> Tensor:
     return torch.rand(count, generator=generator, dtype=torch.float64) < probability
-
-
-def _pick(count: int, probability: float, generator: torch.Generator) -> Tensor:
-    return _chance(count, probability, generator).nonzero()[:, 0]
 
 
 def _per_sample(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device, torch.float32).view(-1, 1, 1, 1)
 
 
-def _flip_and_turn(
-    images: Tensor, labels: Tensor, settings: AugmentSettings, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _flip_and_turn(images: Tensor, labels: Tensor, settings: AugmentSettings, generator: Generator) -> tuple[Tensor, Tensor]:
     """Flips, then turns counter-clockwise; equal to `torch.flip` and `torch.rot90`."""
     count, _, height, width = images.shape
     upside = _chance(count, settings.flip_vertical, generator)
@@ -211,7 +194,7 @@ def _where(chosen: Tensor, images: Tensor, labels: Tensor, move: Callable[[Tenso
 
 
 def _warp(
-    images: Tensor, labels: Tensor, settings: AugmentSettings, ignore: int, generator: torch.Generator
+    images: Tensor, labels: Tensor, settings: AugmentSettings, ignore: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     """Rotates, zooms and deforms the samples that drew any of it."""
     count = len(images)
@@ -240,22 +223,11 @@ def _warp(
 
 
 def _build_grid(
-    images: Tensor,
-    angle: Tensor,
-    zoom: Tensor,
-    bend: Tensor,
-    settings: AugmentSettings,
-    generator: torch.Generator,
+    images: Tensor, angle: Tensor, zoom: Tensor, bend: Tensor, settings: AugmentSettings, generator: Generator
 ) -> Tensor:
     """Returns where each pixel of the result comes from, shape (n, y, x, 2), for `align_corners=False`.
 
-    Args:
-        images: Shape (..., y, x); gives size and device.
-        angle: Counter-clockwise rotation in radians, shape (n,).
-        zoom: Enlargement, shape (n,).
-        bend: Whether to deform, shape (n,).
-        settings: Gives the elastic amplitude and spacing.
-        generator: Draws the control points' displacements.
+    The n samples are turned counter-clockwise by `angle` (radians), enlarged by `zoom`, and deformed where `bend`.
     """
     height, width = images.shape[-2:]
     device = images.device
@@ -290,32 +262,30 @@ def _bspline_weights(size: int, spacing: float) -> Tensor:
     return torch.where(distance < 1, near, far).to(torch.float32)
 
 
-def _blur(images: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
+def _change_some(images: Tensor, settings: AugmentSettings, generator: Generator, change: Change) -> Tensor:
+    """Changes the samples that drew it."""
+    picked = _chance(len(images), settings.intensity_probability, generator).nonzero()[:, 0].to(images.device)
+    return images.index_copy(0, picked, change(images[picked], settings, generator)) if len(picked) else images
+
+
+def _blur(images: Tensor, settings: AugmentSettings, generator: Generator) -> Tensor:
     """Blurs with a Gaussian cut at three of the largest standard deviations; border pixels are repeated."""
-    if not settings.blur:
-        return images
-    picked = _pick(len(images), settings.intensity_probability, generator)
-    if not len(picked):
-        return images
     # a sampled Gaussian narrower than this is 1 at its centre in float32, and 0 would divide by 0
-    sigma = _uniform(len(picked), 0.0, settings.blur, generator).clamp(min=0.05)
+    sigma = _uniform(len(images), 0.0, settings.blur, generator).clamp(min=0.05)
     reach = math.ceil(3 * settings.blur)
     taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma[:, None]) ** 2)
     taps = (taps / taps.sum(dim=1, keepdim=True)).repeat_interleave(images.shape[1], dim=0)
     kernels = _per_sample(taps, images.device).view(len(taps), 1, 1, -1)
-    at = picked.to(images.device)
-    functional = torch.nn.functional
-    planes = images[at].flatten(0, 1)[None]  # every channel of every sample is a channel of one image
-    planes = functional.pad(planes, (reach, reach, reach, reach), mode="replicate")
-    planes = functional.conv2d(planes, kernels, groups=len(taps))
-    planes = functional.conv2d(planes, kernels.transpose(-1, -2), groups=len(taps))
-    return images.index_copy(0, at, planes.view(len(picked), *images.shape[1:]))
+    planes = images.flatten(0, 1)[None]  # every channel of every sample is a channel of one image
+    planes = torch.nn.functional.pad(planes, (reach, reach, reach, reach), mode="replicate")
+    for kernel in (kernels, kernels.transpose(-1, -2)):
+        planes = torch.nn.functional.conv2d(planes, kernel, groups=len(taps))
+    return planes.view(images.shape)
 
 
-def _change_contrast(images: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
+def _change_contrast(images: Tensor, settings: AugmentSettings, generator: Generator) -> Tensor:
     """Stretches grey values about the sample's mean, then adds brightness."""
-    count = len(images)
-    probability = settings.intensity_probability
+    count, probability = len(images), settings.intensity_probability
     added = _uniform(count, -settings.brightness, settings.brightness, generator)
     added = added * _chance(count, probability, generator)
     factor = _log_uniform(count, settings.contrast, generator)
@@ -327,29 +297,16 @@ def _change_contrast(images: Tensor, settings: AugmentSettings, generator: torch
     return images * stretch + (mean * (1 - stretch) + _per_sample(added, images.device))
 
 
-def _change_gamma(images: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
+def _change_gamma(images: Tensor, settings: AugmentSettings, generator: Generator) -> Tensor:
     """Raises grey values, rescaled to 0..1 over the sample, to a power, and scales them back."""
-    if settings.gamma == (1, 1):
-        return images
-    picked = _pick(len(images), settings.intensity_probability, generator)
-    if not len(picked):
-        return images
-    exponent = _per_sample(_log_uniform(len(picked), settings.gamma, generator), images.device)
-    at = picked.to(images.device)
-    chosen = images[at]
-    low = chosen.amin(dim=(1, 2, 3), keepdim=True)
-    span = chosen.amax(dim=(1, 2, 3), keepdim=True) - low
-    share = (chosen - low) / torch.where(span > 0, span, 1.0)
-    return images.index_copy(0, at, share**exponent * span + low)
+    exponent = _per_sample(_log_uniform(len(images), settings.gamma, generator), images.device)
+    low = images.amin(dim=(1, 2, 3), keepdim=True)
+    span = images.amax(dim=(1, 2, 3), keepdim=True) - low
+    share = (images - low) / torch.where(span > 0, span, 1.0)
+    return share**exponent * span + low
 
 
-def _add_noise(images: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
+def _add_noise(images: Tensor, settings: AugmentSettings, generator: Generator) -> Tensor:
     """Adds independent Gaussian noise to every pixel."""
-    if not settings.noise:
-        return images
-    picked = _pick(len(images), settings.intensity_probability, generator)
-    if not len(picked):
-        return images
-    sigma = _per_sample(_uniform(len(picked), 0.0, settings.noise, generator), images.device)
-    noise = torch.randn((len(picked), *images.shape[1:]), generator=generator).to(images.device)
-    return images.index_add(0, picked.to(images.device), noise * sigma)
+    sigma = _per_sample(_uniform(len(images), 0.0, settings.noise, generator), images.device)
+    return images + torch.randn(images.shape, generator=generator).to(images.device) * sigma

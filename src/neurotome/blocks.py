@@ -40,9 +40,6 @@ def plan_blocks(
         halo: Voxels read on each side of a core, clipped at the array's border.
         align: Reads begin at a multiple of this (a network's stride), so that a tile is pooled on the same grid as the
             whole array; 1 if not given.
-
-    Raises:
-        SettingsError: A block has no voxel, a halo is negative, or the lengths differ.
     """
     align = [1] * len(shape) if align is None else align
     if not len(shape) == len(block) == len(halo) == len(align):

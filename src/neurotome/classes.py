@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,14 +27,9 @@ OKABE_ITO: tuple[Colour, ...] = (
     (0, 114, 178),
 )
 
-REPORT_COLOURS: Mapping[str, Colour] = {
-    "blood vessel": (247, 86, 124),
-    "cell": (153, 225, 217),
-    "axon": (238, 227, 171),
-}
+REPORT_COLOURS: Mapping[str, Colour] = {"blood vessel": (247, 86, 124), "cell": (153, 225, 217), "axon": (238, 227, 171)}
 
 Palette = Literal["colour-blind-safe", "founding-report"]
-PALETTES = get_args(Palette)
 
 
 @dataclass(frozen=True)
@@ -54,32 +50,34 @@ class ClassSet:
     ignore: int = 255
     palette: str = "colour-blind-safe"
     first_id: int = 0
-    colours: tuple[Colour, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.names) <= 255:
             raise DatasetError(f"found {len(self.names)} classes ({', '.join(self.names)}); expected 2 to 255.")
-        if len(set(self.names)) != len(self.names):
+        if len(set(self.names)) < len(self.names):
             raise DatasetError(f"class names must differ, found {', '.join(self.names)}.")
-        if not 0 <= self.ignore <= 255 or self.ignore < len(self.names):
+        if not len(self.names) <= self.ignore <= 255:
             raise DatasetError(f"the ignore value {self.ignore} must lie in {len(self.names)}..255, beside the class ids.")
         if self.first_id not in (0, 1):
             raise DatasetError(f"the first class id is {self.first_id}; expected 0, or 1 where 0 means not labelled.")
-        if self.palette not in PALETTES:
-            raise SettingsError(unknown("palette", self.palette, PALETTES))
-        object.__setattr__(self, "colours", self._choose_colours())
+        if self.palette not in get_args(Palette):
+            raise SettingsError(unknown("palette", self.palette, get_args(Palette)))
+        missing = [name for name in self.names[1 - self.first_id :] if name not in REPORT_COLOURS]
+        if missing and self.palette == "founding-report":
+            raise SettingsError(
+                f"the founding-report palette has no colour for {', '.join(missing)}; it knows {', '.join(REPORT_COLOURS)}. "
+                "Use --palette colour-blind-safe."
+            )
 
-    def _choose_colours(self) -> tuple[Colour, ...]:
-        background, named = ((BACKGROUND,), self.names[1:]) if self.first_id == 0 else ((), self.names)
+    @cached_property
+    def colours(self) -> tuple[Colour, ...]:
+        """Red, green and blue of each class."""
+        named = self.names[1 - self.first_id :]
         if self.palette == "founding-report":
-            missing = [name for name in named if name not in REPORT_COLOURS]
-            if missing:
-                raise SettingsError(
-                    f"the founding-report palette has no colour for {', '.join(missing)}; it knows "
-                    f"{', '.join(REPORT_COLOURS)}. Use --palette colour-blind-safe."
-                )
-            return (*background, *(REPORT_COLOURS[name] for name in named))
-        return (*background, *(OKABE_ITO[i % len(OKABE_ITO)] for i in range(len(named))))
+            colours = [REPORT_COLOURS[name] for name in named]
+        else:
+            colours = [OKABE_ITO[i % len(OKABE_ITO)] for i in range(len(named))]
+        return tuple(colours) if self.first_id else (BACKGROUND, *colours)
 
     @classmethod
     def from_config(cls, classes: Mapping[Any, Any] | Sequence[Any], ignore: int = 255) -> ClassSet:
@@ -93,32 +91,34 @@ class ClassSet:
         Raises:
             DatasetError: A name is no text, or the ids are not 0, 1, 2, ... or 1, 2, ... without a gap.
         """
-        names = _list_names(classes)
-        for name in names.values():
+        pairs = _list_pairs(classes)
+        for class_id, name in pairs:
+            if type(class_id) is not int or class_id < 0:
+                raise DatasetError(
+                    f"class id {show(class_id)} of {show(name)} is no whole number from 0; write, for example, 1: cell."
+                )
             if not isinstance(name, str) or not name.strip():
                 raise DatasetError(f"class name {show(name)} is not text. Put it in quotes.")
-        first_id = min(names, default=0)
-        if sorted(names) != list(range(first_id, first_id + len(names))) or first_id not in (0, 1):
+        ids = sorted(class_id for class_id, _ in pairs)
+        first_id = min(ids, default=0)
+        if ids != list(range(first_id, first_id + len(ids))) or first_id not in (0, 1):
             raise DatasetError(
-                f"class ids must be 0, 1, 2, ... without a gap (or 1, 2, ... with ignore: 0), found "
-                f"{', '.join(map(str, sorted(names)))}; renumber the labels."
+                f"class ids must be 0, 1, 2, ... each once and without a gap (or 1, 2, ... with ignore: 0), found "
+                f"{', '.join(map(str, ids))}; renumber the labels."
             )
         if first_id == 1 and ignore != 0:
             raise DatasetError(
                 "class ids begin with 1, and 0 is no class. Write ignore: 0 if 0 means not labelled, or add 0: background "
                 "to classes."
             )
-        return cls(tuple(names[i] for i in sorted(names)), 255 if first_id else ignore, first_id=first_id)
+        names = dict(pairs)
+        return cls(tuple(names[i] for i in ids), 255 if first_id else ignore, first_id=first_id)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def index(self, name: str) -> int:
-        """Returns the id of a class.
-
-        Raises:
-            SettingsError: There is no such class.
-        """
+        """Returns the id of a class; SettingsError if there is none of that name."""
         if name not in self.names:
             raise SettingsError(unknown("class", name, self.names))
         return self.names.index(name)
@@ -164,51 +164,16 @@ class ClassSet:
         """Rebuilds a ClassSet from `to_json`."""
         return cls(tuple(content["names"]), int(content["ignore"]), first_id=int(content.get("first_id", 0)))
 
-    def count(self, labels: NDArray[Any]) -> NDArray[np.int64]:
-        """Returns the pixels per class of integer labels of any shape; ignored pixels are left out.
-
-        Reads 1 Mi labels at a time, so that memory-mapped labels are never expanded.
-
-        Raises:
-            DatasetError: A label is neither a class id nor the ignore value.
-        """
-        counts = np.zeros(256, np.int64)
-        flat = labels.reshape(-1)
-        for start in range(0, flat.size, 1 << 20):
-            values = flat[start : start + (1 << 20)]
-            stray = values[((values < 0) | (values >= len(self))) & (values != self.ignore)]
-            if stray.size:
-                raise DatasetError(
-                    f"found label {stray[0]}; expected 0..{len(self) - 1} ({', '.join(self.names)}) or {self.ignore} for "
-                    "pixels not labelled."
-                )
-            counts += np.bincount(values.astype(np.uint8), minlength=256)
-        return counts[: len(self)]
-
     def paint(self, labels: NDArray[Any]) -> NDArray[np.uint8]:
-        """Returns labels as colours.
-
-        Args:
-            labels: Integers of any shape.
-
-        Returns:
-            uint8, shape `(*labels.shape, 3)`; what is no class id is mid-grey, like ignored pixels.
-        """
+        """Returns labels as colours, uint8, shape `(*labels.shape, 3)`; what is no class id is mid-grey, as if ignored."""
         table = np.full((256, 3), 128, np.uint8)
         table[: len(self)] = self.colours
-        known = (labels >= 0) & (labels < len(self))
-        return table[np.where(known, labels, 255).astype(np.uint8)]
+        return table[np.where((labels >= 0) & (labels < len(self)), labels, 255).astype(np.uint8)]
 
     def overlay(self, grey: NDArray[np.uint8], labels: NDArray[Any], opacity: float = 0.45) -> NDArray[np.uint8]:
-        """Returns a grey image with the classes laid over it; background and ignored pixels stay grey.
+        """Returns a grey image (uint8, any shape) with the classes laid over it, uint8, shape `(*grey.shape, 3)`.
 
-        Args:
-            grey: uint8 of any shape.
-            labels: Integers of the same shape.
-            opacity: 0 shows the image alone, 1 the colours alone.
-
-        Returns:
-            uint8, shape `(*grey.shape, 3)`.
+        Background and ignored pixels stay grey; an opacity of 0 shows the image alone, 1 the colours alone.
         """
         image = np.repeat(grey[..., None], 3, axis=-1).astype(np.float32)
         mixed = (1 - opacity) * image + opacity * self.paint(labels)
@@ -216,24 +181,15 @@ class ClassSet:
         return np.where(shown[..., None], mixed, image).round().astype(np.uint8)
 
 
-def _list_names(classes: Mapping[Any, Any] | Sequence[Any]) -> dict[int, Any]:
-    """Returns names by id from every form in which classes are written."""
+def _list_pairs(classes: Mapping[Any, Any] | Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Returns ids with names from every form in which classes are written; not yet checked."""
     if not isinstance(classes, Mapping):
-        return dict(enumerate(classes))
+        return list(enumerate(classes))
     if all(type(value) is int for value in classes.values()) and all(isinstance(key, str) for key in classes):
         if "ignore" in classes:
             raise DatasetError(f"classes names ignore; write ignore: {classes['ignore']} beside classes instead.")
-        pairs = [(value, key) for key, value in classes.items()]
-    else:
-        pairs = [
-            (int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 9 else key, name)
-            for key, name in classes.items()
-        ]
-    for class_id, name in pairs:
-        if type(class_id) is not int or class_id < 0:
-            raise DatasetError(
-                f"class id {show(class_id)} of {show(name)} is no whole number from 0; write, for example, 1: cell."
-            )
-    if len(dict(pairs)) != len(pairs):
-        raise DatasetError(f"class ids must differ, found {', '.join(map(str, sorted(class_id for class_id, _ in pairs)))}.")
-    return dict(pairs)
+        return [(value, key) for key, value in classes.items()]
+    return [
+        (int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 9 else key, name)
+        for key, name in classes.items()
+    ]

@@ -102,15 +102,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def find_config(name: str) -> Path:
-    """Returns the file of `--config`: what is there under that name, or else what comes with the package.
-
-    Args:
-        name: A path, or the name of built-in settings with or without its folder and suffix: `fine_tune`,
-            `configs/fine_tune.yaml`, `founding_report/unet-resnet18-ce-lr3e-2`.
-
-    Raises:
-        SettingsError: There is none.
-    """
+    """Returns the file of `--config`: a path, or what comes with the package: `fine_tune`, `configs/fine_tune.yaml`."""
     if Path(name).is_file():
         return Path(name)
     packaged = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
@@ -121,16 +113,10 @@ def find_config(name: str) -> Path:
 
 
 def _take_config(tokens: list[str], command: str) -> list[Dict]:
-    """Removes `--config FILE` from the tokens and returns the settings that the file holds.
-
-    Raises:
-        SettingsError: There is no such file, it does not hold settings, or a token is empty.
-    """
+    """Removes `--config FILE` from the tokens, of which none may be empty, and returns the settings that the file holds."""
     for before, token in zip(["", *tokens], tokens, strict=False):
         if not token or (token.startswith("--") and token.endswith("=")):
-            raise SettingsError(
-                f"found an empty text after {before or 'neurotome'}, expected a value. Leave it out or give one."
-            )
+            raise SettingsError(f"found an empty text after {before or 'neurotome'}; expected a value. Give one.")
     index = next((i for i, token in enumerate(tokens) if token.partition("=")[0] == "--config"), None)
     if index is None:
         return []
@@ -153,11 +139,7 @@ def _take_config(tokens: list[str], command: str) -> list[Dict]:
 
 
 def _check_plain(content: dict[Any, Any], groups: set[str], path: Path, key: str = "") -> None:
-    """Checks that settings are named by text, groups hold settings, and the others text, numbers or lists.
-
-    Raises:
-        SettingsError: They hold something else, such as a date.
-    """
+    """Checks that settings are named by text, groups hold settings, and the others text, numbers or lists, but no dates."""
     for name, value in content.items():
         where = f"{key}.{name}" if key else str(name)
         if not isinstance(name, str):
@@ -168,8 +150,7 @@ def _check_plain(content: dict[Any, Any], groups: set[str], path: Path, key: str
             raise SettingsError(f"{path}: {where} is {value!r:.50}; expected settings, as in '{where}: {{name: value}}'.")
         for entry in value if isinstance(value, list) else [value]:
             if not isinstance(entry, (str, int, float, dict, type(None))):
-                kind = type(entry).__name__
-                raise SettingsError(f"{path}: {where} holds a {kind} ({entry!s:.50}); expected text or a number. Quote it.")
+                raise SettingsError(f"{path}: {where} holds {entry!r:.50}; expected text or a number. Quote it.")
 
 
 def _show(result: Any) -> None:
@@ -210,7 +191,3 @@ def _leave(*_: object) -> NoReturn:
     """Ends the process at once."""
     os.write(2, f"neurotome: {STOPPED}.\n".encode())
     os._exit(130)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from neurotome.errors import NeurotomeError
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML in which a key given twice is an error; plain YAML keeps the last and says nothing.
 
-    Aliases of collections are refused, because a few lines of them unfold without end; so are text that is no Unicode and
-    integers of more digits than any setting has, because no message could be written.
+    Aliases of collections are refused, because a few lines of them unfold without end, and text that is no Unicode and
+    endless integers, because no message could be written.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
@@ -44,50 +45,26 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def read_json(path: Path, error: type[NeurotomeError], remedy: str) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Args:
-        path: The file; it is there.
-        error: What is raised.
-        remedy: What to do about a file that cannot be read, a sentence.
-
-    Raises:
-        NeurotomeError: Of the class `error`: it is no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_read_float, parse_float=_read_float)
-    except (ValueError, RecursionError) as failure:
-        raise error(f"{path}: no valid JSON ({_say_reason(failure)}). {remedy}") from failure
-    if not isinstance(content, dict):
-        raise error(f"{path}: found a {type(content).__name__}, expected a JSON object. {remedy}")
-    return content
+    """Reads a JSON object from a file that is there; raises `error` if it holds none, whose message ends with `remedy`."""
+    return _read(path, partial(json.loads, parse_constant=_read_float, parse_float=_read_float), "JSON", error, remedy)
 
 
 def read_yaml(path: Path, error: type[NeurotomeError], remedy: str) -> Mapping[str, Any]:
-    """Reads a YAML file of settings, keys with values.
+    """Reads keys with values from a YAML file that is there; raises `error` if it holds none or one twice, with `remedy`."""
+    return _read(path, partial(yaml.load, Loader=_StrictLoader), "YAML", error, remedy)
 
-    Args:
-        path: The file; it is there.
-        error: What is raised.
-        remedy: What to do about a file that cannot be read, a sentence.
 
-    Raises:
-        NeurotomeError: Of the class `error`: it is no YAML, names a key twice, or holds something else than keys, which
-            must be text or whole numbers.
-    """
+def _read(path: Path, parse: Callable[[str], Any], form: str, error: type[NeurotomeError], remedy: str) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        content = parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, OverflowError) as failure:
         # dates that do not exist, integers of thousands of digits and keys that are lists raise more than YAML's own error
-        raise error(f"{path}: no valid YAML ({_say_reason(failure)}). {remedy}") from failure
+        reason = " ".join(str(failure).split())[:300] or type(failure).__name__
+        raise error(f"{path}: no valid {form} ({reason}). {remedy}") from failure
     if not isinstance(content, dict):
-        found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise error(f"{path}: found {found}, expected keys with values. {remedy}")
+        kind = "nothing" if content is None else f"a {type(content).__name__}"
+        raise error(f"{path}: found {kind}, expected keys with values. {remedy}")
     return content
-
-
-def _say_reason(failure: BaseException) -> str:
-    return " ".join(str(failure).split())[:300] or type(failure).__name__
 
 
 def _read_float(text: str) -> float:

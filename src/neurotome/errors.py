@@ -49,12 +49,9 @@ class TrainingError(NeurotomeError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Returns the message for a name that is not among the known ones, with the nearest suggested.
+    """Returns the message for a name that is not among the known ones, the most usual first, with the nearest suggested.
 
-    Args:
-        kind: What is named, in the singular ("encoder").
-        name: What was found.
-        known: What would be accepted, the most usual first.
+    `kind` says what is named, in the singular ("encoder").
     """
     options = list(known)
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
@@ -88,19 +85,15 @@ def explain_system_error(error: BaseException) -> str | None:
     path = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else ""
     where = f"{path}: " if path else ""
     if is_disk_full(error):
-        disk = f" at {_find_mount(Path(path))}" if path else ""
+        place = Path(path).absolute()  # need not exist
+        mount = next((folder for folder in (place, *place.parents) if folder.is_mount()), place)
         return (
-            f"{where}no space left on the disk{disk}. Nothing half-written was left; free some space and give the same "
-            "command again."
+            f"{where}no space left on the disk{f' at {mount}' if path else ''}. Nothing half-written was left; free some "
+            "space and give the same command again."
         )
     if not isinstance(error, OSError):
         return None
     return f"{where}{error.strerror or error}. Check the path and its permissions."
-
-
-def _find_mount(path: Path) -> Path:
-    """Returns where the disk of a path, which need not exist, is mounted."""
-    return next((folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_mount()), path)
 
 
 def show(value: Any) -> str:

@@ -11,11 +11,7 @@ from neurotome.errors import NeurotomeError
 
 
 def lazy_import(name: str) -> ModuleType:
-    """Returns a module that is loaded when it is first used, so that `--help` need not wait for torch.
-
-    Args:
-        name: Absolute module name, without dots.
-    """
+    """Returns a module, its name without dots, that is loaded when it is first used: `--help` need not wait for torch."""
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.find_spec(name)
@@ -30,15 +26,7 @@ def lazy_import(name: str) -> ModuleType:
 
 
 def import_extra(name: str, extra: str) -> ModuleType:
-    """Imports an optional package.
-
-    Args:
-        name: Module name.
-        extra: The extra of neurotome that installs it.
-
-    Raises:
-        NeurotomeError: It is not installed; the message gives the command.
-    """
+    """Imports an optional package; NeurotomeError with the command if it, an extra of neurotome, is not installed."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -62,16 +50,9 @@ def mend_torchvision() -> None:
 
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
-        declared = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for operator in ("nms", "qnms"):
-            signature = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            declared.define(signature)  # type: ignore[no-untyped-call]
-        _KEPT.append(declared)
+            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import_uncompiled("torchvision")
-
-
-_KEPT: list[object] = []
-"""Operator libraries vanish with their last reference."""
 
 
 def import_uncompiled(name: str) -> ModuleType:

@@ -1,8 +1,9 @@
 """Losses of semantic segmentation, their class weights, and weighted sums of them.
 
-All take logits (n, classes, y, x) of any float dtype and labels (n, y, x) as uint8 or int64, compute in float32, leave
-ignored pixels out, and give exactly 0 with a gradient of 0 for a batch without a labelled pixel. Labels are class ids or the
-ignore value, which lies beyond the ids: whoever built the dataset has checked that, so no step checks it again.
+All take logits (n, classes, y, x) of any float dtype and labels (n, y, x) as uint8 or int64, else they raise TrainingError;
+they compute in float32, leave ignored pixels out, and return a scalar: exactly 0 with a gradient of 0 for a batch without a
+labelled pixel. Labels are class ids or the ignore value, which lies beyond the ids: whoever built the dataset has checked
+it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from neurotome.lazy import lazy_import
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 else:
     torch = lazy_import("torch")
 
@@ -53,86 +55,45 @@ class LossSettings:
     """Give the loss probabilities where it expects logits: the founding report's mistake, to reproduce it."""
 
 
-def cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, ignore: int, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None = None) -> Tensor:
     """Returns the mean over pixels of -log p, p the softmax probability of the true class.
 
-    Args:
-        logits: Shape (n, classes, y, x), any float dtype.
-        labels: Shape (n, y, x), uint8 or int64.
-        ignore: Label of pixels to leave out.
-        weights: One per class, float32, on the same device. The mean is then sum(w * loss) / sum(w) with w the weight of a
-            pixel's true class, as in `torch.nn.functional.cross_entropy`.
-
-    Returns:
-        Scalar, float32.
-
-    Raises:
-        TrainingError: The shapes do not fit.
+    With `weights`, one per class, it is sum(w * loss) / sum(w) with w the weight of a pixel's true class, as in
+    `torch.nn.functional.cross_entropy`.
     """
-    logits, target, share = _prepare(logits, labels, ignore, weights)
-    loss = torch.nn.functional.cross_entropy(logits, target, ignore_index=ignore, reduction="none")
-    return _average(loss, share)
+    return focal(logits, labels, ignore, weights, gamma=0.0)
 
 
 def focal(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
+    logits: Tensor,
+    labels: Tensor,
     ignore: int,
-    weights: torch.Tensor | None = None,
+    weights: Tensor | None = None,
     gamma: float = 2.0,
     alpha: float | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Returns the mean over pixels of -(1 - p)^gamma log p, p the softmax probability of the true class.
 
-    Lin et al. (2017), doi:10.1109/ICCV.2017.324, on softmax probabilities; gamma 0 is `cross_entropy`.
-
-    Args:
-        logits: Shape (n, classes, y, x), any float dtype.
-        labels: Shape (n, y, x), uint8 or int64.
-        ignore: Label of pixels to leave out.
-        weights: One per class, as in `cross_entropy`.
-        gamma: 0 or more.
-        alpha: Pixels of class 0 (background) count 1 - alpha, all others alpha, which for two classes is the paper's alpha;
-            it does not enter the divisor. None: all count 1.
-
-    Returns:
-        Scalar, float32.
-
-    Raises:
-        TrainingError: The shapes do not fit.
+    Lin et al. (2017), doi:10.1109/ICCV.2017.324, on softmax probabilities. With `alpha`, pixels of class 0 (background)
+    count 1 - alpha, all others alpha, which for two classes is the paper's alpha; it does not enter the divisor. `weights`
+    are those of `cross_entropy`.
     """
     logits, target, share = _prepare(logits, labels, ignore, weights)
     loss = torch.nn.functional.cross_entropy(logits, target, ignore_index=ignore, reduction="none")
-    loss = (-torch.expm1(-loss)).clamp_min(SMALLEST_MISS).pow(gamma) * loss
+    if gamma:
+        loss = (-torch.expm1(-loss)).clamp_min(SMALLEST_MISS).pow(gamma) * loss
     if alpha is not None:
         loss = torch.where(target == 0, 1 - alpha, alpha) * loss
     return _average(loss, share)
 
 
-def sigmoid_focal(
-    logits: torch.Tensor, labels: torch.Tensor, ignore: int, gamma: float = 2.0, alpha: float | None = None
-) -> torch.Tensor:
+def sigmoid_focal(logits: Tensor, labels: Tensor, ignore: int, gamma: float = 2.0, alpha: float | None = None) -> Tensor:
     """Returns the focal loss of one yes-or-no question per class, summed over classes, averaged over pixels.
 
-    The multiclass FocalLoss of segmentation_models_pytorch before 0.6, which the founding report used. Since 0.6 that
-    library averages over the classes, so this is its value times the number of classes. Lin et al. (2017),
-    doi:10.1109/ICCV.2017.324, with the sigmoid of each class's logit as its probability: adding a constant to all logits of
-    a pixel changes the loss, and a softmax of the result is not calibrated.
-
-    Args:
-        logits: Shape (n, classes, y, x), any float dtype.
-        labels: Shape (n, y, x), uint8 or int64.
-        ignore: Label of pixels to leave out.
-        gamma: 0 or more.
-        alpha: The true class counts alpha, every other class 1 - alpha. None: all count 1.
-
-    Returns:
-        Scalar, float32.
-
-    Raises:
-        TrainingError: The shapes do not fit.
+    The multiclass FocalLoss of segmentation_models_pytorch before 0.6, which the founding report used; since 0.6 that
+    library averages over the classes. Lin et al. (2017), doi:10.1109/ICCV.2017.324, with the sigmoid of each class's logit
+    as its probability: a softmax of the result is not calibrated. With `alpha` the true class counts alpha, every other 1 -
+    alpha.
     """
     logits, target, valid = _prepare(logits, labels, ignore)
     member = _compare(target, logits.shape[1])
@@ -145,28 +106,16 @@ def sigmoid_focal(
     return _average(loss.sum(1), valid)
 
 
-def dice(logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> torch.Tensor:
+def dice(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
     """Returns 1 - soft Dice, averaged over the classes that the batch contains.
 
     For class c, 1 - 2 sum(p t) / (sum(p) + sum(t)), with p the softmax probability, t 1 where the label is c and 0
     elsewhere, and the sums over all labelled pixels of the batch together: Milletari et al. (2016), doi:10.1109/3DV.2016.79,
     with the divisor of plain rather than squared sums (Sudre et al. 2017, doi:10.1007/978-3-319-67558-9_28).
 
-    A class without a labelled pixel in the batch has Dice 0 whatever is predicted, hence no gradient of its own, and is left
-    out of the mean. (To count it as 0, as segmentation_models_pytorch does, would shrink the other classes' part with the
-    number of absent ones.) False positives of an absent class are punished all the same, through the softmax: what it takes
-    is missing from the true class's sum(p t).
-
-    Args:
-        logits: Shape (n, classes, y, x), any float dtype.
-        labels: Shape (n, y, x), uint8 or int64.
-        ignore: Label of pixels to leave out.
-
-    Returns:
-        Scalar, float32, from 0 to 1.
-
-    Raises:
-        TrainingError: The shapes do not fit.
+    A class without a labelled pixel in the batch has Dice 0 whatever is predicted, and is left out of the mean: to count it
+    as 0, as segmentation_models_pytorch does, would shrink the other classes' part. Its false positives are punished all the
+    same, through the softmax: what it takes is missing from the true class's sum(p t).
     """
     logits, target, valid = _prepare(logits, labels, ignore)
     member = _compare(target, logits.shape[1])
@@ -178,9 +127,7 @@ def dice(logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> torch.Tenso
     return _average(1 - 2 * shared / total, present.float())
 
 
-def _prepare(
-    logits: torch.Tensor, labels: torch.Tensor, ignore: int, weights: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _prepare(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Returns float32 logits, int64 labels, and each pixel's weight (n, y, x), 0 where ignored."""
     if logits.ndim != 4 or labels.shape != (logits.shape[0], *logits.shape[2:]):
         raise TrainingError(
@@ -194,42 +141,29 @@ def _prepare(
     return logits.float(), target, weights[torch.where(valid, target, 0)] * valid
 
 
-def _average(values: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+def _average(values: Tensor, share: Tensor) -> Tensor:
     """Returns the mean of values weighted by share, 0 if all shares are 0."""
     return (values * share).sum() / share.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _compare(target: torch.Tensor, classes: int) -> torch.Tensor:
+def _compare(target: Tensor, classes: int) -> Tensor:
     """Returns bool (n, classes, y, x): whether a pixel's label is the class."""
     return target[:, None] == torch.arange(classes, device=target.device)[:, None, None]
 
 
 def parse_terms(expression: str) -> dict[str, float]:
-    """Reads a weighted sum of losses.
-
-    Args:
-        expression: Such as "cross_entropy + 0.5*dice"; a term without a number counts 1.
-
-    Returns:
-        Factor of each loss, in the order written.
-
-    Raises:
-        SettingsError: A term cannot be read, is not a loss, comes twice, or its factor is not a positive number.
-    """
+    """Returns the factor of each loss in a weighted sum such as "cross_entropy + 0.5*dice", in the order written."""
     terms: dict[str, float] = {}
     for term in expression.split("+"):
-        match = re.fullmatch(r"\s*(?:([0-9.]+(?:[eE]-?[0-9]+)?)\s*\*\s*)?([A-Za-z_]\w*)\s*", term)
-        if match is None:
-            raise SettingsError(
-                f"cannot read the term {term.strip()!r} of the loss {expression!r}; expected a name or "
-                'number*name, joined by +, such as "cross_entropy + 0.5*dice".'
-            )
-        factor, name = match.groups()
+        factor, star, name = (piece.strip() for piece in term.rpartition("*"))
         if name not in NAMES:
-            raise SettingsError(unknown("loss", name, NAMES))
+            raise SettingsError(
+                f"the loss {expression!r}: {unknown('loss', name, NAMES)} Write a name or number*name, joined by +, such as "
+                '"cross_entropy + 0.5*dice".'
+            )
         if name in terms:
             raise SettingsError(f"the loss {expression!r} has {name} twice; write it once, with one factor.")
-        terms[name] = 1.0 if factor is None else _read_number(factor, f"factor of {name}")
+        terms[name] = _read_number(factor, f"factor of {name}") if star else 1.0
         if not 0 < terms[name] < math.inf:
             raise SettingsError(f"the factor of {name} is {factor}; expected a positive number.")
     return terms
@@ -241,51 +175,30 @@ def weigh_classes(
     """Returns one weight per class, None for no weights.
 
     `balanced` gives class c the weight n / (k * n_c), with n_c its pixels, n all pixels and k the number of classes that
-    have any: scikit-learn's `compute_class_weight("balanced")`. Every class present then has the same total weight, and the
-    mean weight of a pixel is 1. A class without a pixel has weight 0.
+    have any: scikit-learn's `compute_class_weight("balanced")`. A class without a pixel has weight 0.
 
     Args:
         class_weights: `none`, `balanced`, or one number per class, also as text with commas.
         classes: The classes.
         counts: Labelled pixels per class in the training data, shape (classes,).
-
-    Raises:
-        SettingsError: The word is not known, the number of weights is wrong, a weight is negative or not finite, all are 0,
-            or there is no pixel to balance by.
     """
     if class_weights == "none":
         return None
     if class_weights == "balanced":
-        return _balance(classes, counts)
+        shares = counts * np.count_nonzero(counts)
+        return np.asarray(np.divide(counts.sum(), shares, out=np.zeros(len(classes)), where=counts > 0))
     values: Sequence[Any] = class_weights
     if isinstance(class_weights, str):
         if not re.search(r"\d", class_weights):
             raise SettingsError(unknown("class weights", class_weights, ("none", "balanced", "1,3,3,2")))
         values = class_weights.strip("[]() ").split(",")
     weights = np.array([_read_number(value, "class weight") for value in values])
-    if len(weights) != len(classes):
+    listed = ", ".join(f"{weight:g}" for weight in weights)
+    if len(weights) != len(classes) or not np.isfinite(weights).all() or weights.min() < 0 or weights.max() == 0:
         raise SettingsError(
-            f"found {len(weights)} class weights ({', '.join(f'{w:g}' for w in weights)}); expected "
-            f"{len(classes)}, one for each of {', '.join(classes.names)}."
+            f"found {len(weights)} class weights ({listed}); expected {len(classes)}, one for each of "
+            f"{', '.join(classes.names)}, finite and at least 0, not all 0."
         )
-    if not np.isfinite(weights).all() or weights.min() < 0 or weights.max() == 0:
-        raise SettingsError(
-            f"found the class weights {', '.join(f'{w:g}' for w in weights)}; expected finite numbers of at "
-            "least 0, not all 0."
-        )
-    return weights
-
-
-def _balance(classes: ClassSet, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Returns the balanced weights of `weigh_classes`."""
-    if counts.shape != (len(classes),) or not counts.any():
-        raise SettingsError(
-            f"balanced class weights need the training pixels of each of {', '.join(classes.names)}, found "
-            f"{counts.tolist()}; label some pixels or set class_weights to none."
-        )
-    present = counts > 0
-    weights = np.zeros(len(classes))
-    weights[present] = counts.sum() / (present.sum() * counts[present])
     return weights
 
 
@@ -297,18 +210,13 @@ def _read_number(value: Any, what: str) -> float:
         raise SettingsError(f"{what} {value!r} is not a number.") from None
 
 
-def build_loss(
-    settings: LossSettings, classes: ClassSet, counts: NDArray[np.int64]
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Builds the loss that settings describe.
+def build_loss(settings: LossSettings, classes: ClassSet, counts: NDArray[np.int64]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns the loss that settings describe, a function of logits and labels on any device.
 
     Args:
         settings: What is minimised.
         classes: The classes and the ignore value.
         counts: Labelled pixels per class in the training data, shape (classes,); used by balanced weights only.
-
-    Returns:
-        Function of logits (n, classes, y, x) and labels (n, y, x), on any device, giving a float32 scalar.
 
     Raises:
         SettingsError: A setting cannot work, or has no effect on the chosen terms.
@@ -320,24 +228,20 @@ def build_loss(
         raise SettingsError(f"gamma is {gamma}; expected a finite number of at least 0.")
     if alpha is not None and not 0 <= alpha <= 1:
         raise SettingsError(f"alpha is {alpha}; expected a number from 0 to 1, or none.")
-    if weights is not None and not set(terms) & set(WEIGHTED):
-        raise SettingsError(
-            f"class_weights act on {' and '.join(WEIGHTED)} only, the loss is {settings.terms!r}; set "
-            "class_weights to none or add one of these terms."
-        )
-    if alpha is not None and not set(terms) & set(FOCAL):
-        raise SettingsError(
-            f"alpha acts on {' and '.join(FOCAL)} only, the loss is {settings.terms!r}; leave alpha out "
-            "or add one of these terms."
-        )
+    for name, is_given, users in (("class_weights", weights is not None, WEIGHTED), ("alpha", alpha is not None, FOCAL)):
+        if is_given and not set(terms) & set(users):
+            raise SettingsError(
+                f"{name} acts on {' and '.join(users)} only, the loss is {settings.terms!r}; leave {name} out or add one of "
+                "these terms."
+            )
 
     host_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
 
-    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits = torch.softmax(logits.float(), 1) if settings.softmax_first else logits
         class_weights = None if host_weights is None else host_weights.to(logits.device, non_blocking=True)
         total = torch.zeros((), device=logits.device)
-        functions: dict[str, Callable[[], torch.Tensor]] = {
+        functions: dict[str, Callable[[], Tensor]] = {
             "cross_entropy": lambda: cross_entropy(logits, labels, ignore, class_weights),
             "focal": lambda: focal(logits, labels, ignore, class_weights, gamma, alpha),
             "sigmoid_focal": lambda: sigmoid_focal(logits, labels, ignore, gamma, alpha),

@@ -38,39 +38,27 @@ class Predictor(Protocol):
         preferred_tile: Edge in pixels of the tiles that suit it, `WHOLE` for any slice in one piece; None where any do.
     """
 
+    # ruff: disable[D102]
     @property
-    def classes(self) -> ClassSet: ...  # noqa: D102
-
+    def classes(self) -> ClassSet: ...
     @property
-    def normalization(self) -> Normalization: ...  # noqa: D102
-
+    def normalization(self) -> Normalization: ...
     @property
-    def in_channels(self) -> int: ...  # noqa: D102
-
+    def in_channels(self) -> int: ...
     @property
-    def halo_zyx(self) -> tuple[int, int, int]: ...  # noqa: D102
-
+    def halo_zyx(self) -> tuple[int, int, int]: ...
     @property
-    def stride_zyx(self) -> tuple[int, int, int]: ...  # noqa: D102
-
+    def stride_zyx(self) -> tuple[int, int, int]: ...
     @property
-    def voxel_size_um(self) -> tuple[float, float, float] | None: ...  # noqa: D102
-
+    def voxel_size_um(self) -> tuple[float, float, float] | None: ...
     @property
-    def bounded(self) -> bool: ...  # noqa: D102
-
+    def bounded(self) -> bool: ...
     @property
-    def preferred_tile(self) -> int | None: ...  # noqa: D102
+    def preferred_tile(self) -> int | None: ...
 
+    # ruff: enable[D102]
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns class probabilities.
-
-        Args:
-            patches: Scaled grey values, shape (n, in_channels, y, x); any y and x.
-
-        Returns:
-            Shape (n, classes, y, x), summing to 1 over the classes.
-        """
+        """Returns class probabilities (n, classes, y, x) of scaled grey values (n, in_channels, y, x); any y and x."""
         ...
 
 
@@ -101,8 +89,7 @@ def predict_slice(
     probs = np.empty((len(predictor.classes), height, width), np.float32)
     for block in plan_blocks((height, width), cores, margins, stride):
         patch = image[:, block.read[0], block.read[1]]
-        patch_probs = predictor.predict_probs(patch[None])[0]
-        core = patch_probs[(slice(None), *block.crop)]
+        core = predictor.predict_probs(patch[None])[0][(slice(None), *block.crop)]
         probs[(slice(None), *block.core)] = core
         if on_tile is not None:
             on_tile(core[0].size)

@@ -32,21 +32,13 @@ class Progress:
     elsewhere a plain line is printed every `interval_s` seconds, so that a log file stays short.
     """
 
-    def __init__(
-        self, title: str, total: float, unit: str = "", *, stream: TextIO | None = None, interval_s: float = 30.0
-    ) -> None:
-        """Starts the clock.
-
-        Args:
-            title: What is done.
-            total: What `update` counts up to.
-            unit: What is counted; the rate is shown if it is given.
-            stream: Where to write; standard error if not given.
-            interval_s: Seconds between plain lines where the stream is no terminal.
-        """
+    def __init__(self, title: str, total: float, unit: str = "", *, interval_s: float = 30.0) -> None:
+        """Starts the clock; `update` counts up to `total`, and a rate is shown if its unit is given."""
         self.title, self.total, self.unit = title, total, unit
-        self.stream = sys.stderr if stream is None else stream
-        self.bars = _find_bars(self.stream) if self.stream.isatty() else None
+        self.stream = sys.stderr
+        # while bars are shown, rich puts what prints above them in the place of standard error
+        terminal = getattr(self.stream, "rich_proxied_file", self.stream)
+        self.bars = _open_bars(terminal) if self.stream.isatty() else None
         self.task = self.bars.add_task(title, total=total or 1, text="") if self.bars else None
         self.interval_s = 0.2 if self.bars else interval_s
         self.started = time.monotonic()
@@ -63,7 +55,12 @@ class Progress:
         if now - self.shown < self.interval_s:
             return
         self.shown = now
-        text = self._describe(done, now - self.started, note)
+        pieces = [f"{min(1.0, done / self.total) if self.total else 1.0:4.0%}"]
+        if done > self.first and now > self.started:
+            rate = (done - self.first) / (now - self.started)
+            pieces.append(f"{rate:.3g} {self.unit}/s" if self.unit else "")
+            pieces.append(f"{format_duration((self.total - done) / rate)} left")
+        text = ", ".join(filter(None, [*pieces, note]))
         if self.bars is None or self.task is None:
             self._print(f"{self.title}: {text}")
         else:
@@ -95,23 +92,6 @@ class Progress:
                 self.bars.stop()
         self.task = None
 
-    def _describe(self, done: float, elapsed: float, note: str) -> str:
-        fresh = done - self.first
-        parts = [f"{min(1.0, done / self.total) if self.total else 1.0:4.0%}"]
-        if fresh > 0 and elapsed > 0:
-            rate = fresh / elapsed
-            if self.unit:
-                parts.append(f"{rate:.3g} {self.unit}/s")
-            parts.append(f"{format_duration((self.total - done) / rate)} left")
-        return ", ".join([*parts, note] if note else parts)
-
-
-def _find_bars(stream: TextIO) -> Bars:
-    """Returns the bars of a terminal; while some are shown, standard error is what prints above them."""
-    from rich.file_proxy import FileProxy
-
-    return _open_bars(stream.rich_proxied_file if isinstance(stream, FileProxy) else stream)
-
 
 @cache
 def _open_bars(stream: TextIO) -> Bars:
@@ -120,12 +100,8 @@ def _open_bars(stream: TextIO) -> Bars:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(20),
-        TextColumn("{task.fields[text]}", markup=False),
-    )
-    bars = Bars(*columns, console=Console(file=stream), auto_refresh=False, transient=True)
+    title, text = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[text]"))
+    bars = Bars(title, BarColumn(20), text, console=Console(file=stream), auto_refresh=False, transient=True)
     atexit.register(bars.stop)
     return bars
 

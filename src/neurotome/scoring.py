@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
-from neurotome.metrics import class_scores_per_image, confusion, image_scores, scores
-from neurotome.tables import Table, to_html
+from neurotome.metrics import confusion, scores
+from neurotome.tables import Shown, Table, count
 
-FEWEST_IMAGES = 5
-"""Fewer images than this say nothing about how much images differ."""
-
+FEWEST_IMAGES = 5  # fewer say nothing about how much images differ
 RESAMPLES = 2000
 
 AGGREGATIONS = (
@@ -26,22 +24,21 @@ AGGREGATIONS = (
 
 
 def score_images(
-    dataset: str,
-    split: str,
-    classes: ClassSet,
-    images: Iterable[tuple[str, NDArray[Any], NDArray[Any]]],
+    dataset: str, split: str, classes: ClassSet, images: Iterable[tuple[str, NDArray[Any], NDArray[Any]]]
 ) -> dict[str, Any]:
     """Counts all images, then scores.
 
     Args:
-        dataset: Name of the dataset.
-        split: Name of the split.
+        dataset: Its name.
+        split: Its name.
         classes: What the labels mean; ignored pixels of the truth are left out.
         images: Name, true labels and predicted labels of each image, shapes (y, x).
 
     Returns:
         The content of `scores/<split>.json`. `per_class`, `macro`, `weighted` and `accuracy` are pooled over all pixels;
         `per_image` scores every image by itself; its `mean` and `per_class` are the other aggregation that is published.
+        Where an absent class counts as 0 in it, as some libraries have it, the mean over all n images is the score times
+        images / n.
 
     Raises:
         DatasetError: There is no image.
@@ -54,7 +51,15 @@ def score_images(
         raise DatasetError(f"{dataset}: no image to score in split {split!r}; expected at least one.")
     stacked = np.stack(counts)
     pooled = stacked.sum(0)
-    single = [image_scores(matrix) for matrix in stacked]
+    single = [scores(matrix, classes.names) for matrix in stacked]
+    per_image = {
+        "macro_f1": [image["macro"]["f1"] for image in single],
+        "mean_iou": [image["macro"]["iou"] for image in single],
+    }
+    per_class = {}
+    for name in classes.names:
+        having = [image["per_class"][name] for image in single if image["per_class"][name]["f1"] is not None]
+        per_class[name] = {key: _mean([image[key] for image in having]) for key in ("f1", "iou")} | {"images": len(having)}
     return {
         "dataset": dataset,
         "split": split,
@@ -63,13 +68,9 @@ def score_images(
         **scores(pooled, classes.names),
         "per_image": {
             "name": names,
-            "macro_f1": [s["macro_f1"] for s in single],
-            "mean_iou": [s["mean_iou"] for s in single],
-            "mean": {
-                "macro_f1": _mean([s["macro_f1"] for s in single]),
-                "mean_iou": _mean([s["mean_iou"] for s in single]),
-            },
-            "per_class": class_scores_per_image(stacked, classes.names),
+            **per_image,
+            "mean": {key: _mean(values) for key, values in per_image.items()},
+            "per_class": per_class,
         },
         "note": AGGREGATIONS,
         "intervals": bootstrap(stacked, classes.names),
@@ -77,19 +78,12 @@ def score_images(
 
 
 def bootstrap(confusions: NDArray[np.int64], names: Sequence[str], seed: int = 0) -> dict[str, Any] | None:
-    """Returns 95 % intervals of pooled scores by drawing images with replacement.
+    """Returns 95 % intervals of pooled scores by drawing images with replacement, None for fewer than `FEWEST_IMAGES`.
 
-    Percentile bootstrap, Efron (1979), doi:10.1214/aos/1176344552. Slices of one stack resemble each other, so for
-    stacks the intervals are a lower bound of the uncertainty.
+    Percentile bootstrap, Efron (1979), doi:10.1214/aos/1176344552. Slices of one stack resemble each other, so for stacks
+    the intervals are a lower bound of the uncertainty. Each is low and high, or None if no draw has the score.
 
-    Args:
-        confusions: One matrix per image, shape (images, classes, classes), rows true.
-        names: Class names.
-        seed: Seed of the draws.
-
-    Returns:
-        Low and high of `macro_f1`, `accuracy` and of `f1` per class, each None if no draw has it; None in place of all
-        for fewer than `FEWEST_IMAGES` images.
+    `confusions` holds a matrix per image, shape (images, classes, classes), rows true; `names` are the classes'.
     """
     images = len(confusions)
     if images < FEWEST_IMAGES:
@@ -111,70 +105,29 @@ def bootstrap(confusions: NDArray[np.int64], names: Sequence[str], seed: int = 0
     }
 
 
-class Scores(Mapping[str, Any]):
-    """Scores of one split: the content of `scores/<split>.json` as a mapping, and a table as text and in notebooks."""
+class Scores(Shown, dict[str, Any]):
+    """The content of `scores/<split>.json`, and its table as text and in notebooks; "–" stands where a class is absent."""
 
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        self.content = dict(content)
+    def _show(self) -> list[str | Table]:
+        def cells(values: Mapping[str, Any], keys: Sequence[str] = ("precision", "recall", "f1", "iou")) -> list[str]:
+            return ["–" if values[key] is None else f"{values[key]:.3f}" for key in keys]
 
-    def __getitem__(self, key: str) -> Any:
-        return self.content[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.content)
-
-    def __len__(self) -> int:
-        return len(self.content)
-
-    def __str__(self) -> str:
-        return format_scores(self)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(_title(self), _tabulate(self), "\n".join(_note(self)))
-
-
-def format_scores(scores: Mapping[str, Any]) -> str:
-    """Returns scores as a table for the terminal, pooled and per image; an en dash stands where a class is absent."""
-    return "\n".join([_title(scores), _tabulate(scores).to_text(), *_note(scores)])
-
-
-def _title(scores: Mapping[str, Any]) -> str:
-    images = len(scores["per_image"]["name"])
-    counted = f"{images} image{'s' * (images != 1)}"
-    return f"{scores['dataset']}, split {scores['split']}, {counted}; pooled over pixels, and /image: mean over images"
-
-
-def _tabulate(scores: Mapping[str, Any]) -> Table:
-    rows = []
-    for name in scores["classes"]:
-        pooled, single = scores["per_class"][name], scores["per_image"]["per_class"][name]
-        rows.append((name, *_cells(pooled), _cell(single["f1"]), _cell(single["iou"]), f"{pooled['support']:,}"))
-    mean = scores["per_image"]["mean"]
-    rows.append(("macro mean", *_cells(scores["macro"]), _cell(mean["macro_f1"]), _cell(mean["mean_iou"]), ""))
-    rows.append(("weighted mean", *_cells(scores["weighted"]), "", "", ""))
-    rows.append(("accuracy", _cell(scores["accuracy"]), *[""] * 6))
-    return Table(("", "precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels"), rows)
-
-
-def _note(scores: Mapping[str, Any]) -> list[str]:
-    """Returns what is said below the table."""
-    intervals = scores["intervals"]
-    if intervals is None:
-        return [f"no interval: fewer than {FEWEST_IMAGES} images"]
-    if intervals["macro_f1"] is None:
-        return []
-    low, high = intervals["macro_f1"]
-    return [f"macro F1, 95 % interval {low:.3f} to {high:.3f} ({intervals['method']})"]
-
-
-def _cells(pooled: Mapping[str, float | None]) -> list[str]:
-    return [_cell(pooled[key]) for key in ("precision", "recall", "f1", "iou")]
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+        per_image, rows = self["per_image"], []
+        for name in self["classes"]:
+            pooled, single = self["per_class"][name], per_image["per_class"][name]
+            rows.append((name, *cells(pooled), *cells(single, ("f1", "iou")), f"{pooled['support']:,}"))
+        rows.append(("macro mean", *cells(self["macro"]), *cells(per_image["mean"], ("macro_f1", "mean_iou")), ""))
+        rows.append(("weighted mean", *cells(self["weighted"]), "", "", ""))
+        rows.append(("accuracy", *cells(self, ("accuracy",)), *[""] * 6))
+        title = f"{self['dataset']}, split {self['split']}, {count(len(per_image['name']), 'image')}; "
+        headings = ("", "precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels")
+        pieces: list[str | Table] = [title + "pooled over pixels, and /image: mean over images", Table(headings, rows)]
+        if self["intervals"] is None:
+            return [*pieces, f"no interval: fewer than {FEWEST_IMAGES} images"]
+        if self["intervals"]["macro_f1"] is None:
+            return pieces
+        low, high = self["intervals"]["macro_f1"]
+        return [*pieces, f"macro F1, 95 % interval {low:.3f} to {high:.3f} ({self['intervals']['method']})"]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

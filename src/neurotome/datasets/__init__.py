@@ -11,8 +11,6 @@ from neurotome.datasets.mtneuro.variants import VARIANTS, open_mtneuro
 from neurotome.datasets.phantom.stream import StreamSettings, open_stream
 from neurotome.errors import DatasetError, unknown
 
-KINDS = ("mtneuro:<folder>", "mtneuro:<folder>@<variant>", "phantom", "phantom-stream", "<folder with dataset.yaml>")
-
 
 def list_datasets() -> dict[str, str]:
     """Returns what `open_dataset` opens: every kind and every variant with one line that says what it is."""
@@ -29,9 +27,8 @@ def open_dataset(spec: str | Path | Dataset, stream: StreamSettings = StreamSett
     """Opens a dataset of any kind; an open one is returned as it is.
 
     Args:
-        spec: A folder with dataset.yaml, `mtneuro:<folder>` or `mtneuro:<folder>@<variant>` with the variant
-            one of those that `list_datasets` names, `phantom` for a synthetic one with default settings, or
-            `phantom-stream` for synthetic tissue made during training. Write `./phantom` for a folder of that name.
+        spec: A folder with dataset.yaml, `mtneuro:<folder>`, `phantom`, or another of those that `list_datasets` names.
+            Write `./phantom` for a folder of that name.
         stream: How the tissue of `phantom-stream` is made.
 
     Raises:
@@ -40,7 +37,7 @@ def open_dataset(spec: str | Path | Dataset, stream: StreamSettings = StreamSett
     """
     if isinstance(spec, Dataset):
         return spec
-    if isinstance(spec, str) and spec == "phantom":
+    if spec == "phantom":
         from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
 
         if Path("phantom", "dataset.yaml").is_file():
@@ -49,15 +46,13 @@ def open_dataset(spec: str | Path | Dataset, stream: StreamSettings = StreamSett
                 "./phantom for the folder, or rename the folder."
             )
         return make_phantom(PhantomSettings())
-    if isinstance(spec, str) and spec == "phantom-stream":
+    if spec == "phantom-stream":
         return open_stream(stream)
     # Two letters at least: a single one is a drive of Windows.
     prefix = re.match(r"(\w[\w-]+):(.*)", str(spec), re.DOTALL)
     if prefix is None or Path(spec).exists():
         return open_folder(spec)
     if prefix[1] != "mtneuro":
-        raise DatasetError(f"{spec}: {unknown('kind of dataset', prefix[1], KINDS)}")
+        raise DatasetError(f"{spec}: {unknown('kind of dataset', prefix[1], list_datasets())}")
     folder, at, variant = prefix[2].rpartition("@")
-    if not at or "/" in variant:
-        return open_mtneuro(prefix[2])
-    return open_mtneuro(folder, variant)
+    return open_mtneuro(folder, variant) if at and "/" not in variant else open_mtneuro(prefix[2])

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, cast
 
 import numpy as np
 from cyclopts import Parameter
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
-from neurotome.tables import Table, to_html
+from neurotome.io.lazy_array import LazyArray, Place
+from neurotome.tables import Shown, Table
 from neurotome.volume import SIZE_TOLERANCE, Volume
 
 SPLITS = ("train", "val", "test")
@@ -31,8 +32,8 @@ class Cutout:
 
     Attributes:
         volume: The grey values.
-        labels: Integers, shape of the volume (z, y, x); may be memory-mapped and of any integer dtype. Values are class
-            ids or the ignore value: whoever builds a Cutout has checked that with `check_labels`.
+        labels: Class ids or the ignore value, of any integer dtype, shape of the volume (z, y, x); may be memory-mapped or
+            lazy. Whoever builds a Cutout has checked them with `check_labels`.
     """
 
     volume: Volume
@@ -62,42 +63,28 @@ class Cutout:
         for z in range(volume.shape[0]):
             pixels.update(np.ascontiguousarray(volume.data[z]).tobytes())
             labels.update(self.read_labels(z).tobytes())
-        size = volume.voxel_size_um
-        voxel_size_um = None if size is None else [float(edge) for edge in size]
+        voxel_size_um = [float(edge) for edge in volume.voxel_size_um or ()] or None
         return {"pixels": pixels.hexdigest(), "labels": labels.hexdigest(), "voxel_size_um": voxel_size_um}
 
 
-class CutoutSource(Protocol):
-    """Training cutouts by step."""
+class CutoutSource:
+    """Training cutouts by step; here the same at every step."""
+
+    def __init__(self, cutouts: Iterable[Cutout] = ()) -> None:
+        self._listed = list(enumerate(cutouts))
 
     @property
     def facts(self) -> Mapping[str, Any]:
         """What a run's summary says of it; JSON values."""
-        ...
-
-    def window(self, step: int) -> Sequence[tuple[int, Cutout]]:
-        """Returns the cutouts, each with a number of its own, from which a step draws; the same for the same step."""
-        ...
-
-
-@dataclass(frozen=True)
-class FixedCutouts:
-    """The same cutouts at every step; see `CutoutSource`."""
-
-    cutouts: tuple[Cutout, ...]
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """Nothing."""
         return {}
 
     def window(self, step: int) -> Sequence[tuple[int, Cutout]]:
-        """Returns all of them."""
-        return list(enumerate(self.cutouts))
+        """Returns the cutouts, each with a number of its own, from which a step draws; the same for the same step."""
+        return self._listed
 
 
-@dataclass(frozen=True)
-class Dataset:
+@dataclass(frozen=True, repr=False)
+class Dataset(Shown):
     """Cutouts by split.
 
     Attributes:
@@ -119,19 +106,14 @@ class Dataset:
     unlisted: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[Cutout, ...]:
-        """Returns the cutouts of a split.
-
-        Raises:
-            DatasetError: The dataset has no such split, or it is empty.
-        """
-        if name not in self.splits:
+        """Returns the cutouts of a split; DatasetError if there is none."""
+        cutouts = self.splits.get(name)
+        if not cutouts:
             raise DatasetError(
-                f"{self.name}: found no split {name!r}, only {', '.join(self.splits) or 'none'}. Name its images under "
-                f"splits: {name} in dataset.yaml."
+                f"{self.name}: found no split {name!r} with an image, only {', '.join(self.splits) or 'none'}. List its "
+                f"images under splits: {name} in dataset.yaml."
             )
-        if not self.splits[name]:
-            raise DatasetError(f"{self.name}: split {name!r} is empty; list at least one image id in dataset.yaml.")
-        return self.splits[name]
+        return cutouts
 
     def fingerprint(self, name: str) -> str:
         """Returns the SHA-256 of a split: names, pixels, labels and voxel sizes of its images, classes and ignore value."""
@@ -147,44 +129,32 @@ class Dataset:
     def _list_sizes(self) -> list[Size | None]:
         return list(list_sizes(cutout.volume for cutouts in self.splits.values() for cutout in cutouts))
 
-    def __str__(self) -> str:
-        return "\n".join([self._headline(), "", self._table().to_text(), *self._notes()])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self._headline(), self._table(), *self._notes())
-
-    def _headline(self) -> str:
-        sizes = " and ".join(map(format_size, self._list_sizes()))
-        return f"{self.name}: {', '.join(self.classes.names)}; voxel size {sizes}"
-
-    def _table(self) -> Table:
+    def _show(self) -> list[str | Table]:
         rows = []
         for split, cutouts in self.splits.items():
             planes = sorted({cutout.volume.shape[1:] for cutout in cutouts})
-            shown = ", ".join(f"{y} x {x}" for y, x in planes[:3]) + ", ..." * (len(planes) > 3)
+            sizes = ", ".join(f"{y} x {x}" for y, x in planes[:3]) + ", ..." * (len(planes) > 3)
             slices = sum(cutout.volume.shape[0] for cutout in cutouts)
-            rows.append((split, str(len(cutouts)), str(slices), shown))
-        return Table(("split", "images", "slices", "pixels (y x x)"), rows)
-
-    def _notes(self) -> list[str]:
-        return [f"in no split: {', '.join(self.unlisted)}"] if self.unlisted else []
+            rows.append((split, str(len(cutouts)), str(slices), sizes))
+        voxels = " and ".join(map(format_size, self._list_sizes()))
+        headline = f"{self.name}: {', '.join(self.classes.names)}; voxel size {voxels}\n"
+        unlisted = [f"in no split: {', '.join(self.unlisted)}"] if self.unlisted else []
+        return [headline, Table(("split", "images", "slices", "pixels (y x x)"), rows), *unlisted]
 
 
 def list_sizes(volumes: Iterable[Volume]) -> dict[Size | None, str]:
     """Returns the voxel sizes that differ by more than rounding, each with the name of the first volume that has it."""
+
+    def is_same(first: Size | None, second: Size | None) -> bool:
+        if first is None or second is None:
+            return first is second
+        return all(max(a / b, b / a) <= SIZE_TOLERANCE for a, b in zip(first, second, strict=True))
+
     sizes: dict[Size | None, str] = {}
     for volume in volumes:
-        if not any(_equal_sizes(volume.voxel_size_um, size) for size in sizes):
+        if not any(is_same(volume.voxel_size_um, size) for size in sizes):
             sizes[volume.voxel_size_um] = volume.name
     return sizes
-
-
-def _equal_sizes(first: Size | None, second: Size | None) -> bool:
-    if first is None or second is None:
-        return first is second
-    return all(max(a / b, b / a) <= SIZE_TOLERANCE for a, b in zip(first, second, strict=True))
 
 
 def format_size(size: Size | None) -> str:
@@ -205,29 +175,41 @@ DatasetOrName = Annotated[str | Path | Dataset, Parameter(accepts_keys=False, n_
 
 
 def check_labels(labels: NDArray[Any], classes: ClassSet, where: str) -> None:
-    """Checks that labels are integers and hold what files may hold for these classes only; reads slice by slice.
-
-    Args:
-        labels: As stored, shape (z, y, x).
-        classes: What is allowed.
-        where: File or name for the message.
+    """Checks that integer labels (z, y, x) are those that files may hold for these classes; reads slice by slice.
 
     Raises:
-        DatasetError: Names the file, the values found, and how many pixels have them.
+        DatasetError: Names the file (`where`), the values found, and how many pixels have them.
     """
-    if labels.dtype.kind not in "iu":
-        raise DatasetError(
-            f"{where}: labels have dtype {labels.dtype}; expected integers {classes.describe_stored()}. Save them as uint8."
-        )
     first, ignore = classes.first_id, classes.stored_ignore
     wrong: Counter[int] = Counter()
     for z in range(labels.shape[0]):
         plane = np.asarray(labels[z])
         stray = plane[((plane < first) | (plane >= first + len(classes))) & (plane != ignore)]
-        wrong.update(dict(zip(*(array.tolist() for array in np.unique(stray, return_counts=True)), strict=True)))
+        values, counts = np.unique(stray, return_counts=True)
+        wrong.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     if wrong:
         listed = ", ".join(f"{value} ({count} pixels)" for value, count in sorted(wrong.items())[:8])
         raise DatasetError(
             f"{where}: label values outside the classes: {listed}; expected {classes.describe_stored()}. Correct the "
             "labels, or add the class to dataset.yaml."
         )
+
+
+def view(source: NDArray[Any], place: Place = (slice(None),) * 3, table: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+    """Returns part of a volume (z, y, x) without reading it: numpy's own view, or a lazy array.
+
+    With a `table`, uint8, shape (256,), it holds what stands there for each value.
+    """
+    if isinstance(source, np.ndarray) and table is None:
+        return source[place]
+    starts = [kept.start or 0 for kept in place]
+    z_size, y_size, x_size = (len(range(size)[kept]) for size, kept in zip(source.shape, place, strict=True))
+
+    def read(inner: Place) -> NDArray[Any]:
+        z, y, x = (slice(start + part.start, start + part.stop) for start, part in zip(starts, inner, strict=True))
+        values: NDArray[Any] = np.asarray(source[z, y, x])
+        return values if table is None else np.asarray(table[values])
+
+    dtype = source.dtype if table is None else table.dtype
+    lazy = LazyArray(getattr(source, "path", Path()), (z_size, y_size, x_size), dtype, read)
+    return cast("NDArray[Any]", lazy)  # as which it behaves wherever volumes are used

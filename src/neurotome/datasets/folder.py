@@ -20,40 +20,46 @@ import dataclasses
 import math
 import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from neurotome.classes import ClassSet
-from neurotome.datasets.base import Cutout, Dataset, Size, check_labels, format_size, list_sizes
-from neurotome.datasets.splits import Entries, describe_splits, describe_value, make_splits, read_splits, write_splits
-from neurotome.datasets.view import view
+from neurotome.datasets.base import Cutout, Dataset, check_labels, format_size, list_sizes, view
+from neurotome.datasets.splits import Entries, describe_value, make_splits, read_splits, write_splits
 from neurotome.documents import read_yaml
-from neurotome.errors import DatasetError, show, unknown
+from neurotome.errors import DatasetError, unknown
 from neurotome.io.files import find_image, list_images, name_image
 from neurotome.io.opening import open_labels, open_volume
 from neurotome.progress import track
 
-KEYS = ("name", "classes", "ignore", "voxel_size_um", "splits", "licence", "citation", "source")
+_TEXT: tuple[Any, str] = (lambda value: isinstance(value, str), "text. Put it in quotes")
 
-SPLITS_FILE = "splits.yaml"
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": _TEXT,
+    "classes": (lambda value: isinstance(value, dict | list) and bool(value), "for example, {0: background, 1: cell}"),
+    "ignore": (lambda value: type(value) is int, "an integer up to 255"),
+    "voxel_size_um": (lambda value: value is None or _is_size(value), "three positive numbers [z, y, x] in micrometres"),
+    "splits": (lambda value: True, "what read_splits expects"),
+    **dict.fromkeys(("licence", "citation", "source"), _TEXT),
+}
+"""What the value of each key of dataset.yaml must fulfil, and how a message says it."""
+
+_DEFAULTS = {"name": "", "classes": None, "ignore": 255, "licence": "", "citation": ""}
 
 SLOW_BYTES = 200_000_000  # reading and checking this much takes some seconds
 
+# So much of a dataset is read into memory, since compressed slices would be decoded for every patch; the rest stays in its
+# files. Arrays in .npy files are memory-mapped and never copied.
 KEPT_BYTES = 4 << 30
-"""So much of a dataset is read into memory, since compressed slices would be decoded for every patch; the rest stays in its
-files. Arrays in .npy files are memory-mapped and never copied."""
 
 
 def open_folder(path: str | Path) -> Dataset:
     """Opens a folder dataset; every image and label that is used is read and checked once.
 
     Without splits in dataset.yaml those of splits.yaml are used; if that is absent too, it is made, see `make_splits`.
-
-    Args:
-        path: Folder with dataset.yaml, images/ and labels/.
 
     Raises:
         DatasetError: The folder or dataset.yaml is missing or wrong, labels do not fit their image or the
@@ -63,29 +69,34 @@ def open_folder(path: str | Path) -> Dataset:
     folder = Path(path)
     config = folder / "dataset.yaml"
     content = _load_config(folder, config)
-    classes = _read_classes(content, config)
-    voxel_size_um = _read_voxel_size(content, config)
-    name = _read_text(content, "name", config) or folder.resolve().name.encode(errors="replace").decode()
-    licence, citation = (_read_text(content, key, config) for key in ("licence", "citation"))
-    splits, source = _load_splits(folder, content, config)
-    images, labels = _list_files(folder / "images"), _list_files(folder / "labels")
-    if splits is None:
-        annotated = sorted(set(images) & set(labels))
-        if not annotated:
-            raise DatasetError(
-                f"{folder}: no file in images/ has one of the same name in labels/; expected an annotated image."
-            )
-        wholes = _read_pairs(folder, annotated, images, labels, classes, voxel_size_um)
-        splits = make_splits(list(wholes.values()), len(classes), str(folder))
-        _keep_splits(splits, source, name, sorted(set(images) - set(_list_used(splits))))
-    else:
-        wholes = _read_pairs(folder, _list_used(splits), images, labels, classes, voxel_size_um)
+    try:
+        classes = ClassSet.from_config(content["classes"], content["ignore"])
+    except DatasetError as error:
+        raise DatasetError(f"{config}: {error}") from error
+    name = content["name"] or folder.resolve().name.encode(errors="replace").decode()
+    splits, source = _load_splits(folder, content.get("splits"), config)
+    files = {kind: _list_files(folder / kind) for kind in ("images", "labels")}
+    ids = set(files["images"]) & set(files["labels"]) if splits is None else _list_used(splits)
+    if not ids:
+        raise DatasetError(f"{folder}: no file in images/ has one of the same name in labels/; expected an annotated image.")
+    wholes = _read_pairs(folder, sorted(ids), files, classes, content.get("voxel_size_um"))
+    is_made = splits is None
+    splits = splits or make_splits(list(wholes.values()), len(classes), str(folder))
+    unlisted = tuple(sorted(set(files["images"]) - _list_used(splits)))
+    if is_made:
+        _keep_splits(splits, source, name, unlisted)
     cutouts = {
         split: tuple(entry.cut(wholes[entry.image_id], source) for entry in entries) for split, entries in splits.items()
     }
-    _note_sizes(name, (cutout for group in cutouts.values() for cutout in group))
-    used = set(_list_used(splits))
-    return Dataset(name, classes, cutouts, licence, citation, unlisted=tuple(sorted(set(images) - used)))
+    sizes = list_sizes(cutout.volume for group in cutouts.values() for cutout in group)
+    if len(sizes) > 1:
+        listed = ", ".join(f"{format_size(size)} ({example})" for size, example in sizes.items())
+        warnings.warn(
+            f"{name}: the images have different voxel sizes: {listed}. None is used then, as if it were not known: "
+            "resample the images to one size, or state voxel_size_um in dataset.yaml if a file is wrong.",
+            stacklevel=2,
+        )
+    return Dataset(name, classes, cutouts, content["licence"], content["citation"], unlisted=unlisted)
 
 
 def _list_files(folder: Path) -> dict[str, list[Path]]:
@@ -98,45 +109,39 @@ def _list_files(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _list_used(splits: Entries) -> list[str]:
-    return sorted({entry.image_id for entries in splits.values() for entry in entries})
+def _list_used(splits: Entries) -> set[str]:
+    return {entry.image_id for entries in splits.values() for entry in entries}
 
 
-def _load_splits(folder: Path, content: Mapping[str, Any], config: Path) -> tuple[Entries | None, Path]:
+def _load_splits(folder: Path, content: Any, config: Path) -> tuple[Entries | None, Path]:
     """Returns the splits that somebody has written, None if nobody has, and the file they stand in."""
-    beside = folder / SPLITS_FILE
-    if content.get("splits") is not None:
+    beside = folder / "splits.yaml"
+    if content is not None:
         if beside.exists():
             warnings.warn(f"{config} has splits, so {beside} is not used; remove one of them.", stacklevel=3)
-        return read_splits(content["splits"], config), config
+        return read_splits(content, config), config
     if not beside.exists():
         return None, beside
     return read_splits(read_yaml(beside, DatasetError, "Correct it, or remove it to have it made again."), beside), beside
 
 
-def _keep_splits(splits: Entries, path: Path, name: str, unlabelled: list[str]) -> None:
-    made = describe_splits(splits) + (f"; left out, without a label: {', '.join(unlabelled[:5])}" if unlabelled else "")
-    made += f", ... ({len(unlabelled)} in all)" * (len(unlabelled) > 5)
+def _keep_splits(splits: Entries, path: Path, name: str, unlisted: Sequence[str]) -> None:
+    """Writes splits that were made, and says so."""
+
+    def list_some(names: Sequence[str]) -> str:
+        return ", ".join(names[:5]) + f", ... ({len(names)} in all)" * (len(names) > 5)
+
+    made = "; ".join(f"{split} {list_some([entry.name for entry in entries])}" for split, entries in splits.items())
+    left_out = f"; left out, without a label: {list_some(unlisted)}" if unlisted else ""
     try:
         write_splits(path, splits)
         kept = f"It is written down in {path}, for you to change."
     except OSError as error:
         kept = f"It cannot be written down in {path} ({error.strerror}); the same images give the same splits again."
-    warnings.warn(f"{name}: dataset.yaml has no splits, so they were made: {made}. {kept}", stacklevel=3)
+    warnings.warn(f"{name}: dataset.yaml has no splits, so they were made: {made}{left_out}. {kept}", stacklevel=3)
 
 
-def _note_sizes(name: str, cutouts: Iterable[Cutout]) -> None:
-    sizes = list_sizes(cutout.volume for cutout in cutouts)
-    if len(sizes) > 1:
-        listed = ", ".join(f"{format_size(size)} ({example})" for size, example in sizes.items())
-        warnings.warn(
-            f"{name}: the images have different voxel sizes: {listed}. None is used then, as if it were not known: "
-            "resample the images to one size, or state voxel_size_um in dataset.yaml if a file is wrong.",
-            stacklevel=3,
-        )
-
-
-def _load_config(folder: Path, config: Path) -> Mapping[str, Any]:
+def _load_config(folder: Path, config: Path) -> dict[str, Any]:
     if not folder.exists():
         raise DatasetError(f"{folder} does not exist; expected a folder with dataset.yaml. Check the name.")
     if not folder.is_dir():
@@ -144,62 +149,34 @@ def _load_config(folder: Path, config: Path) -> Mapping[str, Any]:
     if not config.is_file():
         found = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
         raise DatasetError(f"{folder} has no dataset.yaml (found {found}); add one with classes.")
-    content = read_yaml(config, DatasetError, "Correct it.")
+    content = {**_DEFAULTS, **read_yaml(config, DatasetError, "Correct it.")}
     for key in content:
-        if key not in KEYS:
-            raise DatasetError(f"{config}: {unknown('key', str(key), KEYS)}")
+        if key not in _RULES:
+            raise DatasetError(f"{config}: {unknown('key', str(key), _RULES)}")
+    for key, value in content.items():
+        fits, expected = _RULES[key]
+        if not fits(value):
+            raise DatasetError(f"{config}: {key} is {describe_value(value)}; expected {expected}.")
     return content
 
 
-def _read_text(content: Mapping[str, Any], key: str, config: Path) -> str:
-    value = content.get(key, "")
-    if not isinstance(value, str):
-        raise DatasetError(f"{config}: {key} is {show(value)}; expected text. Put it in quotes.")
-    return value
-
-
-def _read_classes(content: Mapping[str, Any], config: Path) -> ClassSet:
-    ignore, classes = content.get("ignore", 255), content.get("classes")
-    if type(ignore) is not int:
-        raise DatasetError(f"{config}: ignore is {show(ignore)}; expected an integer up to 255.")
-    if not isinstance(classes, dict | list) or not classes:
-        raise DatasetError(
-            f"{config}: classes is {describe_value(classes)}; expected, for example, {{0: background, 1: cell}}."
-        )
-    try:
-        return ClassSet.from_config(classes, ignore)
-    except DatasetError as error:
-        raise DatasetError(f"{config}: {error}") from error
-
-
-def _read_voxel_size(content: Mapping[str, Any], config: Path) -> Size | None:
-    sizes = content.get("voxel_size_um")
-    if sizes is None:
-        return None
-    numbers = sizes if isinstance(sizes, list) else []
-    if len(numbers) != 3 or not all(type(size) in (int, float) and math.isfinite(size) and size > 0 for size in numbers):
-        raise DatasetError(
-            f"{config}: voxel_size_um is {show(sizes)}; expected three positive numbers [z, y, x] in micrometres."
-        )
-    return float(numbers[0]), float(numbers[1]), float(numbers[2])
+def _is_size(value: Any) -> bool:
+    numbers = value if isinstance(value, list) else []
+    return len(numbers) == 3 and all(type(edge) in (int, float) and 0 < edge < math.inf for edge in numbers)
 
 
 def _read_pairs(
-    folder: Path,
-    ids: Iterable[str],
-    images: Mapping[str, list[Path]],
-    labels: Mapping[str, list[Path]],
-    classes: ClassSet,
-    voxel_size_um: Size | None,
+    folder: Path, ids: list[str], files: Mapping[str, dict[str, list[Path]]], classes: ClassSet, edges_um: list[float] | None
 ) -> dict[str, Cutout]:
-    def find(kind: str, files: Mapping[str, list[Path]], image_id: str) -> Path:
-        paths = files.get(image_id, [])
+    def find(kind: str, image_id: str) -> Path:
+        paths = files[kind].get(image_id, [])
         return paths[0] if len(paths) == 1 else find_image(folder / kind, image_id)
 
-    files = [(image_id, find("images", images, image_id), find("labels", labels, image_id)) for image_id in ids]
-    slow = sum(path.stat().st_size for _, *pair in files for path in pair) > SLOW_BYTES
+    pairs = [(image_id, find("images", image_id), find("labels", image_id)) for image_id in ids]
+    voxel_size_um = None if edges_um is None else (float(edges_um[0]), float(edges_um[1]), float(edges_um[2]))
+    slow = sum(path.stat().st_size for _, *pair in pairs for path in pair) > SLOW_BYTES
     cutouts, left = {}, KEPT_BYTES
-    for image_id, image_path, labels_path in track(files, "reading images", len(files)) if slow else files:
+    for image_id, image_path, labels_path in track(pairs, "reading images", len(pairs)) if slow else pairs:
         volume = open_volume(image_path, voxel_size_um=voxel_size_um)
         stored = open_labels(labels_path)
         if stored.shape != volume.shape:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,38 +13,22 @@ import yaml
 from numpy.typing import NDArray
 
 from neurotome.atomic import write_text
-from neurotome.datasets.base import SPLITS, Cutout
-from neurotome.datasets.view import Place, view
+from neurotome.datasets.base import SPLITS, Cutout, view
 from neurotome.errors import DatasetError, show, unknown
 from neurotome.volume import Volume
 
 AXES = ("z", "y", "x")
 
-FEWEST_SLICES = 8
-"""A stack of fewer slices is divided in y or x instead of z."""
+FEWEST_SLICES = 8  # a stack of fewer is divided in y or x instead of z
 
 HEADER = "# Made by neurotome, since dataset.yaml has no splits. Change it as you like: it is never written again.\n"
 
 
 class Entry(NamedTuple):
-    """An image, or the part of it that a split uses.
-
-    Attributes:
-        image_id: The image.
-        z: First slice and one past the last, None for all.
-        y: The same for rows.
-        x: The same for columns.
-    """
+    """An image, or the part of it that a split uses: `ranges` has start and stop along the axes of which it uses a part."""
 
     image_id: str
-    z: tuple[int, int] | None = None
-    y: tuple[int, int] | None = None
-    x: tuple[int, int] | None = None
-
-    @property
-    def ranges(self) -> dict[str, tuple[int, int]]:
-        """The axes of which only a part is used."""
-        return {axis: ends for axis, ends in zip(AXES, self[1:], strict=True) if ends is not None}
+    ranges: Mapping[str, tuple[int, int]] = {}
 
     @property
     def name(self) -> str:
@@ -52,31 +36,25 @@ class Entry(NamedTuple):
         return "_".join([self.image_id, *(f"{axis}{start}-{stop}" for axis, (start, stop) in self.ranges.items())])
 
     def overlaps(self, other: Entry) -> bool:
-        """Says whether two entries share a voxel."""
-        if self.image_id != other.image_id:
-            return False
-        return all(a is None or b is None or (a[0] < b[1] and b[0] < a[1]) for a, b in zip(self[1:], other[1:], strict=True))
+        """Says whether two parts of one image share a voxel."""
+        shared = [(ends, other.ranges[axis]) for axis, ends in self.ranges.items() if axis in other.ranges]
+        return all(mine[0] < theirs[1] and theirs[0] < mine[1] for mine, theirs in shared)
 
     def cut(self, whole: Cutout, config: Path) -> Cutout:
-        """Returns this part of an image, which is not read for it.
-
-        Raises:
-            DatasetError: The image is smaller; names the file `config`.
-        """
+        """Returns this part of an image, which is not read; DatasetError, naming the file `config`, if that is smaller."""
         if not self.ranges:
             return whole
         volume = whole.volume
-        for axis, size in zip(AXES, volume.shape, strict=True):
-            start, stop = self.ranges.get(axis, (0, size))
+        ends = [self.ranges.get(axis, (0, size)) for axis, size in zip(AXES, volume.shape, strict=True)]
+        for axis, size, (start, stop) in zip(AXES, volume.shape, ends, strict=True):
             if stop > size:
                 raise DatasetError(
                     f"{config}: {axis} {start}..{stop} of {self.image_id} is asked for, but {volume.path} has {size}."
                 )
-        z, y, x = (slice(None) if ends is None else slice(*ends) for ends in self[1:])
-        place: Place = (z, y, x)
-        origin_zyx = (z.start or 0, y.start or 0, x.start or 0)
-        part = Volume(view(volume.data, place), self.name, volume.voxel_size_um, origin_zyx, volume.path)
-        return Cutout(part, view(whole.labels, place))
+        z, y, x = (slice(*pair) for pair in ends)
+        origin_zyx = (z.start, y.start, x.start)
+        part = Volume(view(volume.data, (z, y, x)), self.name, volume.voxel_size_um, origin_zyx, volume.path)
+        return Cutout(part, view(whole.labels, (z, y, x)))
 
 
 Entries = dict[str, list[Entry]]
@@ -100,12 +78,19 @@ def read_splits(content: Any, config: Path) -> Entries:
             raise DatasetError(
                 f"{config}: split {split} is {describe_value(entries)}; list at least one image id, or leave it out."
             )
-    splits = {
-        split: [_read_entry(entry, f"{config}: split {split}") for entry in content[split]]
-        for split in SPLITS
-        if split in content
-    }
-    _check_leakage(splits, config)
+    splits: Entries = {split: [] for split in SPLITS if split in content}
+    by_image: dict[str, list[tuple[str, Entry]]] = {}
+    for split, entries in splits.items():
+        for listed in content[split]:
+            entry = _read_entry(listed, f"{config}: split {split}")
+            for other_split, other in by_image.setdefault(entry.image_id, []):
+                if entry.overlaps(other):
+                    raise DatasetError(
+                        f"{config}: pixels of {entry.image_id} are in {other_split} ({other.name}) and in {split} "
+                        f"({entry.name}); they count once, and what is trained on must not be scored. Remove one."
+                    )
+            by_image[entry.image_id].append((split, entry))
+            entries.append(entry)
     return splits
 
 
@@ -115,46 +100,22 @@ def describe_value(value: Any) -> str:
 
 
 def _read_entry(entry: Any, where: str) -> Entry:
-    ranges: dict[str, tuple[int, int]] = {}
-    image_id = entry
-    if isinstance(entry, dict):
-        if "id" not in entry or len(entry) < 2 or not set(entry) <= {"id", *AXES}:
-            raise DatasetError(f"{where}: entry {show(entry)}; expected {{id: name, z: [start, stop]}}, or y or x for z.")
-        image_id = entry["id"]
-        for axis in AXES:
-            if axis not in entry:
-                continue
-            ends = entry[axis]
-            if not isinstance(ends, list) or [type(end) for end in ends] != [int, int] or not 0 <= ends[0] < ends[1]:
-                raise DatasetError(
-                    f"{where}: {axis} of {show(image_id)} is {show(ends)}; expected [start, stop] with 0 <= start < stop."
-                )
-            ranges[axis] = (ends[0], ends[1])
-    if not isinstance(image_id, str):
-        raise DatasetError(f"{where}: id {show(image_id)} is not text. Put it in quotes.")
-    if image_id in ("", ".", "..") or any(sign in image_id for sign in "/\\\0"):
+    """Returns an image or part of one as a split lists it."""
+    if isinstance(entry, dict) and ("id" not in entry or len(entry) < 2 or not set(entry) <= {"id", *AXES}):
+        raise DatasetError(f"{where}: entry {show(entry)}; expected {{id: name, z: [start, stop]}}, or y or x for z.")
+    parts = entry if isinstance(entry, dict) else {"id": entry}
+    image_id, ranges = parts["id"], {axis: parts[axis] for axis in AXES if axis in parts}
+    if not isinstance(image_id, str) or image_id in ("", ".", "..") or any(sign in image_id for sign in "/\\\0"):
         raise DatasetError(
-            f"{where}: id {show(image_id)} is no plain file name; expected the name of a file in images/ without suffix."
+            f"{where}: id {show(image_id)} is no plain file name; expected the name of a file in images/ without suffix, in "
+            "quotes where it is not text."
         )
-    return Entry(unicodedata.normalize("NFC", image_id), **ranges)
-
-
-def _check_leakage(splits: Entries, config: Path) -> None:
-    by_image: dict[str, list[tuple[str, Entry]]] = {}
-    for split, entry in ((split, entry) for split, entries in splits.items() for entry in entries):
-        for other_split, other in by_image.setdefault(entry.image_id, []):
-            if not entry.overlaps(other):
-                continue
-            if other_split == split:
-                raise DatasetError(
-                    f"{config}: split {split} lists pixels of {entry.image_id} twice ({other.name}, {entry.name}). "
-                    "Remove one."
-                )
+    for axis, ends in ranges.items():
+        if not isinstance(ends, list) or [type(end) for end in ends] != [int, int] or not 0 <= ends[0] < ends[1]:
             raise DatasetError(
-                f"{config}: pixels of {entry.image_id} are in {other_split} ({other.name}) and in {split} ({entry.name}); "
-                "what is trained on must not be scored. Remove one."
+                f"{where}: {axis} of {show(image_id)} is {show(ends)}; expected [start, stop] with 0 <= start < stop."
             )
-        by_image[entry.image_id].append((split, entry))
+    return Entry(unicodedata.normalize("NFC", image_id), {axis: (start, stop) for axis, (start, stop) in ranges.items()})
 
 
 def make_splits(wholes: Sequence[Cutout], classes: int, where: str) -> Entries:
@@ -178,39 +139,34 @@ def make_splits(wholes: Sequence[Cutout], classes: int, where: str) -> Entries:
     if len(annotated) < 3:
         cut = [_divide_image(whole, classes, where) for whole in annotated]
         return {split: [parts[split] for parts in cut] for split in SPLITS}
-    entries = [Entry(name) for name in sorted((whole.name for whole in annotated), key=_natural_key)]
-    held_out = max(1, len(entries) // 5)
-    return {
-        "train": entries[: -2 * held_out],
-        "val": entries[-2 * held_out : -held_out],
-        "test": entries[-held_out:],
-    }
 
+    def count_up(name: str) -> tuple[list[tuple[str, int]], str]:  # s2 comes before s10
+        return [(text, int(digits or 0)) for text, digits in re.findall(r"([^0-9]*)([0-9]{0,18})", name)], name
 
-def _natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
-    """Returns a key that sorts s2 before s10."""
-    return [(text, int(digits or 0)) for text, digits in re.findall(r"([^0-9]*)([0-9]{0,18})", name)], name
+    entries = [Entry(name) for name in sorted((whole.name for whole in annotated), key=count_up)]
+    val, test = -2 * max(1, len(entries) // 5), -max(1, len(entries) // 5)
+    return {"train": entries[:val], "val": entries[val:test], "test": entries[test:]}
 
 
 def _divide_image(whole: Cutout, classes: int, where: str) -> dict[str, Entry]:
     depth, height, width = whole.volume.shape
     flat = [1, 2] if height >= width else [2, 1]
-    best: tuple[int, dict[str, Entry]] = (0, {})
+    best, most = {}, 0
     for axis in [0, *flat] if depth >= FEWEST_SLICES else flat:
         counts = _count_along(whole, axis, classes)
         ranges = _divide_line(counts.sum(axis=1))
-        present = [counts[start:stop].sum(axis=0) > 0 for start, stop in ranges]
-        if all(found.any() for found in present) and (score := int(np.sum(present))) > best[0]:
-            parts = {split: Entry(whole.name, **{AXES[axis]: ends}) for split, ends in zip(SPLITS, ranges, strict=True)}
-            best = (score, parts)
+        present = np.array([counts[start:stop].any(axis=0) for start, stop in ranges])
+        if present.any(axis=1).all() and present.sum() > most:
+            best = {split: Entry(whole.name, {AXES[axis]: ends}) for split, ends in zip(SPLITS, ranges, strict=True)}
+            most = present.sum()
             if axis == 0:
                 break
-    if not best[1]:
+    if not best:
         raise DatasetError(
             f"{where}: {whole.name} has too few labelled pixels, or too close together, to divide them into train, val and "
             "test. Annotate more of it or another image, or list splits in dataset.yaml."
         )
-    return best[1]
+    return best
 
 
 def _count_along(whole: Cutout, axis: int, classes: int) -> NDArray[np.int64]:
@@ -232,29 +188,12 @@ def _divide_line(weights: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def write_splits(path: Path, splits: Entries) -> None:
-    """Writes splits as `read_splits` reads them.
+    """Writes splits as `read_splits` reads them."""
 
-    Raises:
-        OSError: The file cannot be written.
-    """
-    content = {
-        split: [
-            {"id": entry.image_id, **{axis: list(ends) for axis, ends in entry.ranges.items()}}
-            if entry.ranges
-            else entry.image_id
-            for entry in entries
-        ]
-        for split, entries in splits.items()
-    }
-    write_text(
-        path, HEADER + yaml.safe_dump(content, allow_unicode=True, sort_keys=False, default_flow_style=None, width=120)
-    )
+    def plain(entry: Entry) -> Any:
+        ranges = {axis: list(ends) for axis, ends in entry.ranges.items()}
+        return {"id": entry.image_id, **ranges} if ranges else entry.image_id
 
-
-def describe_splits(splits: Mapping[str, Iterable[Entry]]) -> str:
-    """Returns which images each split has, in one line."""
-    parts = []
-    for split, entries in splits.items():
-        names = [entry.name for entry in entries]
-        parts.append(f"{split} {', '.join(names[:5])}" + (f", ... ({len(names)} in all)" if len(names) > 5 else ""))
-    return "; ".join(parts)
+    content = {split: list(map(plain, entries)) for split, entries in splits.items()}
+    text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False, default_flow_style=None, width=120)
+    write_text(path, HEADER + text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,13 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset, format_size
 from neurotome.errors import DatasetError
 from neurotome.normalize import measure_grey
-from neurotome.tables import Table, to_html
+from neurotome.tables import Shown, Table, count
 
 BINS = 256
 
 
 def count_slices(dataset: Dataset, split: str = "train") -> NDArray[np.int64]:
-    """Returns the labelled pixels of each slice per class; one slice is in memory at a time.
-
-    Args:
-        dataset: What to count.
-        split: Which images.
-
-    Returns:
-        Shape (slices of all cutouts, classes).
+    """Returns the labelled pixels of each slice of a split, shape (slices of all cutouts, classes).
 
     Raises:
         DatasetError: There is no such split, or none of its pixels is labelled.
@@ -46,12 +39,9 @@ def is_labelled(dataset: Dataset, split: str) -> bool:
 
 
 def list_seen(dataset: Dataset, totals: NDArray[np.int64], warn: bool = True) -> NDArray[np.int64]:
-    """Returns the classes that have a training pixel, int64, increasing, and warns about the others.
+    """Returns the classes that have a training pixel, int64, increasing, and unless `warn` is false warns about the others.
 
-    Args:
-        dataset: Has a split train.
-        totals: Its labelled pixels of each class.
-        warn: Whether to.
+    `totals` are the labelled pixels of each class in the split train.
 
     Raises:
         DatasetError: There is only one.
@@ -60,12 +50,12 @@ def list_seen(dataset: Dataset, totals: NDArray[np.int64], warn: bool = True) ->
     seen = np.flatnonzero(totals)
     absent = ", ".join(name for name, total in zip(classes.names, totals, strict=True) if total == 0)
     unlabelled = int(sum(cutout.volume.data.size for cutout in dataset.split("train")) - totals.sum())
-    mask = (
-        f" {unlabelled:,} pixels have the value {classes.ignore}, which means not labelled: in masks of 0 and "
-        f"{classes.ignore} write 1 for it."
-        if unlabelled and absent and not classes.first_id
-        else ""
-    )
+    mask = ""
+    if unlabelled and absent and not classes.first_id:
+        mask = (
+            f" {unlabelled:,} pixels have the value {classes.ignore}, which means not labelled: in masks of 0 and "
+            f"{classes.ignore} write 1 for it."
+        )
     if len(seen) < 2:
         raise DatasetError(
             f"{dataset.name}: all labelled training pixels are of class {classes.names[seen[0]]}; expected two "
@@ -80,49 +70,30 @@ def list_seen(dataset: Dataset, totals: NDArray[np.int64], warn: bool = True) ->
     return seen
 
 
-class Statistics(dict[str, Any]):
+class Statistics(Shown, dict[str, Any]):
     """What `measure_dataset` returns: JSON values, shown as text, and as tables in a notebook."""
 
-    def __str__(self) -> str:
-        splits = (f"{text}\n{table.to_text('  ')}" for text, table in self._describe_splits())
-        return "\n\n".join([self._headline(), *splits])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return to_html(self._headline(), *(piece for pair in self._describe_splits() for piece in pair))
-
-    def _headline(self) -> str:
+    def _show(self) -> list[str | Table]:
         lines = [f"{self['dataset']}: {len(self['classes'])} classes, voxel size {format_size(self['voxel_size_um'])}"]
         lines += [f"{key}: {self[key]}" for key in ("licence", "citation") if self[key]]
         lines += [f"in no split: {', '.join(self['unlisted'])}"] if self["unlisted"] else []
-        return "\n".join(lines)
-
-    def _describe_splits(self) -> Iterator[tuple[str, Table]]:
+        pieces: list[str | Table] = ["\n".join(lines)]
         for split, measured in self["splits"].items():
-            sizes = (
-                count(measured["images"], "image"),
-                count(measured["slices"], "slice"),
-                f"{measured['pixels']:,} pixels",
-            )
+            images, slices, pixels = (count(measured[f"{thing}s"], thing) for thing in ("image", "slice", "pixel"))
             low, high, mean, std = (measured[key] for key in ("min", "max", "mean", "std"))
             imbalance = "not known" if measured["imbalance"] is None else f"{measured['imbalance']:.3g}"
-            text = (
-                f"{split}: {', '.join(sizes)}\n"
-                f"  grey values {low:g} to {high:g}, mean {mean:.4g}, standard deviation {std:.4g}\n"
-                f"  imbalance {imbalance} (most frequent class over the rarest)"
+            pieces.append(
+                f"\n{split}: {images}, {slices}, {pixels}\n"
+                f"grey values {low:g} to {high:g}, mean {mean:.4g}, standard deviation {std:.4g}\n"
+                f"imbalance {imbalance} (most frequent class over the rarest)"
             )
             rows = [
                 (name, f"{measured['counts'][name]:,}", "–" if share is None else f"{100 * share:.2f} %")
                 for name, share in measured["share"].items()
             ]
-            ignored = [("not labelled", f"{measured['ignored']:,}", "")] if measured["ignored"] else []
-            yield text, Table(("class", "pixels", "share"), [*rows, *ignored])
-
-
-def count(number: int, noun: str) -> str:
-    """Returns a number with its noun in the singular or plural."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+            rows += [("not labelled", f"{measured['ignored']:,}", "")] if measured["ignored"] else []
+            pieces.append(Table(("class", "pixels", "share"), rows))
+        return pieces
 
 
 def measure_dataset(dataset: Dataset) -> Statistics:
@@ -135,8 +106,7 @@ def measure_dataset(dataset: Dataset) -> Statistics:
         - `images`, `slices`; `pixels` of the images, of which `ignored` have no label; `counts` and `share`
           (of labelled pixels) per class;
         - `mean`, `std`, `min`, `max` of all grey values, with float64 sums;
-        - `imbalance`: the most frequent class over the rarest that occurs; `background_ratio`: class 0 over
-          each class, None for a class that does not occur;
+        - `imbalance`: the most frequent class over the rarest that occurs;
         - `histogram`: pixels of each class per grey-value bin, with bins as `numpy.histogram` has them.
 
     Raises:
@@ -146,53 +116,40 @@ def measure_dataset(dataset: Dataset) -> Statistics:
     if not cutouts:
         raise DatasetError(f"{dataset.name} has no image; expected at least one.")
     edges = _choose_edges(cutouts)
-    sizes = dataset.voxel_size_um
     return Statistics(
-        {
-            "dataset": dataset.name,
-            "classes": list(dataset.classes.names),
-            "voxel_size_um": None if sizes is None else list(sizes),
-            "licence": dataset.licence,
-            "citation": dataset.citation,
-            "histogram_edges": edges.tolist(),
-            "unlisted": list(dataset.unlisted),
-            "splits": {
-                split: _measure_split(group, dataset.classes, edges) for split, group in dataset.splits.items() if group
-            },
-        }
+        dataset=dataset.name,
+        classes=list(dataset.classes.names),
+        voxel_size_um=list(dataset.voxel_size_um or ()) or None,
+        licence=dataset.licence,
+        citation=dataset.citation,
+        histogram_edges=edges.tolist(),
+        unlisted=list(dataset.unlisted),
+        splits={split: _measure_split(group, dataset.classes, edges) for split, group in dataset.splits.items() if group},
     )
 
 
 def _measure_split(cutouts: Sequence[Cutout], classes: ClassSet, edges: NDArray[np.float64]) -> dict[str, Any]:
-    histogram = _count_grey(cutouts, classes, edges)
-    counts = [int(count) for count in histogram.sum(axis=1)]
+    histogram = _count_grey(cutouts, len(classes), edges)
+    counts = dict(zip(classes.names, histogram.sum(axis=1).tolist(), strict=True))
+    labelled = sum(counts.values())
     pixels = sum(cutout.volume.data.size for cutout in cutouts)
-    present = [count for count in counts if count]
+    present = [number for number in counts.values() if number]
     mean, std = measure_grey(cutout.volume.data for cutout in cutouts)
     low, high = _measure_range(cutouts)
     return {
         "images": len(cutouts),
         "slices": sum(cutout.volume.shape[0] for cutout in cutouts),
         "pixels": pixels,
-        "ignored": pixels - sum(counts),
-        "counts": dict(zip(classes.names, counts, strict=True)),
-        "share": {name: count / sum(counts) if present else None for name, count in zip(classes.names, counts, strict=True)},
+        "ignored": pixels - labelled,
+        "counts": counts,
+        "share": {name: number / labelled if labelled else None for name, number in counts.items()},
         "mean": mean,
         "std": std,
         "min": low,
         "max": high,
         "imbalance": max(present) / min(present) if present else None,
-        "background_ratio": {
-            name: counts[0] / count if count else None for name, count in zip(classes.names, counts, strict=True)
-        },
         "histogram": dict(zip(classes.names, histogram.tolist(), strict=True)),
     }
-
-
-def _slices(cutouts: Iterable[Cutout]) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
-    for cutout in cutouts:
-        for z in range(cutout.volume.shape[0]):
-            yield np.asarray(cutout.volume.data[z]), cutout.read_labels(z)
 
 
 def _measure_range(cutouts: Iterable[Cutout]) -> tuple[float, float]:
@@ -201,7 +158,7 @@ def _measure_range(cutouts: Iterable[Cutout]) -> tuple[float, float]:
 
 
 def _choose_edges(cutouts: Sequence[Cutout]) -> NDArray[np.float64]:
-    """Returns edges of at most 256 bins that cover all grey values.
+    """Returns edges of at most 256 bins of one width that cover all grey values.
 
     Bins of integers are whole numbers wide: others would hold now more, now fewer values and show a comb.
     """
@@ -213,14 +170,13 @@ def _choose_edges(cutouts: Sequence[Cutout]) -> NDArray[np.float64]:
     return np.linspace(low, high, BINS + 1)
 
 
-def _count_grey(cutouts: Iterable[Cutout], classes: ClassSet, edges: NDArray[np.float64]) -> NDArray[np.int64]:
+def _count_grey(cutouts: Iterable[Cutout], classes: int, edges: NDArray[np.float64]) -> NDArray[np.int64]:
     """Returns the pixels of each class per bin, int64, shape (classes, bins)."""
-    bins = len(edges) - 1
-    counts = np.zeros((len(classes), bins), np.int64)
-    for grey, labels in _slices(cutouts):
-        labelled = labels < len(classes)
-        place = np.searchsorted(edges, grey[labelled].astype(np.float64), side="right") - 1
-        place = np.minimum(place, bins - 1)  # the last bin has its upper edge
-        flat = labels[labelled].astype(np.int64) * bins + place
-        counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
+    counts = np.zeros((classes, len(edges) - 1), np.int64)
+    for cutout in cutouts:
+        for z, grey in enumerate(cutout.volume.data):
+            labels = cutout.read_labels(z)
+            for class_id in range(classes):
+                values = grey[labels == class_id].astype(np.float64)
+                counts[class_id] += np.histogram(values, counts.shape[1], (edges[0], edges[-1]))[0]
     return counts

@@ -16,11 +16,12 @@ from neurotome.datasets.base import Dataset, DatasetOrName
 from neurotome.errors import ModelError
 from neurotome.experiments.evaluate import score_splits
 from neurotome.experiments.finish import finish, spell_dataset
-from neurotome.memory import measure_peak_memory
 from neurotome.models.model_folder import read_digest
+from neurotome.models.stored_model import read_model
 from neurotome.pixels.importance import measure_importance
 from neurotome.pixels.train import BaselineSettings, check_baseline, fit_baseline
 from neurotome.runs import Run, find_method, record_run
+from neurotome.runs.environment import measure_peak_memory
 from neurotome.runs.run import redo_damaged
 
 if TYPE_CHECKING:
@@ -114,12 +115,12 @@ def name_method(settings: BaselineSettings) -> str:
 
 def _load_whole(run: Run, device: str) -> PixelPredictor | None:
     """Returns the run's trained classifier; None if there is none, with a note if it is damaged."""
-    from neurotome.pixels.saving import load_pixels
+    from neurotome.pixels.saving import build_pixels
 
     if not (run.model / "model.safetensors").is_file():
         return None
     try:
-        return load_pixels(run.folder, device)
+        return build_pixels(read_model(run.model), device)
     except ModelError as error:
         warnings.warn(f"{error} It is trained again now.", stacklevel=3)
         return None

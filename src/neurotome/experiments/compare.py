@@ -71,7 +71,7 @@ def compare(
         own = next(name for name, members in methods.items() if opened[0] in members)
         others = {name: members for name, members in grouped.items() if name != own}
         seeds = [scores[run] for run in methods[own] if run is not opened[0]]
-        paths.append(build_report(opened[0].folder, open_dataset(report), comparisons=others, seeds=seeds))
+        paths.append(build_report(opened[0], open_dataset(report), comparisons=others, seeds=seeds))
     return paths
 
 

@@ -21,15 +21,14 @@ from neurotome.errors import RunError
 from neurotome.experiments.evaluate import score_split
 from neurotome.experiments.train import train_and_score
 from neurotome.inference.predict import PredictSettings, predict
-from neurotome.io.images import write_image
-from neurotome.pixels.majority import fit_majority
-from neurotome.pixels.train import fit_baseline
+from neurotome.io import write_image
+from neurotome.pixels.train import fit_baseline, fit_majority
 from neurotome.predictor import Predictor
 from neurotome.report import build_report
 from neurotome.report.describe import describe
 from neurotome.runs import Run
 from neurotome.runs.run import redo_damaged
-from neurotome.scoring import format_scores
+from neurotome.scoring import Scores
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 
@@ -89,7 +88,7 @@ def demo(
         simple = Run(out / "baselines" / name.replace(" ", "-"))
         if (scores := redo_damaged(partial(simple.read_scores, "test"))) is None:
             simple.write_scores("test", scores := score_split(fit(dataset), dataset, "test"))
-        comparisons[name] = scores
+        comparisons[name] = [scores]
 
     _say(f"4/5 training a network for {settings.train_time}")
     recipe = Recipe(
@@ -97,7 +96,7 @@ def demo(
         train=TrainSettings(max_time=settings.train_time, seed=settings.seed),
     )
     run = train_and_score(dataset, str(data), out / "network", recipe)
-    report = build_report(run.folder, dataset, comparisons=comparisons, title="neurotome demo: a phantom of brain microCT")
+    report = build_report(run, dataset, comparisons=comparisons, title="neurotome demo: a phantom of brain microCT")
 
     _say("5/5 labelling new slices with it")
     unseen = out / "new" / "images"
@@ -107,8 +106,8 @@ def demo(
         new = dataclasses.replace(new, voxel_size_um=dataset.voxel_size_um[1])
     predict(run.folder, unseen, out / "new" / "labels", settings=new)
     scores = run.read_scores("test") or {}
-    _say(f"\n{format_scores(scores)}\n")
-    for name, content in {"network": scores, **comparisons}.items():
+    _say(f"\n{Scores(scores)}\n")
+    for name, (content,) in {"network": [scores], **comparisons}.items():
         _say(f"test macro F1 {content['macro']['f1']:.3f}  {name}")
     _say(f"\nreport: {report.resolve()}\nlabels of new slices, with overlays: {(out / 'new' / 'labels').resolve()}")
     return report

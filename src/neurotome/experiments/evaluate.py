@@ -18,7 +18,7 @@ from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
 from neurotome.documents import read_json
 from neurotome.errors import ImageError, ModelError, RunError
 from neurotome.inference.jobs import Output
-from neurotome.inference.slices import label_slices, write_slices
+from neurotome.inference.slices import label_slices, predict_slices
 from neurotome.io import find_image, read_labels
 from neurotome.load import load_predictor
 from neurotome.models.model_folder import add_facts, find_model, read_digest
@@ -67,7 +67,7 @@ def evaluate(
         {**score_split(predictor, opened, split), "made_from": trace_scores(opened, split, read_digest(Path(model)))}
     )
     if out is not None:
-        write_json(out, dict(scores))
+        write_json(out, scores)
     return scores
 
 
@@ -138,8 +138,8 @@ def score_split(
             name = f"{cutout.name}{'.png' if depth == 1 else '.tif'}"
             folders: dict[Output, Path | None] = {"labels": predictions, "uncertainty": uncertainty}
             files = {kind: folder / name for kind, folder in folders.items() if folder is not None}
-            slices = label_slices(predictor, cutout.volume, on_progress=partial(_add, progress, done))
-            for z, labels, _ in write_slices(slices, files, cutout.volume, dataset.classes):
+            probs = predict_slices(predictor, cutout.volume, on_progress=partial(_add, progress, done))
+            for z, labels in enumerate(label_slices(probs, files, cutout.volume, dataset.classes)):
                 yield cutout.name if depth == 1 else f"{cutout.name}/{z:04d}", cutout.read_labels(z), labels
             done += cutout.volume.data.size / 1e6
 

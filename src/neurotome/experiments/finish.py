@@ -10,7 +10,7 @@ from neurotome.classes import Palette
 from neurotome.datasets.base import Dataset
 from neurotome.report import build_report, verdict
 from neurotome.runs import Run
-from neurotome.scoring import format_scores
+from neurotome.scoring import Scores
 
 
 def finish(run: Run, dataset: Dataset, palette: Palette) -> Path:
@@ -26,10 +26,10 @@ def finish(run: Run, dataset: Dataset, palette: Palette) -> Path:
     """
     scores = run.read_scores(run.list_scored()[-1])
     assert scores is not None  # it is listed
-    sys.stderr.write(f"\n{format_scores(scores)}\n\n")
+    sys.stderr.write(f"\n{Scores(scores)}\n\n")
     sys.stderr.writelines(f"- {sentence}\n" for sentence in verdict(run))
     sys.stderr.write("\n")
-    return build_report(run.folder, dataclasses.replace(dataset, classes=dataset.classes.with_palette(palette)))
+    return build_report(run, dataclasses.replace(dataset, classes=dataset.classes.with_palette(palette)))
 
 
 def spell_dataset(dataset: str | Path | Dataset) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,16 +11,12 @@ from numpy.typing import NDArray
 from neurotome.errors import ImageError, ModelError
 from neurotome.normalize import Normalization
 
-
-class Prepared(Protocol):
-    """A patch from which features of windows are read; from several threads at once."""
-
-    def read(self, rows: slice, columns: slice) -> NDArray[np.float32]:
-        """Returns the features of a window, float32, shape (features, y, x); its bounds are given and lie in the patch."""
-        ...
+Read = Callable[[slice, slice], NDArray[np.float32]]
+"""Takes rows and columns of a patch and returns the features of that window, float32, shape (features, y, x); from several
+threads at once."""
 
 
-class Extractor(Protocol):
+class Extractor(ABC):
     """What computes features.
 
     Attributes:
@@ -33,28 +30,16 @@ class Extractor(Protocol):
             caches and for several threads.
     """
 
-    @property
-    def names(self) -> tuple[str, ...]: ...  # noqa: D102
+    names: tuple[str, ...]
+    in_channels: int
+    halo: int
+    stride: int = 1
+    bounded: bool = True
+    normalization: Normalization | None = None
+    window: int
 
-    @property
-    def in_channels(self) -> int: ...  # noqa: D102
-
-    @property
-    def halo(self) -> int: ...  # noqa: D102
-
-    @property
-    def stride(self) -> int: ...  # noqa: D102
-
-    @property
-    def bounded(self) -> bool: ...  # noqa: D102
-
-    @property
-    def normalization(self) -> Normalization | None: ...  # noqa: D102
-
-    @property
-    def window(self) -> int: ...  # noqa: D102
-
-    def prepare(self, patch: NDArray[np.float32]) -> Prepared:
+    @abstractmethod
+    def prepare(self, patch: NDArray[np.float32]) -> Read:
         """Does what all windows of a patch share.
 
         Args:
@@ -64,16 +49,10 @@ class Extractor(Protocol):
             ModelError: The patch has another number of channels.
             ImageError: It is empty, or holds NaN or infinity.
         """
-        ...
 
 
 def check_patch(patch: NDArray[np.float32], channels: int) -> None:
-    """Checks a patch before features are computed from it.
-
-    Raises:
-        ModelError: It has another number of channels.
-        ImageError: It is empty, or holds NaN or infinity.
-    """
+    """Checks a patch before features are computed from it; raises what `Extractor.prepare` does."""
     if patch.ndim != 3 or patch.shape[0] != channels:
         raise ModelError(
             f"found a patch of shape {patch.shape}; these features are computed from ({channels}, y, x): {channels} "

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import SettingsError, unknown
-from neurotome.features.base import Extractor, check_patch
+from neurotome.features.base import Extractor, Read, check_patch
 from neurotome.features.encoder import EncoderSettings, build_encoder
 from neurotome.features.filters import Axes, Filters, FilterSettings
 
@@ -36,32 +36,17 @@ class FeatureSettings:
             raise SettingsError(unknown("kind of features", self.kind, KINDS))
 
 
-class Identity:
-    """The grey value itself, the founding report's only feature; see `Extractor`."""
+class Identity(Extractor):
+    """The grey value itself, the founding report's only feature."""
 
-    names: tuple[str, ...] = ("grey",)
+    names = ("grey",)
     in_channels = 1
     halo = 0
-    stride = 1
-    bounded = True
-    normalization = None
     window = 512
 
-    def prepare(self, patch: NDArray[np.float32]) -> PreparedIdentity:
-        """Takes the patch itself, shape (1, y, x)."""
+    def prepare(self, patch: NDArray[np.float32]) -> Read:  # noqa: D102
         check_patch(patch, 1)
-        return PreparedIdentity(patch)
-
-
-@dataclass(frozen=True)
-class PreparedIdentity:
-    """A patch as it is; see `Prepared`."""
-
-    patch: NDArray[np.float32]
-
-    def read(self, rows: slice, columns: slice) -> NDArray[np.float32]:
-        """Returns the grey values of a window, float32, shape (1, y, x)."""
-        return self.patch[:, rows, columns]
+        return lambda rows, columns: patch[:, rows, columns]
 
 
 def build_extractor(settings: FeatureSettings, voxel_size_um: Axes | None = None, device: str = "cpu") -> Extractor:

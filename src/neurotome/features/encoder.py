@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import ModelError, unknown
-from neurotome.features.base import check_patch
+from neurotome.features.base import Extractor, Read, check_patch
 from neurotome.models.networks import MINIMUM_EDGE, ModelSettings, build_network, settle_network
 from neurotome.normalize import Normalization
 from neurotome.volume import note_other_size
@@ -46,71 +47,47 @@ class EncoderSettings:
     """Neighbouring slices read as input channels, odd; auto: what the model has, 1 for an encoder by name."""
 
 
-@dataclass(frozen=True)
-class EncoderFeatures:
-    """A frozen network's inner layers, brought to the size of the image by linear interpolation; see `Extractor`.
+class EncoderFeatures(Extractor):
+    """A frozen network's inner layers, brought to the size of the image by linear interpolation.
 
     Attributes:
         net: The layers that are needed.
         model: How the network was built.
         classes: Outputs it was built with.
-        stages: Which layers are features, in this order, after the grey value.
-        halo: Pixels around a pixel that its features depend on.
-        bounded: False if the network looks at the whole image, so that no halo makes tiles exact.
         source: What the network was trained on, as facts of its model; empty for an encoder by name.
-        normalization: How the network's input must be scaled; None where it does not matter.
     """
 
-    net: Frozen
-    model: ModelSettings
-    classes: int
-    stages: tuple[str, ...]
-    halo: int
-    bounded: bool
-    source: Mapping[str, Any]
-    normalization: Normalization | None = None
-    window: int = 256
+    window = 256
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """grey, stage1_0, stage1_1, ..., decoder_0, ..."""
-        named = [stage if stage == DECODER else f"stage{stage}" for stage in self.stages]
-        return ("grey", *(f"{name}_{i}" for name, n in zip(named, self.net.channels, strict=True) for i in range(n)))
+    def __init__(
+        self,
+        net: Frozen,
+        model: ModelSettings,
+        classes: int,
+        reach: tuple[int, bool],
+        source: Mapping[str, Any],
+        normalization: Normalization | None,
+    ) -> None:
+        self.net, self.model, self.classes, self.source, self.normalization = net, model, classes, source, normalization
+        self.halo, self.bounded = reach
+        self.in_channels, self.stride = int(model.in_channels), net.stride
+        named = [stage if stage == DECODER else f"stage{stage}" for stage in net.stages]
+        self.names = ("grey", *(f"{name}_{i}" for name, n in zip(named, net.channels, strict=True) for i in range(n)))
 
-    @property
-    def in_channels(self) -> int:
-        """Neighbouring slices read as channels."""
-        return int(self.model.in_channels)
-
-    @property
-    def stride(self) -> int:
-        """Patches must begin at multiples of this."""
-        return self.net.stride
-
-    def prepare(self, patch: NDArray[np.float32]) -> PreparedLayers:
+    def prepare(self, patch: NDArray[np.float32]) -> Read:
         """Runs the network over a patch, shape (in_channels, y, x)."""
         check_patch(patch, self.in_channels)
-        return PreparedLayers(patch[patch.shape[0] // 2], self.net.run(patch), len(self.names))
+        return functools.partial(self._read, patch[patch.shape[0] // 2], self.net.run(patch))
 
-
-@dataclass(frozen=True)
-class PreparedLayers:
-    """The layers of a patch, each in its own resolution; see `Prepared`."""
-
-    grey: NDArray[np.float32]
-    maps: Sequence[tuple[int, Tensor]]
-    """Each layer with the pixels that one of its own is wide."""
-    features: int
-
-    def read(self, rows: slice, columns: slice) -> NDArray[np.float32]:
-        """Returns the features of a window, float32, shape (features, y, x)."""
+    def _read(
+        self, grey: NDArray[np.float32], layers: Sequence[tuple[int, Tensor]], rows: slice, columns: slice
+    ) -> NDArray[np.float32]:
         from neurotome.features.frozen import enlarge
 
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        features = np.empty((self.features, height, width), np.float32)
-        features[0] = self.grey[rows, columns]
+        features = np.empty((len(self.names), rows.stop - rows.start, columns.stop - columns.start), np.float32)
+        features[0] = grey[rows, columns]
         first = 1
-        for factor, layer in self.maps:
+        for factor, layer in layers:
             features[first : first + len(layer)] = enlarge(layer, factor, rows, columns)
             first += len(layer)
         return features
@@ -119,15 +96,9 @@ class PreparedLayers:
 def build_encoder(
     settings: EncoderSettings, device: str = "cpu", voxel_size_um: tuple[float, float, float] | None = None
 ) -> EncoderFeatures:
-    """Builds the network, or loads it, and keeps the layers that are asked for.
+    """Builds the network, or loads it, and keeps the layers that are asked for; see `choose.build_extractor`.
 
-    Args:
-        settings: Which network and layers.
-        device: Where it runs.
-        voxel_size_um: Edges (z, y, x) of the voxels it will look at; a trained model that knows others is warned about.
-
-    Raises:
-        ModelError: The model cannot be loaded or the encoder not built, it has other input channels, or lacks a stage.
+    A trained model that knows other voxels than those it will look at is warned about.
     """
     from neurotome.models.model_folder import load_model
 
@@ -171,13 +142,13 @@ def freeze(
     reach: tuple[int, bool] | None = None,
     device: str = "cpu",
 ) -> EncoderFeatures:
-    """Keeps what the chosen layers of a network need.
+    """Keeps what the chosen layers of a network need; see `EncoderFeatures`.
 
     Args:
         core: A model of segmentation_models_pytorch.
         model: How it was built.
         classes: Outputs it was built with.
-        stages: Which layers.
+        stages: Which layers are features, in this order, after the grey value.
         source: Facts to carry along.
         normalization: How its input must be scaled.
         reach: Halo and whether it is bounded, where they are known; measured otherwise.
@@ -199,14 +170,14 @@ def freeze(
     channels, minimum = int(model.in_channels), MINIMUM_EDGE.get(model.decoder, 1) if DECODER in stages else 1
     try:
         net = Frozen(core, stages, channels, minimum).eval().requires_grad_(False)
-        halo, bounded = measure_halo(net, channels) if reach is None else reach
+        reach = reach or measure_halo(net, channels)
     except (RuntimeError, AssertionError) as error:  # encoders made for one image size
         raise ModelError(
             f"encoder {model.encoder!r} does not take images of any size ({error}); its layers cannot be features. "
             "Choose a convolutional one, such as resnet18."
         ) from error
     net.to(device)
-    return EncoderFeatures(net, model, classes, stages, halo, bounded, source, normalization)
+    return EncoderFeatures(net, model, classes, reach, source, normalization)
 
 
 def _list_stages(core: Any, wanted: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import DatasetError, SettingsError
-from neurotome.features.base import check_patch
+from neurotome.features.base import Extractor, Read, check_patch
 
 TRUNCATE = 4.0
 """A Gaussian kernel ends at this many standard deviations."""
@@ -58,8 +58,8 @@ class FilterSettings:
             raise SettingsError(f"filters.dimensions is {self.dimensions}; expected 2 or 3.")
 
 
-class Filters:
-    """The filters of given settings for voxels of a given size; see `Extractor`.
+class Filters(Extractor):
+    """The filters of given settings for voxels of a given size.
 
     Per sigma, by Gaussian derivatives: the Gaussian, the Laplacian of Gaussian, the gradient magnitude, the eigenvalues,
     largest first, of the Hessian and of the structure tensor (Bigun and Granlund, 1987: the outer product of the gradient,
@@ -68,27 +68,14 @@ class Filters:
     of a stack its last slice repeated.
     """
 
-    stride = 1
-    bounded = True
-    normalization = None
-
     def __init__(self, settings: FilterSettings, voxel_size_um: Axes | None = None) -> None:
-        """Chooses the kernels.
-
-        Args:
-            settings: Which filters.
-            voxel_size_um: Edges (z, y, x) of the voxels that will be filtered.
-
-        Raises:
-            DatasetError: Sigmas are in micrometres and the voxel size is not known.
-            SettingsError: A sigma is far too small or too large for these voxels.
-        """
-        if settings.unit == "um" and voxel_size_um is None:
+        """Checks that the sigmas suit the voxels (z, y, x); raises what `choose.build_extractor` does."""
+        size = voxel_size_um if settings.unit == "um" else (1.0, 1.0, 1.0)
+        if size is None:
             raise DatasetError(
                 "filters.unit is um, but the voxel size of the data is not known, or not the same for all images. Add "
                 "voxel_size_um to dataset.yaml, or give sigmas in pixels with --filters.unit pixel."
             )
-        size = voxel_size_um if settings.unit == "um" and voxel_size_um is not None else (1.0, 1.0, 1.0)
         for sigma in settings.sigmas:
             for edge in size[3 - settings.dimensions :]:
                 if not SIGMA_PIXELS[0] <= sigma / edge <= SIGMA_PIXELS[1]:
@@ -99,45 +86,35 @@ class Filters:
                     )
         self.settings = settings
         self.size: Axes = size
-        reach = [
-            max(self._reaches(sigma, axis)[0] + self._reaches(sigma, axis)[1] for sigma in settings.sigmas)
-            for axis in range(3)
-        ]
+        reach = [max(sum(self._reaches(sigma, axis)) for sigma in settings.sigmas) for axis in range(3)]
         self.halo = max(reach[1:])
         self.in_channels = 2 * reach[0] + 1 if settings.dimensions == 3 else 1
         self.window = 448 if settings.dimensions == 2 else 192
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """One name per feature."""
-        values = EIGENVALUES[self.settings.dimensions]
+        values = EIGENVALUES[settings.dimensions]
         kinds = ("gaussian", "laplacian", "gradient", *(f"{kind}_{v}" for kind in ("hessian", "structure") for v in values))
-        return (
+        self.names = (
             "grey",
-            *(f"{kind}_{sigma:g}" for sigma in self.settings.sigmas for kind in kinds),
-            *(f"difference_{a:g}_{b:g}" for a, b in pairwise(self.settings.sigmas)),
+            *(f"{kind}_{sigma:g}" for sigma in settings.sigmas for kind in kinds),
+            *(f"difference_{a:g}_{b:g}" for a, b in pairwise(settings.sigmas)),
         )
 
-    def prepare(self, patch: NDArray[np.float32]) -> PreparedFilters:
-        """Mirrors the border of a patch, shape (in_channels, y, x), once for all its windows.
-
-        Raises:
-            ModelError: The patch has another number of slices.
-            ImageError: It holds NaN.
-        """
+    def prepare(self, patch: NDArray[np.float32]) -> Read:
+        """Mirrors the border of a patch, shape (in_channels, y, x), once for all its windows."""
         check_patch(patch, self.in_channels)
         # to the right and below also what fills up the last piece of a window
         width = (self.halo, self.halo + 2 * EDGE)
-        return PreparedFilters(self, np.pad(patch.astype(np.float32, copy=False), ((0, 0), width, width), "symmetric"))
+        padded = np.pad(patch.astype(np.float32, copy=False), ((0, 0), width, width), "symmetric")
+        return functools.partial(self._read, padded)
 
-    def compute(self, padded: NDArray[np.float32], height: int, width: int) -> Iterator[NDArray[np.float32]]:
-        """Yields one feature after another, in the order of `names`, for the first pixels of a patch with its border.
+    def _read(self, padded: NDArray[np.float32], rows: slice, columns: slice) -> NDArray[np.float32]:
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        features = np.empty((len(self.names), height, width), np.float32)
+        for i, feature in enumerate(self._compute(padded[:, rows.start :, columns.start :], height, width)):
+            features[i] = feature
+        return features
 
-        Args:
-            padded: Shape (in_channels, y, x); begins `halo` pixels before the first pixel.
-            height: Rows asked for.
-            width: Columns asked for.
-        """
+    def _compute(self, padded: NDArray[np.float32], height: int, width: int) -> Iterator[NDArray[np.float32]]:
+        """Yields the features, in the order of `names`, of the first height x width pixels after `halo` others."""
         middle = padded.shape[0] // 2
         yield padded[middle, self.halo : self.halo + height, self.halo : self.halo + width]
         smoothed = []
@@ -220,23 +197,6 @@ class Filters:
         rows, columns = (_round_up(n) + band.shape[1] - EDGE for n, band in zip(shape, bands, strict=True))
         smooth = filter_columns(filter_rows(products[:, :rows, :columns], bands[0]), bands[1])
         return smooth[0, : shape[0], : shape[1]]
-
-
-@dataclass(frozen=True)
-class PreparedFilters:
-    """A patch whose border is mirrored; see `Prepared`."""
-
-    bank: Filters
-    padded: NDArray[np.float32]
-
-    def read(self, rows: slice, columns: slice) -> NDArray[np.float32]:
-        """Returns the features of a window, float32, shape (features, y, x)."""
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        padded = self.padded[:, rows.start :, columns.start :]
-        features = np.empty((len(self.bank.names), height, width), np.float32)
-        for i, feature in enumerate(self.bank.compute(padded, height, width)):
-            features[i] = feature
-        return features
 
 
 def _round_up(pixels: int) -> int:

@@ -13,42 +13,26 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
-from neurotome.errors import DatasetError, unknown
-from neurotome.figures.bars import bars_width, draw_bars, draw_rows
+from neurotome.figures.bars import Bar, plot_class_bars
 from neurotome.figures.style import (
     INK,
     MID_GREY,
     STYLE,
-    bar_colours,
     can_spell,
-    check_classes,
-    class_patches,
     draw_legend,
     has_repeated_colours,
     label_classes,
     line_colours,
     say_title,
 )
+from neurotome.tables import count
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @matplotlib.rc_context(STYLE)
 def plot_histograms(statistics: Mapping[str, Any], split: str, classes: ClassSet) -> Figure:
-    """Draws how the grey values of each class are distributed.
-
-    Args:
-        statistics: What `measure_dataset` returned.
-        split: Which split.
-        classes: The same classes.
-
-    Raises:
-        DatasetError: There is no such split.
-        SettingsError: The statistics are of other classes.
-    """
-    check_classes(statistics["classes"], classes)
-    if split not in statistics["splits"]:
-        raise DatasetError(f"{statistics['dataset']}: {unknown('split', split, statistics['splits'])}")
+    """Draws how the grey values of each class are distributed in a split, from what `measure_dataset` returned."""
     edges = np.asarray(statistics["histogram_edges"])
     histogram = np.asarray([statistics["splits"][split]["histogram"][name] for name in classes.names], np.float64)
     title = f"Grey values, {say_title(statistics['dataset'], split)}"
@@ -56,17 +40,18 @@ def plot_histograms(statistics: Mapping[str, Any], split: str, classes: ClassSet
         return _draw_ranges(histogram, edges, classes, title)
     figure = Figure(figsize=(8, 4.2))
     axes = figure.subplots()
-    labels, handles = label_classes(classes), []
-    for label, counts, colour in zip(labels, histogram, line_colours(classes), strict=True):
-        absent = not counts.any()
-        handles.append(Line2D([], [], color=colour, label=f"{label} (absent)" if absent else label))
-        if not absent:
-            percent = 100 * counts / counts.sum()
-            axes.stairs(percent, edges, color=colour, linewidth=1.6, label=label)
-            axes.stairs(percent, edges, color=colour, alpha=0.12, fill=True)
+    percent = 100 * histogram / np.maximum(histogram.sum(1, keepdims=True), 1)
+    handles = []
+    for label, shares, colour in zip(label_classes(classes), percent, line_colours(classes), strict=True):
+        handles.append(Line2D([], [], color=colour, label=label if shares.any() else f"{label} (absent)"))
+        if shares.any():
+            axes.stairs(shares, edges, color=colour, linewidth=1.6, label=label)
+            axes.stairs(shares, edges, color=colour, alpha=0.12, fill=True)
     axes.set(ylabel="% of the class's pixels per bin", title=title)
-    axes.set_ylim(0, _cut_peaks(axes, histogram, edges, classes))
-    low, high = _trim(histogram.sum(0), edges)
+    axes.set_ylim(0, _cut_peaks(axes, percent, edges, classes))
+    pixels = histogram.sum(0)
+    first, last = np.searchsorted(np.cumsum(pixels) / max(pixels.sum(), 1), (0.0005, 0.9995))
+    low, high = edges[first], edges[min(last, len(pixels) - 1) + 1]
     beyond = ""
     if high - low < (edges[-1] - edges[0]) / 2:
         axes.set_xlim(low, high)
@@ -77,9 +62,8 @@ def plot_histograms(statistics: Mapping[str, Any], split: str, classes: ClassSet
     return figure
 
 
-def _cut_peaks(axes: Axes, histogram: NDArray[np.float64], edges: NDArray[np.float64], classes: ClassSet) -> float:
+def _cut_peaks(axes: Axes, percent: NDArray[np.float64], edges: NDArray[np.float64], classes: ClassSet) -> float:
     """Returns the top of the axis; single bins that dwarf all others (clipped values) are cut and told in words."""
-    percent = 100 * histogram / np.maximum(histogram.sum(1, keepdims=True), 1)
     highest = np.sort(percent.ravel())[::-1]
     usual = float(highest[min(len(classes), highest.size - 1)])
     if usual == 0 or highest[0] <= 3 * usual:
@@ -121,52 +105,23 @@ def _draw_ranges(histogram: NDArray[np.float64], edges: NDArray[np.float64], cla
 
 @matplotlib.rc_context(STYLE)
 def plot_class_shares(statistics: Mapping[str, Any], classes: ClassSet) -> Figure:
-    """Draws the percentage of labelled pixels that each class has, per split.
-
-    Args:
-        statistics: What `measure_dataset` returned.
-        classes: The same classes.
-
-    Raises:
-        SettingsError: The statistics are of other classes.
-    """
-    check_classes(statistics["classes"], classes)
+    """Draws the percentage of labelled pixels that each class has in each split, from what `measure_dataset` returned."""
     splits = statistics["splits"]
     # a class without a pixel is absent, which differs from one whose share rounds to nothing
-    percent = {
-        label: [100 * content["share"][name] if content["counts"][name] else None for content in splits.values()]
+    percent: dict[str, list[Bar]] = {
+        label: [(100 * measured["share"][name] if measured["counts"][name] else None, None) for measured in splits.values()]
         for label, name in zip(label_classes(classes), classes.names, strict=True)
     }
     groups = [
-        f"{split}\n{_count(content['images'], 'image')}, {_count(content['slices'], 'slice')}"
-        for split, content in splits.items()
+        f"{split}\n{count(measured['images'], 'image')}, {count(measured['slices'], 'slice')}"
+        for split, measured in splits.items()
     ]
     title = f"Classes of {statistics['dataset']}" if can_spell(statistics["dataset"]) else "Classes"
-    if has_repeated_colours(classes):
-        top = max(share or 0 for shares in percent.values() for share in shares)
-        figure = draw_rows(groups, percent, bar_colours(classes), write=_write_percent, top=top or 1)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-        figure.supxlabel("% of labelled pixels", fontsize=9)
-        return figure
-    figure = Figure(figsize=(bars_width(len(splits) * len(classes)), 4.2))
-    axes = figure.subplots()
-    draw_bars(axes, groups, percent, bar_colours(classes), write=_write_percent, top=100)
-    axes.set(ylabel="% of labelled pixels", title=title)
-    draw_legend(figure, class_patches(classes))
-    return figure
-
-
-def _trim(counts: NDArray[np.float64], edges: NDArray[np.float64]) -> tuple[float, float]:
-    """Returns the range of grey values without the outermost 0.05 % of pixels at either end."""
-    below = np.cumsum(counts) / max(counts.sum(), 1)
-    first, last = np.searchsorted(below, (0.0005, 0.9995))
-    return float(edges[first]), float(edges[min(last, len(counts) - 1) + 1])
+    largest = max(share or 0 for shares in percent.values() for share, _ in shares)
+    top = (largest or 1) if has_repeated_colours(classes) else 100
+    return plot_class_bars(classes, groups, percent, title, "% of labelled pixels", write=_write_percent, top=top)
 
 
 def _write_percent(value: float) -> str:
     """Returns one decimal, or as many as a rare class needs to be more than 0."""
     return f"{value:.1f}" if value >= 0.1 else f"{value:.1g}"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'s' * (number != 1)}"

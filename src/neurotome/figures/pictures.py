@@ -15,9 +15,16 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from neurotome.classes import ClassSet
-from neurotome.errors import ImageError
-from neurotome.figures.style import MID_GREY, STYLE, class_patches, draw_legend, has_repeated_colours, painted_ids, unit
-from neurotome.volume import to_display
+from neurotome.figures.style import (
+    MID_GREY,
+    STYLE,
+    bar_colours,
+    draw_legend,
+    has_repeated_colours,
+    label_classes,
+    painted_ids,
+    unit,
+)
 
 WRONG = (190, 0, 70)
 """Dark and saturated, so that it stands out of a paled image also without colour vision."""
@@ -30,14 +37,7 @@ OPACITY = 0.6
 
 
 class Example(NamedTuple):
-    """A slice with its true and predicted labels.
-
-    Attributes:
-        name: Shown beside the pictures.
-        grey: uint8, shape (y, x).
-        truth: Class ids or the ignore value, shape (y, x).
-        predicted: Class ids, shape (y, x).
-    """
+    """A slice with its true and predicted labels; arrays of shape (y, x)."""
 
     name: str
     grey: NDArray[np.uint8]
@@ -47,65 +47,35 @@ class Example(NamedTuple):
 
 @matplotlib.rc_context(STYLE)
 def plot_examples(examples: Sequence[Example], classes: ClassSet) -> Figure:
-    """Draws a row per example: image, true labels, predicted labels, and where they differ.
-
-    Raises:
-        ImageError: There is no example, or the shapes within one differ.
-    """
-    _check_some(examples)
-    for name, grey, truth, predicted in examples:
-        if not grey.shape == truth.shape == predicted.shape:
-            raise ImageError(
-                f"{name}: the image has shape {grey.shape}, its labels {truth.shape}, the predicted ones "
-                f"{predicted.shape}; expected the same shape (y, x)."
-            )
+    """Draws a row per example: image, true labels, predicted labels, and where they differ."""
     figure, panels = make_panels([[example.grey.shape] * 4 for example in examples])
     for row, (name, grey, truth, predicted) in zip(panels, examples, strict=True):
         labelled = truth != classes.ignore
         wrong = labelled & (truth != predicted)
-        pictures = (
-            np.repeat(to_display(grey)[..., None], 3, -1),
-            _overlay(grey, truth, classes),
-            _overlay(grey, predicted, classes),
-            _hatch(paint_errors(grey, wrong), ~labelled),
-        )
-        for axes, picture in zip(row, pictures, strict=True):
-            axes.imshow(picture)
-        _write_ids(row[1], truth, classes)
-        _write_ids(row[2], predicted, classes)
+        show_grey(row[0], grey)
+        _show_classes(row[1], grey, truth, classes)
+        _show_classes(row[2], grey, predicted, classes)
+        row[3].imshow(_hatch(paint_errors(grey, wrong), ~labelled))
         row[0].set_ylabel(f"{name}\n{_say_size(grey)}", fontsize=9)
         row[3].set_xlabel(f"{100 * wrong.sum() / max(labelled.sum(), 1):.1f} % of labelled pixels wrong", fontsize=9)
     for axes, title in zip(panels[0], ("Image", "Ground truth", "Prediction", "Errors"), strict=True):
         axes.set_title(title, loc="center")
-    error = Patch(color=unit(WRONG), label="wrong")
     shown = [labels for example in examples for labels in (example.truth, example.predicted)]
-    draw_legend(figure, [*_overlay_patches(classes, shown), error])
+    draw_legend(figure, [*_overlay_patches(classes, shown), Patch(color=unit(WRONG), label="wrong")])
     return figure
 
 
 @matplotlib.rc_context(STYLE)
-def plot_samples(samples: Sequence[tuple[str, NDArray[Any], NDArray[Any]]], classes: ClassSet) -> Figure:
-    """Draws slices with their labels laid over them below.
-
-    Args:
-        samples: Name, grey values and labels of each slice, shapes (y, x).
-        classes: What the labels mean.
-
-    Raises:
-        ImageError: There is no sample.
-    """
-    _check_some(samples)
+def plot_samples(samples: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]], classes: ClassSet) -> Figure:
+    """Draws slices, each with its name, grey values and labels, shapes (y, x): the labels laid over them below."""
     columns = min(len(samples), 4)
     rows = [samples[start : start + columns] for start in range(0, len(samples), columns)]
-    shapes = [[grey.shape for _, grey, _ in row] for row in rows for _ in range(2)]
-    figure, panels = make_panels(shapes)
+    figure, panels = make_panels([[grey.shape for _, grey, _ in row] for row in rows for _ in range(2)])
     for above, below, row in zip(panels[::2], panels[1::2], rows, strict=True):
         for image, overlay, (name, grey, labels) in zip(above, below, row, strict=False):
-            display = to_display(grey)
-            image.imshow(display, cmap="gray", vmin=0, vmax=255)
+            show_grey(image, grey)
+            _show_classes(overlay, grey, labels, classes)
             image.set_title(name, loc="center", fontsize=10)
-            overlay.imshow(_overlay(display, labels, classes))
-            _write_ids(overlay, labels, classes)
             overlay.set_xlabel(_say_size(grey), fontsize=9)
     draw_legend(figure, _overlay_patches(classes, [labels for _, _, labels in samples]))
     return figure
@@ -113,27 +83,16 @@ def plot_samples(samples: Sequence[tuple[str, NDArray[Any], NDArray[Any]]], clas
 
 @matplotlib.rc_context(STYLE)
 def plot_augmentation(
-    before: tuple[NDArray[Any], NDArray[Any]], after: Sequence[tuple[NDArray[Any], NDArray[Any]]], classes: ClassSet
+    before: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    after: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
+    classes: ClassSet,
 ) -> Figure:
-    """Draws a patch and what augmentation makes of it, all with the same black and white.
-
-    Args:
-        before: Grey values and labels as they are, shapes (y, x).
-        after: The same patch augmented, any number of times.
-        classes: What the labels mean; pixels that augmentation invented have the ignore value.
-
-    Raises:
-        ImageError: Nothing is augmented.
-    """
-    _check_some(after)
+    """Draws grey values and labels, shapes (y, x), of a patch and of what augmentation makes of it."""
     pairs = [before, *after]
-    limits = (None, None) if before[0].dtype == np.uint8 else tuple(np.percentile(before[0], (0.5, 99.5)))
     figure, panels = make_panels([[grey.shape for grey, _ in pairs]] * 2)
     for column, (grey, labels) in enumerate(pairs):
-        display = to_display(grey, *limits)
-        panels[0][column].imshow(display, cmap="gray", vmin=0, vmax=255)
-        panels[1][column].imshow(_overlay(display, labels, classes))
-        _write_ids(panels[1][column], labels, classes)
+        show_grey(panels[0][column], grey)
+        _show_classes(panels[1][column], grey, labels, classes)
         panels[0][column].set_title("As it is" if column == 0 else f"Augmented {column}", loc="center")
     panels[0][0].set_ylabel("image")
     panels[1][0].set_ylabel("labels")
@@ -155,16 +114,28 @@ def make_panels(shapes: Sequence[Sequence[tuple[int, ...]]]) -> tuple[Figure, li
     return figure, [list(row) for row in panels]
 
 
-def paint_errors(grey: NDArray[Any], wrong: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def show_grey(axes: Axes, grey: NDArray[np.uint8]) -> None:
+    """Draws an image without stretching its values."""
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+
+
+def _show_classes(axes: Axes, grey: NDArray[np.uint8], labels: NDArray[Any], classes: ClassSet) -> None:
+    """Draws an image with classes over it, and if colours repeat the id of each where it is widest."""
+    axes.imshow(_hatch(classes.overlay(grey, labels, OPACITY), labels == classes.ignore))
+    for number in painted_ids(classes) if has_repeated_colours(classes) else ():
+        depth = distance_transform_edt(np.pad(labels == number, 1))[1:-1, 1:-1]
+        if depth.any():
+            y, x = map(int, np.unravel_index(depth.argmax(), depth.shape))
+            edge = [withStroke(linewidth=1.5, foreground="white")]
+            axes.text(x, y, str(number + classes.first_id), ha="center", va="center", fontsize=6.5, path_effects=edge)
+
+
+def paint_errors(grey: NDArray[np.uint8], wrong: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Returns a paled image, shape (y, x, 3), with the wrong pixels in one strong colour."""
-    pale = 255 - (255 - to_display(grey).astype(np.float32)) * 0.4
+    pale = 255 - (255 - grey.astype(np.float32)) * 0.4
     picture: NDArray[np.uint8] = np.repeat(pale[..., None], 3, -1).astype(np.uint8)
     picture[wrong] = WRONG
     return picture
-
-
-def _overlay(grey: NDArray[Any], labels: NDArray[Any], classes: ClassSet) -> NDArray[np.uint8]:
-    return _hatch(classes.overlay(to_display(grey), labels, OPACITY), labels == classes.ignore)
 
 
 def _hatch(picture: NDArray[np.uint8], where: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -176,39 +147,17 @@ def _hatch(picture: NDArray[np.uint8], where: NDArray[np.bool_]) -> NDArray[np.u
     return striped
 
 
-def _write_ids(axes: Axes, labels: NDArray[Any], classes: ClassSet) -> None:
-    """Writes the id of each class where it is widest, for colours alone do not tell many classes apart."""
-    if not has_repeated_colours(classes):
-        return
-    for number in painted_ids(classes):
-        depth = distance_transform_edt(np.pad(labels == number, 1))[1:-1, 1:-1]
-        if depth.any():
-            y, x = np.unravel_index(depth.argmax(), depth.shape)
-            edge = [withStroke(linewidth=1.5, foreground="white")]
-            axes.text(
-                int(x), int(y), str(number + classes.first_id), ha="center", va="center", fontsize=6.5, path_effects=edge
-            )
-
-
 def _overlay_patches(classes: ClassSet, labels: Sequence[NDArray[Any]]) -> list[Patch]:
     """Returns what the legend of overlays says: what they paint, and of many classes only those shown."""
     shown = np.unique(np.concatenate([np.unique(plane) for plane in labels]))
     many = has_repeated_colours(classes)
-    patches = class_patches(classes)
-    patches = [patches[number] for number in painted_ids(classes) if number in shown or not many]
+    names, colours = label_classes(classes), bar_colours(classes)
+    patches = [Patch(color=colours[i], label=names[i]) for i in painted_ids(classes) if i in shown or not many]
     if classes.ignore in shown:
-        patches.append(
-            Patch(
-                facecolor=unit((STRIPES[1], STRIPES[1], STRIPES[1])), edgecolor=MID_GREY, hatch="////", label="not labelled"
-            )
-        )
+        pale = unit((STRIPES[1], STRIPES[1], STRIPES[1]))
+        patches.append(Patch(facecolor=pale, edgecolor=MID_GREY, hatch="////", label="not labelled"))
     return patches
 
 
 def _say_size(grey: NDArray[Any]) -> str:
     return f"{grey.shape[0]} × {grey.shape[1]} pixels (height × width)"
-
-
-def _check_some(items: Sequence[object]) -> None:
-    if not items:
-        raise ImageError("found no image to draw; expected at least one.")

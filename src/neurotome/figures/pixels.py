@@ -10,10 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from neurotome.errors import ImageError
-from neurotome.figures.pictures import make_panels, paint_errors
+from neurotome.classes import ClassSet
+from neurotome.figures.pictures import Example, make_panels, paint_errors, show_grey
 from neurotome.figures.style import INK, STYLE
-from neurotome.volume import to_display
 
 MOST_BARS = 25
 """Features that are drawn; the table has all."""
@@ -21,58 +20,42 @@ MOST_BARS = 25
 
 @matplotlib.rc_context(STYLE)
 def plot_importance(importance: Mapping[str, Any]) -> Figure:
-    """Draws how much macro F1 falls when each feature is shuffled, the most important first, with its standard deviation.
-
-    Args:
-        importance: The content of `importance.json`.
-    """
+    """Draws how much macro F1 falls when each feature is shuffled, from the content of `importance.json`."""
     shown = importance["features"][:MOST_BARS]
     figure = Figure(figsize=(6.4, 1.3 + 0.22 * len(shown)))
     axes = figure.subplots()
     places = np.arange(len(shown))[::-1]
-    axes.barh(
-        places,
-        [feature["drop"] for feature in shown],
-        xerr=[feature["std"] for feature in shown],
-        color=(0.2, 0.4, 0.6),
-        ecolor=INK,
-    )
-    axes.set_yticks(places, [feature["name"] for feature in shown])
+    names, drops, stds = ([feature[key] for feature in shown] for key in ("name", "drop", "std"))
+    axes.barh(places, drops, xerr=stds, color=(0.2, 0.4, 0.6), ecolor=INK)
+    axes.set_yticks(places, names)
     axes.tick_params(axis="y", length=0)
     axes.grid(True, axis="x")
     more = len(importance["features"]) - len(shown)
     axes.set(
         ylim=(-0.6, len(shown) - 0.4),
         xlabel=f"fall of macro F1 (from {importance['macro_f1']:.3f}) when the feature is shuffled",
-        title=f"Permutation importance, split {importance['split']}"
-        + (f"; {more} less important not shown" if more else ""),
+        title=f"Permutation importance, split {importance['split']}{f'; {more} less important not shown' if more else ''}",
     )
     return figure
 
 
 @matplotlib.rc_context(STYLE)
-def plot_uncertainty(
-    examples: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.uint8]]], classes: int
-) -> Figure:
+def plot_uncertainty(examples: Sequence[tuple[Example, NDArray[np.uint8]]], classes: ClassSet) -> Figure:
     """Draws a row per example: image, how unsure the classifier is, and where it is wrong.
 
     Args:
-        examples: Name, grey values, labelled pixels, those of them that are wrong, and uncertainty: 1 - the probability of
-            the chosen class, times 255. Shapes (y, x).
-        classes: How many there are; with all equally likely the uncertainty is 1 - 1 / classes.
-
-    Raises:
-        ImageError: There is no example.
+        examples: Slices with their uncertainty: 1 - the probability of the chosen class, times 255; shape (y, x).
+        classes: What the labels mean; with all equally likely the uncertainty is 1 - 1 / their number.
     """
-    if not examples:
-        raise ImageError("found no image to draw; expected at least one.")
-    figure, panels = make_panels([[grey.shape] * 3 for _, grey, *_ in examples])
+    figure, panels = make_panels([[example.grey.shape] * 3 for example, _ in examples])
     figure.set_figheight(figure.get_figheight() + 0.3 + 0.35 * len(examples))  # for the colour bar and the words below rows
     shades = matplotlib.colormaps["cividis"]  # made to look alike with and without colour vision
-    for row, (name, grey, labelled, wrong, uncertainty) in zip(panels, examples, strict=True):
-        row[0].imshow(to_display(grey), cmap="gray", vmin=0, vmax=255)
+    for row, ((name, grey, truth, predicted), uncertainty) in zip(panels, examples, strict=True):
+        labelled = truth != classes.ignore
+        wrong = labelled & (truth != predicted)
+        show_grey(row[0], grey)
         row[0].set_ylabel(name, fontsize=9)
-        image = row[1].imshow(uncertainty / 255, cmap=shades, vmin=0, vmax=1 - 1 / classes)
+        image = row[1].imshow(uncertainty / 255, cmap=shades, vmin=0, vmax=1 - 1 / len(classes))
         row[2].imshow(paint_errors(grey, wrong))
         row[2].set_xlabel(_say_share(labelled, wrong, uncertainty), fontsize=9)
     for axes, title in zip(panels[0], ("Image", "Uncertainty", "Errors"), strict=True):

@@ -14,12 +14,10 @@ import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font, get_font_names
-from matplotlib.patches import Patch
 from matplotlib.textpath import TextPath
 
 from neurotome.atomic import atomic_path
 from neurotome.classes import ClassSet
-from neurotome.errors import SettingsError
 
 Rgb = tuple[float, float, float]
 
@@ -62,13 +60,7 @@ STYLE: dict[Any, Any] = {
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG with 150 dots per inch, whole or not at all.
-
-    Raises:
-        SettingsError: `path` does not end in .png.
-    """
-    if path.suffix.lower() != ".png":
-        raise SettingsError(f"{path}: figures are written as PNG; expected a name that ends in .png.")
+    """Writes a figure as PNG with 150 dots per inch, whole or not at all."""
     # without the version of matplotlib in it, the same figure is the same file
     with atomic_path(path) as temporary, matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # what else than classes is named in a script that the fonts lack is drawn as boxes; the page has it in letters
@@ -83,10 +75,7 @@ def bar_colours(classes: ClassSet) -> list[Rgb]:
 
 def line_colours(classes: ClassSet) -> list[Rgb]:
     """Returns the class colours a little darker: thin lines of the light ones would be lost on white."""
-    return [
-        colour if colour == MID_GREY else (0.85 * colour[0], 0.85 * colour[1], 0.85 * colour[2])
-        for colour in bar_colours(classes)
-    ]
+    return [(r, g, b) if (r, g, b) == MID_GREY else (0.85 * r, 0.85 * g, 0.85 * b) for r, g, b in bar_colours(classes)]
 
 
 def painted_ids(classes: ClassSet) -> range:
@@ -96,12 +85,11 @@ def painted_ids(classes: ClassSet) -> range:
 
 def unit(colour: tuple[int, int, int]) -> Rgb:
     """Returns a colour of 0..255 as matplotlib has it, 0..1."""
-    red, green, blue = colour
-    return red / 255, green / 255, blue / 255
+    return colour[0] / 255, colour[1] / 255, colour[2] / 255
 
 
 def label_classes(classes: ClassSet) -> list[str]:
-    """Returns what figures call the classes: their names, or what stands for those that cannot be told apart in a picture.
+    """Returns what figures call the classes: their names, or what tells them apart in a picture.
 
     Where colours repeat, every name has its id before it, as have names that are too long to be written out. A name with a
     letter that no font has is `class` with its id.
@@ -110,12 +98,10 @@ def label_classes(classes: ClassSet) -> list[str]:
     labels = []
     for number, name in enumerate(classes.names, classes.first_id):
         text = " ".join(name.split())
-        if not can_spell(text):
-            labels.append(f"class {number}")
-            continue
         if len(text) > LONGEST_LABEL:
             text = f"{text[: LONGEST_LABEL - 12].rstrip()}…{text[-11:].lstrip()}"
-        labels.append(f"{number} {text}" if repeated or text != name else name)
+        label = f"{number} {text}" if repeated or text != name else name
+        labels.append(label if can_spell(name) else f"class {number}")
     return labels
 
 
@@ -126,10 +112,8 @@ def has_repeated_colours(classes: ClassSet) -> bool:
 
 def line_styles(classes: ClassSet) -> list[Any]:
     """Returns how the line of each class is dashed, so that classes of one colour differ."""
-    styles: list[Any] = []
-    for number, colour in enumerate(classes.colours):
-        styles.append(LINE_STYLES[classes.colours[:number].count(colour) % len(LINE_STYLES)])
-    return styles
+    earlier = [classes.colours[:number].count(colour) for number, colour in enumerate(classes.colours)]
+    return [LINE_STYLES[count % len(LINE_STYLES)] for count in earlier]
 
 
 def say_title(dataset: str, split: str) -> str:
@@ -147,12 +131,6 @@ def _has_letter(letter: str) -> bool:
     return any(get_font(findfont(name)).get_char_index(ord(letter)) for name in FONTS)
 
 
-def class_patches(classes: ClassSet) -> list[Patch]:
-    """Returns what the legend says of each class."""
-    labels = zip(label_classes(classes), bar_colours(classes), strict=True)
-    return [Patch(color=colour, label=label) for label, colour in labels]
-
-
 def draw_legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """Puts a legend below, in as many columns of the longest name as fit; the figure grows by all lines but the first."""
     letters = STYLE["font.size"]
@@ -161,20 +139,7 @@ def draw_legend(figure: Figure, handles: Sequence[Artist]) -> None:
         handle.set_label("\n".join(textwrap.wrap(str(handle.get_label()), int(across / (0.62 * letters)) - 5)))
     lines = [line for handle in handles for line in str(handle.get_label()).splitlines()]
     # a patch, the gap after it and the gap between columns are 4.8 letters wide
-    points = 4.8 * letters + max(TextPath((0, 0), line, size=letters).get_extents().width for line in lines)
+    points = 4.8 * letters + max(TextPath((0, 0), line, size=letters).vertices[:, 0].max(initial=0) for line in lines)
     rows = math.ceil(len(handles) / max(1, int(across / points)))
     figure.set_figheight(figure.get_figheight() + 0.21 * (rows - 1 + len(lines) - len(handles)))
     figure.legend(handles=list(handles), loc="outside lower center", ncols=math.ceil(len(handles) / rows))
-
-
-def check_classes(names: Sequence[str], classes: ClassSet) -> None:
-    """Checks that values belong to the classes they are drawn with.
-
-    Raises:
-        SettingsError: Names differ, or their order.
-    """
-    if list(names) != list(classes.names):
-        raise SettingsError(
-            f"found values of the classes {', '.join(names)}; expected {', '.join(classes.names)}. Draw them with the "
-            "ClassSet they were made with."
-        )

@@ -29,19 +29,17 @@ def plot_training(rows: Sequence[Mapping[str, float | None]], classes: ClassSet)
         classes: Whose F1 to draw.
 
     Raises:
-        RunError: There is no row.
+        RunError: A column is missing.
     """
-    if not rows:
-        raise RunError("found no epoch in the metrics; expected at least one. Train for an epoch before drawing.")
     steps = _column(rows, "step")
     macro = _column(rows, "val_macro_f1")
     figure = Figure(figsize=(12, 4))
     left, middle, right = figure.subplots(1, 3, width_ratios=(5, 5, 3))
 
-    losses = {"train_loss": ("training", MID_GREY), "val_loss": ("validation", INK)}
-    for key, (label, colour) in losses.items():
-        _draw_line(left, steps, _column(rows, key), colour, label)
-    _choose_scale(left, np.concatenate([_column(rows, key) for key in losses]))
+    losses = [_column(rows, key) for key in ("train_loss", "val_loss")]
+    for values, label, colour in zip(losses, ("training", "validation"), (MID_GREY, INK), strict=True):
+        _draw_line(left, steps, values, colour, label)
+    _choose_scale(left, np.concatenate(losses))
     left.set(title="Loss", ylabel=f"loss{' (logarithmic)' if left.get_yscale() == 'log' else ''}")
     left.legend()
 

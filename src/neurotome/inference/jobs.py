@@ -25,18 +25,18 @@ class Job:
     files: Mapping[Output, Path]
 
 
-def list_sources(source: Path, target: Path) -> tuple[list[tuple[Path, Path]], Path]:
-    """Returns every image with its label file, and the legend: of the image named, or of those of a folder.
+Pairs = list[tuple[Path | Volume, Path]]
+"""Images and their label files."""
 
-    Raises:
-        ImageError: There is no image, or two of one name.
-        RunError: The input is a folder and the output a file.
-    """
-    if not split_inner(source)[0].exists():
+
+def list_sources(source: Path | Volume, target: Path) -> tuple[Pairs, Path]:
+    """Returns the image named, or those of a folder, each with its label file, and where a legend goes."""
+    if isinstance(source, Path) and not split_inner(source)[0].exists():
         raise ImageError(f"{source}: no such file or folder; expected an image, a stack or a folder of them.")
-    if not source.is_dir() or is_zarr(source) or find_suffix(source).endswith(".zarr"):
-        labels = target / _name_labels(source) if target.is_dir() and not is_zarr(target) else target
-        return [(source, labels)], name_beside(labels, "legend", ".png")
+    if isinstance(source, Volume) or not source.is_dir() or is_zarr(source) or find_suffix(source).endswith(".zarr"):
+        if isinstance(source, Path) and target.is_dir() and not is_zarr(target):
+            target = target / _name_labels(source)
+        return [(source, target)], _name_beside(target, "legend", ".png")
     if find_suffix(target).endswith(SUFFIXES):
         raise RunError(f"{target}: the input is a folder, so the output must be a folder too.")
     images = list_images(source)
@@ -49,26 +49,10 @@ def list_sources(source: Path, target: Path) -> tuple[list[tuple[Path, Path]], P
     return [(image, target / _name_labels(image)) for image in images], target / "legend.png"
 
 
-def plan_jobs(
-    pairs: Sequence[tuple[Path, Path]] | Sequence[tuple[Volume, Path]],
-    legend: Path,
-    beside: Sequence[Output],
-    existing: Existing,
-) -> tuple[list[Job], Path | None]:
-    """Checks every file that will be written, label files and those beside them.
+def plan_jobs(pairs: Pairs, legend: Path, beside: Sequence[Output], existing: Existing) -> tuple[list[Job], Path | None]:
+    """Checks every file that will be written, label files and those `beside` them; with overlays goes a legend.
 
-    Args:
-        pairs: Images and their label files.
-        legend: Where the overlays' legend goes.
-        beside: What is asked for beside labels; with overlays goes a legend.
-        beside: What is asked for beside labels; with overlays goes a legend.
-        existing: What to do about files that are there.
-
-    Returns:
-        A job for every image for which something is to be written, and the legend if it is.
-
-    Raises:
-        RunError: As for `plan_outputs`, or labels cannot be written in the format that a suffix names.
+    Returns a job for every image for which something is to be written, and the legend if it is.
     """
     jobs = []
     for source, labels in pairs:
@@ -76,7 +60,7 @@ def plan_jobs(
             raise RunError(f"{labels}: cannot write labels as {labels.suffix!r}; expected {', '.join(OUTPUT_SUFFIXES)}.")
         suffix = ".png" if labels.suffix.lower() == ".png" else ".tif"
         files: dict[Output, Path] = {"labels": labels}
-        files |= {kind: name_beside(labels, kind, suffix) for kind in beside}
+        files |= {kind: _name_beside(labels, kind, suffix) for kind in beside}
         jobs.append(Job(source, files))
     outputs = [path for job in jobs for path in job.files.values()] + [legend] * ("overlay" in beside)
     inputs = [split_inner(source)[0] for source, _ in pairs if isinstance(source, Path)]
@@ -85,8 +69,7 @@ def plan_jobs(
     return [job for job in jobs if job.files], legend if legend in written else None
 
 
-def name_beside(labels: Path, what: str, suffix: str) -> Path:
-    """Returns the name of a file beside a label file."""
+def _name_beside(labels: Path, what: str, suffix: str) -> Path:
     return labels.with_name(f"{name_image(labels)}_{what}{suffix}")
 
 

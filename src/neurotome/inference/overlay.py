@@ -14,9 +14,6 @@ from neurotome.classes import ClassSet
 from neurotome.normalize import sample_grey
 from neurotome.volume import Volume, to_display
 
-SAMPLE = 1 << 20
-"""Voxels, evenly spread over the volume, from which the display range of an image that is not 8-bit is measured."""
-
 ROW = 28
 """Height of a line of the legend in pixels."""
 
@@ -25,17 +22,11 @@ class Painter:
     """Paints classes over the slices of a volume, all in the same display range."""
 
     def __init__(self, volume: Volume, classes: ClassSet, shown: Sequence[int]) -> None:
-        """Measures the display range, percentiles 0.5 to 99.5 of `SAMPLE` voxels; 8-bit images are shown as they are.
-
-        Args:
-            volume: The image; may be lazy.
-            classes: Names and colours.
-            shown: Ids of the classes to paint.
-        """
+        """Measures the display range, percentiles 0.5 to 99.5 of a sample; 8-bit images are shown as they are."""
         self.volume, self.classes, self.shown = volume, classes, shown
         self.low = self.high = None
         if volume.data.dtype != np.uint8:
-            self.low, self.high = (float(v) for v in np.percentile(sample_grey(volume.data, SAMPLE), (0.5, 99.5)))
+            self.low, self.high = (float(v) for v in np.percentile(sample_grey(volume.data), (0.5, 99.5)))
 
     def paint(self, z: int, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Returns slice `z` with its labels, shape (y, x), laid over it: uint8, shape (y, x, 3)."""

@@ -6,28 +6,23 @@ import dataclasses
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
 
-from neurotome.classes import ClassSet, Palette
+from neurotome.classes import Palette
 from neurotome.errors import ImageError, SettingsError
-from neurotome.inference.jobs import Job, Output, list_sources, name_beside, plan_jobs
+from neurotome.inference.jobs import Job, Output, list_sources, plan_jobs
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.opening import check_grey, looks_like_colours, open_volume
 from neurotome.outputs import Existing
 from neurotome.predictor import Predictor
 from neurotome.progress import Progress
 from neurotome.volume import Volume
-
-if TYPE_CHECKING:
-    from neurotome.inference.slices import LabelledSlice
 
 MOST_LISTED = 20
 """Images of a folder that could not be predicted and are listed with their reasons."""
@@ -101,27 +96,17 @@ def predict(
         SettingsError: A setting is out of range.
     """
     _check_settings(settings)
-    asked: dict[Output, bool] = {"confidence": settings.confidence, "overlay": settings.overlay}
-    beside = [kind for kind, wanted in asked.items() if wanted]
-    plan = partial(plan_jobs, beside=beside, existing=settings.existing)
-    if isinstance(input, (str, Path)):
-        if output is None:
-            raise SettingsError("no output named; expected a file, or a folder where the input is one.")
-        jobs, legend = plan(*list_sources(Path(input), Path(output)))
-    elif output is not None:
-        array = wrap_array(input, settings)
-        jobs, legend = plan([(array, Path(output))], name_beside(Path(output), "legend", ".png"))
-        jobs = jobs or [Job(array, {})]
-    elif beside:
-        raise SettingsError("overlay and confidence are files beside an output: name one, or use predict_probs.")
-    else:
-        jobs, legend = [Job(wrap_array(input, settings), {})], None
+    image = Path(input) if isinstance(input, (str, Path)) else _open(input, settings)
+    jobs, legend = _plan(image, output, settings)
     if not jobs and legend is None:
         return []
+    from neurotome.inference.overlay import Painter, write_legend
+    from neurotome.inference.slices import label_slices, predict_slices
     from neurotome.load import load_predictor
 
     predictor = load_predictor(Path(model), settings.device)
-    classes, shown = _choose_shown(predictor, settings)
+    classes = predictor.classes.with_palette(settings.palette)
+    shown = [classes.index(name) for name in settings.show] or list(range(1 - classes.first_id, len(classes)))
     failures: list[str] = []
     noted = False
     for number, job in enumerate(jobs, start=1):
@@ -129,18 +114,21 @@ def predict(
             volume = job.source if isinstance(job.source, Volume) else _open(job.source, settings)
             noted = noted or _note_unknown_size(volume, predictor.voxel_size_um)
             title = f"predicting {volume.name}" + (f" ({number} of {len(jobs)})" if len(jobs) > 1 else "")
-            slices = _label(predictor, volume, job, settings, title)
-            if not isinstance(input, (str, Path)):
-                labels = classes.to_stored(np.stack([labelled.labels for labelled in slices]).reshape(input.shape))
-            else:
+            progress = Progress(title, math.prod(volume.shape) / 1e6, "Mpixel")
+            prepared = _prepare(predictor, volume, settings)
+            probs = predict_slices(predictor, prepared, tile=settings.tile, halo=settings.halo, on_progress=progress.update)
+            painter = Painter(volume, classes, shown) if "overlay" in job.files else None
+            slices = label_slices(probs, job.files, volume, classes, painter)
+            if isinstance(input, (str, Path)):
                 deque(slices, maxlen=0)
+            else:
+                labels = classes.to_stored(np.stack(list(slices)).reshape(input.shape))
+            progress.finish(str(job.files.get("labels", "")))
         except ImageError as error:
             if len(jobs) == 1:
                 raise
             failures.append(str(error))
     if legend is not None:
-        from neurotome.inference.overlay import write_legend
-
         write_legend(legend, classes, shown)
     if failures:
         listed = "\n".join(failures[:MOST_LISTED] + ["..."] * (len(failures) > MOST_LISTED))
@@ -171,49 +159,40 @@ def predict_probs(
     from neurotome.load import load_predictor
 
     _check_settings(settings)
-    volume = _open(Path(image), settings) if isinstance(image, (str, Path)) else wrap_array(image, settings)
+    volume = _open(image, settings)
     predictor = load_predictor(Path(model), settings.device) if isinstance(model, (str, Path)) else model
     volume = _prepare(predictor, volume, settings)
     return np.stack(list(predict_slices(predictor, volume, tile=settings.tile, halo=settings.halo)), axis=1)
 
 
-def _label(predictor: Predictor, volume: Volume, job: Job, settings: PredictSettings, title: str) -> Iterator[LabelledSlice]:
-    """Yields labelled slices and writes the files of a job meanwhile."""
-    from neurotome.inference.overlay import Painter
-    from neurotome.inference.slices import label_slices, write_slices
-
-    classes, shown = _choose_shown(predictor, settings)
-    progress = Progress(title, math.prod(volume.shape) / 1e6, "Mpixel")
-    prepared = _prepare(predictor, volume, settings)
-    slices = label_slices(predictor, prepared, tile=settings.tile, halo=settings.halo, on_progress=progress.update)
-    painter = Painter(volume, classes, shown) if "overlay" in job.files else None
-    yield from write_slices(slices, job.files, volume, classes, painter)
-    progress.finish(str(job.files.get("labels", "")))
-
-
-def _choose_shown(predictor: Predictor, settings: PredictSettings) -> tuple[ClassSet, list[int]]:
-    """Returns the classes in the colours that were asked for, and the ids of those that an overlay shows."""
-    classes = predictor.classes.with_palette(settings.palette)
-    return classes, [classes.index(name) for name in settings.show] or list(range(1 - classes.first_id, len(classes)))
+def _plan(image: Path | Volume, output: str | Path | None, settings: PredictSettings) -> tuple[list[Job], Path | None]:
+    """Returns what is to be predicted, with the files to write, and the legend if there is one to write."""
+    wanted: dict[Output, bool] = {"confidence": settings.confidence, "overlay": settings.overlay}
+    beside = [kind for kind, is_wanted in wanted.items() if is_wanted]
+    if output is None and (isinstance(image, Path) or beside):
+        raise SettingsError(
+            "no output named; expected a file, or a folder where the input is one. Overlay and confidence are files beside "
+            "an output; for an array without one use predict_probs."
+        )
+    plain = [Job(image, {})] if isinstance(image, Volume) else []
+    if output is None:
+        return plain, None
+    jobs, legend = plan_jobs(*list_sources(image, Path(output)), beside, settings.existing)
+    return jobs or plain, legend
 
 
-def wrap_array(array: NDArray[Any], settings: PredictSettings = PredictSettings()) -> Volume:
-    """Returns an array (y, x) or (z, y, x) as a volume, checked as a file would be."""
-    if array.ndim not in (2, 3) or looks_like_colours(array.shape):
-        raise ImageError(f"the array: shape {array.shape}; expected (y, x) or (z, y, x), grey values without colours.")
-    data = array if array.ndim == 3 else array[None]
-    check_grey(data, "the array")
-    return Volume(data, "array", _choose_size(settings))
-
-
-def _open(source: Path, settings: PredictSettings) -> Volume:
-    channel, time = (None if choice == "auto" else choice for choice in (settings.channel, settings.time))
-    return open_volume(source, channel=channel, time=time, voxel_size_um=_choose_size(settings))
-
-
-def _choose_size(settings: PredictSettings) -> tuple[float, float, float] | None:
+def _open(source: str | Path | NDArray[Any], settings: PredictSettings) -> Volume:
+    """Returns a file, or an array (y, x) or (z, y, x) checked as a file would be, as a volume."""
     edge = settings.voxel_size_um
-    return None if edge == "auto" else (edge, edge, edge)
+    size_um = None if edge == "auto" else (edge, edge, edge)
+    if isinstance(source, (str, Path)):
+        channel, time = (None if choice == "auto" else choice for choice in (settings.channel, settings.time))
+        return open_volume(Path(source), channel=channel, time=time, voxel_size_um=size_um)
+    if source.ndim not in (2, 3) or looks_like_colours(source.shape):
+        raise ImageError(f"the array: shape {source.shape}; expected (y, x) or (z, y, x), grey values without colours.")
+    data = source if source.ndim == 3 else source[None]
+    check_grey(data, "the array")
+    return Volume(data, "array", size_um)
 
 
 def _prepare(predictor: Predictor, volume: Volume, settings: PredictSettings) -> Volume:

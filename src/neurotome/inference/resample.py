@@ -19,23 +19,16 @@ MOST = 20.0
 
 
 def choose_shape(volume: Volume, expected_um: tuple[float, float, float] | None) -> tuple[int, int]:
-    """Returns the slices' shape (y, x) at a model's voxel size; their own if either size is not known or they are alike.
-
-    Args:
-        volume: What is predicted.
-        expected_um: The model's voxel size (z, y, x), None if not known.
-
-    Raises:
-        ImageError: The sizes differ so much that one of them must be wrong.
-    """
+    """Returns the slices' shape (y, x) at a model's voxel size; their own if either size is not known or they are alike."""
     height, width = volume.shape[1:]
     if volume.voxel_size_um is None or expected_um is None:
         return height, width
-    factors = [there / wanted for there, wanted in zip(volume.voxel_size_um[1:], expected_um[1:], strict=True)]
+    (_, own_y, own_x), (_, wanted_y, wanted_x) = volume.voxel_size_um, expected_um
+    factors = own_y / wanted_y, own_x / wanted_x
     if not all(1 / MOST <= factor <= MOST for factor in factors):
         raise ImageError(
-            f"{volume.path or volume.name}: voxel size {_show(volume.voxel_size_um)} um, but the model expects "
-            f"{_show(expected_um)} um (y x x), a factor of {max(factors, key=lambda f: abs(math.log(f))):.3g}; expected "
+            f"{volume.path or volume.name}: voxel size {own_y:.4g} x {own_x:.4g} um, but the model expects {wanted_y:.4g} x "
+            f"{wanted_x:.4g} um (y x x), a factor of {max(factors, key=lambda f: abs(math.log(f))):.3g}; expected "
             f"{1 / MOST:g} to {MOST:g}. Give the image's voxel size with --voxel-size-um."
         )
     if all(1 / SIZE_TOLERANCE <= factor <= SIZE_TOLERANCE for factor in factors):
@@ -44,14 +37,9 @@ def choose_shape(volume: Volume, expected_um: tuple[float, float, float] | None)
 
 
 def resize(planes: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Returns planes in another size: linear interpolation, and where they shrink, a triangle as wide as a new pixel.
+    """Returns planes (c, y, x) in another size: linear interpolation, and where they shrink, a triangle as wide as a pixel.
 
-    Args:
-        planes: Shape (c, y, x).
-        shape: New (y, x); the image's outer edges stay where they are.
-
-    Returns:
-        Shape (c, *shape). Weights are not negative and sum to 1, so constants stay and probabilities still sum to 1.
+    Weights are not negative and sum to 1, so constants stay and probabilities still sum to 1; the outer edges stay put.
     """
     if planes.shape[1:] == shape:
         return planes
@@ -73,7 +61,3 @@ def _weigh(old: int, new: int) -> csr_array:
     kept = weights > 0
     places = np.nonzero(kept)[0], taps[kept]
     return csr_array((weights[kept].astype(np.float32), places), shape=(new, old))
-
-
-def _show(size_um: tuple[float, float, float]) -> str:
-    return f"{size_um[1]:.4g} x {size_um[2]:.4g}"

@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,86 +21,13 @@ from neurotome.normalize import Scale
 from neurotome.predictor import TILE, Predictor, predict_slice
 from neurotome.volume import Volume
 
-Pixels = int | Literal["auto"]
-
-
-class LabelledSlice(NamedTuple):
-    """What is predicted for one slice.
-
-    Attributes:
-        z: Which slice.
-        labels: Class ids, uint8, shape (y, x).
-        confidence: The probability of the chosen class times 255, uint8, shape (y, x).
-    """
-
-    z: int
-    labels: NDArray[np.uint8]
-    confidence: NDArray[np.uint8]
-
-
-def label_slices(
-    predictor: Predictor,
-    volume: Volume,
-    *,
-    tile: Pixels = "auto",
-    halo: Pixels = "auto",
-    on_progress: Callable[[float], None] | None = None,
-) -> Iterator[LabelledSlice]:
-    """Labels a volume slice by slice, from the first to the last; arguments and errors as of `predict_slices`."""
-    for z, probs in enumerate(predict_slices(predictor, volume, tile=tile, halo=halo, on_progress=on_progress)):
-        yield LabelledSlice(z, probs.argmax(0).astype(np.uint8), (probs.max(0) * 255).round().astype(np.uint8))
-
-
-def write_slices(
-    slices: Iterable[LabelledSlice],
-    files: Mapping[Output, Path],
-    volume: Volume,
-    classes: ClassSet,
-    painter: Painter | None = None,
-) -> Iterator[LabelledSlice]:
-    """Writes slices into files while handing them on; the files appear when all slices were taken, labels last.
-
-    Args:
-        slices: Those of the volume, in their order.
-        files: `labels`, as the ids that the dataset has; `confidence`; `uncertainty`, 255 - confidence; `overlay`.
-        volume: What was predicted; the files get its voxel size.
-        classes: Names and colours of the labels.
-        painter: Paints the overlay.
-
-    Raises:
-        ImageError: A format cannot hold what is asked of it.
-    """
-    with contextlib.ExitStack() as stack:
-        sinks: dict[Output, Sink] = {}
-        for kind, path in files.items():
-            if kind == "labels":
-                sinks[kind] = stack.enter_context(create_labels(path, volume.shape, classes, volume))
-            else:
-                sinks[kind] = stack.enter_context(create_image(path, volume.shape, np.uint8, kind == "overlay", volume))
-        for labelled in slices:
-            z, labels, confidence = labelled
-            values = {"labels": labels, "confidence": confidence, "uncertainty": 255 - confidence}
-            if painter is not None:
-                values["overlay"] = painter.paint(z, labels)
-            for kind, sink in sinks.items():
-                sink.write((slice(z, z + 1), slice(None), slice(None)), values[kind][None])
-            yield labelled
-
-
-def predict_volume(
-    predictor: Predictor, volume: Volume, *, on_progress: Callable[[float], None] | None = None
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Returns labels and confidence of a whole volume, uint8, shape (z, y, x); see `label_slices`."""
-    slices = list(label_slices(predictor, volume, on_progress=on_progress))
-    return np.stack([one.labels for one in slices]), np.stack([one.confidence for one in slices])
-
 
 def predict_slices(
     predictor: Predictor,
     volume: Volume,
     *,
-    tile: Pixels = "auto",
-    halo: Pixels = "auto",
+    tile: int | Literal["auto"] = "auto",
+    halo: int | Literal["auto"] = "auto",
     on_progress: Callable[[float], None] | None = None,
 ) -> Iterator[NDArray[np.float32]]:
     """Predicts a volume slice by slice, at the predictor's voxel size if both sizes are known and differ.
@@ -141,6 +68,44 @@ def predict_slices(
             image = resize(image[:, :, :], shape)
         probs = predict_slice(predictor, image, edge, None if halo == "auto" else halo, count)
         yield resize(probs, volume.shape[1:])
+
+
+def label_slices(
+    probabilities: Iterable[NDArray[np.float32]],
+    files: Mapping[Output, Path],
+    volume: Volume,
+    classes: ClassSet,
+    painter: Painter | None = None,
+) -> Iterator[NDArray[np.uint8]]:
+    """Labels slices and writes files meanwhile, which appear when all slices were taken, labels last.
+
+    Args:
+        probabilities: Of the volume's slices, in their order, as `predict_slices` yields them.
+        files: `labels`, as the ids that the dataset has; `confidence`, the probability of the chosen class times 255;
+            `uncertainty`, 255 - confidence; `overlay`, by the painter.
+        volume: What was predicted; the files get its voxel size.
+        classes: Names and colours of the labels.
+        painter: Needed for an overlay.
+
+    Yields:
+        Class ids of every slice, uint8, shape (y, x).
+    """
+    with contextlib.ExitStack() as stack:
+        sinks: dict[Output, Sink] = {}
+        for kind, path in files.items():
+            if kind == "labels":
+                sinks[kind] = stack.enter_context(create_labels(path, volume.shape, classes, volume))
+            else:
+                sinks[kind] = stack.enter_context(create_image(path, volume.shape, np.uint8, kind == "overlay", volume))
+        for z, probs in enumerate(probabilities):
+            labels = probs.argmax(0).astype(np.uint8)
+            confidence = (probs.max(0) * 255).round().astype(np.uint8)
+            values = {"labels": labels, "confidence": confidence, "uncertainty": 255 - confidence}
+            if painter is not None:
+                values["overlay"] = painter.paint(z, labels)
+            for kind, sink in sinks.items():
+                sink.append(values[kind][None])
+            yield labels
 
 
 def _open_context(volume: Volume, z: int, slices: int, scale: Scale) -> LazyArray:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import ImageError
-from neurotome.io.lazy_array import Place
+from neurotome.io.lazy_array import LazyArray, Place
 
 NAMES = {"c": "channel", "t": "time"}
 
@@ -22,13 +23,7 @@ class Choice(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How an array with named axes is read as (z, y, x).
-
-    Attributes:
-        axes: One small letter per axis.
-        shape: Of the stored array.
-        fixed: Axis -> its index, for all but z, y and x.
-    """
+    """How an array with named axes, a small letter each, is read as (z, y, x); `fixed` has the index of the other axes."""
 
     axes: str
     shape: tuple[int, ...]
@@ -48,8 +43,12 @@ class Layout(NamedTuple):
         voxels = voxels.transpose([kept.index(axis) for axis in "zyx" if axis in kept])
         return voxels if "z" in kept else voxels[None]
 
+    def wrap(self, path: Path, array: Any, dtype: Any = None) -> LazyArray:
+        """Returns the stored array as (z, y, x), read on demand."""
+        return LazyArray(path, self.shape_zyx, dtype or array.dtype, lambda place: self.read(array, place))
 
-def choose_axes(where: str, axes: str, shape: Sequence[int], choice: Choice, channels: Sequence[str] = ()) -> Layout:
+
+def choose_axes(where: Any, axes: str, shape: Sequence[int], choice: Choice, channels: Sequence[str] = ()) -> Layout:
     """Finds z, y and x among the axes of an array, and fixes the others.
 
     Args:
@@ -63,28 +62,26 @@ def choose_axes(where: str, axes: str, shape: Sequence[int], choice: Choice, cha
         ImageError: There is no y or x, a channel or time must be chosen or is not there, or there is an unknown axis.
     """
     axes = axes.lower()
+    has = f"{where}: found axes {axes.upper()} of shape {tuple(shape)}"
     if len(axes) != len(shape) or len(set(axes)) != len(axes) or not {"y", "x"} <= set(axes):
-        raise ImageError(f"{where}: found axes {axes.upper()} of shape {tuple(shape)}; expected y and x, once each.")
+        raise ImageError(f"{has}; expected y and x, once each.")
+    sizes = {"c": 1, "t": 1, **dict(zip(axes, shape, strict=True))}
     fixed = {}
-    for axis, size in zip(axes, shape, strict=True):
-        if axis in "zyx":
-            continue
+    for axis in sorted(set(sizes) - set("zyx")):
+        size = sizes[axis]
         asked = {"c": choice.channel, "t": choice.time}.get(axis)
         if asked is None and size != 1:
             if axis not in NAMES:
                 raise ImageError(
-                    f"{where}: found axes {axes.upper()} of shape {tuple(shape)}; expected one slice (y, x) or one stack "
-                    "(z, y, x). Mark the remaining axis as z (tifffile: metadata={'axes': 'ZYX'}; Fiji: Image > Properties)."
+                    f"{has}; expected one slice (y, x) or one stack (z, y, x). Mark the remaining axis as z (tifffile: "
+                    "metadata={'axes': 'ZYX'}; Fiji: Image > Properties)."
                 )
             listed = f" ({', '.join(f'{i}: {name}' for i, name in enumerate(channels))})" if axis == "c" and channels else ""
             raise ImageError(
-                f"{where}: found axes {axes.upper()} of shape {tuple(shape)}, {size} {NAMES[axis]}s{listed}; expected one. "
-                f"Choose with {NAMES[axis]}=0..{size - 1}, or save them as separate files."
+                f"{has}, {size} {NAMES[axis]}s{listed}; expected one. Choose with {NAMES[axis]}=0..{size - 1}, or save them "
+                "as separate files."
             )
         if asked is not None and not 0 <= asked < size:
             raise ImageError(f"{where}: {NAMES[axis]} {asked} asked for; there are {size}, 0..{size - 1}.")
         fixed[axis] = asked or 0
-    for axis, asked in (("c", choice.channel), ("t", choice.time)):
-        if asked and axis not in axes:
-            raise ImageError(f"{where}: {NAMES[axis]} {asked} asked for; the file has one {NAMES[axis]}, 0.")
     return Layout(axes, tuple(int(size) for size in shape), fixed)

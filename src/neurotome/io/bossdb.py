@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from numpy.typing import NDArray
 
 from neurotome.errors import FetchError, SettingsError
 from neurotome.io.bossdb_answers import BLOSC_HEADER, PassingError, decode_blosc, read_json, read_retry_after
+from neurotome.io.calibration import find_unit
+from neurotome.io.lazy_array import Place, Size
 
 if TYPE_CHECKING:
     import httpx2
@@ -36,10 +39,17 @@ PUBLIC_TOKEN = "public"  # BossDB's own word for whoever has no account
 
 LONGEST_WAIT_S = 60.0
 SLOWEST_BYTES_PER_S = 1000.0  # an answer that only drips holds a worker for hours without ever timing out
+BETWEEN_NOTES_S = 5.0  # a host that is down affects all workers
 
 LARGEST_JSON = 1 << 20
 
-UNITS_UM = {"nanometers": 1e-3, "micrometers": 1.0, "millimeters": 1e3, "centimeters": 1e4}
+REMEDIES = {
+    400: "The range may lie outside the coordinate frame; check --range.",
+    401: "The token is not accepted; set BOSSDB_TOKEN to yours, or unset it for public data.",
+    403: "This channel is not open to this token; set BOSSDB_TOKEN in the environment to one that may read it.",
+    404: "Check the address: bossdb://collection/experiment/channel.",
+    413: "Ask for smaller blocks: give the same command with a smaller --request-mvoxel (for example 1).",
+}
 
 
 @dataclass(frozen=True)
@@ -69,12 +79,7 @@ class Connection:
 
 
 class Box(NamedTuple):
-    """Voxels of a channel.
-
-    Attributes:
-        start: First voxel (z, y, x).
-        stop: One past the last voxel (z, y, x).
-    """
+    """Voxels of a channel: the first one (z, y, x), and one past the last."""
 
     start: tuple[int, int, int]
     stop: tuple[int, int, int]
@@ -85,7 +90,7 @@ class Box(NamedTuple):
         z, y, x = (a + size for a, size in zip(start, shape, strict=True))
         return cls(start, (z, y, x))
 
-    def cut(self, index: tuple[slice, slice, slice]) -> Box:
+    def cut(self, index: Place) -> Box:
         """Returns the part of the box at an index of it."""
         z, y, x = (a + part.start for a, part in zip(self.start, index, strict=True))
         return Box.at((z, y, x), [part.stop - part.start for part in index])
@@ -101,39 +106,11 @@ class Box(NamedTuple):
         return ",".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True))
 
 
-@dataclass(frozen=True)
-class Channel:
-    """An image or annotation of BossDB.
+class Channel(NamedTuple):
+    """An image or annotation of BossDB: its address, and the dtype of its voxels."""
 
-    Attributes:
-        collection: First part of the address.
-        experiment: Second part.
-        name: Third part.
-        dtype: Of its voxels.
-    """
-
-    collection: str
-    experiment: str
-    name: str
+    uri: str
     dtype: np.dtype[Any]
-
-    @property
-    def uri(self) -> str:
-        """Address of the channel."""
-        return f"bossdb://{self.collection}/{self.experiment}/{self.name}"
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The coordinate frame of an experiment.
-
-    Attributes:
-        bounds: All its voxels; padding may be among them.
-        voxel_size_um: Edge lengths (z, y, x) as the server has them, which are not always right; None if it has none.
-    """
-
-    bounds: Box
-    voxel_size_um: tuple[float, float, float] | None
 
 
 class StoppedError(Exception):
@@ -141,11 +118,7 @@ class StoppedError(Exception):
 
 
 def parse_uri(uri: str) -> tuple[str, str, str]:
-    """Returns collection, experiment and channel of `bossdb://collection/experiment/channel`.
-
-    Raises:
-        SettingsError: It is no such address.
-    """
+    """Returns collection, experiment and channel of `bossdb://collection/experiment/channel`, or raises a SettingsError."""
     parts = re.fullmatch(r"bossdb://([\w.~-]+)/([\w.~-]+)/([\w.~-]+)/?", uri)
     if parts is None or any(part.strip(".") == "" for part in parts.groups()):
         raise SettingsError(
@@ -162,15 +135,12 @@ class BossDB:
         retries: How often something was asked again.
     """
 
-    def __init__(
-        self, connection: Connection, token: str = PUBLIC_TOKEN, tell: Callable[[str], None] = lambda _: None
-    ) -> None:
+    def __init__(self, connection: Connection, token: str = PUBLIC_TOKEN) -> None:
         """Checks the settings; nothing is asked yet.
 
         Args:
             connection: How to ask.
             token: Proves who asks; never shown or stored.
-            tell: Is called with a sentence whenever something is asked again.
 
         Raises:
             SettingsError: A setting is out of range, or the token is no token.
@@ -183,8 +153,8 @@ class BossDB:
                 "BOSSDB_TOKEN holds spaces, line breaks or letters beyond ASCII; expected the token as BossDB shows it. "
                 "Copy it again, or unset it for public data."
             )
-        self.connection, self.tell, self.retries = connection, tell, 0
-        self._token = token
+        self.connection, self.retries = connection, 0
+        self._token, self._noted = token, -BETWEEN_NOTES_S
         self._stop = threading.Event()
         self._client = httpx2.Client(
             base_url=f"{connection.protocol}://{connection.host}/v1",
@@ -211,32 +181,35 @@ class BossDB:
             FetchError: It is not there, not allowed, or does not answer.
         """
         collection, experiment, name = parse_uri(uri)
-        answer = self._get_json(f"/collection/{collection}/experiment/{experiment}/channel/{name}", uri)
-        datatype = answer.get("datatype")
-        if not isinstance(datatype, str) or datatype not in ("uint8", "uint16", "uint32", "uint64"):
+        datatype = self._get_json(f"/collection/{collection}/experiment/{experiment}/channel/{name}", uri).get("datatype")
+        if datatype not in ("uint8", "uint16", "uint32", "uint64"):
             raise FetchError(f"{uri}: the server calls its datatype {datatype!r}; expected uint8, uint16, uint32 or uint64.")
-        return Channel(collection, experiment, name, np.dtype(datatype).newbyteorder("<"))
+        return Channel(uri, np.dtype(datatype).newbyteorder("<"))
 
-    def read_frame(self, channel: Channel) -> Frame:
+    def read_frame(self, uri: str) -> tuple[Box, Size | None]:
         """Asks where a channel ends.
+
+        Returns:
+            All voxels of its coordinate frame, padding may be among them; and the size of a voxel as the server has it,
+            which is not always right, None if it has none.
 
         Raises:
             FetchError: The server does not say.
         """
-        path = f"/collection/{channel.collection}/experiment/{channel.experiment}"
-        name = self._get_json(path, channel.uri).get("coord_frame")
+        collection, experiment, _ = parse_uri(uri)
+        name = self._get_json(f"/collection/{collection}/experiment/{experiment}", uri).get("coord_frame")
         if not isinstance(name, str) or not re.fullmatch(r"[\w.~-]+", name):
-            raise FetchError(f"{channel.uri}: the server names no coordinate frame (found {name!r}).")
-        answer = self._get_json(f"/coord/{name}", f"{channel.uri}, coordinate frame {name}")
+            raise FetchError(f"{uri}: the server names no coordinate frame (found {name!r}).")
+        answer = self._get_json(f"/coord/{name}", f"{uri}, coordinate frame {name}")
         ends = [answer.get(f"{axis}_{end}") for end in ("start", "stop") for axis in "zyx"]
         numbers = [end for end in ends if type(end) is int]
         if len(numbers) != 6 or any(a >= b for a, b in zip(numbers[:3], numbers[3:], strict=True)):
-            raise FetchError(f"{channel.uri}: the coordinate frame {name} has bounds {ends}; expected six whole numbers.")
+            raise FetchError(f"{uri}: the coordinate frame {name} has bounds {ends}; expected six whole numbers.")
         bounds = Box((numbers[0], numbers[1], numbers[2]), (numbers[3], numbers[4], numbers[5]))
-        unit = UNITS_UM.get(str(answer.get("voxel_unit")))
+        unit = find_unit(answer.get("voxel_unit"))
         sizes = [answer.get(f"{axis}_voxel_size") for axis in "zyx"]
         known = [float(size) * unit for size in sizes if unit and isinstance(size, int | float) and size > 0]
-        return Frame(bounds, (known[0], known[1], known[2]) if len(known) == 3 else None)
+        return bounds, (known[0], known[1], known[2]) if len(known) == 3 else None
 
     def read_cutout(self, channel: Channel, box: Box) -> NDArray[Any]:
         """Reads voxels at full resolution; a box above `request_mvoxel` is asked for in parts.
@@ -248,22 +221,22 @@ class BossDB:
             FetchError: They cannot be had; the message says why and what to do.
             StoppedError: `stop` was called.
         """
-        if np.prod(box.shape) > max(1.0, self.connection.request_mvoxel * 1e6):
+        size = int(np.prod(box.shape))
+        if size > max(1.0, self.connection.request_mvoxel * 1e6):
             axis = int(np.argmax(box.shape))
-            middle = (box.start[axis] + box.stop[axis]) // 2
-            halves = [
-                box._replace(stop=_replace(box.stop, axis, middle)),
-                box._replace(start=_replace(box.start, axis, middle)),
-            ]
-            return np.concatenate([self.read_cutout(channel, part) for part in halves], axis)
+            places = [slice(0, length) for length in box.shape]
+            middle = box.shape[axis] // 2
+            halves = []
+            for half in (slice(0, middle), slice(middle, box.shape[axis])):
+                places[axis] = half
+                halves.append(self.read_cutout(channel, box.cut((places[0], places[1], places[2]))))
+            return np.concatenate(halves, axis)
         ranges = "/".join(f"{box.start[axis]}:{box.stop[axis]}" for axis in (2, 1, 0))  # the protocol's order is x, y, z
-        path = f"/cutout/{channel.collection}/{channel.experiment}/{channel.name}/0/{ranges}/"
         where = f"{channel.uri} {box}"
-        nbytes = int(np.prod(box.shape)) * channel.dtype.itemsize
         return self._ask(
-            f"{path}?access-mode=no-cache",
+            f"/cutout/{'/'.join(parse_uri(channel.uri))}/0/{ranges}/?access-mode=no-cache",
             "application/blosc",
-            nbytes + BLOSC_HEADER,  # what blosc cannot compress it stores behind its header
+            size * channel.dtype.itemsize + BLOSC_HEADER,  # what blosc cannot compress it stores behind its header
             where,
             lambda body: decode_blosc(body, box.shape, channel.dtype, where),
         )
@@ -278,8 +251,7 @@ class BossDB:
             try:
                 return read(self._receive(path, accept, limit, where))
             except PassingError as reason:
-                attempts = min(self.connection.attempts, reason.attempts or self.connection.attempts)
-                if attempt >= attempts:
+                if attempt >= min(self.connection.attempts, reason.attempts or self.connection.attempts):
                     raise FetchError(
                         f"{where}: {reason}; asked {attempt} times at {self.connection.host}. Check the network, or wait "
                         "for the server; what has arrived is kept, and the same command goes on from there."
@@ -287,7 +259,9 @@ class BossDB:
                 wait = min(LONGEST_WAIT_S, self.connection.backoff_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
                 wait = max(wait, reason.wait_s)
                 self.retries += 1
-                self.tell(f"{where}: {reason}; asking again in {wait:.1f} s")
+                if time.monotonic() - self._noted >= BETWEEN_NOTES_S:
+                    self._noted = time.monotonic()
+                    sys.stderr.write(f"neurotome: note: {where}: {reason}; asking again in {wait:.1f} s\n")
                 if self._stop.wait(wait):
                     raise StoppedError from reason
 
@@ -336,14 +310,7 @@ class BossDB:
         said = self._quote(body)
         if status in (408, 425, 429) or status >= 500:
             raise PassingError(f"the server answered {status}{said}", read_retry_after(answer.headers.get("Retry-After")))
-        remedies = {
-            400: "The range may lie outside the coordinate frame; check --range.",
-            401: "The token is not accepted; set BOSSDB_TOKEN to yours, or unset it for public data.",
-            403: "This channel is not open to this token; set BOSSDB_TOKEN in the environment to one that may read it.",
-            404: "Check the address: bossdb://collection/experiment/channel.",
-            413: "Ask for smaller blocks: give the same command with a smaller --request-mvoxel (for example 1).",
-        }
-        remedy = remedies.get(status, "Check --host, --protocol and the address.")
+        remedy = REMEDIES.get(status, "Check --host, --protocol and the address.")
         if 300 <= status < 400:
             remedy = f"It moved to {answer.headers.get('Location', 'an address it does not name')}; give that with --host."
         raise FetchError(f"{where}: {host} answered {status}{said}. {remedy} What has arrived is kept.")
@@ -351,9 +318,8 @@ class BossDB:
     def _quote(self, body: bytearray) -> str:
         """Returns the server's own words in brackets, cut short, without the token in case it is repeated there."""
         try:
-            content = json.loads(body)
-            message = str(content["message"])
-        except (ValueError, KeyError, TypeError):
+            message = str(json.loads(body)["message"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             return ""
         if self._token != PUBLIC_TOKEN:
             message = message.replace(self._token, "...")
@@ -366,19 +332,9 @@ def _check_connection(connection: Connection) -> None:
         raise SettingsError(
             f"--host {connection.host}: expected a name such as api.bossdb.io or localhost:8000, without http:// or a path."
         )
-    if connection.workers < 1 or connection.attempts < 1 or connection.request_mvoxel <= 0:
-        raise SettingsError(
-            f"workers is {connection.workers} and attempts {connection.attempts} (at least 1 each), request-mvoxel "
-            f"{connection.request_mvoxel} (above 0)."
-        )
     if connection.workers > 32:
         raise SettingsError(f"--workers {connection.workers}: at most 32; BossDB is shared, and answers 429 to more.")
-    if not connection.timeout_s > 0 or connection.backoff_s < 0:
-        raise SettingsError(
-            f"timeout-s is {connection.timeout_s} (above 0), backoff-s {connection.backoff_s} (0 or more), in seconds."
-        )
-
-
-def _replace(corner: tuple[int, int, int], axis: int, value: int) -> tuple[int, int, int]:
-    z, y, x = (value if i == axis else old for i, old in enumerate(corner))
-    return z, y, x
+    lowest = {"workers": 1, "attempts": 1, "timeout_s": 1e-3, "backoff_s": 0, "request_mvoxel": 1e-6}
+    for name, low in lowest.items():
+        if not getattr(connection, name) >= low:
+            raise SettingsError(f"--{name.replace('_', '-')} {getattr(connection, name)}: expected at least {low:g}.")

@@ -1,4 +1,4 @@
-"""What a TIFF file says about the size of its voxels, read and written."""
+"""Sizes of voxels as files say them, mostly TIFF, read and written."""
 
 from __future__ import annotations
 
@@ -6,40 +6,23 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-Size = tuple[float, float, float]
+from neurotome.io.lazy_array import Size
 
 UNITS_UM = {
-    unit: scale
-    for scale, units in {
-        1e-4: ("angstrom", "angstroms", "å"),
-        1e-3: ("nm", "nanometer", "nanometers", "nanometre", "nanometres"),
-        # the micro sign comes as either of two letters, or written out by ImageJ
-        1.0: ("um", "µm", "μm", "\\u00b5m", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"),
-        1e3: ("mm", "millimeter", "millimeters", "millimetre", "millimetres"),
-        1e4: ("cm", "centimeter", "centimeters", "centimetre", "centimetres"),
-        1e6: ("m", "meter", "meters", "metre", "metres"),
-    }.items()
-    for unit in units
+    **dict.fromkeys(("angstrom", "å"), 1e-4),
+    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-3),
+    # the micro sign comes as either of two letters, or written out by ImageJ
+    **dict.fromkeys(("um", "µm", "μm", "\\u00b5m", "micron", "micrometer", "micrometre"), 1.0),
+    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1e3),
+    **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e4),
+    **dict.fromkeys(("m", "meter", "metre"), 1e6),
 }
-"""Micrometres per unit, in lower case."""
 
 
-def read_tiff_size(file: Any) -> Size | None:
-    """Returns what a TIFF file says about the size of its voxels, (z, y, x) in micrometres.
-
-    Believed are ImageJ's and OME's descriptions and plain resolutions per centimetre. A resolution per inch is a printer's
-    or a default. A file that gives no distance of slices gets its pixels' height.
-
-    Args:
-        file: A `tifffile.TiffFile`.
-
-    Returns:
-        None for a file that says nothing, or nothing plausible.
-    """
-    try:
-        return keep_plausible(_read_ome_size(file) if file.is_ome else _read_tag_size(file))
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
-        return None  # a size that cannot be read is not known
+def find_unit(unit: Any) -> float | None:
+    """Returns micrometres per unit, named in any case, in singular or plural; None for one that is not known."""
+    name = str(unit).strip().lower()
+    return UNITS_UM.get(name.removesuffix("s") if len(name) > 3 else name)
 
 
 def keep_plausible(sizes: Size | None) -> Size | None:
@@ -50,9 +33,16 @@ def keep_plausible(sizes: Size | None) -> Size | None:
     return (z, y, x) if all(1e-4 <= size <= 1e4 for size in (z, y, x)) else None
 
 
-def find_unit(unit: Any) -> float | None:
-    """Returns micrometres per unit, None for one that is not known."""
-    return UNITS_UM.get(str(unit).strip().lower())
+def read_tiff_size(file: Any) -> Size | None:
+    """Returns what a `tifffile.TiffFile` says about the size of its voxels, None for nothing or nothing plausible.
+
+    Believed are ImageJ's and OME's descriptions and plain resolutions per centimetre. A resolution per inch is a printer's
+    or a default. A file that gives no distance of slices gets its pixels' height.
+    """
+    try:
+        return keep_plausible(_read_ome_size(file) if file.is_ome else _read_tag_size(file))
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        return None  # a size that cannot be read is not known
 
 
 def _read_tag_size(file: Any) -> Size | None:
@@ -86,10 +76,7 @@ def _read_ome_size(file: Any) -> Size | None:
 def describe_stack(slices: int, sizes: Size | None, classes: Mapping[int, str]) -> str:
     """Returns a description of a stack as ImageJ writes it, so that Fiji shows micrometres and knows the axes.
 
-    Args:
-        slices: How many.
-        sizes: Edge lengths (z, y, x) in micrometres, None if not known.
-        classes: Stored id -> name, may be empty; ImageJ leaves the line alone.
+    `classes` maps stored ids to names and may be empty; ImageJ leaves the line alone.
     """
     lines = ["ImageJ=1.54f", f"images={slices}", f"slices={slices}"]
     if sizes is not None:

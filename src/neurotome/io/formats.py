@@ -1,4 +1,7 @@
-"""HDF5, NIfTI, NRRD and MRC, which need the extra `formats`: h5py and mrcfile (BSD), nibabel and pynrrd (MIT)."""
+"""HDF5, NIfTI, NRRD and MRC, which need the extra `formats`: h5py and mrcfile (BSD), nibabel and pynrrd (MIT).
+
+Each reader raises an ImageError for a file that is no single image, or whose pixels lie in another file.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from neurotome.errors import ImageError
-from neurotome.io.axes import Choice, Layout, choose_axes
-from neurotome.io.calibration import Size, find_unit, keep_plausible
-from neurotome.io.lazy_array import LazyArray
-from neurotome.io.tiff import Source, check_claim
+from neurotome.io.axes import Choice, choose_axes
+from neurotome.io.calibration import find_unit, keep_plausible
+from neurotome.io.checks import check_claim
+from neurotome.io.lazy_array import Size, Source
 from neurotome.lazy import import_extra
 
 EXTRA = "formats"
@@ -33,42 +36,28 @@ NRRD_DTYPES = {
 
 
 def open_hdf5(path: Path, inner: str, choice: Choice) -> Source:
-    """Opens a dataset of an HDF5 file; its chunks are read when they are asked for.
-
-    Args:
-        path: The file.
-        inner: Path of the dataset in the file; "" where it holds one array of 2 dimensions or more.
-        choice: Channel and time.
-
-    Raises:
-        ImageError: Which dataset is meant is not clear, it is not there, or it lies in another file.
-    """
+    """Opens an array of an HDF5 file: that at `inner`, or the only one of 2 axes or more; chunks are read on demand."""
     h5py = import_extra("h5py", EXTRA)
     file = h5py.File(path, "r")
     arrays: list[str] = []
     # visits hard links only: what is linked from elsewhere is not read unasked
     file.visititems(lambda name, node: arrays.append(name) if isinstance(node, h5py.Dataset) and node.ndim > 1 else None)
+    listed = ", ".join(arrays[:20]) or "none"
     if not inner and len(arrays) != 1:
         raise ImageError(
-            f"{path}: found {len(arrays)} arrays{': ' if arrays else ''}{', '.join(arrays[:20])}; expected one. Name it: "
-            f"{path}:/{arrays[0] if arrays else 'data'}."
+            f"{path}: found {len(arrays)} arrays: {listed}; expected one. Name it: {path}:/{[*arrays, 'data'][0]}."
         )
     name = inner.strip("/") or arrays[0]
     if name not in arrays:
-        raise ImageError(
-            f"{path}: found no array {name!r} in the file itself; there are {', '.join(arrays[:20]) or 'none'}."
-        )
+        raise ImageError(f"{path}: found no array {name!r} in the file itself; there are {listed}.")
     dataset = file[name]
     if dataset.external or dataset.is_virtual:
         raise ImageError(f"{path}:/{name}: its values lie in other files; expected them in the file. Copy them into one.")
     check_claim(path, dataset.nbytes, HDF5_RATIO)
-    sizes = dataset.attrs.get("element_size_um")
-    known: Size | None = None
-    if sizes is not None:
-        z, y, x = (float(size) for size in np.ravel(sizes)[-3:])
-        known = (z, y, x)
     layout = choose_axes(f"{path}:/{name}", _name_axes(dataset), dataset.shape, choice)
-    return Source(_wrap(path, dataset, layout), keep_plausible(known))
+    sizes = dataset.attrs.get("element_size_um")
+    known = None if sizes is None else keep_plausible(tuple(np.ravel(sizes).astype(float).tolist()[-3:]))
+    return Source(layout.wrap(path, dataset), known)
 
 
 def _name_axes(dataset: Any) -> str:
@@ -83,31 +72,22 @@ def _name_axes(dataset: Any) -> str:
 
 
 def open_nifti(path: Path) -> Source:
-    """Opens a NIfTI file, which stores (x, y, z); compressed ones are unpacked whole, others are read when asked for.
-
-    Raises:
-        ImageError: It is no single image.
-    """
-    nibabel = import_extra("nibabel", EXTRA)
-    image = nibabel.load(path)
-    layout = choose_axes(str(path), "xyztc"[: len(image.shape)], image.shape, Choice())
-    spatial = image.header.get_xyzt_units()[0]
-    unit = {"meter": 1e6, "mm": 1e3, "micron": 1.0}.get(spatial)
+    """Opens a NIfTI file, which stores (x, y, z); compressed ones are unpacked whole, others are read when asked for."""
+    image = import_extra("nibabel", EXTRA).load(path)
+    layout = choose_axes(path, "xyztc"[: len(image.shape)], image.shape, Choice())
+    stored, dtype = image.dataobj, image.get_data_dtype()
+    check_claim(path, math.prod(image.shape) * dtype.itemsize, PACKED_RATIO)
+    if (stored.slope, stored.inter) != (1.0, 0.0):
+        dtype = np.dtype(np.float32)
+    if path.name.lower().endswith(".gz"):
+        stored = np.asarray(stored, dtype)
+    unit = find_unit(image.header.get_xyzt_units()[0])
     x, y, z = (*(float(size) for size in image.header.get_zooms()[:3]), 1.0)[:3]
-    known = None if unit is None else keep_plausible((z * unit, y * unit, x * unit))
-    check_claim(path, math.prod(image.shape) * image.get_data_dtype().itemsize, PACKED_RATIO)
-    slope, offset = image.dataobj.slope, image.dataobj.inter
-    dtype = image.get_data_dtype() if (slope, offset) == (1.0, 0.0) else np.dtype(np.float32)
-    stored = np.asarray(image.dataobj, dtype) if path.name.lower().endswith(".gz") else image.dataobj
-    return Source(_wrap(path, stored, layout, dtype), known)
+    return Source(layout.wrap(path, stored, dtype), keep_plausible((z * unit, y * unit, x * unit)) if unit else None)
 
 
 def open_nrrd(path: Path) -> Source:
-    """Opens a NRRD file, which stores (x, y, z); compressed ones are unpacked whole, others are read when asked for.
-
-    Raises:
-        ImageError: Its pixels lie in another file, or it is no single image.
-    """
+    """Opens a NRRD file, which stores (x, y, z); compressed ones are unpacked whole, others are read when asked for."""
     nrrd = import_extra("nrrd", EXTRA)
     with path.open("rb") as file:
         header = nrrd.read_header(file)
@@ -125,8 +105,8 @@ def open_nrrd(path: Path) -> Source:
             stored = np.memmap(path, dtype, "r", offset, shape)
         else:
             stored = nrrd.read_data(header, file, str(path), index_order="C")
-    layout = choose_axes(str(path), "czyx"[-stored.ndim :], stored.shape, Choice())
-    return Source(_wrap(path, stored, layout), _read_nrrd_size(header))
+    layout = choose_axes(path, "czyx"[-stored.ndim :], stored.shape, Choice())
+    return Source(layout.wrap(path, stored), _read_nrrd_size(header))
 
 
 def _read_nrrd_size(header: Any) -> Size | None:
@@ -143,19 +123,10 @@ def _read_nrrd_size(header: Any) -> Size | None:
 
 
 def open_mrc(path: Path) -> Source:
-    """Opens an MRC file, memory-mapped; its voxel sizes are in Angstrom.
-
-    Raises:
-        ImageError: It is no single image or stack.
-    """
+    """Opens an MRC file, memory-mapped; its voxel sizes are in Angstrom."""
     mrcfile = import_extra("mrcfile", EXTRA)
     with mrcfile.mmap(path, mode="r") as file:
-        stored = file.data
-        sizes = file.voxel_size
-        layout = choose_axes(str(path), "czyx"[-stored.ndim :], stored.shape, Choice())
+        stored, sizes = file.data, file.voxel_size
+        layout = choose_axes(path, "czyx"[-stored.ndim :], stored.shape, Choice())
         known = keep_plausible((float(sizes.z) * 1e-4, float(sizes.y) * 1e-4, float(sizes.x) * 1e-4))
-    return Source(_wrap(path, stored, layout), known)
-
-
-def _wrap(path: Path, stored: Any, layout: Layout, dtype: Any = None) -> LazyArray:
-    return LazyArray(path, layout.shape_zyx, dtype or stored.dtype, lambda place: layout.read(stored, place))
+    return Source(layout.wrap(path, stored), known)

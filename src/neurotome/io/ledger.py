@@ -7,15 +7,16 @@ reading the blocks back, which have checksums of their own.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from neurotome.atomic import write_text
+from neurotome.atomic import hold_folder, sweep_partials, write_text
 from neurotome.errors import RunError
 
 
@@ -23,20 +24,14 @@ class Ledger:
     """The blocks of a folder that are done; may be written from several threads.
 
     Attributes:
-        path: The file.
-        entries: Name of a block's file within the folder -> what was written down about it, `sha256` among it.
+        entries: Name of a block's file within the folder -> what was written down about it, `sha256` and `time` among it.
     """
 
     def __init__(self, path: Path, folder: Path, source: Mapping[str, Any]) -> None:
-        """Reads a ledger, or begins one.
-
-        Args:
-            path: The file; its folder is made if need be.
-            folder: Where the files of the blocks lie.
-            source: Where the blocks come from; JSON. Blocks of two sources may not mix.
+        """Reads the ledger of the blocks in a folder, or begins one.
 
         Raises:
-            RunError: The ledger is of another source, or no ledger.
+            RunError: The ledger is of another source (JSON: where the blocks come from), or no ledger.
         """
         self.path, self.folder = path, folder
         self.entries: dict[str, dict[str, Any]] = {}
@@ -50,32 +45,26 @@ class Ledger:
 
     def _read(self, expected: Mapping[str, Any]) -> None:
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        head = _parse(lines[0]) if lines else None
-        if head is None or "source" not in head:
+        head, *entries = [_parse(line) for line in lines or [""]]
+        if "source" not in head:
             raise RunError(f"{self.path} is no ledger of a fetch; remove it, or choose another folder with --out.")
-        if head != expected and (len(lines) > 1 or self._holds_files()):
-            begun, wanted = (json.dumps(header["source"], sort_keys=True) for header in (head, expected))
-            raise RunError(
-                f"{self.path.parent} was begun from another source: {begun}; this command means {wanted}. Give the command "
-                "it was begun with, or choose another --out."
-            )
-        for line in lines[1:]:
-            entry = _parse(line)
-            if entry is not None and isinstance(entry.get("block"), str) and "sha256" in entry:
+        if head != expected:
+            # a mistyped host, of which nothing but descriptions came, must not claim a folder for good
+            blocks = [path for path in self.folder.rglob("*") if path.is_file() and path.name != "zarr.json"]
+            if entries or blocks:
+                begun, wanted = (json.dumps(header["source"], sort_keys=True) for header in (head, expected))
+                raise RunError(
+                    f"{self.path.parent} was begun from another source: {begun}; this command means {wanted}. Give the "
+                    "command it was begun with, or choose another --out."
+                )
+        for entry in entries:
+            if isinstance(entry.get("block"), str) and "sha256" in entry:
                 self.entries[entry.pop("block")] = entry
 
-    def _holds_files(self) -> bool:
-        """Returns whether anything but descriptions is stored: a mistyped host must not claim a folder for good."""
-        return any(path.is_file() and path.name != "zarr.json" for path in self.folder.rglob("*"))
-
     def add(self, name: str, **facts: Any) -> None:
-        """Says that a block is done; a killed process leaves the line whole or not at all.
-
-        Args:
-            name: Its file within the folder, written and synced.
-            facts: What to write down besides the time and the SHA-256 of the file.
-        """
-        entry = {"sha256": hash_file(self.folder / name), "time": _now(), **facts}
+        """Says that a block is done, its file written and synced; a killed process leaves the line whole or not at all."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        entry = {"sha256": _hash_file(self.folder / name), "time": now, **facts}
         line = json.dumps({"block": name, **entry}) + "\n"
         with self._lock:
             with self.path.open("a", encoding="utf-8") as file:
@@ -85,22 +74,38 @@ class Ledger:
     def holds(self, name: str) -> bool:
         """Returns whether a block is done and its file still what it was."""
         path = self.folder / name
-        return name in self.entries and path.is_file() and hash_file(path) == self.entries[name]["sha256"]
+        return name in self.entries and path.is_file() and _hash_file(path) == self.entries[name]["sha256"]
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+@contextlib.contextmanager
+def hold_ledger(out: Path, path: Path, folder: Path, source: Mapping[str, Any]) -> Iterator[Ledger]:
+    """Holds `out` against other processes, opens the ledger of the blocks in `folder`, and sweeps what a killed one left.
+
+    Raises:
+        RunError: It is no folder, is in use, was begun by something else or from another source.
+    """
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: a file is in the way; choose another name with --out.")
+    with hold_folder(out):
+        if folder.exists() and any(folder.iterdir()) and not path.exists():
+            raise RunError(
+                f"{folder} is there, but no ledger of a fetch, {path.name}, so nobody knows where it comes from. Choose "
+                "another --out, or delete it."
+            )
+        ledger = Ledger(path, folder, source)
+        sweep_partials(out)
+        yield ledger
 
 
-def hash_file(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
+def _hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: str) -> dict[str, Any]:
+    """Returns what a line holds; one that is cut off or foreign holds nothing."""
     try:
         content = json.loads(line)
     except ValueError:
-        return None
-    return content if isinstance(content, dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}

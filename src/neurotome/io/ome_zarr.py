@@ -13,17 +13,14 @@ import numpy as np
 
 from neurotome.errors import ImageError
 from neurotome.io.axes import Choice, choose_axes
-from neurotome.io.calibration import Size, find_unit, keep_plausible
-from neurotome.io.lazy_array import LazyArray
-from neurotome.io.tiff import Source
-from neurotome.io.zarr_store import create_group, open_or_create
+from neurotome.io.calibration import find_unit, keep_plausible
+from neurotome.io.lazy_array import Size, Source
+from neurotome.io.zarr_store import open_or_create, synced_store
 
 if TYPE_CHECKING:
     import zarr
 
-VERSION = "0.5"
 LEVEL = "0"
-
 CHUNK = (64, 64, 64)
 SHARD_BYTES = 16 << 20
 
@@ -32,12 +29,12 @@ def create_ome_zarr(
     root: Path,
     shape: Sequence[int],
     dtype: np.dtype[Any],
-    voxel_size_um: tuple[float, float, float] | None,
+    voxel_size_um: Size | None,
     *,
     name: str,
     origin_zyx: tuple[int, int, int] = (0, 0, 0),
-    shard: Sequence[int] | None = None,
-    chunk: Sequence[int] = CHUNK,
+    shard: Sequence[int],
+    chunk: Sequence[int],
     notes: Mapping[str, Any] | None = None,
     image_label: Mapping[str, Any] | None = None,
 ) -> zarr.Array[Any]:
@@ -50,7 +47,7 @@ def create_ome_zarr(
         voxel_size_um: Edge lengths (z, y, x) in micrometres; None: not known, the axes then have no unit.
         name: Of the image.
         origin_zyx: Voxel of a larger volume at which it begins; kept as a translation in micrometres.
-        shard: Voxels per file (z, y, x), a multiple of `chunk`; up to 16 MiB if not given.
+        shard: Voxels per file (z, y, x), a multiple of `chunk`.
         chunk: Voxels that are compressed together.
         notes: JSON that goes beside the metadata, under `neurotome`.
         image_label: Colours and names of labels, as the specification has them.
@@ -61,27 +58,25 @@ def create_ome_zarr(
     Raises:
         RunError: There is one of another shape, dtype or cut.
     """
-    array = open_or_create(root, LEVEL, shape, dtype, choose_shard(dtype) if shard is None else shard, chunk)
+    import zarr
+
+    array = open_or_create(root, LEVEL, shape, dtype, shard, chunk)
     scale = voxel_size_um or (1.0, 1.0, 1.0)
     unit = {"unit": "micrometer"} if voxel_size_um else {}
-    translation = [start * size for start, size in zip(origin_zyx, scale, strict=True)]
+    transformations = [
+        {"type": "scale", "scale": list(scale)},
+        {"type": "translation", "translation": [start * size for start, size in zip(origin_zyx, scale, strict=True)]},
+    ]
     multiscale = {
         "name": name,
         "axes": [{"name": axis, "type": "space", **unit} for axis in "zyx"],
-        "datasets": [
-            {
-                "path": LEVEL,
-                "coordinateTransformations": [
-                    {"type": "scale", "scale": list(scale)},
-                    {"type": "translation", "translation": translation},
-                ],
-            }
-        ],
+        "datasets": [{"path": LEVEL, "coordinateTransformations": transformations}],
     }
-    ome: dict[str, Any] = {"version": VERSION, "multiscales": [multiscale]}
+    ome: dict[str, Any] = {"version": "0.5", "multiscales": [multiscale]}
     if image_label is not None:
         ome["image-label"] = dict(image_label)
-    create_group(root, attributes={"ome": ome, "neurotome": dict(notes or {})})
+    group = zarr.open_group(synced_store(root), mode="a", zarr_format=3)
+    group.update_attributes({"ome": ome, "neurotome": dict(notes or {})})
     return array
 
 
@@ -101,10 +96,6 @@ def is_zarr(path: Path) -> bool:
 def open_zarr(path: Path, choice: Choice) -> Source:
     """Opens an OME-Zarr 0.4 or 0.5 at its full resolution, or a plain Zarr array (z, y, x); chunks are read when asked for.
 
-    Args:
-        path: The folder of the image, or of an array within it.
-        choice: Channel and time.
-
     Raises:
         ImageError: It is no such image, or a channel or time must be chosen.
     """
@@ -112,12 +103,10 @@ def open_zarr(path: Path, choice: Choice) -> Source:
 
     node = zarr.open(str(path), mode="r")
     if isinstance(node, zarr.Array):
-        axes = "".join(getattr(node.metadata, "dimension_names", None) or "zyx"[-node.ndim :])
-        return _read_lazily(path, node, axes, choice, [], None)
+        names = "".join(getattr(node.metadata, "dimension_names", None) or "zyx"[-node.ndim :])
+        return Source(choose_axes(path, names, node.shape, choice).wrap(path, node))
     attributes: dict[str, Any] = dict(node.attrs)
     described = attributes.get("ome", attributes)
-    if described.get("multiscales") and attributes.get("neurotome", {}).get("complete") is False:
-        raise ImageError(f"{path}: its fetch was not finished. Give the same command again; it goes on from there.")
     multiscales = described.get("multiscales") if isinstance(described, dict) else None
     if not multiscales:
         listed = ", ".join(sorted(node.keys())) or "nothing"
@@ -125,28 +114,21 @@ def open_zarr(path: Path, choice: Choice) -> Source:
             f"{path}: found no image (`multiscales`) but {listed}; expected an OME-Zarr "
             "of version 0.4 or 0.5. Name the folder of the image itself."
         )
+    if attributes.get("neurotome", {}).get("complete") is False:
+        raise ImageError(f"{path}: its fetch was not finished. Give the same command again; it goes on from there.")
     multiscale = multiscales[0]
     level = multiscale["datasets"][0]
     if Path(level["path"]).is_absolute() or ".." in Path(level["path"]).parts:
         raise ImageError(f"{path}: its pixels lie outside, at {level['path']}; expected them within the folder.")
-    axes = multiscale["axes"]
-    names = [axis["name"] if isinstance(axis, dict) else axis for axis in axes]
-    units = [axis.get("unit") if isinstance(axis, dict) else None for axis in axes]
-    scale = np.ones(len(names))
+    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale["axes"]]
+    scale = np.ones(len(axes))
     for step in (*level.get("coordinateTransformations", ()), *multiscale.get("coordinateTransformations", ())):
         if step["type"] == "scale":
             scale *= np.asarray(step["scale"], float)
-    sizes = {
-        name: float(factor) * unit for name, unit, factor in zip(names, map(find_unit, units), scale, strict=True) if unit
-    }
+    units = {axis["name"]: find_unit(axis.get("unit")) for axis in axes}
+    sizes = {name: factor * unit for (name, unit), factor in zip(units.items(), scale.tolist(), strict=True) if unit}
     known = (sizes.get("z", sizes["y"]), sizes["y"], sizes["x"]) if {"y", "x"} <= set(sizes) else None
     channels = [str(channel.get("label", "")) for channel in described.get("omero", {}).get("channels", ())]
-    return _read_lazily(path, node[level["path"]], "".join(names), choice, channels, known)
-
-
-def _read_lazily(path: Path, array: Any, axes: str, choice: Choice, channels: Sequence[str], sizes: Size | None) -> Source:
-    layout = choose_axes(str(path), axes, array.shape, choice, channels)
-    return Source(
-        LazyArray(path, layout.shape_zyx, array.dtype, lambda place: layout.read(array, place)),
-        keep_plausible(sizes),
-    )
+    array: Any = node[level["path"]]
+    layout = choose_axes(path, "".join(units), array.shape, choice, channels)
+    return Source(layout.wrap(path, array), keep_plausible(known))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Sequence
@@ -14,24 +15,17 @@ from numpy.typing import NDArray
 from neurotome.errors import ImageError
 from neurotome.io import formats
 from neurotome.io.axes import Choice, choose_axes
-from neurotome.io.calibration import Size
+from neurotome.io.checks import GREY_DTYPES, say_remedy
 from neurotome.io.files import SUFFIXES, describe_suffix, find_suffix, name_image, split_inner
-from neurotome.io.lazy_array import LazyArray, check_finite, name_failures
+from neurotome.io.lazy_array import LazyArray, Size, Source, check_finite, name_failures
 from neurotome.io.ome_zarr import is_zarr, open_zarr
-from neurotome.io.raster import open_plain, open_png
-from neurotome.io.tiff import GREY_REMEDY, LABELS_REMEDY, Source, open_tiff
+from neurotome.io.raster import open_picture
+from neurotome.io.tiff import open_tiff
 from neurotome.volume import Volume
-
-GREY_DTYPES = ("uint8", "uint16", "float32")
 
 
 def open_volume(
-    path: str | Path,
-    *,
-    channel: int | None = None,
-    time: int | None = None,
-    voxel_size_um: Size | None = None,
-    allow_constant: bool = False,
+    path: str | Path, *, channel: int | None = None, time: int | None = None, voxel_size_um: Size | None = None
 ) -> Volume:
     """Opens a grey image or stack; voxels are read when they are asked for, but for PNG, JPEG and BMP.
 
@@ -41,7 +35,6 @@ def open_volume(
         channel: Which of several channels, from 0.
         time: Which of several times, from 0.
         voxel_size_um: Edge lengths (z, y, x) in micrometres; None: what the file says.
-        allow_constant: Take an image that has the same value everywhere.
 
     Returns:
         A volume named after the file; a 2D image has one slice. Pixels that are no finite numbers, or damaged, are refused
@@ -52,9 +45,15 @@ def open_volume(
             which none was chosen, or has the same value everywhere.
     """
     path = Path(path)
-    source = open_source(path, Choice(channel, time), labels=False)
-    check_grey(source.data, str(path), allow_constant=allow_constant)
+    source = _open_source(path, Choice(channel, time), labels=False)
+    check_grey(source.data, str(path))
     return Volume(source.data, name_image(split_inner(path)[0]), voxel_size_um or source.voxel_size_um, path=path)
+
+
+def read_image(path: str | Path, *, voxel_size_um: Size | None = None) -> Volume:
+    """Opens a grey image or stack as `open_volume` does and reads it into memory; a .npy file is memory-mapped."""
+    volume = open_volume(path, voxel_size_um=voxel_size_um)
+    return dataclasses.replace(volume, data=np.asanyarray(volume.data))
 
 
 def open_labels(path: str | Path, *, channel: int | None = None, time: int | None = None) -> Any:
@@ -73,8 +72,7 @@ def open_labels(path: str | Path, *, channel: int | None = None, time: int | Non
         ImageError: The file is missing, empty, damaged or of another kind, has colours, was compressed with loss, or does
             not hold integers.
     """
-    path = Path(path)
-    labels = open_source(path, Choice(channel, time), labels=True).data
+    labels = _open_source(Path(path), Choice(channel, time), labels=True).data
     if labels.dtype.kind not in "iu":
         raise ImageError(
             f"{path}: labels have dtype {labels.dtype}; expected integers, one class id per pixel. Save them as uint8."
@@ -82,26 +80,21 @@ def open_labels(path: str | Path, *, channel: int | None = None, time: int | Non
     return labels
 
 
-def open_source(path: Path, choice: Choice, *, labels: bool) -> Source:
-    """Opens a file of any format.
+def read_labels(path: str | Path) -> NDArray[Any]:
+    """Opens a label image or stack as `open_labels` does and reads it into memory; a .npy file is memory-mapped."""
+    labels: NDArray[Any] = np.asanyarray(open_labels(path))
+    return labels
 
-    Args:
-        path: The file, or file.h5:/path/in/file.
-        choice: Channel and time.
-        labels: Class ids rather than grey values.
 
-    Returns:
-        Voxels (z, y, x) as stored but in the machine's byte order, and their sizes.
-
-    Raises:
-        ImageError: The file is missing, empty, damaged, of another kind, has colours, or channels or times to choose from.
-    """
-    outer, _ = split_inner(path)
+def _open_source(path: Path, choice: Choice, *, labels: bool) -> Source:
+    """Returns voxels (z, y, x) as stored but in the machine's byte order, and their sizes."""
+    outer, inner = split_inner(path)
+    suffix = find_suffix(outer)
     if not outer.exists():
         raise ImageError(f"{path} does not exist; check the name.")
     if not outer.is_file() and not is_zarr(outer):
         raise ImageError(f"{path} is a folder; expected a file with suffix {', '.join(SUFFIXES)}.")
-    if outer.is_file() and (not outer.name.lower().endswith(SUFFIXES) or find_suffix(outer).endswith(".zarr")):
+    if outer.is_file() and (not suffix.endswith(SUFFIXES) or suffix.endswith(".zarr")):
         raise ImageError(describe_suffix(path))
     if outer.is_file() and outer.stat().st_size == 0:
         raise ImageError(f"{path} is empty (0 bytes); copy or export it again.")
@@ -109,7 +102,20 @@ def open_source(path: Path, choice: Choice, *, labels: bool) -> Source:
         warnings.simplefilter("error")  # a decoder that warns is not sure
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", ResourceWarning)
-        data, size, notes = _open_format(path, choice, labels=labels)
+        if outer.is_dir():
+            data, size, notes = open_zarr(outer, choice)
+        elif suffix.endswith((".tif", ".tiff")):
+            data, size, notes = open_tiff(path, choice, labels=labels)
+        elif suffix == ".npy":
+            data, size, notes = Source(_open_npy(path, choice, labels))
+        elif suffix in (".png", ".bmp", ".jpg", ".jpeg"):
+            choose_axes(path, "yx", (1, 1), choice)
+            data, size, notes = open_picture(path, suffix, labels=labels)
+        elif suffix in (".h5", ".hdf5"):
+            data, size, notes = formats.open_hdf5(outer, inner, choice)
+        else:
+            readers = {".nrrd": formats.open_nrrd, ".mrc": formats.open_mrc}
+            data, size, notes = readers.get(suffix, formats.open_nifti)(path)
     for note in notes:
         warnings.warn(note, stacklevel=3)
     if data.size == 0:
@@ -119,41 +125,21 @@ def open_source(path: Path, choice: Choice, *, labels: bool) -> Source:
         dtype = np.dtype(np.uint8)
     elif not labels and dtype.name in ("int8", "int16"):
         dtype = np.dtype(np.float32)  # which holds them exactly
-    if not isinstance(data, LazyArray):
-        return Source(data.astype(dtype, copy=False), size)
-    data.dtype = dtype
-    data.reopen = functools.partial(open_source, path, choice, labels=labels)
-    return Source(data, size)
+    if isinstance(data, LazyArray):
+        data.dtype, data.reopen = dtype, functools.partial(_open_source, path, choice, labels=labels)
+        return Source(data, size)
+    return Source(data.astype(dtype, copy=False), size)
 
 
-def _open_format(path: Path, choice: Choice, *, labels: bool) -> Source:
-    outer, inner = split_inner(path)
-    suffix = find_suffix(outer)
-    if outer.is_dir():
-        return open_zarr(outer, choice)
-    if suffix.endswith((".tif", ".tiff")):
-        return open_tiff(path, choice, labels=labels)
-    if suffix == ".npy":
-        return Source(_open_npy(path, choice, LABELS_REMEDY if labels else GREY_REMEDY))
-    if suffix in (".png", ".bmp", ".jpg", ".jpeg"):
-        choose_axes(str(path), "yx", (1, 1), choice)
-        return open_png(path, labels=labels) if suffix == ".png" else open_plain(path, labels=labels)
-    if suffix in (".h5", ".hdf5"):
-        return formats.open_hdf5(outer, inner, choice)
-    readers = {".nrrd": formats.open_nrrd, ".mrc": formats.open_mrc}
-    return readers.get(suffix, formats.open_nifti)(path)
-
-
-def _open_npy(path: Path, choice: Choice, remedy: str) -> NDArray[Any]:
+def _open_npy(path: Path, choice: Choice, labels: bool) -> NDArray[Any]:
     # A memory map holds plain numbers only: object arrays, which could run code when loaded, are
     # refused by numpy.
     data = np.lib.format.open_memmap(path, mode="r")
-    if data.ndim not in (2, 3):
-        raise ImageError(f"{path}: shape {data.shape}; expected one slice (y, x) or one stack (z, y, x).")
     if looks_like_colours(data.shape):
-        raise ImageError(f"{path}: shape {data.shape} looks like RGB(A) colours; expected (z, y, x). {remedy}.")
-    choose_axes(str(path), "zyx"[-data.ndim :], data.shape, choice)
-    return data[None] if data.ndim == 2 else data
+        remedy = say_remedy(labels)
+        raise ImageError(f"{path}: shape {data.shape} looks like RGB(A) colours; expected (z, y, x). {remedy}")
+    layout = choose_axes(path, "?zyx"[-data.ndim :], data.shape, choice)
+    return data.reshape(layout.shape_zyx)
 
 
 def looks_like_colours(shape: Sequence[int]) -> bool:
@@ -161,14 +147,13 @@ def looks_like_colours(shape: Sequence[int]) -> bool:
     return len(shape) == 3 and shape[-1] in (3, 4) and min(shape[:2]) > 16
 
 
-def check_grey(data: Any, where: str, *, allow_constant: bool = False) -> None:
+def check_grey(data: Any, where: str) -> None:
     """Checks that an array can be used as a grey volume; reads slice by slice, and no more than it must.
 
     Args:
         data: Shape (z, y, x), uint8, uint16 or float32; may be memory-mapped or lazy. The voxels of a lazy one are checked
             for being finite when they are read.
         where: File or name for the message.
-        allow_constant: Take an image that has the same value everywhere.
 
     Raises:
         ImageError: Other dtype or shape, pixels that are NaN or infinite, or one value everywhere.
@@ -181,12 +166,11 @@ def check_grey(data: Any, where: str, *, allow_constant: bool = False) -> None:
     if data.ndim != 3 or data.size == 0:
         raise ImageError(f"{where}: shape {data.shape}; expected (z, y, x) with at least one pixel.")
     check_all = data.dtype.kind == "f" and not isinstance(data, LazyArray)
-    first, varies = None, allow_constant
+    first, varies = data[0, 0, 0], False
     for z in range(len(data)):
         if varies and not check_all:
             return
         plane = np.asarray(data[z])
-        first = plane[0, 0] if first is None else first
         varies = varies or bool((plane != first).any())
         if check_all:
             check_finite(plane[None], where, (z, 0, 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from neurotome.atomic import atomic_folder, atomic_path
 from neurotome.classes import ClassSet
 from neurotome.errors import ImageError
-from neurotome.io.calibration import Size, describe_stack
+from neurotome.io.calibration import describe_stack
+from neurotome.io.checks import GREY_DTYPES
 from neurotome.io.files import OUTPUT_SUFFIXES, describe_suffix, name_image
-from neurotome.io.lazy_array import Place
 from neurotome.io.ome_zarr import create_ome_zarr
 from neurotome.volume import Volume
 
@@ -23,95 +23,59 @@ BIG_TIFF_BYTES = 3_900_000_000
 """Pixels from which on a TIFF file has 64-bit offsets; 32 bits reach 4.29 GB, and compression can fail to help."""
 
 CHUNK_EDGE = 1024
-"""Largest edge of the chunks of a Zarr array that is written slice by slice."""
+"""Largest edge of the chunks of a Zarr array."""
 
-WriteBlock = Callable[[Place, NDArray[Any]], object]
-
-
-class _Target(NamedTuple):
-    path: Path
-    shape: tuple[int, int, int]
-    dtype: np.dtype[Any]
-    kind: str  # labels, grey or colours
-    classes: ClassSet | None
-    like: Volume | None
-    block: tuple[int, int, int] | None
-
-    @property
-    def voxel_size_um(self) -> Size | None:
-        return self.like.voxel_size_um if self.like is not None else None
-
-    @property
-    def names(self) -> dict[int, str]:
-        """Stored id -> name."""
-        return {} if self.classes is None else dict(enumerate(self.classes.names, start=self.classes.first_id))
-
-    @property
-    def palette(self) -> NDArray[np.uint8] | None:
-        """The colour of every value that a file of labels can hold, shape (256, 3)."""
-        return None if self.classes is None else self.classes.paint(self.classes.from_stored(np.arange(256)))
+WriteSlices = Callable[[int, NDArray[Any]], object]
+"""Takes the number of the first slice and slices."""
 
 
 class Sink:
-    """A file that is being written: whole slices from the first to the last, or in a Zarr array any block."""
+    """A file that is being written, from its first slice to the last; `create_labels` and `create_image` make sinks."""
 
-    def __init__(self, target: _Target, write: WriteBlock) -> None:
-        """Keeps what is needed; `create_labels` and `create_image` make sinks."""
-        self._target, self._write = target, write
-        self._voxels = 0
+    def __init__(
+        self, path: str | Path, shape: Sequence[int], dtype: Any, like: Volume | None, classes: ClassSet | None = None
+    ) -> None:
+        """Keeps what the file will hold; `shape` has 3 as fourth number for colours."""
+        self.path, self.shape, self.dtype, self.classes = Path(path), tuple(shape), np.dtype(dtype), classes
+        self.voxel_size_um = None if like is None else like.voxel_size_um
+        self.origin_zyx = (0, 0, 0) if like is None else like.origin_zyx
+        self.names = {} if classes is None else dict(enumerate(classes.names, start=classes.first_id))  # by stored id
+        self.palette = None if classes is None else classes.paint(classes.from_stored(np.arange(256)))  # (256, 3)
+        self.write_slices: WriteSlices | None = None
+        self.done = 0
 
-    def write(self, place: Place, values: NDArray[Any]) -> None:
-        """Writes a block.
+    def append(self, slices: NDArray[Any]) -> None:
+        """Writes the slices that come next.
 
         Args:
-            place: Three slices (z, y, x): the slices that come next, with all rows and columns. In a Zarr array any block
-                that begins and ends with its chunks.
-            values: Shape of the block, with 3 colours as last axis where the sink is one of colours. Labels may have any
-                integer dtype, 0..255.
+            slices: Shape (z, y, x), with 3 colours as last axis where the sink is one of colours. Labels may have any
+                integer dtype.
 
         Raises:
             ImageError: Labels that are no integers 0..255.
-            ValueError: The block does not come next, or has another shape or dtype.
+            ValueError: Another shape or dtype, or more slices than the file has.
         """
-        path, shape = self._target.path, self._target.shape
-        z, y, x = (range(size)[part] for part, size in zip(place, shape, strict=True))
-        in_turn = z.start * shape[1] * shape[2] == self._voxels and (len(y), len(x)) == shape[1:]
-        if values.shape[:3] != (len(z), len(y), len(x)) or not (in_turn or path.suffix.lower() == ".zarr"):
-            raise ValueError(f"{path}: block {place} of shape {values.shape} cannot be written next")
-        if self._target.kind == "labels":
-            values = self._as_stored(values)
-        if values.dtype != self._target.dtype:
-            raise ValueError(f"{path}: dtype {values.dtype}; expected {self._target.dtype}")
-        self._write((slice(z.start, z.stop), slice(y.start, y.stop), slice(x.start, x.stop)), values)
-        self._voxels += len(z) * len(y) * len(x)
-
-    def write_all(self, stack: NDArray[Any]) -> None:
-        """Writes everything, slice by slice; `stack` has the shape of the sink."""
-        for z in range(self._target.shape[0]):
-            self.write((slice(z, z + 1), slice(None), slice(None)), stack[z : z + 1])
-
-    def _as_stored(self, labels: NDArray[Any]) -> NDArray[np.uint8]:
-        path, classes = self._target.path, self._target.classes
-        if labels.dtype.kind not in "iu":
-            raise ImageError(f"{path}: labels have dtype {labels.dtype}; expected integers 0..255.")
-        if labels.size and not 0 <= labels.min() <= labels.max() <= 255:
-            raise ImageError(f"{path}: labels lie in {labels.min()}..{labels.max()}; expected 0..255, which fit uint8.")
-        return labels.astype(np.uint8) if classes is None else classes.to_stored(labels)
-
-    def _check_finished(self) -> None:
-        if self._voxels != np.prod(self._target.shape):
-            raise ValueError(f"{self._target.path}: {self._voxels} of {np.prod(self._target.shape)} voxels were written")
+        if slices.shape[1:] != self.shape[1:] or self.done + len(slices) > self.shape[0]:
+            raise ValueError(f"{self.path}: shape {slices.shape} does not fit after {self.done} slices of {self.shape}")
+        if slices.dtype != self.dtype:
+            raise ValueError(f"{self.path}: dtype {slices.dtype}; expected {self.dtype}")
+        assert self.write_slices is not None
+        self.write_slices(self.done, slices)
+        self.done += len(slices)
 
 
-@contextlib.contextmanager
+class _LabelSink(Sink):
+    def append(self, slices: NDArray[Any]) -> None:
+        if slices.dtype.kind not in "iu":
+            raise ImageError(f"{self.path}: labels have dtype {slices.dtype}; expected integers 0..255.")
+        if slices.size and not 0 <= slices.min() <= slices.max() <= 255:
+            raise ImageError(f"{self.path}: labels lie in {slices.min()}..{slices.max()}; expected 0..255, which fit uint8.")
+        super().append(slices.astype(np.uint8) if self.classes is None else self.classes.to_stored(slices))
+
+
 def create_labels(
-    path: str | Path,
-    shape_zyx: Sequence[int],
-    classes: ClassSet | None = None,
-    like: Volume | None = None,
-    *,
-    block: tuple[int, int, int] | None = None,
-) -> Iterator[Sink]:
+    path: str | Path, shape_zyx: Sequence[int], classes: ClassSet | None = None, like: Volume | None = None
+) -> contextlib.AbstractContextManager[Sink]:
     """Creates a file of labels; it appears when the block ends without an error.
 
     A PNG or TIFF file shows its classes in their colours while its values stay class ids (a palette). TIFF and Zarr say the
@@ -122,26 +86,16 @@ def create_labels(
         shape_zyx: Voxels (z, y, x).
         classes: Names, colours and stored ids; None: labels are stored as they are.
         like: Where the voxel size comes from.
-        block: Voxels per file of a Zarr array (z, y, x); one slice if not given.
 
     Raises:
         ImageError: The format cannot hold them.
     """
-    z, y, x = shape_zyx
-    with _create(_Target(Path(path), (z, y, x), np.dtype(np.uint8), "labels", classes, like, block)) as sink:
-        yield sink
+    return _create(_LabelSink(path, shape_zyx, np.uint8, like, classes))
 
 
-@contextlib.contextmanager
 def create_image(
-    path: str | Path,
-    shape_zyx: Sequence[int],
-    dtype: Any,
-    colours: bool = False,
-    like: Volume | None = None,
-    *,
-    block: tuple[int, int, int] | None = None,
-) -> Iterator[Sink]:
+    path: str | Path, shape_zyx: Sequence[int], dtype: Any, colours: bool = False, like: Volume | None = None
+) -> contextlib.AbstractContextManager[Sink]:
     """Creates a file of grey values or colours; it appears when the block ends without an error.
 
     Args:
@@ -150,101 +104,118 @@ def create_image(
         dtype: Of the values; uint8 for colours.
         colours: Three values (red, green, blue) per voxel; PNG and TIFF only.
         like: Where the voxel size comes from.
-        block: Voxels per file of a Zarr array (z, y, x); one slice if not given.
 
     Raises:
         ImageError: The format cannot hold them.
     """
-    z, y, x = shape_zyx
-    kind = "colours" if colours else "grey"
-    with _create(_Target(Path(path), (z, y, x), np.dtype(dtype), kind, None, like, block)) as sink:
-        yield sink
+    return _create(Sink(path, (*shape_zyx, 3) if colours else shape_zyx, dtype, like))
+
+
+def write_image(path: str | Path, data: NDArray[Any], like: Volume | None = None) -> None:
+    """Writes a grey image in one step: uint8, uint16 or float32, shape (y, x) or (z, y, x); see `create_image`."""
+    if data.dtype.name not in GREY_DTYPES:
+        raise ImageError(f"{path}: dtype {data.dtype} cannot be written as an image; use {', '.join(GREY_DTYPES)}.")
+    stack = _as_stack(path, data)
+    with create_image(path, stack.shape, data.dtype, like=like) as sink:
+        sink.append(stack)
+
+
+def write_labels(
+    path: str | Path, labels: NDArray[Any], classes: ClassSet | None = None, like: Volume | None = None
+) -> None:
+    """Writes labels in one step: integers 0..255, shape (y, x) or (z, y, x); see `create_labels`."""
+    stack = _as_stack(path, labels)
+    with create_labels(path, stack.shape, classes, like) as sink:
+        sink.append(stack)
+
+
+def _as_stack(path: str | Path, data: NDArray[Any]) -> NDArray[Any]:
+    if data.ndim not in (2, 3) or data.size == 0:
+        raise ImageError(f"{path}: shape {data.shape}; expected (y, x) or (z, y, x) with at least one pixel.")
+    return data if data.ndim == 3 else data[None]
 
 
 @contextlib.contextmanager
-def _create(target: _Target) -> Iterator[Sink]:
-    path, suffix = target.path, target.path.suffix.lower()
-    suffixes = (".png", ".tif", ".tiff") if target.kind == "colours" else OUTPUT_SUFFIXES
+def _create(sink: Sink) -> Iterator[Sink]:
+    path, suffix = sink.path, sink.path.suffix.lower()
+    suffixes = (".png", ".tif", ".tiff") if len(sink.shape) == 4 else OUTPUT_SUFFIXES
     if suffix not in suffixes:
         raise ImageError(describe_suffix(path, suffixes))
-    if suffix == ".png" and target.shape[0] != 1:
-        raise ImageError(f"{path}: a PNG file holds one slice, found {target.shape[0]}. Use the suffix .tif or .npy.")
-    if suffix == ".png" and target.dtype.kind == "f":
-        raise ImageError(f"{path}: a PNG file holds integers, found {target.dtype}. Use the suffix .tif or .npy.")
-    starts = {".png": _start_png, ".npy": _start_npy, ".zarr": _start_zarr}
+    if suffix == ".png" and sink.shape[0] != 1:
+        raise ImageError(f"{path}: a PNG file holds one slice, found {sink.shape[0]}. Use the suffix .tif or .npy.")
+    if suffix == ".png" and sink.dtype.kind == "f":
+        raise ImageError(f"{path}: a PNG file holds integers, found {sink.dtype}. Use the suffix .tif or .npy.")
+    start = {".png": _start_png, ".npy": _start_npy, ".zarr": _start_zarr}.get(suffix, _start_tiff)
     with (atomic_folder if suffix == ".zarr" else atomic_path)(path) as temporary, contextlib.ExitStack() as stack:
-        sink = Sink(target, starts.get(suffix, _start_tiff)(target, temporary, stack))
+        sink.write_slices = start(sink, temporary, stack)
         yield sink
-        sink._check_finished()
+        if sink.done != sink.shape[0]:
+            raise ValueError(f"{path}: {sink.done} of {sink.shape[0]} slices were written")
 
 
-def _start_png(target: _Target, temporary: Path, _: contextlib.ExitStack) -> WriteBlock:
+def _start_png(sink: Sink, temporary: Path, _: contextlib.ExitStack) -> WriteSlices:
     from PIL import Image
 
-    def write(_: Place, values: NDArray[Any]) -> None:
-        image = Image.fromarray(np.ascontiguousarray(values[0]))
-        if target.palette is not None:
-            image.putpalette(target.palette.tobytes())
+    def write(_: int, slices: NDArray[Any]) -> None:
+        image = Image.fromarray(np.ascontiguousarray(slices[0]))
+        if sink.palette is not None:
+            image.putpalette(sink.palette.tobytes())
         image.save(temporary, format="PNG")
 
     return write
 
 
-def _start_npy(target: _Target, temporary: Path, stack: contextlib.ExitStack) -> WriteBlock:
+def _start_npy(sink: Sink, temporary: Path, stack: contextlib.ExitStack) -> WriteSlices:
     file = stack.enter_context(temporary.open("wb"))
-    shape = target.shape[1:] if target.shape[0] == 1 else target.shape  # one slice is an image (y, x)
-    header = {"descr": np.lib.format.dtype_to_descr(target.dtype), "fortran_order": False, "shape": shape}
+    shape = sink.shape[1:] if sink.shape[0] == 1 else sink.shape  # one slice is an image (y, x)
+    header = {"descr": np.lib.format.dtype_to_descr(sink.dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
-    return lambda _, values: file.write(values.tobytes())
+    return lambda _, slices: file.write(slices.tobytes())
 
 
-def _start_tiff(target: _Target, temporary: Path, stack: contextlib.ExitStack) -> WriteBlock:
+def _start_tiff(sink: Sink, temporary: Path, stack: contextlib.ExitStack) -> WriteSlices:
     import tifffile
 
-    sizes, palette = target.voxel_size_um, target.palette
-    samples = 3 if target.kind == "colours" else 1
-    stored = int(np.prod(target.shape)) * target.dtype.itemsize * samples
-    writer = stack.enter_context(tifffile.TiffWriter(temporary, bigtiff=stored > BIG_TIFF_BYTES))
-    options: dict[str, Any] = {"photometric": "rgb" if samples == 3 else "minisblack"}
+    sizes, palette = sink.voxel_size_um, sink.palette
+    big = int(np.prod(sink.shape)) * sink.dtype.itemsize > BIG_TIFF_BYTES
+    writer = stack.enter_context(tifffile.TiffWriter(temporary, bigtiff=big))
+    options: dict[str, Any] = {"photometric": "rgb" if len(sink.shape) == 4 else "minisblack"}
     if palette is not None:
         options = {"photometric": "palette", "colormap": palette.T.astype(np.uint16) * 257}
     if sizes is not None:
         options |= {"resolution": (1 / sizes[2], 1 / sizes[1]), "resolutionunit": "NONE"}
-    description = describe_stack(target.shape[0], sizes, target.names)
+    description = describe_stack(sink.shape[0], sizes, sink.names)
 
-    def write(place: Place, values: NDArray[Any]) -> None:
-        for z, plane in enumerate(values, start=place[0].start):
+    def write(first: int, slices: NDArray[Any]) -> None:
+        for z, plane in enumerate(slices, start=first):
             # the description of the first slice is that of the stack
             writer.write(plane, compression="zlib", metadata=None, description=None if z else description, **options)
 
     return write
 
 
-def _start_zarr(target: _Target, folder: Path, _: contextlib.ExitStack) -> WriteBlock:
-    shape, palette = target.shape, target.palette
-    chunk = target.block or (1, min(CHUNK_EDGE, shape[1]), min(CHUNK_EDGE, shape[2]))
+def _start_zarr(sink: Sink, folder: Path, _: contextlib.ExitStack) -> WriteSlices:
+    chunk = (1, min(CHUNK_EDGE, sink.shape[1]), min(CHUNK_EDGE, sink.shape[2]))
     image_label = None
-    if palette is not None:
+    if sink.palette is not None:
+        colours = {value: [*sink.palette[value].tolist(), 255] for value in sink.names}
         image_label = {
-            "colors": [{"label-value": value, "rgba": [*palette[value].tolist(), 255]} for value in target.names],
-            "properties": [{"label-value": value, "name": name} for value, name in target.names.items()],
+            "colors": [{"label-value": value, "rgba": rgba} for value, rgba in colours.items()],
+            "properties": [{"label-value": value, "name": name} for value, name in sink.names.items()],
         }
     array = create_ome_zarr(
         folder,
-        shape,
-        target.dtype,
-        target.voxel_size_um,
-        name=name_image(target.path),
-        origin_zyx=target.like.origin_zyx if target.like is not None else (0, 0, 0),
+        sink.shape,
+        sink.dtype,
+        sink.voxel_size_um,
+        name=name_image(sink.path),
+        origin_zyx=sink.origin_zyx,
         shard=chunk,
         chunk=chunk,
         image_label=image_label,
     )
 
-    def write(place: Place, values: NDArray[Any]) -> None:
-        for part, size, step in zip(place, shape, chunk, strict=True):
-            if part.start % step or (part.stop % step and part.stop != size):
-                raise ValueError(f"block {place} does not begin and end with chunks of {chunk}")
-        array[place] = values
+    def write(first: int, slices: NDArray[Any]) -> None:
+        array[first : first + len(slices)] = slices
 
     return write

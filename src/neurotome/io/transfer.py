@@ -11,7 +11,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import FetchError
+from neurotome.io.bossdb import BossDB
+from neurotome.io.lazy_array import Place
 from neurotome.io.ledger import Ledger
 from neurotome.io.zarr_store import StoredBlock, plan_files, read_block
 from neurotome.progress import Progress
 
 if TYPE_CHECKING:
     import zarr
-
-Index = tuple[slice, slice, slice]
 
 JOIN_S = 5.0  # how long a stopped command waits for its workers; they are daemons, and a block half-fetched is nothing
 
@@ -37,111 +37,116 @@ class Transfer:
 
     Attributes:
         array: Where the voxels go.
-        read: Returns the voxels of an index of the array, from wherever they come; is called from several threads.
+        read: Returns the voxels of a place in the array, from wherever they come; is called from several threads.
         name: For messages.
         largest: Largest value allowed, None for any. Values are narrowed to the array's dtype only within it, and the ledger
             gets their counts.
     """
 
     array: zarr.Array[Any]
-    read: Callable[[Index], NDArray[Any]]
+    read: Callable[[Place], NDArray[Any]]
     name: str
     largest: int | None = None
 
 
-def find_missing(transfers: Sequence[Transfer], ledger: Ledger) -> list[tuple[Transfer, StoredBlock]]:
+Missing = Sequence[tuple[Transfer, StoredBlock]]
+
+
+def find_missing(transfers: Sequence[Transfer], ledger: Ledger) -> Missing:
     """Returns the blocks that are not done; what is stored but not written down is checked and written down."""
     missing = []
     for transfer in transfers:
         for block in plan_files(transfer.array):
             if ledger.holds(block.file):
                 continue
-            if block.file not in ledger.entries:
-                voxels = read_block(transfer.array, block)
-                if voxels is not None and not _list_wrong(voxels, transfer.largest):
-                    ledger.add(block.file, **_count(voxels, transfer.largest))
-                    continue
-            missing.append((transfer, block))
+            voxels = None if block.file in ledger.entries else read_block(transfer.array, block)
+            if voxels is None or _list_wrong(voxels, transfer.largest):
+                missing.append((transfer, block))
+            else:
+                ledger.add(block.file, **_count(voxels, transfer.largest))
     return missing
 
 
 def transfer_blocks(
-    missing: Sequence[tuple[Transfer, StoredBlock]],
-    ledger: Ledger,
-    workers: int,
-    progress: Progress,
-    *,
-    stop: Callable[[], None] = lambda: None,
-    note: Callable[[], str] = lambda: "",
+    transfers: Sequence[Transfer], missing: Missing, ledger: Ledger, workers: int, client: BossDB | None = None
 ) -> None:
-    """Reads, checks, stores and writes down blocks; the first error ends it, and what is done stays done.
+    """Reads, checks, stores and writes down blocks, showing how far it is; after the first error what is done stays done.
 
-    At most `workers` threads read and check at once and as many store, so that the source is not kept waiting for the disk.
-    What is checked when it ends early is stored still.
+    At most `workers` threads read and check at once while as many others store, so that the source is not kept waiting for
+    the disk. What is checked when it ends early is stored still.
 
     Args:
+        transfers: All, also those that are done, of which progress is shown.
         missing: From `find_missing`.
         ledger: Gets a line per block.
-        workers: Blocks that are read at once, and stored at once.
-        progress: Counts million voxels.
-        stop: Makes `read` return soon in all threads.
-        note: Is shown beside the progress.
+        workers: Blocks that are read at once.
+        client: Where the voxels come from, told to stop when it ends early; None: from files.
 
     Raises:
         FetchError: Voxels are not what they should be; or whatever `read` raises.
     """
-    blocks: queue.SimpleQueue[tuple[Transfer, StoredBlock]] = queue.SimpleQueue()
+    if not missing:
+        return
+    total = _count_mvoxel(block for transfer in transfers for block in plan_files(transfer.array))
+    done = total - _count_mvoxel(block for _, block in missing)
+    progress = Progress("fetching" if client else "importing", total, "Mvoxel", interval_s=10.0)
+    progress.start_at(done)
+    blocks: queue.SimpleQueue[tuple[Transfer, StoredBlock] | None] = queue.SimpleQueue()
     results: queue.SimpleQueue[StoredBlock | BaseException] = queue.SimpleQueue()
-    reading, storing = threading.Semaphore(workers), threading.Semaphore(workers)
-    ending = threading.Event()
-    for item in missing:
-        blocks.put(item)
+    reading, ending = threading.Semaphore(workers), threading.Event()
 
     def work() -> None:
         try:
             while True:
                 with reading:
-                    if ending.is_set() or blocks.empty():
+                    item = blocks.get()
+                    if item is None or ending.is_set():
                         return
-                    transfer, block = blocks.get_nowait()
-                    voxels, facts = read_checked(transfer, block)
-                with storing:
-                    transfer.array[block.place] = voxels
-                    ledger.add(block.file, **facts)
+                    transfer, block = item
+                    voxels, facts = _read_checked(transfer, block)
+                transfer.array[block.place] = voxels
+                ledger.add(block.file, **facts)
                 results.put(block)
-        except queue.Empty:
-            return  # another thread took the last block
         except BaseException as error:
             ending.set()
             results.put(error)
 
-    threads = [threading.Thread(target=work, daemon=True, name=f"transfer-{i}") for i in range(2 * workers)]
-    done = progress.first
+    count = min(2 * workers, 2 * len(missing))
+    threads = [threading.Thread(target=work, daemon=True, name=f"transfer-{i}") for i in range(count)]
+    for item in (*missing, *[None] * count):
+        blocks.put(item)
+
+    def note() -> str:
+        return f"asked again {client.retries} times" if client and client.retries else ""
+
     try:
-        for thread in threads[: 2 * len(missing)]:
+        for thread in threads:
             thread.start()
-        for _ in missing:
-            result = _wait(results, progress, done, note)
+        left = len(missing)
+        while left:
+            progress.update(done, note())  # also now and then: a slow block must not look like a dead program
+            try:
+                result = results.get(timeout=0.2)
+            except queue.Empty:
+                continue
             if isinstance(result, BaseException):
                 raise result
-            done += count_mvoxel([result])
-            progress.update(done, note())
+            left -= 1
+            done += _count_mvoxel([result])
     finally:
         ending.set()
-        stop()
+        if client is not None:
+            client.stop()
         until = time.monotonic() + JOIN_S
         for thread in threads:
             if thread.ident is not None:
                 thread.join(max(0.0, until - time.monotonic()))
+    progress.finish(", ".join(filter(None, [f"{len(missing)} blocks", note()])))
 
 
-def read_checked(transfer: Transfer, block: StoredBlock) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Reads one block, checks and narrows it; returns it as it is stored, and what the ledger is told of it.
-
-    Raises:
-        FetchError: Shape, dtype or values are wrong.
-    """
-    array = transfer.array
+def _read_checked(transfer: Transfer, block: StoredBlock) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Reads one block, checks and narrows it; returns it as it is stored, and what the ledger is told of it."""
+    dtype = transfer.array.dtype
     where = f"{transfer.name}, {','.join(f'{part.start}:{part.stop}' for part in block.place)}"
     voxels = transfer.read(block.place)
     expected = tuple(part.stop - part.start for part in block.place)
@@ -157,27 +162,13 @@ def read_checked(transfer: Transfer, block: StoredBlock) -> tuple[NDArray[Any], 
             "channel that was expected, or the server is at fault: check the address and --host, then give the same command "
             "again."
         )
-    if transfer.largest is None and not np.can_cast(voxels.dtype, array.dtype):
-        raise FetchError(f"{where}: dtype {voxels.dtype} does not fit into {array.dtype}; expected {array.dtype}.")
-    narrow = voxels.astype(array.dtype, copy=False)
+    if transfer.largest is None and not np.can_cast(voxels.dtype, dtype):
+        raise FetchError(f"{where}: dtype {voxels.dtype} does not fit into {dtype}; expected {dtype}.")
+    narrow = voxels.astype(dtype, copy=False)
     return narrow, {"dtype": voxels.dtype.name, **_count(narrow, transfer.largest)}
 
 
-def _wait(
-    results: queue.SimpleQueue[StoredBlock | BaseException],
-    progress: Progress,
-    done: float,
-    note: Callable[[], str],
-) -> StoredBlock | BaseException:
-    while True:
-        try:
-            return results.get(timeout=0.2)
-        except queue.Empty:
-            progress.update(done, note())  # a slow block must not look like a dead program
-
-
-def count_mvoxel(blocks: Sequence[StoredBlock]) -> float:
-    """Returns million voxels of blocks."""
+def _count_mvoxel(blocks: Iterable[StoredBlock]) -> float:
     return float(sum(math.prod(part.stop - part.start for part in block.place) for block in blocks)) / 1e6
 
 
@@ -192,8 +183,8 @@ def _count(voxels: NDArray[Any], largest: int | None) -> dict[str, list[int]]:
 
 def _list_wrong(voxels: NDArray[Any], largest: int | None) -> str:
     """Returns the values outside 0..largest with their counts, "" if there is none."""
-    if largest is None or (voxels.max() <= largest and (voxels.dtype.kind == "u" or voxels.min() >= 0)):
+    if largest is None or 0 <= voxels.min() <= voxels.max() <= largest:
         return ""
     values, counts = np.unique(voxels[(voxels < 0) | (voxels > largest)], return_counts=True)
-    listed = ", ".join(f"{value} ({count} voxels)" for value, count in zip(values[:8], counts[:8], strict=True))
-    return listed + (f", ... ({len(values)} values)" if len(values) > 8 else "")
+    listed = [f"{value} ({count} voxels)" for value, count in zip(values, counts, strict=True)]
+    return ", ".join(listed[:8]) + (f", ... ({len(values)} values)" if len(values) > 8 else "")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -25,25 +24,17 @@ ALL_FILES: Any = {"write_empty_chunks": True, "order": "C"}
 
 
 class StoredBlock(NamedTuple):
-    """A part of an array that is one file.
-
-    Attributes:
-        place: Where it is in the array.
-        file: Its file, relative to the store.
-    """
+    """A part of an array that is one file: where it is in the array, and its file, relative to the store."""
 
     place: tuple[slice, slice, slice]
     file: str
 
 
-@functools.cache
-def _synced_store() -> type[LocalStore]:
-    """Returns the class; made when it is needed, because importing zarr takes a third of a second."""
-    from zarr.storage import LocalStore
+def synced_store(root: Path) -> LocalStore:
+    """Returns a store whose files are written whole and synced; zarr's own may leave an empty one after a power failure."""
+    from zarr.storage import LocalStore  # takes a third of a second
 
     class SyncedStore(LocalStore):
-        """zarr's own store renames but does not sync, so that a power failure may leave an empty file under a good name."""
-
         async def _set(self, key: str, value: Buffer, exclusive: bool = False) -> None:
             if exclusive and (self.root / key).exists():
                 return
@@ -52,15 +43,7 @@ def _synced_store() -> type[LocalStore]:
         def set_sync(self, key: str, value: Buffer) -> None:
             write_bytes(self.root / key, value.to_bytes())
 
-    return SyncedStore
-
-
-def create_group(root: Path, path: str = "", attributes: Mapping[str, Any] | None = None) -> None:
-    """Creates a group, or writes the attributes of an existing one anew."""
-    import zarr
-
-    group = zarr.open_group(_synced_store()(root), path=path, mode="a", zarr_format=3)
-    group.update_attributes(dict(attributes or {}))
+    return SyncedStore(root)
 
 
 def open_or_create(
@@ -90,9 +73,8 @@ def open_or_create(
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec
 
-    store = _synced_store()(root)
-    shards = None if chunk is None else tuple(block)
-    chunks = tuple(block if chunk is None else chunk)
+    store = synced_store(root)
+    shards, chunks = (None, tuple(block)) if chunk is None else (tuple(block), tuple(chunk))
     if (root / path / "zarr.json").exists():
         array = zarr.open_array(store, path=path, mode="r+").with_config(ALL_FILES)
         if (array.shape, array.dtype, array.chunks, array.shards) != (tuple(shape), dtype, chunks, shards):
@@ -109,10 +91,7 @@ def open_or_create(
         dtype=dtype,
         chunks=chunks,
         shards=shards,
-        compressors=(
-            BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=3, shuffle=shuffle),
-            Crc32cCodec(),
-        ),
+        compressors=(BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=3, shuffle=shuffle), Crc32cCodec()),
         fill_value=0,
         dimension_names=("z", "y", "x"),
         config=ALL_FILES,
@@ -121,14 +100,11 @@ def open_or_create(
 
 def plan_files(array: zarr.Array[Any]) -> list[StoredBlock]:
     """Returns the parts of an array that are one file each, in C order."""
-    block = array.shards or array.chunks
-    counts = [range(-(-size // step)) for size, step in zip(array.shape, block, strict=True)]
+    steps = array.shards or array.chunks
     prefix = f"{array.path}/" if array.path else ""
     blocks = []
-    for place in product(*counts):
-        z, y, x = (
-            slice(i * step, min((i + 1) * step, size)) for i, step, size in zip(place, block, array.shape, strict=True)
-        )
+    for place in product(*(range(-(-size // step)) for size, step in zip(array.shape, steps, strict=True))):
+        z, y, x = (slice(i * n, min((i + 1) * n, size)) for i, n, size in zip(place, steps, array.shape, strict=True))
         blocks.append(StoredBlock((z, y, x), f"{prefix}c/{'/'.join(map(str, place))}"))
     return blocks
 

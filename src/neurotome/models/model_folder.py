@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Callable, Mapping
-from importlib import metadata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.atomic import atomic_path, write_json
+from neurotome.atomic import write_json
 from neurotome.errors import ModelError, show, unknown
 from neurotome.models.networks import ModelSettings, build_network, settle_network
 from neurotome.models.stored_model import (
-    FORMAT,
     MOST_HALO,
     NETWORK,
     NEXT,
     StoredModel,
-    read_channels,
     read_description,
     read_model,
     read_whole,
     refuse_damaged,
+    write_model,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +33,8 @@ if TYPE_CHECKING:
 ZOO = Path(__file__).parent / "zoo"
 """Models that come with the package, a folder each."""
 
+MOST_CHANNELS = 257
+"""Neighbouring slices; more than any model is trained on."""
 
 Storage = Literal["float32", "float16"]
 
@@ -43,10 +42,7 @@ Storage = Literal["float32", "float16"]
 def save_model(
     predictor: NetPredictor, folder: Path, facts: Mapping[str, Any] | None = None, storage: Storage = "float32"
 ) -> None:
-    """Writes a model folder that is whole at every moment.
-
-    The description names the weights' digest. It is written beside the old one before the new weights take their place, so
-    whatever weights are there, one of the two describes them.
+    """Writes the model folder of a network, whole at every moment.
 
     Args:
         predictor: What to save.
@@ -58,57 +54,27 @@ def save_model(
     Raises:
         ModelError: A weight is too large for float16.
     """
-    import torch
-    from safetensors.torch import save_file
-
-    weights = {key: value.detach().cpu().contiguous() for key, value in predictor.net.state_dict().items()}
+    weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in predictor.net.state_dict().items()}
     if storage == "float16":
-        for key, parameter in predictor.net.named_parameters():
-            weights[key] = weights[key].to(torch.float16)
-            if not torch.isfinite(weights[key]).all() and torch.isfinite(parameter).all():
-                raise ModelError(
-                    f"{folder}: weight {key} reaches {parameter.abs().max():.3g}, more than the 65504 that float16 holds; "
-                    "use storage float32."
-                )
-    voxel_size = predictor.voxel_size_um
-    description = {
-        "format": FORMAT,
+        for name, _ in predictor.net.named_parameters():
+            most = np.abs(weights[name]).max(initial=0)
+            if most > np.finfo(np.float16).max:
+                raise ModelError(f"{folder}: weight {name} reaches {most:.3g}, more than the 65504 of float16; use float32.")
+            weights[name] = weights[name].astype(np.float16)
+    own = {
         "model": {**dataclasses.asdict(settle_network(predictor.settings)), "encoder_weights": "none"},
         "storage": storage,
         "pretraining": predictor.settings.encoder_weights,
-        "classes": predictor.classes.to_json(),
-        "normalization": predictor.normalization.to_json(),
-        "halo": predictor.halo,
         "bounded": predictor.bounded,
         "patch": predictor.patch,
-        "voxel_size_um": None if voxel_size is None else list(voxel_size),
-        "versions": {name: metadata.version(name) for name in ("neurotome", "torch", "segmentation-models-pytorch", "timm")},
         "facts": dict(predictor.facts if facts is None else facts),
     }
-    write_parts(folder, description, lambda path: save_file(weights, path))
-
-
-def write_parts(folder: Path, description: dict[str, Any], save: Callable[[Path], None]) -> None:
-    """Writes weights and the description that names their digest, so that the folder is whole at every moment.
-
-    Args:
-        folder: Created if missing.
-        description: The content of model.json; gets `weights_sha256`.
-        save: Writes model.safetensors to the path it is given.
-    """
-    with atomic_path(folder / "model.safetensors") as temporary:
-        save(temporary)
-        write_json(folder / NEXT, {**description, "weights_sha256": _hash(temporary)})
-    (folder / NEXT).replace(folder / "model.json")
+    write_model(folder, predictor, own, weights, ["segmentation-models-pytorch", "timm"])
 
 
 def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Adds facts, such as scores, to the description of a model that is there.
-
-    Raises:
-        ModelError: The folder is damaged.
-    """
-    content, _ = read_description(folder)  # after a kill between weights and description, the one that fits
+    """Adds facts, such as scores, to the description of a model that is there; ModelError if it is damaged."""
+    content, _ = read_description(folder)
     write_json(folder / "model.json", {**content, "facts": {**content["facts"], **facts}})
 
 
@@ -127,34 +93,23 @@ def find_model(path: Path | str) -> Path:
         ModelError: There is none.
     """
     path = Path(path)
-    known = list_packaged() if len(path.parts) == 1 and not path.exists() else []
-    if path.name in known:
-        return ZOO / path.name
     for folder in (path, path / "model"):
         if (folder / "model.json").is_file() or (folder / NEXT).is_file():
             return folder
-    if known:
-        raise ModelError(f"{path}: no such run or model folder; {unknown('packaged model', path.name, known)}")
     if not path.exists():
-        raise ModelError(f"{path}: no such run or model folder.")
+        known = list_packaged() if len(path.parts) == 1 else []
+        if path.name in known:
+            return ZOO / path.name
+        hint = f"; {unknown('packaged model', path.name, known)}" if known else "."
+        raise ModelError(f"{path}: no such run or model folder{hint}")
     if (path / "config.yaml").is_file():
         raise ModelError(f"{path}: this run has no model yet; run its training command again, it goes on where it was.")
     raise ModelError(f"{path}: no model.json here or in its model/ folder; expected a run or a model folder.")
 
 
 def read_digest(path: Path | str) -> str:
-    """Returns the SHA-256 of a model's weights.
-
-    Args:
-        path: Run folder, model folder or the name of a packaged model.
-
-    Raises:
-        ModelError: It is missing or damaged.
-    """
-    folder = find_model(path)
-    if not (folder / "model.safetensors").is_file():
-        raise ModelError(f"{folder / 'model.safetensors'}: missing; copy the whole model folder.")
-    return _hash(folder / "model.safetensors")
+    """Returns the SHA-256 of a model's weights; arguments and errors as of `load_model`."""
+    return str(read_description(find_model(path))[0]["weights_sha256"])
 
 
 def load_model(path: Path | str) -> NetPredictor:
@@ -170,11 +125,7 @@ def load_model(path: Path | str) -> NetPredictor:
 
 
 def build_predictor(stored: StoredModel) -> NetPredictor:
-    """Builds the network of a model folder that has been read; never touches the internet.
-
-    Raises:
-        ModelError: It is a pixel classifier, or damaged.
-    """
+    """Builds the network of a model folder that has been read; ModelError if it is a pixel classifier, or damaged."""
     from neurotome.models.net_predictor import NetPredictor
 
     if stored.kind != NETWORK:
@@ -208,29 +159,20 @@ def build_predictor(stored: StoredModel) -> NetPredictor:
 
 
 def read_settings(content: Mapping[str, Any]) -> ModelSettings:
-    """Returns the network that a description names, with nothing left to decide or to download.
-
-    Raises:
-        ValueError: A value is of another type or out of range.
-        TypeError: A setting is not known.
-    """
+    """Returns the network that a description names, with nothing left to decide or to download, of any size."""
     settings = ModelSettings(**content)
     if settings.encoder_weights != "none":
         raise ValueError("encoder_weights must be none in a trained model")
     if not isinstance(settings.decoder, str) or not isinstance(settings.encoder, str):
         raise ValueError(f"decoder {show(settings.decoder)} and encoder {show(settings.encoder)}; expected names")
-    read_channels(content)
+    if read_whole(content, "in_channels", 1, MOST_CHANNELS) % 2 == 0:
+        raise ValueError(f"in_channels is {settings.in_channels}; expected an odd number")
     read_whole(content, "encoder_depth", 3, 5)
     return settings
 
 
 def load_weights(net: nn.Module, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Copies weights into a network of the same tensors.
-
-    Raises:
-        ValueError: A tensor is of another kind of number than the network's.
-        RuntimeError: Tensors are missing, left over, or of other shapes.
-    """
+    """Copies weights into a network of the same tensors; ValueError or RuntimeError if they are not its own."""
     import torch
 
     weights = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
@@ -238,8 +180,3 @@ def load_weights(net: nn.Module, tensors: Mapping[str, NDArray[Any]]) -> None:
         if name in weights and weights[name].is_floating_point() != wanted.is_floating_point():
             raise ValueError(f"weights {name} are {weights[name].dtype}, expected {wanted.dtype}")
     net.load_state_dict(weights)
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

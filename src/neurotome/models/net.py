@@ -18,26 +18,14 @@ class Network(nn.Module):
     """A segmentation network padded to its stride inside and cropped after, so that any image size fits."""
 
     def __init__(self, core: nn.Module, minimum: int = 1) -> None:
-        """Wraps a network.
-
-        Args:
-            core: A model of segmentation_models_pytorch.
-            minimum: Smallest edge it can take; smaller images are padded to it.
-        """
+        """Wraps a model of segmentation_models_pytorch; images with an edge below `minimum` are padded to it."""
         super().__init__()
         self.core = core
         self.minimum = minimum
         self.stride = max(32, int(getattr(core.encoder, "output_stride", 32)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns logits.
-
-        Args:
-            images: Shape (n, in_channels, y, x).
-
-        Returns:
-            Shape (n, classes, y, x).
-        """
+        """Returns logits (n, classes, y, x) of images (n, in_channels, y, x)."""
         height, width = images.shape[-2:]
         below, right = (max(self.minimum, -(-size // self.stride) * self.stride) - size for size in (height, width))
         if below or right:
@@ -52,7 +40,7 @@ def measure_halo(net: Any, in_channels: int) -> tuple[int, bool]:
     The strip is narrow, because the reach along one axis does not depend on the other's length.
 
     Args:
-        net: A `Network`, or another module of its kind: takes any image size, with a `stride` and a `minimum`.
+        net: A `Network`, or another module that takes any image size, with a `stride` and a `minimum`.
         in_channels: Its input channels.
 
     Returns:
@@ -79,23 +67,18 @@ def measure_halo(net: Any, in_channels: int) -> tuple[int, bool]:
 def has_fast_bf16() -> bool:
     """Says whether this CPU multiplies matrices of bfloat16 in units made for it (AMX)."""
     # not public, so its absence must not stop anybody; torch 2.13 has it
-    found = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    units = found is not None and bool(found())
-    return units and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    has_units = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return bool(has_units() and torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def choose_device(name: str) -> str:
-    """Returns the device to use; `auto` takes a GPU if there is one.
-
-    Raises:
-        SettingsError: It is no device, or this machine has none.
-    """
+    """Returns the device to use; `auto` takes a GPU if there is one, and one that this machine lacks is a SettingsError."""
     have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return "cuda" if have["cuda"] else "mps" if have["mps"] else "cpu"
     if name not in have:
         raise SettingsError(unknown("device", name, ("auto", *have)))
     if not have[name]:
-        found = ", ".join(device for device, there in have.items() if there)
+        found = ", ".join(device for device, is_here in have.items() if is_here)
         raise SettingsError(f"device {name!r} is not on this machine; found {found}. Use --device auto.")
     return name

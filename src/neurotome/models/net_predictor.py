@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,16 +23,13 @@ class NetPredictor:
     Attributes:
         net: The network; put into evaluation mode.
         settings: How it was built.
-        classes: What its outputs mean.
-        normalization: How its input is scaled.
+        classes, normalization, bounded, voxel_size_um: As of every `Predictor`.
         halo: Pixels around a pixel, within its slice, that its output depends on.
-        bounded: False if the network pools over the whole image, so that no halo makes tiles exact.
         patch: Edge of the training patches in pixels.
-        voxel_size_um: Voxel size (z, y, x) of the training data, None if not known.
         facts: Scores, licence, citation, training data: carried along, not used.
     """
 
-    net: Network
+    net: Network = field(repr=False)
     settings: ModelSettings
     classes: ClassSet
     normalization: Normalization
@@ -40,7 +37,8 @@ class NetPredictor:
     bounded: bool = True
     patch: int = 256
     voxel_size_um: tuple[float, float, float] | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    preferred_tile: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         self.net.eval()
@@ -60,11 +58,6 @@ class NetPredictor:
     def stride_zyx(self) -> tuple[int, int, int]:
         """Tiles must begin at multiples of this."""
         return 1, self.net.stride, self.net.stride
-
-    @property
-    def preferred_tile(self) -> None:
-        """Any tile suits a network."""
-        return None
 
     @property
     def device(self) -> torch.device:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import socket
 import warnings
@@ -26,7 +25,7 @@ EXTRA_ARGUMENTS = {"dpt": {"dynamic_img_size": True}}
 MINIMUM_EDGE = {"pan": 128}
 """Decoders that pool their coarsest features further and need pixels left to pool."""
 
-DECODER_CHANNELS = (256, 128, 64, 32, 16)
+DECODER_CHANNELS = dict.fromkeys(("unet", "unetplusplus", "manet"), (256, 128, 64, 32, 16))
 """Channels after each of a decoder's steps, for those that take them; a shorter decoder has the last of them."""
 
 DEEPEST = 5
@@ -73,14 +72,7 @@ def import_smp() -> Any:
 
 
 def build_network(settings: ModelSettings, classes: int) -> Network:
-    """Builds a network that takes images of any size.
-
-    Args:
-        settings: What to build.
-        classes: Number of output channels.
-
-    Returns:
-        A module mapping float32 (n, in_channels, y, x) to logits (n, classes, y, x).
+    """Builds a network that takes images of any size: float32 (n, in_channels, y, x) to logits (n, classes, y, x).
 
     Raises:
         ModelError: A name is unknown, encoder and decoder do not fit, or the encoder's weights cannot be had.
@@ -98,6 +90,11 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
     if settings.decoder not in decoders:
         raise ModelError(unknown("decoder", settings.decoder, decoders))
     encoder = find_encoder(settings.encoder)
+    arguments: dict[str, Any] = dict(EXTRA_ARGUMENTS.get(settings.decoder, {}))
+    if depth < DEEPEST:  # else decoders choose
+        arguments["encoder_depth"] = depth
+        if settings.decoder in DECODER_CHANNELS:
+            arguments["decoder_channels"] = DECODER_CHANNELS[settings.decoder][-depth:]
     try:
         with warnings.catch_warnings(), _offline_if_unreachable(settings):
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -106,14 +103,19 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
                 encoder_weights=_choose_weights(settings, encoder),
                 in_channels=channels,
                 classes=classes,
-                **EXTRA_ARGUMENTS.get(settings.decoder, {}),
-                **_choose_depth(settings.decoder, depth, decoders[settings.decoder]),
+                **arguments,
             )
     except ModelError:
         raise
     except Exception as error:
         if _is_download_error(error):
-            raise ModelError(_explain_download(settings, error)) from error
+            raise ModelError(
+                f"the ImageNet weights of encoder {settings.encoder!r} are not in the local cache and could not be "
+                f"downloaded ({type(error).__name__}). Do one of these: connect this machine to the network and run the "
+                "same command again; on a connected machine run the same command once and copy its cache folder "
+                "(~/.cache/huggingface, or where HF_HOME points) here; give a local file with --model.encoder-weights "
+                "FILE.safetensors; or start without pretraining with --model.encoder-weights none."
+            ) from error
         if depth < DEEPEST:
             raise ModelError(_explain_depth(settings, str(error))) from error
         raise ModelError(
@@ -133,24 +135,11 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
     return net
 
 
-def _choose_depth(name: str, depth: int, decoder: Any) -> dict[str, Any]:
-    """Returns the arguments that make encoder and decoder shorter; none at the full depth, which decoders choose."""
-    if depth == DEEPEST:
-        return {}
-    chosen: dict[str, Any] = {"encoder_depth": depth}
-    if "decoder_channels" in inspect.signature(decoder).parameters and name in ("unet", "unetplusplus", "manet"):
-        chosen["decoder_channels"] = DECODER_CHANNELS[-depth:]
-    return chosen
-
-
 def _drop_unused(net: Network, settings: ModelSettings) -> None:
     """Removes the layers that a shorter network still holds but never uses, such as the last stage of a ResNet.
 
     They are those whose parameters get no gradient; each is replaced by a layer without parameters, so that what refers to
-    it stays whole.
-
-    Raises:
-        ModelError: The decoder does not give an output of the input's size at this depth.
+    it stays whole. A decoder that gives no output of the input's size at this depth is refused.
     """
     import torch
 
@@ -191,14 +180,7 @@ def _explain_depth(settings: ModelSettings, reason: str) -> str:
 
 
 def find_encoder(name: str) -> str:
-    """Returns the name under which segmentation_models_pytorch knows an encoder.
-
-    Args:
-        name: Its own name, or a timm name with or without the `tu-` prefix and with or without a weight tag.
-
-    Raises:
-        ModelError: Nobody has it; the nearest name is suggested.
-    """
+    """Returns smp's name of an encoder: its own, or timm's with or without the `tu-` prefix and a weight tag."""
     smp = import_smp()
     import timm
 
@@ -233,8 +215,7 @@ def _offline_if_unreachable(settings: ModelSettings) -> Iterator[None]:
     before = constants.HF_HUB_OFFLINE
     host = urlsplit(constants.ENDPOINT)
     try:
-        with socket.create_connection((host.hostname or "", host.port or 443), timeout=5):
-            pass
+        socket.create_connection((host.hostname or "", host.port or 443), timeout=5).close()
     except OSError:
         constants.HF_HUB_OFFLINE = True
     try:
@@ -245,25 +226,10 @@ def _offline_if_unreachable(settings: ModelSettings) -> Iterator[None]:
 
 def _is_download_error(error: BaseException) -> bool:
     """Says whether an error, or one it came from, is the hub's or the network's."""
-    seen: BaseException | None = error
-    while seen is not None:
-        module = type(seen).__module__.split(".")[0]
-        if module in ("huggingface_hub", "requests", "httpx", "httpx2", "httpcore", "urllib", "socket") or isinstance(
-            seen, ConnectionError
-        ):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
-def _explain_download(settings: ModelSettings, error: BaseException) -> str:
-    return (
-        f"the ImageNet weights of encoder {settings.encoder!r} are not in the local cache and could not be downloaded "
-        f"({type(error).__name__}). Do one of these: connect this machine to the network and run the same command again; "
-        "on a connected machine run the same command once and copy its cache folder "
-        "(~/.cache/huggingface, or where HF_HOME points) here; give a local file with "
-        "--model.encoder-weights FILE.safetensors; or start without pretraining with --model.encoder-weights none."
-    )
+    cause = error.__cause__ or error.__context__
+    packages = ("huggingface_hub", "requests", "httpx", "httpx2", "httpcore", "urllib", "socket")
+    is_one = isinstance(error, ConnectionError) or type(error).__module__.split(".")[0] in packages
+    return is_one or (cause is not None and _is_download_error(cause))
 
 
 def _load_encoder(encoder: Any, path: Path, in_channels: int) -> None:
@@ -288,17 +254,15 @@ def _load_encoder(encoder: Any, path: Path, in_channels: int) -> None:
         if key in wanted and weight.ndim == 4 and weight.shape[1] == 3 and wanted[key].shape[1] == in_channels != 3:
             repeated = weight[:, [i % 3 for i in range(in_channels)]] * (3 / in_channels)
             weights[key] = weight.sum(1, keepdim=True) if in_channels == 1 else repeated
-    missing = sorted(set(wanted) - set(weights))
-    extra = sorted(set(weights) - set(wanted))
-    wrong = sorted(k for k in set(wanted) & set(weights) if wanted[k].shape != weights[k].shape)
-    if missing or extra or wrong:
-        problems = "; ".join(
-            f"{len(keys)} {what} (first: {keys[0]})"
-            for what, keys in (("missing", missing), ("not of this encoder", extra), ("of another shape", wrong))
-            if keys
-        )
+    problems = {
+        "missing": wanted.keys() - weights.keys(),
+        "not of this encoder": weights.keys() - wanted.keys(),
+        "of another shape": {key for key in wanted.keys() & weights.keys() if wanted[key].shape != weights[key].shape},
+    }
+    listed = "; ".join(f"{len(keys)} {what} (first: {min(keys)})" for what, keys in problems.items() if keys)
+    if listed:
         raise ModelError(
-            f"{path}: these are not the weights of this encoder: tensors {problems}. Expected its state_dict() under "
+            f"{path}: these are not the weights of this encoder: tensors {listed}. Expected its state_dict() under "
             "the names that segmentation_models_pytorch gives; choose the encoder that the file is of."
         )
     encoder.load_state_dict(weights)

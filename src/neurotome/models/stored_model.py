@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from neurotome.atomic import atomic_path, write_json
 from neurotome.classes import ClassSet
 from neurotome.documents import read_json
-from neurotome.errors import ModelError, NeurotomeError, is_out_of_memory, show
+from neurotome.errors import ModelError, is_out_of_memory, show
 from neurotome.normalize import Normalization
+from neurotome.predictor import Predictor
 
 FORMAT = 1
 NEXT = "model.next.json"
@@ -26,14 +29,8 @@ NETWORK, PIXELS = "network", "pixels"
 MOST_HALO = 1 << 16
 """Pixels; what a model may ask to be read around every tile."""
 
-MOST_CHANNELS = 257
-"""Neighbouring slices; more than any model is trained on."""
-
 MOST_WEIGHT = 1e9
 """Of any trained network; larger ones overflow float32 within a few layers."""
-
-DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, NeurotomeError)
-"""What code raises that is given values which it does not expect."""
 
 REMEDY = "Copy the model again or train again."
 
@@ -45,20 +42,13 @@ class StoredModel:
     Attributes:
         folder: Where it is.
         kind: `NETWORK` or `PIXELS`.
-        content: The whole of model.json; only what follows has been checked.
-        sha256: Digest of the weights' file.
+        content: The whole of model.json; only what the other attributes hold has been checked.
         tensors: The weights by name; their numbers are finite.
-        classes: What the model predicts.
-        normalization: How its input is scaled.
-        halo: Pixels around a pixel that its output depends on.
-        voxel_size_um: Voxel size (z, y, x) of the training data, None if not known.
-        facts: Scores, licence, citation, training data.
     """
 
     folder: Path
     kind: str
     content: Mapping[str, Any]
-    sha256: str
     tensors: Mapping[str, NDArray[Any]]
     classes: ClassSet
     normalization: Normalization
@@ -68,20 +58,13 @@ class StoredModel:
 
 
 def read_model(folder: Path) -> StoredModel:
-    """Reads and checks a model folder of any kind.
-
-    Args:
-        folder: As `model_folder.find_model` returns it.
-
-    Raises:
-        ModelError: It is damaged or of another format.
-    """
+    """Reads and checks a model folder of any kind, as `model_folder.find_model` returns it; ModelError if it is damaged."""
     from safetensors.numpy import load
 
     content, weights = read_description(folder)
     with refuse_damaged(folder):
         tensors = load(weights)
-        check_weights(tensors)
+        _check_weights(tensors)
         kind, facts = content.get("kind", NETWORK), content["facts"]
         if kind not in (NETWORK, PIXELS) or not isinstance(facts, dict):
             raise ValueError(f"kind {show(kind)} and facts {show(facts)}")
@@ -89,7 +72,6 @@ def read_model(folder: Path) -> StoredModel:
             folder=folder,
             kind=kind,
             content=content,
-            sha256=content["weights_sha256"],
             tensors=tensors,
             classes=_read_classes(content["classes"]),
             normalization=Normalization.from_json(content["normalization"]),
@@ -100,11 +82,7 @@ def read_model(folder: Path) -> StoredModel:
 
 
 def read_description(folder: Path) -> tuple[dict[str, Any], bytes]:
-    """Returns the description that fits the weights, of a model of any kind, and the weights' file as it is.
-
-    Raises:
-        ModelError: A file is missing, no JSON object, or of another format, or the two do not belong together.
-    """
+    """Returns the description that fits the weights (after a kill maybe the next one), and the weights' file as it is."""
     path = folder / "model.safetensors"
     if not path.is_file():
         raise ModelError(f"{path}: missing; copy the whole model folder.")
@@ -125,40 +103,56 @@ def read_description(folder: Path) -> tuple[dict[str, Any], bytes]:
     )
 
 
+def write_model(
+    folder: Path,
+    predictor: Predictor,
+    own: Mapping[str, Any],
+    tensors: Mapping[str, NDArray[Any]],
+    packages: Sequence[str],
+) -> None:
+    """Writes a model folder of any kind that is whole at every moment.
+
+    The description names the weights' digest. It is written beside the old one before the new weights take their place, so
+    whatever weights are there, one of the two describes them.
+
+    Args:
+        folder: Created if missing.
+        predictor: What to save.
+        own: What is described of this kind of model alone, and `facts`.
+        tensors: The weights by name.
+        packages: Those whose versions are written down.
+    """
+    from safetensors.numpy import save_file
+
+    description = {
+        "format": FORMAT,
+        **own,
+        "classes": predictor.classes.to_json(),
+        "normalization": dataclasses.asdict(predictor.normalization),
+        "halo": predictor.halo_zyx[2],
+        "voxel_size_um": predictor.voxel_size_um,
+        "versions": {name: metadata.version(name) for name in ("neurotome", "torch", *packages)},
+    }
+    with atomic_path(folder / "model.safetensors") as temporary:
+        save_file(dict(tensors), temporary)
+        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        write_json(folder / NEXT, {**description, "weights_sha256": digest})
+    (folder / NEXT).replace(folder / "model.json")
+
+
 @contextlib.contextmanager
 def refuse_damaged(folder: Path) -> Iterator[None]:
-    """Turns what is raised while a model is rebuilt from its folder into one message; too little memory stays what it is.
-
-    Raises:
-        ModelError: The folder is damaged.
-    """
-    from safetensors import SafetensorError
-
+    """Turns what values of a model's files raise while it is rebuilt into one ModelError, whatever code meets them first."""
     try:
         yield
-    except ModelError:
-        raise
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        AttributeError,
-        RuntimeError,
-        NeurotomeError,
-        SafetensorError,
-    ) as e:
-        if is_out_of_memory(e):
+    except Exception as error:
+        if is_out_of_memory(error) or isinstance(error, (OSError, ImportError)):
             raise
-        raise ModelError(f"{folder}: damaged model folder ({str(e)[:500]}). {REMEDY}") from e
+        raise ModelError(f"{folder}: damaged model folder ({str(error)[:500]}). {REMEDY}") from error
 
 
-def check_weights(tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Checks that every weight is a number that a network can be trained to, and no variance negative.
-
-    Raises:
-        ValueError: Names the tensor.
-    """
+def _check_weights(tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Checks that every weight is a number that a network can be trained to, and no variance negative."""
     for name, tensor in tensors.items():
         if not tensor.size or tensor.dtype.kind != "f":
             continue
@@ -170,27 +164,11 @@ def check_weights(tensors: Mapping[str, NDArray[Any]]) -> None:
 
 
 def read_whole(content: Mapping[str, Any], key: str, least: int, most: int) -> int:
-    """Returns a whole number of a description.
-
-    Raises:
-        ValueError: It is missing, something else, or out of range.
-    """
+    """Returns a whole number of a description; ValueError if it is missing, something else, or out of range."""
     value = content.get(key)
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{key} is {show(value)}; expected a whole number from {least} to {most}")
     return value
-
-
-def read_channels(content: Mapping[str, Any], key: str = "in_channels") -> int:
-    """Returns a number of neighbouring slices, an odd one.
-
-    Raises:
-        ValueError: It is missing, something else, or out of range.
-    """
-    channels = read_whole(content, key, 1, MOST_CHANNELS)
-    if channels % 2 == 0:
-        raise ValueError(f"{key} is {channels}; expected an odd number")
-    return channels
 
 
 def _read_classes(content: Mapping[str, Any]) -> ClassSet:
@@ -203,10 +181,7 @@ def _read_classes(content: Mapping[str, Any]) -> ClassSet:
 def _read_size(size: Any) -> tuple[float, float, float] | None:
     if size is None:
         return None
-    if (
-        not isinstance(size, list)
-        or len(size) != 3
-        or not all(type(edge) in (int, float) and 0 < edge < 1e6 and math.isfinite(edge) for edge in size)
-    ):
+    z, y, x = size
+    if not all(type(edge) in (int, float) and 0 < edge < 1e6 for edge in (z, y, x)):
         raise ValueError(f"voxel size {show(size)}; expected three numbers above 0")
-    return float(size[0]), float(size[1]), float(size[2])
+    return float(z), float(y), float(x)

@@ -86,9 +86,6 @@ class Trees:
 
 Classifier = Linear | Trees
 
-KINDS: dict[str, type[Classifier]] = {"linear": Linear, "trees": Trees}
-"""Names under which they are saved."""
-
 DTYPES: dict[str, dict[str, Any]] = {
     "linear": {"weights": np.float32, "bias": np.float32},
     "trees": {
@@ -102,35 +99,28 @@ DTYPES: dict[str, dict[str, Any]] = {
         "base": np.float32,
     },
 }
-"""The arrays of each, as they are saved."""
-
-
-def list_arrays(classifier: Classifier) -> tuple[str, dict[str, NDArray[Any]]]:
-    """Returns the name of its kind and arrays that hold all of a classifier."""
-    kind = next(kind for kind, built in KINDS.items() if isinstance(classifier, built))
-    return kind, {name: getattr(classifier, name) for name in DTYPES[kind]}
+"""Names under which they are saved, and the arrays of each."""
 
 
 def rebuild(kind: str, arrays: Mapping[str, NDArray[Any]], features: int, classes: int) -> Classifier:
-    """Rebuilds a classifier from its arrays, and checks what a stranger may have written, before any is used.
+    """Rebuilds a classifier from arrays of finite numbers, and checks what a stranger may have written, before any is used.
 
     Raises:
         ValueError: A shape, dtype or number cannot be right.
-        KeyError: An array is missing, or the kind is not known.
+        KeyError: An array is missing.
     """
+    arrays = {name: arrays[name] for name in DTYPES[kind]}
     for name, dtype in DTYPES[kind].items():
         # another dtype could be cast to numbers that look right, such as 2**32 + 1 to 1
         if arrays[name].dtype != dtype:
             raise ValueError(f"{name} of dtype {arrays[name].dtype}; expected {np.dtype(dtype)}")
-    taken = {name: arrays[name] for name in DTYPES[kind]}
     if kind == "trees":
-        trees = Trees(**taken, features=features)
+        trees = Trees(**arrays, features=features)
         _check_trees(trees, classes)
         return trees
-    linear = Linear(**taken)
+    linear = Linear(**arrays)
     if linear.weights.shape != (classes, features) or linear.bias.shape != (classes,):
         raise ValueError(f"weights of shape {linear.weights.shape} for {features} features and {classes} classes")
-    _check_finite(linear.weights, linear.bias)
     return linear
 
 
@@ -150,9 +140,8 @@ def _build_walker(trees: Trees, span: slice) -> Any:
 def _check_trees(trees: Trees, classes: int) -> None:
     nodes, starts = len(trees.left), trees.starts
     # within the nodes before they are subtracted: the difference of two huge numbers wraps around to what looks like a size
-    if starts.ndim != 1 or len(starts) < 2 or ((starts < 0) | (starts > nodes)).any():
-        raise ValueError("trees that begin or end where there are no nodes")
-    if starts[0] != 0 or starts[-1] != nodes or (np.diff(starts) < 1).any():
+    inside = starts.ndim == 1 and len(starts) > 1 and ((starts >= 0) & (starts <= nodes)).all()
+    if not inside or starts[0] != 0 or starts[-1] != nodes or (np.diff(starts) < 1).any():
         raise ValueError("trees that do not begin and end where they should")
     if any(array.shape != (nodes,) for array in (trees.left, trees.right, trees.feature, trees.threshold)):
         raise ValueError("arrays of nodes that differ in length")
@@ -167,22 +156,17 @@ def _check_trees(trees: Trees, classes: int) -> None:
     if ((trees.feature < 0) | (trees.feature >= trees.features)).any():
         raise ValueError(f"a node that asks for a feature beyond the {trees.features} there are")
     boosted = trees.base.size > 0
-    if boosted:
-        if trees.base.shape != (classes,) or trees.adds_to.shape != (len(starts) - 1,):
-            raise ValueError(f"boosted trees of other classes than {classes}")
-        if ((trees.adds_to < 0) | (trees.adds_to >= classes)).any():
-            raise ValueError("a boosted tree that adds to a class that is not there")
+    if boosted and (
+        trees.base.shape != (classes,)
+        or trees.adds_to.shape != (len(starts) - 1,)
+        or ((trees.adds_to < 0) | (trees.adds_to >= classes)).any()
+    ):
+        raise ValueError(f"boosted trees of other classes than {classes}")
     if trees.values.shape != (nodes, 1 if boosted else classes):
         raise ValueError(f"values of shape {trees.values.shape} for {nodes} nodes and {classes} classes")
-    _check_finite(trees.threshold, trees.values, trees.base)
     shares = trees.values[leaf]
     if not boosted and ((shares < 0).any() or (np.abs(shares.sum(1) - 1) > 1e-3).any()):
         raise ValueError("a leaf whose class probabilities are negative or do not sum to 1")
-
-
-def _check_finite(*arrays: NDArray[Any]) -> None:
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError("numbers that are NaN or infinite")
 
 
 def _softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:

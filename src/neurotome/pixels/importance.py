@@ -10,18 +10,17 @@ from numpy.typing import NDArray
 
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.statistics import count_slices, is_labelled
-from neurotome.metrics import image_scores
+from neurotome.metrics import confusion, scores
 from neurotome.pixels.predictor import PixelPredictor
-from neurotome.pixels.sample import LabelledPixels, limit_rows
+from neurotome.pixels.sample import draw_pixels, limit_rows
 
-PIXELS_PER_CLASS = 2_000
 REPEATS = 5
 MOST_GROUPS = 120
 """More features than this are shuffled together, layer by layer."""
 
 
 def measure_importance(
-    predictor: PixelPredictor, dataset: Dataset, seed: int = 0, pixels_per_class: int = PIXELS_PER_CLASS
+    predictor: PixelPredictor, dataset: Dataset, seed: int = 0, pixels_per_class: int = 2_000
 ) -> dict[str, Any]:
     """Measures how much macro F1 falls when a feature's values are shuffled among drawn pixels.
 
@@ -39,8 +38,8 @@ def measure_importance(
         first, each with `name`, `drop` (mean fall of macro F1) and `std` over the repeats.
     """
     split = "val" if is_labelled(dataset, "val") else "train"
-    pixels = LabelledPixels(dataset, split, count_slices(dataset, split), predictor.extractor, predictor.normalization)
-    table, labels = pixels.draw(limit_rows(pixels.totals, pixels_per_class), seed)
+    rows = limit_rows(count_slices(dataset, split).sum(axis=0), pixels_per_class)
+    table, labels = draw_pixels(dataset, split, rows, predictor.extractor, predictor.normalization, seed)
     return {
         "split": split,
         "pixels": len(labels),
@@ -79,6 +78,5 @@ def shuffle_features(
 def _score(predictor: PixelPredictor, table: NDArray[np.float32], labels: NDArray[np.uint8]) -> float:
     """Returns macro F1 where every class counts the same, as the pixels were drawn."""
     chosen = predictor.seen[predictor.classifier.predict(table).argmax(0)]
-    matrix = np.zeros((len(predictor.classes),) * 2, np.int64)
-    np.add.at(matrix, (labels, chosen), 1)
-    return float(image_scores(matrix)["macro_f1"] or 0.0)
+    matrix = confusion(labels, chosen, predictor.classes)
+    return float(scores(matrix, predictor.classes.names)["macro"]["f1"] or 0.0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,14 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neurotome.blocks import Slices, plan_blocks
 from neurotome.classes import ClassSet
 from neurotome.errors import ModelError
-from neurotome.features import Extractor, FeatureSettings
+from neurotome.features import Extractor, FeatureSettings, Read
 from neurotome.normalize import Normalization
 from neurotome.pixels.classifiers import Classifier
 from neurotome.predictor import WHOLE
-
-Window = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class PixelPredictor:
     classes: ClassSet
     normalization: Normalization
     settings: FeatureSettings
-    extractor: Extractor
-    classifier: Classifier
+    extractor: Extractor = field(repr=False)
+    classifier: Classifier = field(repr=False)
     seen: NDArray[np.int64]
     weights: NDArray[np.float32]
     voxel_size_um: tuple[float, float, float] | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def in_channels(self) -> int:
@@ -71,13 +71,10 @@ class PixelPredictor:
 
     @property
     def preferred_tile(self) -> int | None:
-        """Edge of the tiles that suit it; None: any.
-
-        A slice goes in whole where features are computed window by window, so that no halo is computed twice. Where many
-        slices are read, they are what takes memory, so tiles are small.
-        """
+        """Edge of the tiles that suit it; None: any."""
         if self.settings.kind == "encoder":
             return None
+        # whole where features are computed window by window, so that no halo is computed twice; but many slices take memory
         return 2 * self.extractor.window if self.in_channels > 1 else WHOLE
 
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -99,34 +96,29 @@ class PixelPredictor:
             raise ModelError(f"found patches of shape {patches.shape}; expected (n, {self.in_channels}, y, x).")
         n, _, height, width = patches.shape
         probs = np.zeros((n, len(self.classes), height, width), np.float32)
+        windows = list_windows((height, width), self.extractor.window)
         for patch, target in zip(patches, probs, strict=True):
-            prepared = self.extractor.prepare(patch)
-
-            def fill(window: Window, prepared: Any = prepared, target: NDArray[np.float32] = target) -> None:
-                features = prepared.read(*window)
-                shares = self.classifier.predict(features.reshape(len(features), -1)) * self.weights[:, None]
-                shares /= shares.sum(0)
-                if not np.isfinite(shares).all():
-                    raise ModelError(
-                        "the classifier gives probabilities that are no numbers; its file is damaged. Train again."
-                    )
-                target[(self.seen, *window)] = shares.reshape(-1, *features.shape[1:])
-
-            for _ in iterate_windows(fill, list_windows(height, width, self.extractor.window)):
-                pass
+            predict = functools.partial(self._predict_window, self.extractor.prepare(patch))
+            for (rows, columns), shares in zip(windows, iterate_windows(predict, windows), strict=True):
+                target[self.seen, rows, columns] = shares
         return probs
 
+    def _predict_window(self, read: Read, window: Slices) -> NDArray[np.float32]:
+        """Returns the probabilities of the seen classes, float32, shape (seen classes, y, x)."""
+        features = read(*window)
+        shares = self.classifier.predict(features.reshape(len(features), -1)) * self.weights[:, None]
+        shares /= shares.sum(0)
+        if not np.isfinite(shares).all():
+            raise ModelError("the classifier gives probabilities that are no numbers; its file is damaged. Train again.")
+        return shares.reshape(-1, *features.shape[1:])
 
-def list_windows(height: int, width: int, edge: int) -> list[Window]:
-    """Cuts a patch into windows of at most `edge` pixels, last axis fastest."""
-    return [
-        (slice(y, min(y + edge, height)), slice(x, min(x + edge, width)))
-        for y in range(0, height, edge)
-        for x in range(0, width, edge)
-    ]
+
+def list_windows(shape: Sequence[int], edge: int) -> list[Slices]:
+    """Cuts a patch (y, x) into windows of at most `edge` pixels, last axis fastest."""
+    return [block.core for block in plan_blocks(shape, (edge, edge), (0, 0))]
 
 
-def iterate_windows(work: Any, windows: list[Window]) -> Iterator[Any]:
+def iterate_windows(work: Callable[[Slices], Any], windows: list[Slices]) -> Iterator[Any]:
     """Yields what `work` returns for every window, in their order, in as many threads as this process may use cores.
 
     Within a thread the matrix products are single-threaded: threads over windows are the better ones, and more of both would
@@ -134,20 +126,16 @@ def iterate_windows(work: Any, windows: list[Window]) -> Iterator[Any]:
     """
     from threadpoolctl import threadpool_limits
 
-    workers = min(count_cores(), len(windows))
-    with threadpool_limits(1, "blas"):
-        if workers < 2:
-            yield from map(work, windows)
-            return
-        with ThreadPoolExecutor(workers) as pool:
-            # one window more than there are threads: what is done and not yet taken stays in memory
-            waiting: deque[Future[Any]] = deque()
-            for window in windows:
-                waiting.append(pool.submit(work, window))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
+    workers = max(1, min(count_cores(), len(windows)))
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
+        # one window more than there are threads: what is done and not yet taken stays in memory
+        waiting: deque[Future[Any]] = deque()
+        for window in windows:
+            waiting.append(pool.submit(work, window))
+            if len(waiting) > workers:
                 yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def count_cores() -> int:

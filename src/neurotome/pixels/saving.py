@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,73 +19,59 @@ from numpy.typing import NDArray
 from neurotome.errors import ModelError, show, unknown
 from neurotome.features import EncoderSettings, Extractor, FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.encoder import EncoderFeatures, freeze
-from neurotome.models.model_folder import find_model, load_weights, read_settings, write_parts
+from neurotome.models.model_folder import load_weights, read_settings
 from neurotome.models.networks import build_network
-from neurotome.models.stored_model import FORMAT, PIXELS, StoredModel, read_model, read_whole, refuse_damaged
-from neurotome.pixels.classifiers import KINDS, list_arrays, rebuild
+from neurotome.models.stored_model import PIXELS, StoredModel, read_whole, refuse_damaged, write_model
+from neurotome.pixels.classifiers import DTYPES, Linear, rebuild
 from neurotome.pixels.predictor import PixelPredictor
 
 MOST_CLASSES = 255
 """Outputs of the network that an encoder is taken from, as many as a `ClassSet` may have."""
 
 
-def save_pixels(predictor: PixelPredictor, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+def save_pixels(predictor: PixelPredictor, folder: Path) -> None:
     """Writes a model folder that is whole at every moment; an encoder's weights are in it.
 
     Args:
         predictor: What to save.
         folder: Created if missing.
-        facts: Scores, licence, citation, training data, versions; JSON values.
     """
-    from safetensors.numpy import save_file
-
     extractor = predictor.extractor
-    classifier, named = list_arrays(predictor.classifier)
-    arrays = {f"classifier.{name}": np.ascontiguousarray(array) for name, array in named.items()}
-    description = {
-        "format": FORMAT,
+    classifier = "linear" if isinstance(predictor.classifier, Linear) else "trees"
+    arrays = {f"classifier.{name}": np.ascontiguousarray(getattr(predictor.classifier, name)) for name in DTYPES[classifier]}
+    own: dict[str, Any] = {
         "kind": PIXELS,
         "classifier": classifier,
         "features": dataclasses.asdict(predictor.settings),
-        "classes": predictor.classes.to_json(),
-        "normalization": predictor.normalization.to_json(),
         "seen": predictor.seen.tolist(),
         "weights": predictor.weights.astype(float).tolist(),
-        "halo": extractor.halo,
         "in_channels": predictor.in_channels,
-        "voxel_size_um": None if predictor.voxel_size_um is None else list(predictor.voxel_size_um),
-        "versions": {name: metadata.version(name) for name in ("neurotome", "scikit-learn", "torch")},
-        "facts": dict(predictor.facts if facts is None else facts),
+        "facts": dict(predictor.facts),
     }
     if isinstance(extractor, EncoderFeatures):
         for name, value in extractor.net.state_dict().items():
             arrays[f"encoder.{name}"] = value.detach().cpu().contiguous().numpy()
-        description["encoder"] = {
+        own["encoder"] = {
             "model": {**dataclasses.asdict(extractor.model), "encoder_weights": "none"},
             "pretraining": extractor.model.encoder_weights,
             "classes": extractor.classes,
-            "stages": list(extractor.stages),
+            "stages": list(extractor.net.stages),
             "bounded": extractor.bounded,
             "source": dict(extractor.source),
         }
-    write_parts(folder, description, lambda path: save_file(arrays, path))
-
-
-def load_pixels(path: Path, device: str = "cpu") -> PixelPredictor:
-    """Loads a trained pixel classifier. Nothing in the files is executed, and every number is checked first.
-
-    Args:
-        path: Run folder or model folder.
-        device: Where an encoder runs.
-
-    Raises:
-        ModelError: It is missing, damaged, of another format, or a network.
-    """
-    return build_pixels(read_model(find_model(path)), device)
+    write_model(folder, predictor, own, arrays, ["scikit-learn"])
 
 
 def build_pixels(stored: StoredModel, device: str = "cpu") -> PixelPredictor:
-    """Builds the pixel classifier of a model folder that has been read; arguments and errors as of `load_pixels`."""
+    """Builds the pixel classifier of a model folder that has been read; every number is checked first.
+
+    Args:
+        stored: What the folder holds.
+        device: Where an encoder runs.
+
+    Raises:
+        ModelError: It is damaged, or a network.
+    """
     folder, content = stored.folder, stored.content
     if stored.kind != PIXELS:
         raise ModelError(f"{folder}: this model is a network, and a pixel classifier is needed here.")
@@ -107,8 +92,8 @@ def build_pixels(stored: StoredModel, device: str = "cpu") -> PixelPredictor:
             raise ValueError(f"seen classes {seen.tolist()} of {len(stored.classes)}")
         if weights.shape != seen.shape or not (np.isfinite(weights) & (weights > 0)).all():
             raise ValueError("weights of classes that are not positive numbers")
-        if content["classifier"] not in KINDS:
-            raise ModelError(f"{folder / 'model.json'}: {unknown('classifier', str(content['classifier']), KINDS)}")
+        if content["classifier"] not in DTYPES:
+            raise ModelError(f"{folder / 'model.json'}: {unknown('classifier', str(content['classifier']), DTYPES)}")
         classifier = rebuild(content["classifier"], _pick(stored.tensors, "classifier."), len(extractor.names), len(seen))
         return PixelPredictor(
             stored.classes,

@@ -17,8 +17,9 @@ from neurotome.datasets.statistics import count_slices, is_labelled, list_seen
 from neurotome.errors import SettingsError, unknown
 from neurotome.features import EncoderSettings, Extractor, FeatureSettings, FilterSettings, build_extractor
 from neurotome.features.choose import Kind
-from neurotome.metrics import image_scores
+from neurotome.metrics import confusion, scores
 from neurotome.normalize import fit_normalization
+from neurotome.pixels.classifiers import Linear
 from neurotome.pixels.learners import (
     LEARNERS,
     BoostingSettings,
@@ -31,7 +32,7 @@ from neurotome.pixels.learners import (
     make_logistic,
 )
 from neurotome.pixels.predictor import PixelPredictor
-from neurotome.pixels.sample import LabelledPixels, limit_rows
+from neurotome.pixels.sample import draw_pixels, limit_rows
 
 PRIORS = (1.0, 0.75, 0.5, 0.25, 0.0)
 """What is tried where `prior` is auto."""
@@ -152,8 +153,7 @@ def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings
         NeurotomeError: An extra is missing.
     """
     learner = _choose_learner(settings)
-    counts = count_slices(dataset)
-    totals = counts.sum(axis=0)
+    totals = count_slices(dataset).sum(axis=0)
     seen = list_seen(dataset, totals)
     extractor = build_extractor(settings.feature_settings, dataset.voxel_size_um, device)
     # a trained network wants its input as it was trained
@@ -173,7 +173,7 @@ def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings
             "from more."
         )
         warnings.warn(f"{dataset.name}: {limited}", stacklevel=2)
-    table, labels = LabelledPixels(dataset, "train", counts, extractor, normalization).draw(rows, settings.seed)
+    table, labels = draw_pixels(dataset, "train", rows, extractor, normalization, settings.seed)
     classifier = learner.train(table, np.searchsorted(seen, labels), _balance(rows)[labels])
     del table
     predictor = PixelPredictor(
@@ -203,6 +203,23 @@ def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings
         }
     }
     return dataclasses.replace(predictor, weights=_weigh(totals[seen], prior), facts=facts)
+
+
+def fit_majority(dataset: Dataset) -> PixelPredictor:
+    """Returns the weakest baseline: every pixel has the class frequencies of the training data.
+
+    Raises:
+        DatasetError: There is no training split, or none of its pixels is labelled.
+        ImageError: The training images are constant.
+    """
+    totals = count_slices(dataset).sum(axis=0)
+    seen = np.flatnonzero(totals)
+    normalization = fit_normalization(cutout.volume for cutout in dataset.split("train"))
+    settings = FeatureSettings("identity")
+    undecided = Linear(np.zeros((len(seen), 1), np.float32), np.zeros(len(seen), np.float32))
+    return PixelPredictor(
+        dataset.classes, normalization, settings, build_extractor(settings), undecided, seen, _weigh(totals[seen], 1.0)
+    )
 
 
 def _choose_learner(settings: BaselineSettings) -> Learner:
@@ -248,17 +265,15 @@ def _choose_prior(
     """Returns the prior with the best macro F1 on a sample of the split val, and the macro F1 of each."""
     if not is_labelled(dataset, "val"):
         return USUAL_PRIOR, {}
-    pixels = LabelledPixels(dataset, "val", count_slices(dataset, "val"), predictor.extractor, predictor.normalization)
-    rows = limit_rows(pixels.totals, VAL_PIXELS)
-    table, labels = pixels.draw(rows, seed)
+    val_totals = count_slices(dataset, "val").sum(axis=0)
+    rows = limit_rows(val_totals, VAL_PIXELS)
+    table, labels = draw_pixels(dataset, "val", rows, predictor.extractor, predictor.normalization, seed)
     probs = predictor.classifier.predict(np.ascontiguousarray(table.T))
     # each drawn pixel stands for as many as its class has of them
-    stands_for = np.divide(pixels.totals, rows, out=np.zeros(len(rows)), where=rows > 0)
-    scores: dict[str, float | None] = {}
+    stands_for = np.divide(val_totals, rows, out=np.zeros(len(rows)), where=rows > 0)
+    by_prior: dict[str, float | None] = {}
     for prior in PRIORS:
         chosen = predictor.seen[(probs * _weigh(totals[predictor.seen], prior)[:, None]).argmax(0)]
-        matrix = np.zeros((len(rows), len(rows)))
-        np.add.at(matrix, (labels, chosen), 1)
-        matrix *= stands_for[:, None]
-        scores[f"{prior:g}"] = image_scores(matrix.round().astype(np.int64))["macro_f1"]
-    return max(PRIORS, key=lambda prior: scores[f"{prior:g}"] or 0.0), scores
+        matrix = confusion(labels, chosen, dataset.classes) * stands_for[:, None]
+        by_prior[f"{prior:g}"] = scores(matrix.round().astype(np.int64), dataset.classes.names)["macro"]["f1"]
+    return max(PRIORS, key=lambda prior: by_prior[f"{prior:g}"] or 0.0), by_prior

@@ -26,17 +26,10 @@ Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 SAMPLES = 4
 DRAWS = 6
-OUTPUTS = (
-    "statistics.json",
-    *(f"{name}.png" for name in ("samples", "augmentation", "class_shares", *(f"histograms_{split}" for split in SPLITS))),
-)
-"""Files that may be written."""
+PICTURES = ("samples", "augmentation", "class_shares", *(f"histograms_{split}" for split in SPLITS))
 
-LARGEST = 1024
-"""Pictures show at most this many pixels along an axis: the middle of larger slices."""
-
-AUGMENTED = 256
-"""The augmentation is shown on a patch of this size, as large as a usual training patch."""
+LARGEST = 1024  # pixels along an axis that a picture shows: the middle of larger slices
+AUGMENTED = 256  # pixels of the patch that is augmented, as large as a usual training patch
 
 
 def describe(
@@ -59,8 +52,7 @@ def describe(
         seed: Seed of the augmentation.
 
     Returns:
-        The statistics, see `measure_dataset`, which print as tables; with `known` the datasets that can be
-            opened, `{name: description}`.
+        The statistics, see `measure_dataset`; with `known` the datasets that can be opened, `{name: description}`.
 
     Raises:
         NeurotomeError: The dataset or a setting cannot be used; nothing has been written then.
@@ -75,7 +67,7 @@ def describe(
     check_augment(augment)
     if out is not None:
         read = [] if isinstance(dataset, Dataset) else [Path(dataset, name) for name in ("images", "labels", "dataset.yaml")]
-        plan_outputs([out / name for name in OUTPUTS], inputs=read, existing="replace")
+        plan_outputs([out / "statistics.json", *(out / f"{name}.png" for name in PICTURES)], inputs=read, existing="replace")
     opened = open_dataset(dataset)
     classes = opened.classes.with_palette(palette)
     statistics = measure_dataset(opened)
@@ -90,18 +82,16 @@ def describe(
     from neurotome import figures
 
     samples = [
-        (_name_slice(cutout, z), to_display(grey), labels)
+        (cutout.name if cutout.volume.shape[0] == 1 else f"{cutout.name}, z {z}", to_display(grey), labels)
         for cutout, z in choose_slices(opened, SAMPLES)
         for grey, labels in [_crop(cutout, z, LARGEST)]
     ]
-    before, after = draw_augmentation(opened, augment, seed)
     pictures = {
         "samples": figures.plot_samples(samples, classes),
-        "augmentation": figures.plot_augmentation(before, after, classes),
+        "augmentation": figures.plot_augmentation(*draw_augmentation(opened, augment, seed), classes),
         "class_shares": figures.plot_class_shares(statistics, classes),
+        **{f"histograms_{split}": figures.plot_histograms(statistics, split, classes) for split in statistics["splits"]},
     }
-    for split in statistics["splits"]:
-        pictures[f"histograms_{split}"] = figures.plot_histograms(statistics, split, classes)
     write_json(out / "statistics.json", statistics)
     for name, picture in pictures.items():
         figures.save_figure(picture, out / f"{name}.png")
@@ -116,51 +106,34 @@ def choose_slices(dataset: Dataset, count: int) -> list[tuple[Cutout, int]]:
 
 
 def draw_augmentation(dataset: Dataset, settings: AugmentSettings, seed: int) -> tuple[Sample, list[Sample]]:
-    """Draws the augmentation several times for one patch, as training would.
+    """Returns a patch, the middle of a slice, as it is and after each of `DRAWS` draws of the augmentation.
 
-    Args:
-        dataset: Its first split gives the patch, the middle of a slice, and the grey-value scale.
-        settings: What may happen.
-        seed: Same seed, same pictures.
-
-    Returns:
-        The patch before, and after each of `DRAWS` draws: grey values (y, x) as uint8 on one common scale, and labels
-        (y, x) as uint8 with the ignore value where a pixel was invented.
+    Grey values (y, x) are uint8 on one common scale, labels (y, x) uint8 with the ignore value where a pixel was invented.
     """
     import torch
 
-    volumes = [cutout.volume for cutout in _first_split(dataset)]
-    shared = len({volume.data.dtype for volume in volumes}) == 1
-    normalization = fit_normalization(volumes, "dataset" if shared else "image")
     cutout, z = choose_slices(dataset, 1)[0]
     grey, labels = _crop(cutout, z, min(AUGMENTED, *cutout.volume.shape[1:]))
+    volumes = [cutout.volume for cutout in _first_split(dataset)]
+    shared = len({volume.data.dtype for volume in volumes}) == 1
+    scale = fit_normalization(volumes, "dataset" if shared else "image").scale_for(cutout.volume)
     # The patch's own percentiles for all pictures, so that brightness and contrast can be compared.
-    low, high = (None, None) if grey.dtype == np.uint8 else map(float, np.percentile(grey, (0.5, 99.5)))
-    bounds = (0.0, 255.0) if low is None else (low, high)
-    scale = normalization.scale_for(cutout.volume)
+    low, high = (0.0, 255.0) if grey.dtype == np.uint8 else np.percentile(grey, (0.5, 99.5)).tolist()
     images = torch.from_numpy(scale.apply(grey)).expand(DRAWS, 1, -1, -1).contiguous()
     truth = torch.from_numpy(labels).expand(DRAWS, -1, -1).contiguous()
     generator = torch.Generator().manual_seed(seed)
     moved, moved_labels = transform(images, truth, settings, dataset.classes.ignore, generator)
     restored = moved[:, 0].numpy() * np.float32(scale.std) + np.float32(scale.mean)
-    after = [(to_display(g, *bounds), t) for g, t in zip(restored, moved_labels.numpy(), strict=True)]
-    return (to_display(grey, *bounds), labels), after
+    after = [(to_display(g, low, high), t) for g, t in zip(restored, moved_labels.numpy(), strict=True)]
+    return (to_display(grey, low, high), labels), after
 
 
 def _first_split(dataset: Dataset) -> tuple[Cutout, ...]:
-    for cutouts in dataset.splits.values():
-        if cutouts:
-            return cutouts
-    raise DatasetError(f"{dataset.name} has no image; expected at least one.")
-
-
-def _name_slice(cutout: Cutout, z: int) -> str:
-    return cutout.name if cutout.volume.shape[0] == 1 else f"{cutout.name}, z {z}"
+    return next(cutouts for cutouts in dataset.splits.values() if cutouts)
 
 
 def _crop(cutout: Cutout, z: int, largest: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """Returns grey values and labels of the middle of a slice, at most `largest` pixels along an axis."""
-    rows, columns = (
-        slice((size - min(size, largest)) // 2, (size + min(size, largest)) // 2) for size in cutout.volume.shape[1:]
-    )
+    edges = ((size, min(size, largest)) for size in cutout.volume.shape[1:])
+    rows, columns = (slice((size - edge) // 2, (size + edge) // 2) for size, edge in edges)
     return np.asarray(cutout.volume.data[z, rows, columns]), cutout.read_labels(z, rows, columns)

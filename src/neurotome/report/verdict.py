@@ -8,7 +8,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from neurotome.runs import Run
+from neurotome.tables import count
 
 RISEN = 0.01
 """Macro F1 that counts as better: less is the noise between epochs."""
@@ -22,27 +25,27 @@ TELLING = ("test", "val", "train")
 Scores = Mapping[str, Any]
 
 
-def verdict(run: Run, comparisons: Mapping[str, Scores | Sequence[Scores]] | None = None) -> list[str]:
+def read_scores(run: Run) -> dict[str, Scores]:
+    """Returns the scores of every split that has them, the most telling first."""
+    return {split: scores for split in TELLING if (scores := run.read_scores(split)) is not None}
+
+
+def verdict(run: Run, comparisons: Mapping[str, Sequence[Scores]] | None = None) -> list[str]:
     """Returns what to do next, each in a sentence or two that say the numbers they rest on.
 
     Args:
-        run: A run with scores.
-        comparisons: Scores of other methods by their name, or those of several seeds, as for `build_report`.
-
-    Returns:
-        Plain sentences; what was not measured is not spoken of.
+        run: A run; without scores nothing is said, as of all else that was not measured.
+        comparisons: Scores of the runs of other methods, as for `build_report`.
 
     Raises:
         RunError: A file of the run cannot be read.
     """
-    scored = {split: scores for split in TELLING if (scores := run.read_scores(split)) is not None}
-    if not scored:
+    if not (scored := read_scores(run)):
         return []
     scores = next(iter(scored.values()))
     config = run.read_config()
-    rows = run.read_metrics()
     is_network = "train" in config
-    sentences = _judge_training(rows, config) if is_network else []
+    sentences = _judge_training(run.read_metrics(), config) if is_network else []
     sentences += _judge_others(scores, comparisons or {})
     if config and not comparisons:
         other, command = ("random forest", "baseline") if is_network else ("network", "train")
@@ -66,14 +69,14 @@ def _judge_training(rows: Sequence[Mapping[str, float | None]], config: Mapping[
     last = math.ceil(epochs / 4)
     longer = _say_longer(config, epochs)
     if epochs < 4:
-        counted = _count(epochs, "epoch")
-        return [f"{counted} of training, validation macro F1 {max(f1s):.3f}: too few to tell where it ends. {longer}"]
+        trained = count(epochs, "epoch")
+        return [f"{trained} of training, validation macro F1 {max(f1s):.3f}: too few to tell where it ends. {longer}"]
     best = max(range(epochs), key=lambda epoch: f1s[epoch])
     before = max(f1s[:-last])
     if f1s[best] - before >= RISEN:
         return [
             f"Still improving: validation macro F1 reached {before:.3f} in the first {epochs - last} of {epochs} and "
-            f"{f1s[best]:.3f} in the last {_count(last, 'epoch')}. {longer}"
+            f"{f1s[best]:.3f} in the last {count(last, 'epoch')}. {longer}"
         ]
     losses = [loss for _, loss in known]
     first, end = losses[best], losses[-1]
@@ -85,17 +88,16 @@ def _judge_training(rows: Sequence[Mapping[str, float | None]], config: Mapping[
         ]
     return [
         f"Trained long enough: validation macro F1 reached {before:.3f} in the first {epochs - last} of {epochs} and "
-        f"{max(f1s[-last:]):.3f} in the last {_count(last, 'epoch')}."
+        f"{max(f1s[-last:]):.3f} in the last {count(last, 'epoch')}."
     ]
 
 
-def _judge_others(scores: Scores, comparisons: Mapping[str, Scores | Sequence[Scores]]) -> list[str]:
+def _judge_others(scores: Scores, comparisons: Mapping[str, Sequence[Scores]]) -> list[str]:
     """Returns how a run stands beside the best other method scored on the same split."""
     own = scores["macro"]["f1"]
     others = {}
-    for name, given in comparisons.items():
-        seeds = [given] if isinstance(given, Mapping) else list(given)
-        f1s = [seed["macro"]["f1"] for seed in seeds if seed["split"] == scores["split"]]
+    for name, runs in comparisons.items():
+        f1s = [run["macro"]["f1"] for run in runs if run["split"] == scores["split"]]
         if f1s and None not in f1s:
             others[name] = sum(f1s) / len(f1s)
     if own is None or not others:
@@ -112,13 +114,12 @@ def _judge_others(scores: Scores, comparisons: Mapping[str, Scores | Sequence[Sc
 
 def _judge_classes(scores: Scores) -> list[str]:
     """Returns which classes are never predicted though there are some, or have nothing to be scored on."""
-    missed, absent = [], []
-    for number, name in enumerate(scores["classes"]):
-        support = scores["per_class"][name]["support"]
-        if not support:
-            absent.append(name)
-        elif not any(row[number] for row in scores["confusion"]):
-            missed.append(f"{name} ({support:,} pixels)")
+    supports = {name: scores["per_class"][name]["support"] for name in scores["classes"]}
+    predicted = np.asarray(scores["confusion"]).sum(0)
+    absent = [name for name, support in supports.items() if not support]
+    missed = [
+        f"{name} ({n:,} pixels)" for (name, n), given in zip(supports.items(), predicted, strict=True) if n > given == 0
+    ]
     sentences = []
     if missed:
         sentences.append(
@@ -132,36 +133,26 @@ def _judge_classes(scores: Scores) -> list[str]:
 
 def _judge_images(scores: Scores) -> list[str]:
     """Returns how far the images suffice to compare methods by."""
-    images = len(scores["per_image"]["name"])
-    counted = _count(images, "image")
+    images = count(len(scores["per_image"]["name"]), "image")
     interval = (scores["intervals"] or {}).get("macro_f1")
     if interval is None:
-        return [f"Split {scores['split']} has {counted}, too few to say how sure these scores are. Label more of them."]
+        return [f"Split {scores['split']} has {images}, too few to say how sure these scores are. Label more of them."]
     low, high = interval
     if high - low < WIDE:
         return []
     return [
-        f"The 95 % interval of macro F1 is wide, {low:.3f} to {high:.3f} by {counted}: methods that differ by less than "
+        f"The 95 % interval of macro F1 is wide, {low:.3f} to {high:.3f} by {images}: methods that differ by less than "
         f"{high - low:.2f} cannot be ranked. Label more images for split {scores['split']}."
     ]
 
 
 def _say_longer(config: Mapping[str, Any], epochs: int) -> str:
     train = config["train"]
-    if train.get("max_time") and epochs < train["epochs"]:
-        option, now, value = "--train.max-time", train["max_time"], _double(str(train["max_time"]))
-    else:
-        option, now, value = "--train.epochs", train["epochs"], 2 * train["epochs"]
-    return f"Train longer: give the same command again, for the same folder, with {option} {value} (now {now})."
-
-
-def _double(duration: str) -> str:
-    """Returns a duration such as 90s, 1.5h or 120 twice as long, in the same unit."""
-    return re.sub(r"[\d.]+", lambda number: f"{2 * float(number[0]):g}", duration, count=1)
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' * (number != 1)}"
+    by_clock = train.get("max_time") and epochs < train["epochs"]
+    option, now = ("--train.max-time", train["max_time"]) if by_clock else ("--train.epochs", train["epochs"])
+    # a duration is 90s, 1.5h or 120
+    twice = re.sub(r"[\d.]+", lambda number: f"{2 * float(number[0]):.12g}", str(now), count=1)
+    return f"Train longer: give the same command again, for the same folder, with {option} {twice} (now {now})."
 
 
 def _join(names: Sequence[str]) -> str:

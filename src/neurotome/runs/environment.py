@@ -1,4 +1,4 @@
-"""describe_environment: enough to say where a number came from."""
+"""Enough to say where a number came from, and how much memory it took."""
 
 from __future__ import annotations
 
@@ -27,6 +27,18 @@ def describe_environment() -> dict[str, Any]:
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git_commit": _find_commit(),
     }
+
+
+def measure_peak_memory() -> int:
+    """Returns the most memory that this process has held so far, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def _find_commit() -> str | None:

@@ -39,6 +39,7 @@ class Run:
 
     Attributes:
         folder: Where it is.
+        config: The complete settings.
         metrics: A row per epoch of a network's training.
         checkpoints: Folder of what training needs to go on.
         model: Folder of the trained model.
@@ -48,6 +49,7 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.config = self.folder / CONFIG
         self.metrics = self.folder / "metrics.csv"
         self.checkpoints = self.folder / "checkpoints"
         self.model = self.folder / "model"

@@ -17,10 +17,10 @@ import torch
 
 from neurotome.atomic import atomic_path
 from neurotome.errors import RunError, is_out_of_memory
-from neurotome.memory import measure_peak_memory
 from neurotome.models.model_folder import save_model
 from neurotome.progress import Progress
 from neurotome.runs import Run
+from neurotome.runs.environment import measure_peak_memory
 from neurotome.training.module import SegmentationModule, shrink_checkpoint
 
 
@@ -134,7 +134,7 @@ class Keeper(lightning.Callback):
 
     def summarise(self) -> dict[str, Any]:
         """Returns the content of training.json; peak memory is the GPU's if one is used, otherwise this process's."""
-        module, on_gpu = self.module, torch.cuda.is_available() and torch.cuda.max_memory_allocated()
+        module = self.module
         return {
             "epochs": len(module.history),
             "steps": module.step,
@@ -144,7 +144,7 @@ class Keeper(lightning.Callback):
             "seconds_to_first_step": self.first_step_seconds,
             "median_step_seconds": statistics.median_high(self.step_seconds) if self.step_seconds else None,
             **module.sampler.facts,
-            "peak_memory_bytes": int(on_gpu or measure_peak_memory()),
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() or measure_peak_memory(),  # 0 without a GPU
             "precision": module.trainer.precision,
             "device": str(module.device),
         }

@@ -22,7 +22,7 @@ from neurotome.models.networks import USUAL, ModelSettings, build_network, settl
 from neurotome.models.stored_model import read_model
 from neurotome.normalize import fit_normalization
 from neurotome.training.recipe import Recipe, check_training
-from neurotome.training.sampler import PatchSampler, SampleSettings, check_sample, collect_slices
+from neurotome.training.sampler import PatchSampler, SampleSettings, collect_slices
 from neurotome.volume import note_other_size
 
 if TYPE_CHECKING:
@@ -68,7 +68,6 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
     """
     check_training(recipe.train)
     check_augment(recipe.augment)
-    check_sample(recipe.sample)
     list_splits(dataset, recipe)
     if recipe.train.patience and not dataset.splits.get("val"):
         raise SettingsError(
@@ -109,7 +108,7 @@ def load_init(dataset: Dataset, name: str) -> tuple[NetPredictor, str]:
             f"{', '.join(dataset.classes.names)}; expected the same names in the same order. Rename or reorder the "
             "dataset's classes, or train without --init."
         )
-    return build_predictor(stored), stored.sha256
+    return build_predictor(stored), str(stored.content["weights_sha256"])
 
 
 def _check_network(name: str, asked: ModelSettings, has: ModelSettings) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
-from neurotome.datasets.base import Cutout, CutoutSource, Dataset, FixedCutouts
+from neurotome.datasets.base import Cutout, CutoutSource, Dataset
 from neurotome.datasets.statistics import count_slices
 from neurotome.errors import SettingsError
 from neurotome.normalize import Normalization, Scale
@@ -39,34 +39,20 @@ class SampleSettings:
     rare: float = 0.2
     """Share of random patches placed on a pixel of a class drawn evenly, so that rare classes are seen."""
 
-
-def check_sample(settings: SampleSettings) -> None:
-    """Checks that settings are in range.
-
-    Raises:
-        SettingsError: One is not.
-    """
-    if (settings.patch != "auto" and settings.patch < 8) or settings.batch < 1 or not 0 <= settings.rare <= 1:
-        raise SettingsError(
-            f"sample.patch is {settings.patch} (at least 8), sample.batch {settings.batch} (at least 1), sample.rare "
-            f"{settings.rare} (0 to 1)."
-        )
+    def __post_init__(self) -> None:
+        if (self.patch != "auto" and self.patch < 8) or self.batch < 1 or not 0 <= self.rare <= 1:
+            raise SettingsError(
+                f"sample.patch is {self.patch} (at least 8), sample.batch {self.batch} (at least 1), sample.rare "
+                f"{self.rare} (0 to 1)."
+            )
 
 
 class Pool:
-    """The cutouts of a source at a step, from which places are drawn.
-
-    Attributes:
-        numbers: Those that the source gives the cutouts.
-        cutouts: Where patches are cut.
-        scales: How the grey values of each are scaled.
-        counts: Labelled pixels of each slice per class, int64.
-        pixels: Pixels of all slices, labelled or not.
-    """
+    """The cutouts of a source at a step, from which places are drawn."""
 
     def __init__(self, source: CutoutSource, classes: ClassSet, normalization: Normalization, edge: int) -> None:
         self.source, self.classes, self.normalization, self.edge = source, classes, normalization, edge
-        self.numbers: list[int] = []
+        self.numbers: list[int] = []  # those that the source gives the cutouts
         self.cutouts: tuple[Cutout, ...] = ()
         self.scales: list[Scale] = []
         self.follow(0)
@@ -81,7 +67,7 @@ class Pool:
         self.scales = [known.get(number) or self.normalization.scale_for(cutout.volume) for number, cutout in window]
         self.numbers, self.cutouts = numbers, tuple(cutout for _, cutout in window)
         self.counts = np.concatenate([cutout.label_counts[:, : len(self.classes)] for cutout in self.cutouts])
-        self.slices = [(c, z) for c, cutout in enumerate(self.cutouts) for z in range(cutout.volume.shape[0])]
+        self.slices = collect_slices(self.cutouts, 0)
         sizes = np.array([np.prod(self.cutouts[c].volume.shape[1:]) for c, _ in self.slices], float)
         self.pixels = sizes.sum()
         self.slice_probs = sizes / self.pixels
@@ -101,11 +87,9 @@ class Pool:
         c, z = self.slices[generator.choice(len(self.slices), p=share)]
         labels = self.cutouts[c].read_labels(z)
         pixel = int(generator.choice(np.flatnonzero(labels.reshape(-1) == wanted)))
-        starts = []
-        for at, size in zip(divmod(pixel, labels.shape[1]), labels.shape, strict=True):
-            start = at - int(generator.integers(0, self.edge))
-            starts.append(int(np.clip(start, 0, max(0, size - self.edge))))
-        return c, z, starts[0], starts[1]
+        starts = [at - int(generator.integers(0, self.edge)) for at in divmod(pixel, labels.shape[1])]
+        y, x = (max(0, min(start, size - self.edge)) for start, size in zip(starts, labels.shape, strict=True))
+        return c, z, y, x
 
     def deepen(self, place: Place, depth: int, generator: np.random.Generator) -> Place:
         """Returns where a 3D patch begins that holds the slice of a place anywhere in it."""
@@ -148,21 +132,20 @@ class PatchSampler:
         seed: int,
         replay: tuple[CutoutSource, float] | None = None,
     ) -> None:
-        """Counts the classes of every slice.
+        """Counts the classes of every slice of the split train; labels are read slice by slice and never held.
 
         Args:
-            dataset: Has a split train; labels are read slice by slice and never held.
-            settings: How patches are drawn.
+            dataset: Has a split train.
+            settings: How patches are drawn, with nothing left to decide.
             normalization: How grey values are scaled.
             in_channels: Neighbouring slices per patch.
             seed: Together with the step it decides a batch.
             replay: A second source of the same classes, and the share of the patches that come from it, whatever its size.
 
         Raises:
-            SettingsError: A setting is out of range, or the patch is larger than every image.
+            SettingsError: The patch is larger than every image, or data without end are to be drawn in order.
         """
         cutouts = dataset.split("train")
-        check_sample(settings)
         edge = int(settings.patch)
         if (dataset.source or replay) and settings.order == "sequential":
             raise SettingsError(
@@ -178,7 +161,7 @@ class PatchSampler:
             )
         count_slices(dataset)  # refuses data without a label
         self.settings, self.in_channels, self.seed = settings, in_channels, seed
-        sources = [dataset.source or FixedCutouts(cutouts), *([replay[0]] if replay else [])]
+        sources = [dataset.source or CutoutSource(cutouts), *([replay[0]] if replay else [])]
         self.pools = [Pool(source, dataset.classes, normalization, edge) for source in sources]
         self.share = replay[1] if replay else 0.0
         self.tiles = self.pools[0].plan_tiles() if settings.order == "sequential" else []
@@ -186,11 +169,11 @@ class PatchSampler:
     @property
     def class_counts(self) -> NDArray[np.int64]:
         """Labelled pixels per class, those of a second source as many as its share of the patches makes of them."""
-        own, *others = (pool.counts.sum(0) for pool in self.pools)
-        for pool, counts in zip(self.pools[1:], others, strict=True):
-            factor = self.share / (1 - self.share) * self.pools[0].pixels / pool.pixels
-            own = own + np.maximum(np.rint(counts * factor), counts > 0).astype(np.int64)
-        return np.asarray(own)
+        total = np.asarray(self.pools[0].counts.sum(0))
+        for pool in self.pools[1:]:
+            factor, counts = self.share / (1 - self.share) * self.pools[0].pixels / pool.pixels, pool.counts.sum(0)
+            total += np.maximum(np.rint(counts * factor), counts > 0).astype(np.int64)
+        return total
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -198,26 +181,18 @@ class PatchSampler:
         return {name: value for pool in self.pools for name, value in pool.source.facts.items()}
 
     def draw(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Returns batch number `step`.
+        """Returns batch number `step`: scaled images (n, in_channels, patch, patch) and labels (n, patch, patch).
 
-        Returns:
-            Scaled images, shape (n, in_channels, patch, patch), and labels, shape (n, patch, patch). Only the last batch of
-            a sequential pass has fewer than `batch` patches.
+        Only the last batch of a sequential pass has fewer than `batch` patches.
         """
         patches = [pool.cut(place, self.in_channels) for pool, place in self._list_places(step)]
         images, labels = zip(*patches, strict=True)
         return np.stack(images), np.stack(labels)
 
     def draw_volumes(self, step: int, depth: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Returns batch number `step` of 3D patches; each lies within one cutout.
+        """Returns 3D patches: scaled images (n, 1, depth, patch, patch) and labels (n, depth, patch, patch).
 
-        Args:
-            step: Which batch.
-            depth: Slices per patch.
-
-        Returns:
-            Scaled images, shape (n, 1, depth, patch, patch), and labels, shape (n, depth, patch, patch). In sequential order
-            the patches stand `depth` slices apart, the last of a cutout moved inside.
+        Each lies within one cutout; in sequential order they stand `depth` slices apart, the last of a cutout moved inside.
 
         Raises:
             SettingsError: A cutout has fewer slices, or the sampler makes neighbouring slices channels.
@@ -256,20 +231,12 @@ class PatchSampler:
 
 def _tile_starts(size: int, edge: int) -> list[int]:
     """Returns where tiles begin so that they cover an axis; the last one is moved inside."""
-    starts = list(range(0, max(1, size - edge + 1), edge))
-    if starts[-1] + edge < size:
-        starts.append(size - edge)
-    return starts
+    return [max(0, min(start, size - edge)) for start in range(0, size, edge)]
 
 
 def collect_slices(cutouts: Sequence[Cutout], limit: int) -> list[tuple[int, int]]:
-    """Returns (cutout, z) of all slices, or of `limit` of them evenly spread.
-
-    Args:
-        cutouts: Where the slices are.
-        limit: Most slices to return; 0 for all.
-    """
-    slices: list[Any] = [(c, z) for c, cutout in enumerate(cutouts) for z in range(cutout.volume.shape[0])]
+    """Returns (cutout, z) of all slices, or of `limit` of them evenly spread if it is not 0."""
+    slices = [(c, z) for c, cutout in enumerate(cutouts) for z in range(cutout.volume.shape[0])]
     if limit and len(slices) > limit:
         slices = [slices[round(i)] for i in np.linspace(0, len(slices) - 1, limit)]
     return slices

@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
-from neurotome.datasets.base import Cutout, Dataset, check_labels
-from neurotome.datasets.mtneuro.stored import StoredRegion, is_stored, read_provenance, read_regions
-from neurotome.datasets.view import view
+from neurotome.datasets.base import Cutout, Dataset, check_labels, view
+from neurotome.datasets.mtneuro.stored import STORE, StoredRegion, read_provenance, read_regions
 from neurotome.errors import DatasetError, unknown
-from neurotome.io.images import check_grey, read_image, read_labels
+from neurotome.io import check_grey, read_image, read_labels
 from neurotome.volume import Volume
 
 EDGE = 256
@@ -67,13 +66,8 @@ DRAWN_BY_HAND = range(140, 471, 30)
 class Variant:
     """A selection of MTNeuro task 2.
 
-    Attributes:
-        description: One line for whoever chooses.
-        regions: Which regions.
-        classes: Three classes merge axons into background.
-        test_regions: Which regions the test split has, None for the same.
-        left_out: How many of the last slices of train are left out.
-        by_hand: Whether only the planes that people drew are used, each a cutout of one slice.
+    `test_regions` are None where they are the same, `left_out` counts the last slices of train, and `by_hand` is for only
+    the planes that people drew, each a cutout of one slice. Three classes merge axons into background.
     """
 
     description: str
@@ -148,7 +142,7 @@ def open_mtneuro(folder: str | Path, variant: str = "4class") -> Dataset:
             "MTNeuro's task2_*.npy files."
         )
     chosen = VARIANTS[variant]
-    if is_stored(folder):
+    if (folder / STORE).is_dir():
         provenance = read_provenance(folder)
         sources: Mapping[str, Mapping[str, StoredRegion]] = {
             split: read_regions(folder, provenance, split, chosen.regions_of(split)) for split in provenance["regions"]
@@ -165,9 +159,6 @@ def open_mtneuro(folder: str | Path, variant: str = "4class") -> Dataset:
 def read_caches(folder: Path) -> dict[str, dict[str, StoredRegion]]:
     """Opens the .npy files of MTNeuro's own loader.
 
-    Args:
-        folder: Where they lie.
-
     Returns:
         For each split that has files its regions; arrays are memory-mapped, labels as wide as they are stored.
 
@@ -175,27 +166,25 @@ def read_caches(folder: Path) -> dict[str, dict[str, StoredRegion]]:
         DatasetError: There is none, one of a pair is missing, or a shape is wrong.
         ImageError: A file is damaged.
     """
-    pairs = {split: pair for split in Z_RANGES if (pair := _find_pair(folder, split)) is not None}
-    if not pairs:
+    caches = {}
+    for split in Z_RANGES:
+        lonely = ""
+        for name in ("2D_4class", "3D_4class", "2D_3class", "3D_3class"):
+            images, labels = (folder / f"task2_{name}{split}{kind}.npy" for kind in ("images", "labels"))
+            if images.is_file() and labels.is_file():
+                caches[split] = _split_regions(images, labels, split)
+                break
+            if images.is_file() or labels.is_file():
+                here, absent = (images, labels) if images.is_file() else (labels, images)
+                lonely = f"{here} is there, but {absent.name} is not; put it beside, or remove the first."
+        if lonely and split not in caches:
+            raise DatasetError(lonely)
+    if not caches:
         raise DatasetError(
             f"{folder} has no file of MTNeuro task 2; expected, for example, task2_2D_4classtrainimages.npy "
             f"and task2_2D_4classtrainlabels.npy. Fetch them with: neurotome fetch mtneuro --out {folder}"
         )
-    return {split: _split_regions(*pair, split) for split, pair in pairs.items()}
-
-
-def _find_pair(folder: Path, split: str) -> tuple[Path, Path] | None:
-    lonely = ""
-    for name in ("2D_4class", "3D_4class", "2D_3class", "3D_3class"):
-        images, labels = (folder / f"task2_{name}{split}{kind}.npy" for kind in ("images", "labels"))
-        if images.is_file() and labels.is_file():
-            return images, labels
-        if images.is_file() or labels.is_file():
-            here, absent = (images, labels) if images.is_file() else (labels, images)
-            lonely = f"{here} is there, but {absent.name} is not; put it beside, or remove the first."
-    if lonely:
-        raise DatasetError(lonely)
-    return None
+    return caches
 
 
 def _split_regions(images_path: Path, labels_path: Path, split: str) -> dict[str, StoredRegion]:
@@ -216,19 +205,18 @@ def _split_regions(images_path: Path, labels_path: Path, split: str) -> dict[str
     }
 
 
-def _cut(found: StoredRegion, name: str, split: str, variant: Variant) -> Iterator[Cutout]:
-    check_grey(found.image, f"{found.image_path}, {name}")
-    check_labels(found.labels, FOUR_CLASSES, f"{found.labels_path}, {name}")
-    first, y, x = found.origin_zyx
-    depth = len(found.image)
+def _cut(region: StoredRegion, name: str, split: str, variant: Variant) -> Iterator[Cutout]:
+    check_grey(region.image, f"{region.image_path}, {name}")
+    check_labels(region.labels, FOUR_CLASSES, f"{region.labels_path}, {name}")
+    first, y, x = region.origin_zyx
+    depth = len(region.image)
     if variant.by_hand:
         parts = [(z - first, z - first + 1, f"{name}_z{z}") for z in DRAWN_BY_HAND if first <= z < first + depth]
     else:
         parts = [(0, depth - (variant.left_out if split == "train" else 0), name)]
     for start, stop, label in parts:
-        origin_zyx = (first + start, y, x)
-        volume = Volume(found.image[start:stop], label, VOXEL_SIZE_UM, origin_zyx, found.image_path)
-        yield Cutout(volume, _merge(found.labels[start:stop], variant.classes))
+        volume = Volume(region.image[start:stop], label, VOXEL_SIZE_UM, (first + start, y, x), region.image_path)
+        yield Cutout(volume, _merge(region.labels[start:stop], variant.classes))
 
 
 def _merge(labels: NDArray[Any], classes: ClassSet) -> NDArray[Any]:

@@ -35,16 +35,7 @@ RIM_WIDTH = 4.0
 
 
 def paint_tissue(region: Region, tissue: Tissue, rng: Generator) -> NDArray[np.float32]:
-    """Gives every structure its grey value, sharp and without any fault of the instrument.
-
-    Args:
-        region: What the structures look like.
-        tissue: Where they are.
-        rng: Source of the textures.
-
-    Returns:
-        float32, shape (z, y, x).
-    """
+    """Returns the grey value of every structure, float32 (z, y, x), sharp and without any fault of the instrument."""
     shape = tissue.labels.shape
     image = region.strand_sd * sample_field(rng, tissue.fibres, region.strand_sigma)
     if region.axon_share > 0:
@@ -68,15 +59,7 @@ def record_image(
 ) -> NDArray[np.uint8]:
     """Adds what the instrument does: air around the tissue, partial volume, phase contrast, streaks, noise, 8 bits.
 
-    Args:
-        image: Painted tissue, shape (z, y, x); changed where there is air.
-        air: Depth of every voxel in the air, voxels, negative in tissue; None if there is none.
-        region: How strong the noise is.
-        instrument: What it does.
-        rng: Source of everything random.
-
-    Returns:
-        uint8, shape (z, y, x), clipped to 0..255.
+    Takes painted tissue (z, y, x), which changes where there is air, and `grow_air`'s depths; returns uint8 (z, y, x).
     """
     from scipy.ndimage import gaussian_filter
 

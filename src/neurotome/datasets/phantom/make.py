@@ -8,9 +8,6 @@ doi:10.1038/s41597-020-00692-y.
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,12 +16,12 @@ import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
 
-from neurotome.atomic import write_text
+from neurotome.atomic import atomic_folder, write_text
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import SPLITS, Cutout, Dataset
 from neurotome.datasets.phantom.image import paint_tissue, record_image
 from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, Instrument, Region, draw_instrument, draw_region
-from neurotome.datasets.phantom.tissue import BACKGROUND, build_tissue, grow_air
+from neurotome.datasets.phantom.tissue import BACKGROUND, Shape, build_tissue, grow_air
 from neurotome.errors import RunError, SettingsError, unknown
 from neurotome.volume import Volume
 
@@ -36,6 +33,9 @@ CITATION = (
     "dimensional thalamocortical dataset for characterizing brain heterogeneity, Sci. Data 7:358, "
     "doi:10.1038/s41597-020-00692-y."
 )
+
+Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+"""Image and labels, both of shape (z, y, x)."""
 
 PAD = 4  # voxels made around what is kept, so that blur sees no border
 
@@ -74,10 +74,7 @@ class PhantomSettings:
             raise SettingsError(f"seed is {self.seed}; expected 0 or more.")
 
 
-DEFAULTS = PhantomSettings()
-
-
-def make_phantom(settings: PhantomSettings = DEFAULTS) -> Dataset:
+def make_phantom(settings: PhantomSettings = PhantomSettings()) -> Dataset:
     """Makes the dataset in memory.
 
     Every cutout has a random stream of its own, named by seed, split and region: it does not depend on which
@@ -86,39 +83,28 @@ def make_phantom(settings: PhantomSettings = DEFAULTS) -> Dataset:
     Returns:
         Cutouts `<split>_<region>`: uint8 images and uint8 labels of shape (depth, height, width).
     """
-    depths = {"train": settings.train_depth, "val": settings.val_depth, "test": settings.test_depth}
-    names = tuple(REGIONS)
     splits = {}
     for number, split in enumerate(SPLITS):
         cutouts = []
         for name in settings.regions:
-            key = (number, names.index(name))
+            key = (number, tuple(REGIONS).index(name))
             rng = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=key))
-            shape = (depths[split], settings.height, settings.width)
+            shape = (getattr(settings, f"{split}_depth"), settings.height, settings.width)
             region, instrument = REGIONS[name], INSTRUMENT
             if settings.mode == "randomised":
                 region, instrument = draw_region(region, rng), draw_instrument(rng)
-            image, labels = make_cutout(region, instrument, shape, rng)
-            volume = Volume(image, f"{split}_{name}", (VOXEL_SIZE_UM,) * 3)
-            cutouts.append(Cutout(volume, labels))
+            cutouts.append(wrap_cutout(make_cutout(region, instrument, shape, rng), f"{split}_{name}"))
         splits[split] = tuple(cutouts)
     return Dataset("phantom", ClassSet(CLASSES), splits, LICENCE, CITATION.format(seed=settings.seed))
 
 
-def make_cutout(
-    region: Region, instrument: Instrument, shape: tuple[int, int, int], rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Makes a piece of a brain region.
+def wrap_cutout(pair: Pair, name: str) -> Cutout:
+    """Returns what `make_cutout` made as a cutout."""
+    return Cutout(Volume(pair[0], name, (VOXEL_SIZE_UM,) * 3), pair[1])
 
-    Args:
-        region: What it looks like.
-        instrument: What recording it does.
-        shape: Voxels (z, y, x).
-        rng: Source of everything random.
 
-    Returns:
-        Image and labels, both uint8 of shape (z, y, x).
-    """
+def make_cutout(region: Region, instrument: Instrument, shape: Shape, rng: np.random.Generator) -> Pair:
+    """Makes a piece of a brain region, as it looks when it is recorded by an instrument."""
     padded = (shape[0] + 2 * PAD, shape[1] + 2 * PAD, shape[2] + 2 * PAD)
     tissue = build_tissue(region, padded, rng)
     air = grow_air(padded, instrument.air, rng) if instrument.air > 0 else None
@@ -130,7 +116,7 @@ def make_cutout(
     return image[kept].copy(), labels[kept].copy()
 
 
-def phantom(*, out: Path, settings: Annotated[PhantomSettings, Parameter(name="*")] = DEFAULTS) -> Path:
+def phantom(*, out: Path, settings: Annotated[PhantomSettings, Parameter(name="*")] = PhantomSettings()) -> Path:
     """Writes a synthetic dataset: brain tissue with blood vessels, cells and axons, and its exact labels.
 
     The folder (`dataset.yaml`, `images/*.tif`, `labels/*.tif`) is there whole or not at all.
@@ -149,15 +135,8 @@ def phantom(*, out: Path, settings: Annotated[PhantomSettings, Parameter(name="*
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} exists already and is not an empty folder; choose another name or delete it.")
     dataset = make_phantom(settings)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
-    try:
+    with atomic_folder(out) as temporary:
         _write_folder(temporary, dataset)
-        if out.exists():
-            out.rmdir()  # it is empty; not every system renames over a folder
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 
@@ -170,13 +149,8 @@ def _write_folder(folder: Path, dataset: Dataset) -> None:
     for cutouts in dataset.splits.values():
         for cutout in cutouts:
             for kind, array in (("images", cutout.volume.data), ("labels", cutout.labels)):
-                tifffile.imwrite(
-                    folder / kind / f"{cutout.name}.tif",
-                    array,
-                    photometric="minisblack",
-                    compression="zlib",
-                    metadata={"axes": "ZYX"},
-                )
+                path = folder / kind / f"{cutout.name}.tif"
+                tifffile.imwrite(path, array, photometric="minisblack", compression="zlib", metadata={"axes": "ZYX"})
     content = {
         "name": dataset.name,
         "classes": dict(enumerate(dataset.classes.names)),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -22,96 +23,52 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class Region:
-    """What a brain region looks like; lengths in voxels, grey values 0..255.
+    """What a brain region looks like; lengths in voxels, grey values 0..255."""
 
-    Attributes:
-        axon_share: Share of voxels in axon bundles.
-        fibre_angle_deg: Mean angle of the fibres above the x axis.
-        fibre_fan: Distance at which the fibres would meet; small means that they fan.
-        fibre_sigma: Correlation lengths of the bundles across (in z and in the plane) and along the fibres.
-        bundle_edge: Width of a bundle's edge, in standard deviations of the field it is cut from.
-        cells_in_axon: Chance that a cell is kept where there are fibres.
-        cells_per_mvox: Cells per 10^6 voxels.
-        cell_diameter: Mean and standard deviation of the diameter of the sphere of a cell's volume.
-        faint_cells: Cells too faint to be drawn by a person, per cell that is.
-        cell_clusters: Share of cells that are put beside another one.
-        capillary_length: Voxels of capillary per voxel of tissue.
-        capillary_radius: Mean and standard deviation.
-        dashes_per_mvox: Short vessels along the fibres per 10^6 voxels.
-        lumens: Larger vessels, as (number per 256 x 256 slice, smallest calibre, largest calibre).
-        neuropil: Mean grey value between cells.
-        axon: Mean grey value of axon bundles.
-        soma: Grey value within a cell.
-        cell_contrast: Smallest and largest; 1 is as dark as `soma`, 0 invisible.
-        capillary: Grey value within a capillary, before blur.
-        lumen: Grey value within a large vessel: below 0, the reconstruction undershoots.
-        strand_sd: Standard deviation of the texture along the fibres in neuropil.
-        strand_sigma: Correlation lengths of that texture across (z, plane) and along the fibres.
-        streak_sd: Standard deviation of the texture along the fibres in bundles.
-        streak_sigma: Correlation lengths of that texture: longer along the fibres than in neuropil.
-        noise_sd: Standard deviation of the noise.
-        low_sd: Standard deviation of the slow change of brightness.
-        specks_per_mvox: Bright specks per 10^6 voxels.
-    """
-
-    axon_share: float
-    fibre_angle_deg: float
-    fibre_fan: float
-    fibre_sigma: tuple[float, float, float]
-    bundle_edge: float
-    cells_in_axon: float
-    cells_per_mvox: float
-    cell_diameter: Span
-    faint_cells: float
-    cell_clusters: float
-    capillary_length: float
-    capillary_radius: Span
-    dashes_per_mvox: float
-    lumens: tuple[tuple[float, float, float], ...]
-    neuropil: float
-    axon: float
-    soma: float
-    cell_contrast: Span
-    capillary: float
-    lumen: float
-    strand_sd: float
-    strand_sigma: tuple[float, float, float]
-    streak_sd: float
-    streak_sigma: tuple[float, float, float]
-    noise_sd: float
-    low_sd: float
-    specks_per_mvox: float
+    axon_share: float  # share of voxels in axon bundles
+    fibre_angle_deg: float  # mean angle of the fibres above the x axis
+    fibre_fan: float  # distance at which the fibres would meet; small means that they fan
+    fibre_sigma: tuple[float, float, float]  # correlation lengths of the bundles across (z, plane) and along the fibres
+    bundle_edge: float  # width of a bundle's edge, in standard deviations of the field it is cut from
+    cells_in_axon: float  # chance that a cell is kept where there are fibres
+    cells_per_mvox: float  # cells per 10^6 voxels
+    cell_diameter: Span  # mean and standard deviation of the diameter of the sphere of a cell's volume
+    faint_cells: float  # cells too faint to be drawn by a person, per cell that is
+    cell_clusters: float  # share of cells that are put beside another one
+    capillary_length: float  # voxels of capillary per voxel of tissue
+    capillary_radius: Span  # mean and standard deviation
+    dashes_per_mvox: float  # short vessels along the fibres per 10^6 voxels
+    lumens: tuple[tuple[float, float, float], ...]  # larger vessels: number per 256 x 256 slice, calibre from, to
+    neuropil: float  # mean grey value between cells
+    axon: float  # mean grey value of axon bundles
+    soma: float  # grey value within a cell
+    cell_contrast: Span  # smallest and largest; 1 is as dark as `soma`, 0 invisible
+    capillary: float  # grey value within a capillary, before blur
+    lumen: float  # grey value within a large vessel: below 0, the reconstruction undershoots
+    strand_sd: float  # standard deviation of the texture along the fibres in neuropil
+    strand_sigma: tuple[float, float, float]  # correlation lengths of that texture across (z, plane) and along the fibres
+    streak_sd: float  # standard deviation of the texture along the fibres in bundles
+    streak_sigma: tuple[float, float, float]  # correlation lengths of that texture: longer along the fibres than in neuropil
+    noise_sd: float  # standard deviation of the noise
+    low_sd: float  # standard deviation of the slow change of brightness
+    specks_per_mvox: float  # bright specks per 10^6 voxels
 
 
 @dataclass(frozen=True)
 class Instrument:
-    """What the microscope and the reconstruction do to the tissue; lengths in voxels.
+    """What the microscope and the reconstruction do to the tissue; lengths in voxels."""
 
-    Attributes:
-        blur_sigma: Standard deviation of the blur; edges are about 2 voxels wide.
-        edge_gain: Strength of the phase-contrast edge: how much of the difference to a wider blur is added.
-        edge_sigma: Standard deviation of that wider blur.
-        noise_sigma_zyx: Correlation of the noise.
-        streaks: Dark vertical streaks per 256 x 256 slice, within one band.
-        streak_depth: Grey values that a streak takes away.
-        seam: Chance of a dark vertical line from top to bottom, where two scans were joined.
-        air: Share of the cutout that lies outside the tissue, 0 for none.
-        rim: Grey values added where tissue meets air.
-        shift: Grey values added before clipping at 0: how much of the undershoot survives.
-        gain: Factor on grey values before clipping.
-    """
-
-    blur_sigma: float
-    edge_gain: float
-    edge_sigma: float
-    noise_sigma_zyx: tuple[float, float, float]
-    streaks: float
-    streak_depth: float
-    seam: float
-    air: float
-    rim: float
-    shift: float
-    gain: float
+    blur_sigma: float  # standard deviation of the blur; edges are about 2 voxels wide
+    edge_gain: float  # strength of the phase-contrast edge: how much of the difference to a wider blur is added
+    edge_sigma: float  # standard deviation of that wider blur
+    noise_sigma_zyx: tuple[float, float, float]  # correlation of the noise
+    streaks: float  # dark vertical streaks per 256 x 256 slice, within one band
+    streak_depth: float  # grey values that a streak takes away
+    seam: float  # chance of a dark vertical line from top to bottom, where two scans were joined
+    air: float  # share of the cutout that lies outside the tissue, 0 for none
+    rim: float  # grey values added where tissue meets air
+    shift: float  # grey values added before clipping at 0: how much of the undershoot survives
+    gain: float  # factor on grey values before clipping
 
 
 _CORTEX = Region(
@@ -225,15 +182,8 @@ def draw_region(base: Region, rng: np.random.Generator) -> Region:
     Densities, sizes and contrasts are multiplied by log-uniform factors; grey values move by a few tens; a part
     of the regions changes its share of axons altogether, because what lies between the measured places
     (white matter, their borders) is not among them.
-
-    Args:
-        base: The measured region.
-        rng: Source of the draw.
     """
-
-    def factor(low: float, high: float) -> float:
-        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
+    factor = partial(_draw_factor, rng)
     share = base.axon_share
     kind = rng.random()
     if kind < 0.12:
@@ -251,53 +201,53 @@ def draw_region(base: Region, rng: np.random.Generator) -> Region:
     capillary = rng.uniform(0, 65)
     return replace(
         base,
-        axon_share=float(share),
-        fibre_angle_deg=float(rng.uniform(0, 180)),
+        axon_share=share,
+        fibre_angle_deg=rng.uniform(0, 180),
         fibre_fan=factor(200, 2000),
         fibre_sigma=(across * factor(0.8, 1.5), across, across * factor(1.5, 8)),
         bundle_edge=factor(0.08, 0.6),
-        cells_in_axon=float(rng.uniform(0.02, 0.3)),
+        cells_in_axon=rng.uniform(0.02, 0.3),
         cells_per_mvox=base.cells_per_mvox * factor(0.5, 2.0),
         cell_diameter=(base.cell_diameter[0] * factor(0.8, 1.2), base.cell_diameter[1] * factor(0.7, 1.3)),
-        cell_clusters=float(rng.uniform(0, 0.7)),
+        cell_clusters=rng.uniform(0, 0.7),
         capillary_length=base.capillary_length * factor(0.6, 1.6),
         capillary_radius=(base.capillary_radius[0] * factor(0.75, 1.3), base.capillary_radius[1] * factor(0.7, 1.5)),
         dashes_per_mvox=float(rng.choice([0.0, 1.0])) * factor(20, 150),
         lumens=((factor(0.5, 3), 7.0, 20.0), (factor(0.05, 0.6), 20.0, 80.0)),
-        neuropil=float(neuropil),
-        axon=float(axon),
-        soma=float(neuropil * rng.uniform(0.3, 0.62)),
-        cell_contrast=(float(rng.uniform(0.55, 0.8)), float(rng.uniform(0.95, 1.15))),
-        faint_cells=float(rng.uniform(0, 0.8)),
-        capillary=float(capillary),
-        lumen=float(rng.uniform(-25, 25)),
-        strand_sd=float(strands),
+        neuropil=neuropil,
+        axon=axon,
+        soma=neuropil * rng.uniform(0.3, 0.62),
+        cell_contrast=(rng.uniform(0.55, 0.8), rng.uniform(0.95, 1.15)),
+        faint_cells=rng.uniform(0, 0.8),
+        capillary=capillary,
+        lumen=rng.uniform(-25, 25),
+        strand_sd=strands,
         strand_sigma=(texture * factor(1.2, 2), texture * factor(1.0, 1.8), texture * factor(3, 9)),
-        streak_sd=float(rng.uniform(3, 10)),
+        streak_sd=rng.uniform(3, 10),
         streak_sigma=(texture * factor(1.4, 2.4), texture * factor(1.2, 2.2), factor(8, 40)),
-        noise_sd=float(rng.uniform(6, 18)),
-        low_sd=float(rng.uniform(1, 10)),
+        noise_sd=rng.uniform(6, 18),
+        low_sd=rng.uniform(1, 10),
         specks_per_mvox=factor(3, 100),
     )
 
 
+def _draw_factor(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
 def draw_instrument(rng: np.random.Generator) -> Instrument:
     """Draws an instrument from the ranges around the measured one; every fifth cutout reaches into air."""
-    correlation = np.exp(rng.uniform(np.log(0.75), np.log(1.3)))
+    correlation = _draw_factor(rng, 0.75, 1.3)
     return Instrument(
-        blur_sigma=float(rng.uniform(0.75, 1.4)),
-        edge_gain=float(rng.uniform(0.8, 2.8)),
-        edge_sigma=float(rng.uniform(2.0, 3.4)),
-        noise_sigma_zyx=(
-            float(1.2 * correlation),
-            float(correlation * rng.uniform(0.95, 1.6)),
-            float(correlation * rng.uniform(0.85, 1.2)),
-        ),
-        streaks=float(rng.uniform(0, 8)) if rng.random() < 0.3 else 0.0,
-        streak_depth=float(rng.uniform(10, 50)),
+        blur_sigma=rng.uniform(0.75, 1.4),
+        edge_gain=rng.uniform(0.8, 2.8),
+        edge_sigma=rng.uniform(2.0, 3.4),
+        noise_sigma_zyx=(1.2 * correlation, correlation * rng.uniform(0.95, 1.6), correlation * rng.uniform(0.85, 1.2)),
+        streaks=rng.uniform(0, 8) if rng.random() < 0.3 else 0.0,
+        streak_depth=rng.uniform(10, 50),
         seam=0.1,
-        air=float(rng.uniform(0.02, 0.6)) if rng.random() < 0.2 else 0.0,
-        rim=float(rng.uniform(0, 90)),
-        shift=float(rng.uniform(0, 30)),
-        gain=float(rng.uniform(0.8, 1.25)),
+        air=rng.uniform(0.02, 0.6) if rng.random() < 0.2 else 0.0,
+        rim=rng.uniform(0, 90),
+        shift=rng.uniform(0, 30),
+        gain=rng.uniform(0.8, 1.25),
     )

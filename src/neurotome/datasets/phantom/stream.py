@@ -7,28 +7,25 @@ that a run that was stopped goes on with the same tissue.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
-from neurotome.datasets.base import Cutout, Dataset, FixedCutouts
-from neurotome.datasets.phantom.make import CITATION, CLASSES, LICENCE, VOXEL_SIZE_UM, make_cutout
+from neurotome.datasets.base import Cutout, CutoutSource, Dataset
+from neurotome.datasets.phantom.make import CITATION, CLASSES, LICENCE, Pair, make_cutout, wrap_cutout
 from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
 from neurotome.errors import SettingsError
-from neurotome.progress import Progress, track
-from neurotome.volume import Volume
-
-Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+from neurotome.progress import track
 
 TRAIN, HELD_OUT, REPLAY = 0, 1, 2  # random streams
 
@@ -95,7 +92,7 @@ def open_stream(settings: StreamSettings = StreamSettings()) -> Dataset:
     return Dataset("phantom-stream", ClassSet(CLASSES), splits, LICENCE, citation, source=stream)
 
 
-def open_replay(dataset: Dataset, edge: int, depth: int, seed: int) -> FixedCutouts:
+def open_replay(dataset: Dataset, edge: int, depth: int, seed: int) -> CutoutSource:
     """Makes synthetic tissue that is seen among other data.
 
     A network that was trained on synthetic tissue forgets what a few patches do not show, such as white matter; seeing
@@ -118,106 +115,65 @@ def open_replay(dataset: Dataset, edge: int, depth: int, seed: int) -> FixedCuto
         )
     settings = StreamSettings(seed=seed, edge=max(edge, 32), faithful=0.5)
     numbers = track(range(REPLAYED), "making tissue to replay", REPLAYED, "slices")
-    return FixedCutouts(tuple(wrap_piece(make_piece(settings, REPLAY, n, depth), f"tissue_{n:03d}") for n in numbers))
+    return CutoutSource(tuple(wrap_cutout(make_piece(settings, REPLAY, n, depth), f"tissue_{n:03d}") for n in numbers))
 
 
-class PhantomStream:
-    """The pool of cutouts, and the processes that fill it; see `CutoutSource`.
-
-    Attributes:
-        settings: Sizes and seed.
-        waited_seconds: Time that training has waited for tissue after its first step.
-    """
+class PhantomStream(CutoutSource):
+    """The pool of cutouts, and the processes that fill it."""
 
     def __init__(self, settings: StreamSettings) -> None:
         self.settings = settings
-        self.waited_seconds = 0.0
+        self._waited_seconds = 0.0
         self._cutouts: dict[int, Cutout] = {}
-        self._coming: dict[int, Future[Pair]] = {}
+        self._coming: dict[int, Callable[[], Pair]] = {}
         self._executor: ProcessPoolExecutor | None = None
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """How long training has waited for tissue."""
-        return {"seconds_waited_for_tissue": round(self.waited_seconds, 3)}
+        """How long training has waited for tissue after its first step."""
+        return {"seconds_waited_for_tissue": round(self._waited_seconds, 3)}
 
     def window(self, step: int) -> list[tuple[int, Cutout]]:
-        """Returns the cutouts, with their numbers, from which a step draws; makes those that are missing.
-
-        Args:
-            step: Number of the training step, 0 or more.
-        """
+        """Returns the cutouts, with their numbers, from which a step draws; makes those that are missing."""
         newest = self.settings.start + step // self.settings.every
         oldest = max(0, newest - self.settings.pool)
-        for number in [n for n in self._cutouts if not oldest <= n < newest]:
-            del self._cutouts[number]
-        for number in [n for n in self._coming if n < oldest]:
-            self._coming.pop(number).cancel()
+        self._cutouts = {n: cutout for n, cutout in self._cutouts.items() if oldest <= n < newest}
+        self._coming = {n: wait for n, wait in self._coming.items() if n >= oldest}
         missing = [n for n in range(oldest, newest) if n not in self._cutouts]
         ahead = range(newest, newest + 4 * self.settings.workers)
-        for number in [*missing, *ahead] if self.settings.workers else []:
+        for number in [*missing, *ahead]:
             if number not in self._coming:
-                self._coming[number] = self._submit(TRAIN, number, self.settings.depth)
-        began = time.monotonic()
-        progress = Progress("making tissue", len(missing), "cutouts") if len(missing) > 4 else None
-        for done, number in enumerate(missing, start=1):
-            coming = self._coming.pop(number, None)
-            pair = coming.result() if coming else make_piece(self.settings, TRAIN, number, self.settings.depth)
-            self._cutouts[number] = wrap_piece(pair, f"tissue_{number:06d}")
-            if progress:
-                progress.update(done)
-        if progress:
-            progress.finish()
-        if step > 0 and len(missing) <= 4:
-            self.waited_seconds += time.monotonic() - began
+                self._coming[number] = self._order(TRAIN, number, self.settings.depth)
+        began, many = time.monotonic(), len(missing) > 4
+        for number in track(missing, "making tissue", len(missing), "cutouts") if many else missing:
+            self._cutouts[number] = wrap_cutout(self._coming.pop(number)(), f"tissue_{number:06d}")
+        if step > 0 and not many:
+            self._waited_seconds += time.monotonic() - began
         return [(n, self._cutouts[n]) for n in range(oldest, newest)]
 
     def make_held_out(self) -> tuple[Cutout, ...]:
         """Returns single slices of tissue from which no training cutout is cut: half for val, half for test."""
-        numbers = range(2 * self.settings.held_out)
-        if self.settings.workers:
-            pairs: Iterator[Pair] = (f.result() for f in [self._submit(HELD_OUT, n, 1) for n in numbers])
-        else:
-            pairs = (make_piece(self.settings, HELD_OUT, n, 1) for n in numbers)
-        return tuple(wrap_piece(pair, f"held_out_{n:03d}") for n, pair in zip(numbers, pairs, strict=True))
+        coming = [self._order(HELD_OUT, n, 1) for n in range(2 * self.settings.held_out)]
+        return tuple(wrap_cutout(wait(), f"held_out_{n:03d}") for n, wait in enumerate(coming))
 
-    def close(self) -> None:
-        """Ends the processes."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            self._executor = None
-            self._coming.clear()
-
-    def _submit(self, stream: int, number: int, depth: int) -> Future[Pair]:
+    def _order(self, stream: int, number: int, depth: int) -> Callable[[], Pair]:
+        """Lets a worker make a cutout and returns what waits for it; without workers, what makes it."""
+        if not self.settings.workers:
+            return functools.partial(make_piece, self.settings, stream, number, depth)
         if self._executor is None:
             self._executor = ProcessPoolExecutor(
                 self.settings.workers, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(),)
             )
-        return self._executor.submit(make_piece, self.settings, stream, number, depth)
+        return self._executor.submit(make_piece, self.settings, stream, number, depth).result
 
 
 def make_piece(settings: StreamSettings, stream: int, number: int, depth: int) -> Pair:
-    """Makes cutout `number` of a random stream; its voxels depend on nothing but these and the seed.
-
-    Args:
-        settings: Seed, size, share of faithful cutouts.
-        stream: `TRAIN` or `HELD_OUT`.
-        number: Which.
-        depth: Slices.
-
-    Returns:
-        Image and labels, uint8, shape (depth, edge, edge).
-    """
+    """Makes cutout `number` of a random stream; its voxels depend on nothing but the arguments."""
     rng = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(stream, number)))
     region, instrument = REGIONS[list(REGIONS)[rng.integers(len(REGIONS))]], INSTRUMENT
     if rng.random() >= settings.faithful:
         region, instrument = draw_region(region, rng), draw_instrument(rng)
     return make_cutout(region, instrument, (depth, settings.edge, settings.edge), rng)
-
-
-def wrap_piece(pair: Pair, name: str) -> Cutout:
-    """Returns what `make_piece` made as a cutout."""
-    return Cutout(Volume(pair[0], name, (VOXEL_SIZE_UM,) * 3), pair[1])
 
 
 def _start_worker(parent: int) -> None:

@@ -26,44 +26,26 @@ GRID_SIGMA = 1.5  # a field's smoothing on its own grid, in that grid's steps
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell body: an ellipsoid.
+    """A cell body: an ellipsoid."""
 
-    Attributes:
-        centre: Shape (3,), zyx.
-        to_sphere: Shape (3, 3); maps an offset from the centre so that the surface lies at length 1.
-        radius: Radius of the sphere of its volume.
-        contrast: 1 is as dark as the soma can be, 0 invisible.
-        nucleus: Grey values by which the nucleus of a large cell is lighter than the soma.
-        nucleolus: The same at the centre.
-        faint: Too faint for a person to draw: it is seen, but not labelled.
-    """
-
-    centre: NDArray[np.float64]
-    to_sphere: NDArray[np.float64]
-    radius: float
-    contrast: float
-    nucleus: float
-    nucleolus: float
-    faint: bool = False
+    centre: NDArray[np.float64]  # (3,), zyx
+    to_sphere: NDArray[np.float64]  # (3, 3): maps an offset from the centre so that the surface lies at length 1
+    radius: float  # of the sphere of its volume
+    contrast: float  # 1 is as dark as the soma can be, 0 invisible
+    nucleus: float  # grey values by which the nucleus of a large cell is lighter than the soma
+    nucleolus: float  # the same at the centre
+    faint: bool = False  # for a person to draw: it is seen, but not labelled
 
 
 @dataclass(frozen=True)
 class Tissue:
-    """The geometry of a piece of tissue, before it has grey values.
+    """The geometry of a piece of tissue, before it has grey values."""
 
-    Attributes:
-        labels: uint8 (z, y, x), class ids.
-        cells: The cell bodies.
-        fibres: float32 (3, z, y, x): every voxel's coordinates in z, across and along the fibres.
-        bundles: float32 (z, y, x): 1 within axon bundles, 0 outside, between at their edges.
-        lumens: bool (z, y, x): within a large vessel.
-    """
-
-    labels: NDArray[np.uint8]
+    labels: NDArray[np.uint8]  # (z, y, x), class ids
     cells: tuple[Cell, ...]
-    fibres: NDArray[np.float32]
-    bundles: NDArray[np.float32]
-    lumens: NDArray[np.bool_]
+    fibres: NDArray[np.float32]  # (3, z, y, x): every voxel's coordinates in z, across and along the fibres
+    bundles: NDArray[np.float32]  # (z, y, x): 1 within axon bundles, 0 outside, between at their edges
+    lumens: NDArray[np.bool_]  # (z, y, x): within a large vessel
 
 
 def build_tissue(region: Region, shape: Shape, rng: Generator) -> Tissue:
@@ -77,26 +59,18 @@ def build_tissue(region: Region, shape: Shape, rng: Generator) -> Tissue:
     labels = np.zeros(shape, np.uint8)
     cells = _place_cells(region, bundles > 0.5, lumens, rng)
     for cell in cells:
-        if cell.faint:
-            continue
-        box, reach = locate_cell(cell, shape, 1.0)
-        labels[box][reach <= 1] = CELL
+        if not cell.faint:
+            box, distance = locate_cell(cell, shape, 1.0)
+            labels[box][distance <= 1] = CELL
     labels[vessels] = VESSEL
     labels[(labels == BACKGROUND) & (bundles > 0.5)] = AXON
     return Tissue(labels, cells, fibres, bundles, lumens)
 
 
 def locate_fibres(shape: Shape, angle_deg: float, fan: float, rng: Generator) -> NDArray[np.float32]:
-    """Returns every voxel's coordinates in a frame that follows fibres which fan out from a point.
+    """Returns every voxel's coordinates in z, across and along fibres that fan out from a point, float32 (3, z, y, x).
 
-    Args:
-        shape: Voxels (z, y, x).
-        angle_deg: Angle of the fibres above the x axis in the middle.
-        fan: Voxels from the middle to the point where the fibres meet.
-        rng: Chooses the side of that point, and how the fibres tilt in z.
-
-    Returns:
-        float32, shape (3, z, y, x): z, voxels across and voxels along the fibres.
+    In the middle the fibres are at `angle_deg` above the x axis, `fan` voxels from where they meet.
     """
     fan = max(fan, 0.75 * float(np.hypot(*shape[1:])))  # fibres must not meet within the field
     angle = np.deg2rad(angle_deg + rng.normal(0, 4))
@@ -107,25 +81,14 @@ def locate_fibres(shape: Shape, angle_deg: float, fan: float, rng: Generator) ->
     z = (np.arange(shape[0], dtype=np.float32) - shape[0] / 2)[:, None, None]
     # tilted in z: the field shifts sideways and along from slice to slice
     tilt = rng.normal(0, 0.25, 2)
-    frame = np.empty((3, *shape), np.float32)
-    frame[0] = z
-    frame[1] = fan * np.arctan2(across, along) + tilt[0] * z
-    frame[2] = np.hypot(across, along) + tilt[1] * z
-    return frame
+    axes = (z, fan * np.arctan2(across, along) + tilt[0] * z, np.hypot(across, along) + tilt[1] * z)
+    return np.stack([np.broadcast_to(axis, shape) for axis in axes]).astype(np.float32)
 
 
 def sample_field(rng: Generator, coordinates: NDArray[np.float32], sigmas: Sequence[float]) -> NDArray[np.float32]:
-    """Samples a Gaussian random field of mean 0 and standard deviation 1.
+    """Samples a Gaussian random field of mean 0 and standard deviation 1, float32 (z, y, x), at coordinates (3, z, y, x).
 
-    White noise is drawn and smoothed on a grid no finer than the field needs, and interpolated.
-
-    Args:
-        rng: Source of the noise.
-        coordinates: Shape (3, z, y, x): where each voxel lies in the field.
-        sigmas: Smoothing along the field's axes, in the units of `coordinates`.
-
-    Returns:
-        float32, shape (z, y, x).
+    White noise is drawn and smoothed by `sigmas` on a grid no finer than the field needs, and interpolated.
     """
     from scipy.ndimage import map_coordinates
 
@@ -163,13 +126,7 @@ def _smooth_noise(rng: Generator, sizes: Sequence[int]) -> NDArray[np.float32]:
 
 
 def grow_air(shape: Shape, share: float, rng: Generator) -> NDArray[np.float32]:
-    """Returns how deep every voxel lies in the air around the tissue, float32 (z, y, x), negative within the tissue.
-
-    Args:
-        shape: Voxels (z, y, x).
-        share: Share of the voxels that are air.
-        rng: Chooses the side and the wavy border.
-    """
+    """Returns how deep every voxel lies in the air on one side of the tissue, float32 (z, y, x), negative within it."""
     angle = rng.uniform(0, 2 * np.pi)
     z, y, x = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij", sparse=True)
     height = np.float32(np.cos(angle)) * y + np.float32(np.sin(angle)) * x + np.float32(rng.normal(0, 0.3)) * z
@@ -270,11 +227,6 @@ def _grow_capillaries(region: Region, shape: Shape, rng: Generator) -> tuple[NDA
 
     Random branch points are joined by their minimum spanning tree, then loops are closed along short edges of
     their Delaunay triangulation until the network is as long as asked.
-
-    Args:
-        region: Length and radius.
-        shape: Voxels (z, y, x).
-        rng: Source of everything random.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import minimum_spanning_tree
