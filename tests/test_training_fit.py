@@ -148,10 +148,11 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, decoder
     model = ModelSettings(decoder, "test_vit" if decoder == "dpt" else "test_resnet")
     small = {**SMALL, "model": model, "sample": SampleSettings(patch=32, batch=2)}
     dataset = make_dataset()
-    dataset = dataclasses.replace(dataset, splits={split: cutouts[:1] for split, cutouts in dataset.splits.items()})
+    if decoder != "unet":
+        dataset = dataclasses.replace(dataset, splits={split: cutouts[:1] for split, cutouts in dataset.splits.items()})
     run_fit(dataset, tmp_path / "whole", train=settings, **small)
 
-    # within an epoch (a batch is drawn ahead, so during the second step), and before a validation slice
+    # within an epoch (a batch is drawn ahead, so during the second step), and between validation slices
     places = ((preparing.PatchSampler, "draw", 3), (training, "predict_slice", 1))
     for number, place in enumerate(places[:epochs]):
         with monkeypatch.context() as patch:
