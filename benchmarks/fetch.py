@@ -25,12 +25,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from neurotome.datasets.mtneuro.download import IMAGE_URI, LABELS_URI, fetch_mtneuro  # noqa: E402
-from neurotome.datasets.mtneuro.stored import BLOCK_SLICES  # noqa: E402
+from neurotome.datasets.mtneuro import download  # noqa: E402
+from neurotome.datasets.mtneuro.download import BLOCK_SLICES, IMAGE_URI, LABELS_URI  # noqa: E402
 from neurotome.datasets.mtneuro.variants import EDGE, REGIONS, Z_RANGES  # noqa: E402
 from neurotome.io.bossdb import BossDB, Box, Connection  # noqa: E402
 
 TRAIN = {"train": Z_RANGES["train"]}
+download.Z_RANGES = TRAIN
 
 
 def plan_boxes():
@@ -79,7 +80,7 @@ def measure_side(side, host):
         if side == "bare":
             read_bare(connection)
         else:
-            fetch_mtneuro(Path(folder) / "mtneuro", connection, verify_counts=False, z_ranges=TRAIN)
+            download.fetch_mtneuro(Path(folder) / "mtneuro", connection, verify_counts=False)
         seconds = time.perf_counter() - began
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = used.ru_utime + used.ru_stime - began_cpu

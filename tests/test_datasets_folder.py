@@ -249,7 +249,7 @@ def test_labels_of_such_classes_are_written_as_they_were_read(folder: Path, suff
     classes = open_dataset(folder).classes
     labels = classes.from_stored(LABELS[:1])
     with create_labels(folder / f"out{suffix}", labels.shape, classes) as sink:
-        sink.append(labels)
+        sink.write((slice(0, 1), slice(None), slice(None)), labels)
     np.testing.assert_array_equal(np.asarray(open_labels(folder / f"out{suffix}")), LABELS[:1])
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,12 +119,11 @@ def test_streaks_run_down_and_are_thin() -> None:
 
 
 def test_randomised_phantoms_differ_more_than_faithful_ones() -> None:
-    greys = {
-        mode: [c.volume.data.mean() for c in make_phantom(replace(SMALL, mode=mode, regions=("cortex",))).split("train")]
-        + [c.volume.data.mean() for c in make_phantom(replace(SMALL, mode=mode, seed=5, regions=("cortex",))).split("train")]
-        for mode in ("faithful", "randomised")
-    }
-    assert np.ptp(greys["randomised"]) > np.ptp(greys["faithful"])
+    def spread(mode: str) -> float:
+        made = (make_phantom(replace(SMALL, mode=mode, seed=seed, regions=("cortex",))) for seed in (0, 5))
+        return np.ptp([cutout.volume.data.mean() for dataset in made for cutout in dataset.split("train")])
+
+    assert spread("randomised") > spread("faithful")
 
 
 def test_same_seed_same_voxels_and_other_seed_other_voxels() -> None:
@@ -170,19 +168,7 @@ def test_folder_holds_what_was_made(tmp_path: Path) -> None:
     assert content["classes"] == {0: "background", 1: "blood vessel", 2: "cell", 3: "axon"}
     assert content["voxel_size_um"] == [1.17, 1.17, 1.17]
     assert "seed 0" in content["citation"]
-    dataset = make_phantom(SMALL)
-    for split, cutouts in dataset.splits.items():
-        assert content["splits"][split] == [c.name for c in cutouts]
-        for c in cutouts:
-            image = tifffile.imread(folder / "images" / f"{c.name}.tif")
-            labels = tifffile.imread(folder / "labels" / f"{c.name}.tif")
-            np.testing.assert_array_equal(image.reshape(c.volume.shape), c.volume.data)
-            np.testing.assert_array_equal(labels.reshape(c.volume.shape), c.labels)
-
-
-def test_folder_is_read_back_by_open_dataset(tmp_path: Path) -> None:
-    read = open_dataset(phantom(out=tmp_path / "made", settings=SMALL))
-    made = make_phantom(SMALL)
+    read, made = open_dataset(folder), make_phantom(SMALL)
     assert read.classes == made.classes
     assert read.voxel_size_um == made.voxel_size_um
     for split in made.splits:

@@ -10,8 +10,7 @@ import pytest
 
 from neurotome.errors import FetchError, SettingsError
 from neurotome.io import bossdb
-from neurotome.io.bossdb import BossDB, Box, Connection, parse_uri
-from neurotome.io.bossdb_answers import LONGEST_RETRY_AFTER_S, read_retry_after
+from neurotome.io.bossdb import LONGEST_RETRY_AFTER_S, BossDB, Box, Connection, parse_uri
 from tests.fake_bossdb import make_image, make_labels, serve
 
 IMAGE = "bossdb://prasad/prasad2020/image"
@@ -154,12 +153,12 @@ def test_the_token_is_never_shown(server, capsys):
 
 
 def test_retry_after_is_heeded(server):
-    assert read_retry_after("7") == 7
-    assert read_retry_after("999999") == LONGEST_RETRY_AFTER_S
-    assert read_retry_after("soon") == 0
-    assert read_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert bossdb._read_retry_after("7") == 7
+    assert bossdb._read_retry_after("999999") == LONGEST_RETRY_AFTER_S
+    assert bossdb._read_retry_after("soon") == 0
+    assert bossdb._read_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     future = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
-    assert 90 < read_retry_after(future) <= 100
+    assert 90 < bossdb._read_retry_after(future) <= 100
 
 
 def test_waits_grow_and_differ(server, monkeypatch):

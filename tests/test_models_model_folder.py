@@ -234,7 +234,11 @@ DAMAGED = [
     {"classes": {"names": [1, 2, 3], "ignore": 255}},
     {"classes": ["a", "b", "c"]},
     {"model": {**NETWORK, "depth": 5}},
-    {"model": {**NETWORK, "decoder": ["linknet"]}},
+    *(
+        {"model": {**NETWORK, part: value}}
+        for part in ("decoder", "encoder")
+        for value in (["linknet"], 3, None, {}, "auto3")
+    ),
     {"model": {**NETWORK, "decoder": "unet"}},
     {"model": ["linknet"]},
     {"bounded": 1},

@@ -37,14 +37,14 @@ def write_encoder(path: Path, encoder: str = "resnet18") -> dict[str, Tensor]:
 @pytest.fixture
 def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No network, and an empty cache."""
-    import huggingface_hub
+    from huggingface_hub import constants
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError("network is unreachable")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
 

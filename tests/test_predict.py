@@ -16,8 +16,7 @@ from neurotome.classes import ClassSet
 from neurotome.errors import ImageError, RunError, SettingsError
 from neurotome.inference.overlay import Painter
 from neurotome.inference.predict import PredictSettings, invert_grey, predict, predict_probs
-from neurotome.inference.resample import resize
-from neurotome.inference.slices import predict_slices
+from neurotome.inference.slices import predict_slices, resize
 from neurotome.io import read_labels
 from neurotome.io.lazy_array import LazyArray
 from neurotome.models.model_folder import load_model, save_model
@@ -271,8 +270,11 @@ def test_every_file_is_planned_before_the_model_is_read(tmp_path: Path, there: s
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_side_outputs_that_collide_are_refused(tmp_path: Path) -> None:
-    folder = write_images(tmp_path / "in", "a.png", "a_overlay.png")
+def test_outputs_that_collide_are_refused(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "in", "a.png", "a.bmp")
+    with pytest.raises(RunError, match=r"a\.png: would be written twice"):
+        predict("no such model", folder, tmp_path / "out")
+    (folder / "a.bmp").rename(folder / "a_overlay.png")
     with pytest.raises(RunError, match=r"a_overlay\.png: would be written twice"):
         predict("no such model", folder, tmp_path / "out", settings=PredictSettings(overlay=True))
 

@@ -2,8 +2,7 @@
 
 All take logits (n, classes, y, x) of any float dtype and labels (n, y, x) as uint8 or int64, else they raise TrainingError;
 they compute in float32, leave ignored pixels out, and return a scalar: exactly 0 with a gradient of 0 for a batch without a
-labelled pixel. Labels are class ids or the ignore value, which lies beyond the ids: whoever built the dataset has checked
-it.
+labelled pixel. Labels are class ids or the ignore value, which lies beyond the ids; whoever built the dataset checked that.
 """
 
 from __future__ import annotations
@@ -55,15 +54,6 @@ class LossSettings:
     """Give the loss probabilities where it expects logits: the founding report's mistake, to reproduce it."""
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None = None) -> Tensor:
-    """Returns the mean over pixels of -log p, p the softmax probability of the true class.
-
-    With `weights`, one per class, it is sum(w * loss) / sum(w) with w the weight of a pixel's true class, as in
-    `torch.nn.functional.cross_entropy`.
-    """
-    return focal(logits, labels, ignore, weights, gamma=0.0)
-
-
 def focal(
     logits: Tensor,
     labels: Tensor,
@@ -74,9 +64,10 @@ def focal(
 ) -> Tensor:
     """Returns the mean over pixels of -(1 - p)^gamma log p, p the softmax probability of the true class.
 
-    Lin et al. (2017), doi:10.1109/ICCV.2017.324, on softmax probabilities. With `alpha`, pixels of class 0 (background)
-    count 1 - alpha, all others alpha, which for two classes is the paper's alpha; it does not enter the divisor. `weights`
-    are those of `cross_entropy`.
+    Lin et al. (2017), doi:10.1109/ICCV.2017.324, on softmax probabilities; with gamma 0 it is the cross-entropy. With
+    `weights`, one per class, the mean is sum(w * loss) / sum(w) with w the weight of a pixel's true class, as in
+    `torch.nn.functional.cross_entropy`. With `alpha`, pixels of class 0 (background) count 1 - alpha, all others alpha,
+    which for two classes is the paper's alpha; it does not enter the divisor.
     """
     logits, target, share = _prepare(logits, labels, ignore, weights)
     loss = torch.nn.functional.cross_entropy(logits, target, ignore_index=ignore, reduction="none")
@@ -242,7 +233,7 @@ def build_loss(settings: LossSettings, classes: ClassSet, counts: NDArray[np.int
         class_weights = None if host_weights is None else host_weights.to(logits.device, non_blocking=True)
         total = torch.zeros((), device=logits.device)
         functions: dict[str, Callable[[], Tensor]] = {
-            "cross_entropy": lambda: cross_entropy(logits, labels, ignore, class_weights),
+            "cross_entropy": lambda: focal(logits, labels, ignore, class_weights, gamma=0.0),
             "focal": lambda: focal(logits, labels, ignore, class_weights, gamma, alpha),
             "sigmoid_focal": lambda: sigmoid_focal(logits, labels, ignore, gamma, alpha),
             "dice": lambda: dice(logits, labels, ignore),

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from neurotome.errors import ImageError
 
+Size = tuple[float, float, float]
+"""Edge lengths of a voxel (z, y, x) in micrometres."""
+
 SIZE_TOLERANCE = 1.05
 """Voxel sizes that differ by less than this factor are taken as equal: cells vary far more."""
 
@@ -24,14 +27,14 @@ class Volume:
         data: Shape (z, y, x), uint8, uint16 or float32: a numpy array, or one that reads on demand when it is indexed by
             whole numbers and slices (`io.lazy_array.LazyArray`), as everybody does who does not know which.
         name: Short name without folder or suffix.
-        voxel_size_um: Edge lengths (z, y, x) in micrometres, None if not known.
+        voxel_size_um: None if not known.
         origin_zyx: Voxel of the larger volume at which `data` begins.
         path: The file it came from, for messages.
     """
 
     data: Any
     name: str
-    voxel_size_um: tuple[float, float, float] | None = None
+    voxel_size_um: Size | None = None
     origin_zyx: tuple[int, int, int] = (0, 0, 0)
     path: Path | None = None
 
@@ -50,24 +53,15 @@ class Volume:
     def read_context(self, z: int, slices: int, rows: slice = slice(None), columns: slice = slice(None)) -> NDArray[Any]:
         """Returns slice `z` with its neighbours as channels; beyond the ends the last slice is repeated.
 
-        Args:
-            z: The slice in the middle.
-            slices: Odd number of slices.
-            rows: Which rows to read.
-            columns: Which columns to read.
-
-        Returns:
-            Shape (slices, y, x), in the volume's own dtype.
+        The shape is (slices, y, x), of an odd number of slices; the dtype is the volume's own.
         """
         reach, last = slices // 2, self.data.shape[0] - 1
         picked = [min(max(i, 0), last) for i in range(z - reach, z + reach + 1)]
         return np.stack([self.data[i, rows, columns] for i in picked])
 
 
-def note_other_size(
-    model: str, trained_um: tuple[float, float, float] | None, data_um: tuple[float, float, float] | None
-) -> None:
-    """Warns where a trained model will learn from voxels of another size than it knows; sizes are (z, y, x)."""
+def note_other_size(model: str, trained_um: Size | None, data_um: Size | None) -> None:
+    """Warns where a trained model will learn from voxels of another size than it knows."""
     if trained_um is None or data_um is None:
         return
     if any(max(a / b, b / a) > SIZE_TOLERANCE for a, b in zip(trained_um[1:], data_um[1:], strict=True)):
@@ -79,12 +73,9 @@ def note_other_size(
 
 
 def to_display(grey: NDArray[Any], low: float | None = None, high: float | None = None) -> NDArray[np.uint8]:
-    """Returns grey values as uint8 for a picture: uint8 as they are, others stretched.
+    """Returns grey values of any shape as uint8 for a picture: uint8 as they are, others stretched.
 
-    Args:
-        grey: Any shape and real dtype.
-        low: Value shown black; the 0.5th percentile if not given.
-        high: Value shown white; the 99.5th percentile if not given.
+    `low` is shown black and `high` white; the 0.5th and the 99.5th percentile if not given.
     """
     if grey.dtype == np.uint8 and low is None and high is None:
         return grey

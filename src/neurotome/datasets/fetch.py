@@ -14,10 +14,10 @@ from neurotome.datasets.mtneuro.download import fetch_mtneuro, import_mtneuro, l
 from neurotome.datasets.mtneuro.variants import CITATION, LICENCE, VOXEL_SIZE_UM
 from neurotome.errors import SettingsError, unknown
 from neurotome.io.bossdb import PUBLIC_TOKEN, BossDB, Box, Connection, parse_uri
-from neurotome.io.lazy_array import Size
 from neurotome.io.ledger import hold_ledger
 from neurotome.io.ome_zarr import CHUNK, choose_shard, create_ome_zarr
 from neurotome.io.transfer import Transfer, find_missing, transfer_blocks
+from neurotome.volume import Size
 
 # A token is a secret: it does not belong into a file of settings, a command's history or the list of processes.
 TOKEN_VARIABLE = "BOSSDB_TOKEN"

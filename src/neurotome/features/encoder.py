@@ -48,14 +48,7 @@ class EncoderSettings:
 
 
 class EncoderFeatures(Extractor):
-    """A frozen network's inner layers, brought to the size of the image by linear interpolation.
-
-    Attributes:
-        net: The layers that are needed.
-        model: How the network was built.
-        classes: Outputs it was built with.
-        source: What the network was trained on, as facts of its model; empty for an encoder by name.
-    """
+    """A frozen network's inner layers, brought to the size of the image by linear interpolation; see `freeze`."""
 
     window = 256
 
@@ -142,17 +135,10 @@ def freeze(
     reach: tuple[int, bool] | None = None,
     device: str = "cpu",
 ) -> EncoderFeatures:
-    """Keeps what the chosen layers of a network need; see `EncoderFeatures`.
+    """Keeps what the chosen layers of a network need, which are features in the order of `stages`, after the grey value.
 
-    Args:
-        core: A model of segmentation_models_pytorch.
-        model: How it was built.
-        classes: Outputs it was built with.
-        stages: Which layers are features, in this order, after the grey value.
-        source: Facts to carry along.
-        normalization: How its input must be scaled.
-        reach: Halo and whether it is bounded, where they are known; measured otherwise.
-        device: Where it runs.
+    `core` is a model of segmentation_models_pytorch, `model` and `classes` how it was built; `source` has the facts of its
+    model, none for an encoder by name; `reach` is its halo and whether it is bounded, measured if not given.
 
     Raises:
         ModelError: It lacks a stage, or one is named twice.

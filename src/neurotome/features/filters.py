@@ -212,10 +212,7 @@ def reach(sigma: float) -> int:
 def make_kernel(sigma: float, order: int, unit: float) -> NDArray[np.float32]:
     """Returns a Gaussian kernel or its derivative, to be slid over an image as it is (a correlation); scipy's values.
 
-    Args:
-        sigma: Standard deviation in pixels.
-        order: 0, 1 or 2.
-        unit: Derivatives are multiplied by this to the power of `order`: 1 / pixel edge.
+    Sigma is in pixels; derivatives, of order 1 or 2, are multiplied by `unit`, 1 / pixel edge, to the power of `order`.
     """
     x = np.arange(-reach(sigma), reach(sigma) + 1, dtype=np.float64)
     gauss = np.exp(-0.5 * (x / sigma) ** 2)
@@ -255,13 +252,9 @@ def filter_columns(planes: NDArray[np.float32], band: NDArray[np.float32]) -> ND
 
 
 def find_eigenvalues(entries: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], ...]:
-    """Returns the eigenvalues of symmetric matrices, largest first.
+    """Returns the eigenvalues, largest first, of symmetric 2 x 2 or 3 x 3 matrices: 3 or 6 arrays, upper triangle by row.
 
-    Args:
-        entries: Their upper triangles row by row, 3 arrays for 2 x 2 matrices and 6 for 3 x 3, all of one shape.
-
-    Returns:
-        2 or 3 arrays, float32; for 3 x 3 by the formula of Smith (1961), doi:10.1145/355578.366316.
+    For 3 x 3 by the formula of Smith (1961), doi:10.1145/355578.366316.
     """
     if len(entries) == 3:
         yy, yx, xx = entries

@@ -16,14 +16,10 @@ class Frozen(nn.Module):
     """An encoder, and the decoder if it is asked for, without the head; takes any image size."""
 
     def __init__(self, core: Any, stages: Sequence[str], in_channels: int, minimum: int = 1) -> None:
-        """Keeps what is needed of a network.
+        """Keeps what the stages need of `core`, a model of segmentation_models_pytorch.
 
-        Args:
-            core: A model of segmentation_models_pytorch.
-            stages: Numbers of encoder stages, or `decoder`.
-            in_channels: Channels of its input.
-            minimum: Smallest edge it takes; smaller images are padded. As the network it is from has it: a tile at the
-                border must be padded as the whole image is.
+        Images smaller than `minimum` are padded; as the network has it, for a tile at the border must be padded as the
+        whole image is.
         """
         super().__init__()
         self.encoder = core.encoder
@@ -47,10 +43,9 @@ class Frozen(nn.Module):
         return torch.cat(large, 1)[..., :height, :width]
 
     def run(self, patch: NDArray[np.float32]) -> list[tuple[int, Tensor]]:
-        """Returns the layers of a patch, shape (in_channels, y, x).
+        """Returns of each layer of a patch (in_channels, y, x) how many pixels one of its own is wide, and the layer.
 
-        Returns:
-            Of each layer the pixels that one of its own is wide, and the layer on the CPU, float32, shape (channels, y, x).
+        That lies on the CPU, float32 (channels, y, x).
         """
         device = next(self.parameters()).device
         with torch.inference_mode():
@@ -71,19 +66,10 @@ class Frozen(nn.Module):
 
 
 def enlarge(layer: Tensor, factor: int, rows: slice, columns: slice) -> NDArray[np.float32]:
-    """Returns a window of a layer that is brought to `factor` times its size by bilinear interpolation.
+    """Returns a window of a layer (channels, y, x) that is brought to `factor` times its size by bilinear interpolation.
 
     Only the part of the layer that the window needs is enlarged, with a pixel more around it, so that the result does not
     depend on the window.
-
-    Args:
-        layer: Shape (channels, y, x).
-        factor: Pixels that one of the layer's own is wide.
-        rows: Window, in enlarged pixels.
-        columns: Window, in enlarged pixels.
-
-    Returns:
-        float32, shape (channels, y, x) of the window.
     """
     picked, windows = [], []
     for span, size in ((rows, layer.shape[1]), (columns, layer.shape[2])):

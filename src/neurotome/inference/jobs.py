@@ -42,10 +42,6 @@ def list_sources(source: Path | Volume, target: Path) -> tuple[Pairs, Path]:
     images = list_images(source)
     if not images:
         raise ImageError(f"{source}: no {', '.join(SUFFIXES)} file in this folder; expected at least one image.")
-    names = [name_image(image) for image in images]
-    for name in names:
-        if names.count(name) > 1:
-            raise ImageError(f"{source}: more than one image is named {name!r}; their label files would collide.")
     return [(image, target / _name_labels(image)) for image in images], target / "legend.png"
 
 

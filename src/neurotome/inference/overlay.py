@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +41,9 @@ def write_legend(path: Path, classes: ClassSet, shown: Sequence[int]) -> None:
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    home = find_spec("matplotlib")  # which is found, not imported: that is slow
-    assert home is not None
-    assert home.origin is not None
-    font = ImageFont.truetype(Path(home.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", 16)
+    # found, not imported: that is slow
+    font_file = metadata.distribution("matplotlib").locate_file("matplotlib/mpl-data/fonts/ttf/DejaVuSans.ttf")
+    font = ImageFont.truetype(str(font_file), 16)
     stored = classes.to_stored(np.array(shown, np.uint8))
     lines = [f"{value}  {classes.names[i]}" for i, value in zip(shown, stored, strict=True)]
     width = ROW + 8 + max(int(font.getlength(line)) for line in lines) + 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,16 +11,20 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from neurotome.classes import ClassSet
+from neurotome.errors import ImageError
 from neurotome.inference.jobs import Output
 from neurotome.inference.overlay import Painter
-from neurotome.inference.resample import choose_shape, resize
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.sink import Sink, create_image, create_labels
 from neurotome.normalize import Scale
 from neurotome.predictor import TILE, Predictor, predict_slice
-from neurotome.volume import Volume
+from neurotome.volume import SIZE_TOLERANCE, Volume
+
+MOST_RESIZED = 20.0
+"""Largest factor by which slices are enlarged or shrunk; beyond it a voxel size is a slip of the pen."""
 
 
 def predict_slices(
@@ -45,7 +50,7 @@ def predict_slices(
     Raises:
         ImageError: The volume has no scale that fits the predictor, or a voxel size that cannot be right.
     """
-    shape = choose_shape(volume, predictor.voxel_size_um)
+    shape = _choose_shape(volume, predictor.voxel_size_um)
     edge = (predictor.preferred_tile or TILE) if tile == "auto" else tile
     if max(shape) > edge and not predictor.bounded:
         warnings.warn(
@@ -104,7 +109,7 @@ def label_slices(
             if painter is not None:
                 values["overlay"] = painter.paint(z, labels)
             for kind, sink in sinks.items():
-                sink.append(values[kind][None])
+                sink.write((slice(z, z + 1), slice(None), slice(None)), values[kind][None])
             yield labels
 
 
@@ -115,3 +120,33 @@ def _open_context(volume: Volume, z: int, slices: int, scale: Scale) -> LazyArra
         return scale.apply(volume.read_context(z, slices, *place[1:]))
 
     return LazyArray(volume.path or Path(volume.name), (slices, *volume.shape[1:]), np.float32, read)
+
+
+def _choose_shape(volume: Volume, expected_um: tuple[float, float, float] | None) -> tuple[int, int]:
+    """Returns the slices' shape (y, x) at a model's voxel size; their own if either size is not known or they are alike."""
+    height, width = volume.shape[1:]
+    if volume.voxel_size_um is None or expected_um is None:
+        return height, width
+    (_, own_y, own_x), (_, wanted_y, wanted_x) = volume.voxel_size_um, expected_um
+    factors = own_y / wanted_y, own_x / wanted_x
+    if not all(1 / MOST_RESIZED <= factor <= MOST_RESIZED for factor in factors):
+        raise ImageError(
+            f"{volume.path or volume.name}: voxel size {own_y:.4g} x {own_x:.4g} um, but the model expects {wanted_y:.4g} x "
+            f"{wanted_x:.4g} um (y x x), a factor of {max(factors, key=lambda f: abs(math.log(f))):.3g}; expected "
+            f"{1 / MOST_RESIZED:g} to {MOST_RESIZED:g}. Give the image's voxel size with --voxel-size-um."
+        )
+    if all(1 / SIZE_TOLERANCE <= factor <= SIZE_TOLERANCE for factor in factors):
+        return height, width
+    return max(1, round(height * factors[0])), max(1, round(width * factors[1]))
+
+
+def resize(planes: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Returns planes (c, y, x) in another size: linear interpolation, and where they shrink, a triangle as wide as a pixel.
+
+    Weights are not negative and sum to 1, so constants stay and probabilities still sum to 1; the outer edges stay put.
+    """
+    if planes.shape[1:] == shape:
+        return planes
+    # not torch's interpolate: with antialias it returns the first row everywhere for images one pixel wide (2.13)
+    images = (Image.fromarray(plane).resize(shape[::-1], Image.Resampling.BILINEAR) for plane in planes)
+    return np.stack([np.asarray(image) for image in images])

@@ -1,4 +1,4 @@
-"""Axes of stored arrays: where z, y and x are, and which channel and time are meant."""
+"""Axes of stored arrays: where z, y and x are, which channel and time are meant, and units of voxel sizes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,19 @@ from numpy.typing import NDArray
 
 from neurotome.errors import ImageError
 from neurotome.io.lazy_array import LazyArray, Place
+from neurotome.volume import Size
 
 NAMES = {"c": "channel", "t": "time"}
+
+UNITS_UM = {
+    **dict.fromkeys(("angstrom", "å"), 1e-4),
+    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-3),
+    # the micro sign comes as either of two letters, or written out by ImageJ
+    **dict.fromkeys(("um", "µm", "μm", "\\u00b5m", "micron", "micrometer", "micrometre"), 1.0),
+    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1e3),
+    **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e4),
+    **dict.fromkeys(("m", "meter", "metre"), 1e6),
+}
 
 
 class Choice(NamedTuple):
@@ -49,14 +60,7 @@ class Layout(NamedTuple):
 
 
 def choose_axes(where: Any, axes: str, shape: Sequence[int], choice: Choice, channels: Sequence[str] = ()) -> Layout:
-    """Finds z, y and x among the axes of an array, and fixes the others.
-
-    Args:
-        where: File, for the message.
-        axes: One letter per axis, in any case.
-        shape: Of the array.
-        choice: Channel and time asked for.
-        channels: Names of the channels, where the file has them.
+    """Finds z, y and x among the axes of an array, a letter each in any case, and fixes the others.
 
     Raises:
         ImageError: There is no y or x, a channel or time must be chosen or is not there, or there is an unknown axis.
@@ -85,3 +89,17 @@ def choose_axes(where: Any, axes: str, shape: Sequence[int], choice: Choice, cha
             raise ImageError(f"{where}: {NAMES[axis]} {asked} asked for; there are {size}, 0..{size - 1}.")
         fixed[axis] = asked or 0
     return Layout(axes, tuple(int(size) for size in shape), fixed)
+
+
+def find_unit(unit: Any) -> float | None:
+    """Returns micrometres per unit, named in any case, in singular or plural; None for one that is not known."""
+    name = str(unit).strip().lower()
+    return UNITS_UM.get(name.removesuffix("s") if len(name) > 3 else name)
+
+
+def keep_plausible(sizes: Size | None) -> Size | None:
+    """Returns voxel sizes of 1e-4 to 1e4 um, None for others; a negative size is one counted downwards."""
+    if sizes is None:
+        return None
+    z, y, x = (abs(size) for size in sizes)
+    return (z, y, x) if all(1e-4 <= size <= 1e4 for size in (z, y, x)) else None

@@ -11,6 +11,8 @@ one message.
 
 from __future__ import annotations
 
+import datetime
+import email.utils
 import json
 import random
 import re
@@ -26,9 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import FetchError, SettingsError
-from neurotome.io.bossdb_answers import BLOSC_HEADER, PassingError, decode_blosc, read_json, read_retry_after
-from neurotome.io.calibration import find_unit
-from neurotome.io.lazy_array import Place, Size
+from neurotome.io.axes import find_unit
+from neurotome.volume import Size
 
 if TYPE_CHECKING:
     import httpx2
@@ -42,6 +43,8 @@ SLOWEST_BYTES_PER_S = 1000.0  # an answer that only drips holds a worker for hou
 BETWEEN_NOTES_S = 5.0  # a host that is down affects all workers
 
 LARGEST_JSON = 1 << 20
+LONGEST_RETRY_AFTER_S = 600.0
+BLOSC_HEADER = 16  # bytes; c-blosc, README_CHUNK_FORMAT: version, flags, then nbytes, blocksize, cbytes as uint32
 
 REMEDIES = {
     400: "The range may lie outside the coordinate frame; check --range.",
@@ -90,10 +93,16 @@ class Box(NamedTuple):
         z, y, x = (a + size for a, size in zip(start, shape, strict=True))
         return cls(start, (z, y, x))
 
-    def cut(self, index: Place) -> Box:
+    def cut(self, index: Sequence[slice]) -> Box:
         """Returns the part of the box at an index of it."""
         z, y, x = (a + part.start for a, part in zip(self.start, index, strict=True))
         return Box.at((z, y, x), [part.stop - part.start for part in index])
+
+    def halve(self, axis: int) -> tuple[Box, Box]:
+        """Returns the two halves of the box along an axis."""
+        below, above = ([slice(0, size) for size in self.shape] for _ in range(2))
+        below[axis], above[axis] = slice(0, self.shape[axis] // 2), slice(self.shape[axis] // 2, self.shape[axis])
+        return self.cut(below), self.cut(above)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -113,6 +122,14 @@ class Channel(NamedTuple):
     dtype: np.dtype[Any]
 
 
+class PassingError(Exception):
+    """Something that may be gone at the next attempt; `wait_s` is what the server asks for."""
+
+    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
 class StoppedError(Exception):
     """The client was told to stop while a request was under way."""
 
@@ -129,22 +146,10 @@ def parse_uri(uri: str) -> tuple[str, str, str]:
 
 
 class BossDB:
-    """A server of BossDB; may be asked from several threads.
-
-    Attributes:
-        retries: How often something was asked again.
-    """
+    """A server of BossDB; may be asked from several threads. `retries` is how often something was asked again."""
 
     def __init__(self, connection: Connection, token: str = PUBLIC_TOKEN) -> None:
-        """Checks the settings; nothing is asked yet.
-
-        Args:
-            connection: How to ask.
-            token: Proves who asks; never shown or stored.
-
-        Raises:
-            SettingsError: A setting is out of range, or the token is no token.
-        """
+        """Checks settings and token, which is never shown or stored; nothing is asked yet."""
         import httpx2
 
         _check_connection(connection)
@@ -158,7 +163,11 @@ class BossDB:
         self._stop = threading.Event()
         self._client = httpx2.Client(
             base_url=f"{connection.protocol}://{connection.host}/v1",
-            headers={"Authorization": f"Token {token}", "User-Agent": f"neurotome/{metadata.version('neurotome')}"},
+            headers={
+                "Authorization": f"Token {token}",
+                "Content-Type": "application/json",
+                "User-Agent": f"neurotome/{metadata.version('neurotome')}",
+            },
             timeout=connection.timeout_s,
             limits=httpx2.Limits(max_connections=connection.workers, max_keepalive_connections=connection.workers),
         )
@@ -175,11 +184,7 @@ class BossDB:
         self._stop.set()
 
     def open_channel(self, uri: str) -> Channel:
-        """Asks what a channel is.
-
-        Raises:
-            FetchError: It is not there, not allowed, or does not answer.
-        """
+        """Asks what a channel is; a FetchError says that it is not there, not allowed, or does not answer."""
         collection, experiment, name = parse_uri(uri)
         datatype = self._get_json(f"/collection/{collection}/experiment/{experiment}/channel/{name}", uri).get("datatype")
         if datatype not in ("uint8", "uint16", "uint32", "uint64"):
@@ -187,14 +192,9 @@ class BossDB:
         return Channel(uri, np.dtype(datatype).newbyteorder("<"))
 
     def read_frame(self, uri: str) -> tuple[Box, Size | None]:
-        """Asks where a channel ends.
+        """Asks for all voxels of a channel's coordinate frame, which may be padded, and for the size of a voxel.
 
-        Returns:
-            All voxels of its coordinate frame, padding may be among them; and the size of a voxel as the server has it,
-            which is not always right, None if it has none.
-
-        Raises:
-            FetchError: The server does not say.
+        The size is not always right, and None if the server has none. A FetchError says that it names no frame.
         """
         collection, experiment, _ = parse_uri(uri)
         name = self._get_json(f"/collection/{collection}/experiment/{experiment}", uri).get("coord_frame")
@@ -212,10 +212,7 @@ class BossDB:
         return bounds, (known[0], known[1], known[2]) if len(known) == 3 else None
 
     def read_cutout(self, channel: Channel, box: Box) -> NDArray[Any]:
-        """Reads voxels at full resolution; a box above `request_mvoxel` is asked for in parts.
-
-        Returns:
-            Shape (z, y, x) of the box, dtype of the channel.
+        """Reads voxels (z, y, x) at full resolution; a box above `request_mvoxel` is asked for in parts.
 
         Raises:
             FetchError: They cannot be had; the message says why and what to do.
@@ -224,13 +221,7 @@ class BossDB:
         size = int(np.prod(box.shape))
         if size > max(1.0, self.connection.request_mvoxel * 1e6):
             axis = int(np.argmax(box.shape))
-            places = [slice(0, length) for length in box.shape]
-            middle = box.shape[axis] // 2
-            halves = []
-            for half in (slice(0, middle), slice(middle, box.shape[axis])):
-                places[axis] = half
-                halves.append(self.read_cutout(channel, box.cut((places[0], places[1], places[2]))))
-            return np.concatenate(halves, axis)
+            return np.concatenate([self.read_cutout(channel, half) for half in box.halve(axis)], axis)
         ranges = "/".join(f"{box.start[axis]}:{box.stop[axis]}" for axis in (2, 1, 0))  # the protocol's order is x, y, z
         where = f"{channel.uri} {box}"
         return self._ask(
@@ -238,11 +229,14 @@ class BossDB:
             "application/blosc",
             size * channel.dtype.itemsize + BLOSC_HEADER,  # what blosc cannot compress it stores behind its header
             where,
-            lambda body: decode_blosc(body, box.shape, channel.dtype, where),
+            lambda body: _decode_blosc(body, box.shape, channel.dtype, where),
         )
 
     def _get_json(self, path: str, where: str) -> dict[str, Any]:
-        return self._ask(path, "application/json", LARGEST_JSON, where, lambda body: read_json(body, where))
+        content = self._ask(path, "application/json", LARGEST_JSON, where, _parse_json)
+        if content is None:
+            raise FetchError(f"{where}: the answer is no JSON object but something else. Check --host and --protocol.")
+        return content
 
     def _ask(self, path: str, accept: str, limit: int, where: str, read: Callable[[bytes], T]) -> T:
         attempt = 0
@@ -251,7 +245,7 @@ class BossDB:
             try:
                 return read(self._receive(path, accept, limit, where))
             except PassingError as reason:
-                if attempt >= min(self.connection.attempts, reason.attempts or self.connection.attempts):
+                if attempt >= self.connection.attempts:
                     raise FetchError(
                         f"{where}: {reason}; asked {attempt} times at {self.connection.host}. Check the network, or wait "
                         "for the server; what has arrived is kept, and the same command goes on from there."
@@ -272,16 +266,15 @@ class BossDB:
         if self._stop.is_set():
             raise StoppedError
         started = time.monotonic()
-        headers = {"Accept": accept, "Content-Type": "application/json"}
         body = bytearray()
         try:
-            with self._client.stream("GET", path, headers=headers) as answer:
-                good = answer.status_code == 200
+            with self._client.stream("GET", path, headers={"Accept": accept}) as answer:
+                most = limit if answer.status_code == 200 else LARGEST_JSON
                 for piece in answer.iter_bytes():
                     body += piece
                     if self._stop.is_set():
                         raise StoppedError
-                    if len(body) > (limit if good else LARGEST_JSON):
+                    if len(body) > most:
                         break
                     elapsed = time.monotonic() - started
                     if elapsed > self.connection.timeout_s and len(body) < SLOWEST_BYTES_PER_S * elapsed:
@@ -309,7 +302,7 @@ class BossDB:
             return
         said = self._quote(body)
         if status in (408, 425, 429) or status >= 500:
-            raise PassingError(f"the server answered {status}{said}", read_retry_after(answer.headers.get("Retry-After")))
+            raise PassingError(f"the server answered {status}{said}", _read_retry_after(answer.headers.get("Retry-After")))
         remedy = REMEDIES.get(status, "Check --host, --protocol and the address.")
         if 300 <= status < 400:
             remedy = f"It moved to {answer.headers.get('Location', 'an address it does not name')}; give that with --host."
@@ -317,10 +310,7 @@ class BossDB:
 
     def _quote(self, body: bytearray) -> str:
         """Returns the server's own words in brackets, cut short, without the token in case it is repeated there."""
-        try:
-            message = str(json.loads(body)["message"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return ""
+        message = str((_parse_json(body) or {}).get("message", ""))
         if self._token != PUBLIC_TOKEN:
             message = message.replace(self._token, "...")
         plain = " ".join("".join(sign if sign.isprintable() else " " for sign in message).split())[:200].rstrip(".")
@@ -338,3 +328,47 @@ def _check_connection(connection: Connection) -> None:
     for name, low in lowest.items():
         if not getattr(connection, name) >= low:
             raise SettingsError(f"--{name.replace('_', '-')} {getattr(connection, name)}: expected at least {low:g}.")
+
+
+def _decode_blosc(body: bytes, shape: tuple[int, int, int], dtype: np.dtype[Any], where: str) -> NDArray[Any]:
+    """Unpacks a cutout (z, y, x), a blosc 1 buffer; nothing is allocated by what the body claims."""
+    from numcodecs import blosc
+
+    header = np.frombuffer(body[:BLOSC_HEADER].ljust(BLOSC_HEADER, b"\0"), "<u4")
+    nbytes, cbytes = int(header[1]), int(header[3])
+    if body[:1] != b"\2" or cbytes != len(body):
+        raise PassingError(f"the answer is damaged or cut short ({len(body)} bytes)")
+    size = int(np.prod(shape))
+    if nbytes != size * dtype.itemsize:
+        guess = f", {nbytes // size} bytes per voxel" if nbytes % size == 0 else ", another shape"
+        raise FetchError(
+            f"{where}: the server sent {nbytes} bytes of voxels{guess}; expected {size * dtype.itemsize} for shape {shape} "
+            f"of {dtype.name}, as the channel is described. Nothing of this block is kept; tell the operators of the server."
+        )
+    voxels = np.empty(shape, dtype)
+    try:
+        blosc.decompress(body, voxels)
+    except (RuntimeError, ValueError) as error:
+        raise PassingError(f"the answer is damaged ({error})") from error
+    return voxels
+
+
+def _parse_json(body: bytes | bytearray) -> dict[str, Any] | None:
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _read_retry_after(value: str | None) -> float:
+    """Returns seconds; RFC 9110 allows a number or a date."""
+    try:
+        seconds = float(value or 0)
+    except ValueError:
+        try:
+            date = email.utils.parsedate_to_datetime(str(value))
+        except ValueError:
+            return 0.0
+        seconds = (date.replace(tzinfo=date.tzinfo or datetime.UTC) - datetime.datetime.now(datetime.UTC)).total_seconds()
+    return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S)

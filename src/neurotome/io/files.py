@@ -1,4 +1,4 @@
-"""Which files hold images and labels: their suffixes, their names without them, and one listing of a folder."""
+"""Which files hold images and labels: suffixes, names without them, one listing of a folder, and what a file can hold."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from pathlib import Path
 
 from neurotome.errors import ImageError
 
-LOSSY_SUFFIXES = (".jpg", ".jpeg")
-SUFFIXES = (
-    *(".png", ".tif", ".tiff", ".npy", ".zarr"),
-    *(".h5", ".hdf5", ".nii", ".nii.gz", ".nrrd", ".mrc", ".bmp", *LOSSY_SUFFIXES),
-)
-"""What is read as an image, in any case; labels may have all but the lossy ones."""
-
 OUTPUT_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".zarr")
+SUFFIXES = (*OUTPUT_SUFFIXES, ".h5", ".hdf5", ".nii", ".nii.gz", ".nrrd", ".mrc", ".bmp", ".jpg", ".jpeg")
+"""What is read as an image, in any case; labels may have all but the lossy .jpg and .jpeg."""
+
+GREY_DTYPES = ("uint8", "uint16", "float32")
 
 DOUBLE_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.zarr", ".nii.gz")
 
@@ -30,11 +27,6 @@ def name_image(path: Path) -> str:
     return path.name[: len(path.name) - len(find_suffix(path))]
 
 
-def is_image(path: Path) -> bool:
-    """Returns whether a name is that of an image; dot files are none (macOS leaves `._name` beside what it copies)."""
-    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
-
-
 def split_inner(path: Path) -> tuple[Path, str]:
     """Splits `file.h5:/path/in/file` into the file and the path within it, "" if none is given."""
     for suffix in (".h5", ".hdf5"):
@@ -45,17 +37,13 @@ def split_inner(path: Path) -> tuple[Path, str]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Returns the images in a folder, sorted by name; a .zarr folder is an image."""
-    paths = (path for path in folder.iterdir() if is_image(path))
+    """Returns the images in a folder, sorted by name; dot files are none (macOS leaves `._name` beside what it copies)."""
+    paths = (path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES) and not path.name.startswith("."))
     return sorted(path for path in paths if path.is_file() or path.suffix.lower() == ".zarr")
 
 
 def find_image(folder: Path, image_id: str) -> Path:
-    """Returns the file of an image: `<folder>/<image_id>` with one of the known suffixes.
-
-    Raises:
-        ImageError: There is none, or more than one.
-    """
+    """Returns the file of an image, `<folder>/<image_id>` with a known suffix; none or several are an ImageError."""
     wanted = _normalize(image_id)
     paths = list_images(folder) if folder.is_dir() else []
     matching = [path for path in paths if wanted in (_normalize(name_image(path)), _normalize(path.stem))]
@@ -68,6 +56,16 @@ def find_image(folder: Path, image_id: str) -> Path:
         raise ImageError(f"{expected}; names are given without suffix: {name_image(Path(image_id))}.")
     near = sorted(path.name for path in folder.iterdir() if _normalize(path.stem) == wanted) if folder.is_dir() else []
     raise ImageError(f"{expected}; found {', '.join(near) or 'nothing of that name'}. Add or convert the file.")
+
+
+def check_claim(path: Path, claimed: int, ratio: int) -> None:
+    """Raises an `ImageError` if a file, packed at most to one `ratio`-th, cannot hold the bytes of pixels it claims."""
+    size = path.stat().st_size
+    if claimed > ratio * size:
+        raise ImageError(
+            f"{path}: the header claims {claimed} bytes of pixels, but the file has {size} bytes, which "
+            "cannot hold them; it is damaged. Copy or export it again."
+        )
 
 
 def describe_suffix(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> str:

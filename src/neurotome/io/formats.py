@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from neurotome.errors import ImageError
-from neurotome.io.axes import Choice, choose_axes
-from neurotome.io.calibration import find_unit, keep_plausible
-from neurotome.io.checks import check_claim
-from neurotome.io.lazy_array import Size, Source
+from neurotome.io.axes import Choice, choose_axes, find_unit, keep_plausible
+from neurotome.io.files import check_claim
+from neurotome.io.lazy_array import Source
 from neurotome.lazy import import_extra
+from neurotome.volume import Size
 
 EXTRA = "formats"
 

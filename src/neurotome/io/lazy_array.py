@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import ImageError, NeurotomeError
+from neurotome.volume import Size
 
 Place = tuple[slice, slice, slice]
-Size = tuple[float, float, float]
-"""Edge lengths of a voxel (z, y, x) in micrometres."""
 
 
 class Source(NamedTuple):

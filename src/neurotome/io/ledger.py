@@ -21,20 +21,12 @@ from neurotome.errors import RunError
 
 
 class Ledger:
-    """The blocks of a folder that are done; may be written from several threads.
-
-    Attributes:
-        entries: Name of a block's file within the folder -> what was written down about it, `sha256` and `time` among it.
-    """
+    """The blocks of a folder that are done; may be written from several threads."""
 
     def __init__(self, path: Path, folder: Path, source: Mapping[str, Any]) -> None:
-        """Reads the ledger of the blocks in a folder, or begins one.
-
-        Raises:
-            RunError: The ledger is of another source (JSON: where the blocks come from), or no ledger.
-        """
+        """Reads the ledger of the blocks in a folder, or begins one; that of another source, or no ledger, is a RunError."""
         self.path, self.folder = path, folder
-        self.entries: dict[str, dict[str, Any]] = {}
+        self.entries: dict[str, dict[str, Any]] = {}  # a block's file within the folder -> what was written down about it
         self._lock = threading.Lock()
         head = {"ledger": 1, "source": dict(source)}
         if path.exists():

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurotome.errors import ImageError
-from neurotome.io.axes import Choice, choose_axes
-from neurotome.io.calibration import find_unit, keep_plausible
-from neurotome.io.lazy_array import Size, Source
+from neurotome.io.axes import Choice, choose_axes, find_unit, keep_plausible
+from neurotome.io.lazy_array import Source
 from neurotome.io.zarr_store import open_or_create, synced_store
+from neurotome.volume import Size
 
 if TYPE_CHECKING:
     import zarr
@@ -44,16 +44,13 @@ def create_ome_zarr(
         root: Folder, usually ending in .zarr.
         shape: Voxels (z, y, x).
         dtype: Of the voxels.
-        voxel_size_um: Edge lengths (z, y, x) in micrometres; None: not known, the axes then have no unit.
+        voxel_size_um: None: not known, the axes then have no unit.
         name: Of the image.
         origin_zyx: Voxel of a larger volume at which it begins; kept as a translation in micrometres.
-        shard: Voxels per file (z, y, x), a multiple of `chunk`.
-        chunk: Voxels that are compressed together.
+        shard: Voxels per file (z, y, x), a multiple of `chunk`, the voxels that are compressed together.
+        chunk: See `shard`.
         notes: JSON that goes beside the metadata, under `neurotome`.
         image_label: Colours and names of labels, as the specification has them.
-
-    Returns:
-        The array of the full resolution, zeros where nothing has been written.
 
     Raises:
         RunError: There is one of another shape, dtype or cut.

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from neurotome.errors import ImageError
 from neurotome.io import formats
 from neurotome.io.axes import Choice, choose_axes
-from neurotome.io.checks import GREY_DTYPES, say_remedy
-from neurotome.io.files import SUFFIXES, describe_suffix, find_suffix, name_image, split_inner
-from neurotome.io.lazy_array import LazyArray, Size, Source, check_finite, name_failures
+from neurotome.io.files import GREY_DTYPES, SUFFIXES, describe_suffix, find_suffix, name_image, split_inner
+from neurotome.io.lazy_array import LazyArray, Source, check_finite, name_failures
 from neurotome.io.ome_zarr import is_zarr, open_zarr
-from neurotome.io.raster import open_picture
+from neurotome.io.raster import open_picture, say_remedy
 from neurotome.io.tiff import open_tiff
-from neurotome.volume import Volume
+from neurotome.volume import Size, Volume
 
 
 def open_volume(
@@ -59,18 +58,12 @@ def read_image(path: str | Path, *, voxel_size_um: Size | None = None) -> Volume
 def open_labels(path: str | Path, *, channel: int | None = None, time: int | None = None) -> Any:
     """Opens a label image or stack; labels are read when they are asked for, but for PNG and BMP.
 
-    Args:
-        path: As for `open_volume`; lossless, of any integer dtype. Palette indices are ids; masks of booleans are 0 and 1.
-        channel: Which of several channels, from 0.
-        time: Which of several times, from 0.
-
     Returns:
-        Integers as stored, shape (z, y, x), a numpy array or a LazyArray. Whether they are class ids is for the dataset
-        to say.
+        Integers as stored, shape (z, y, x), a numpy array or a LazyArray; palette indices are ids, masks of booleans are 0
+        and 1. Whether they are class ids is for the dataset to say.
 
     Raises:
-        ImageError: The file is missing, empty, damaged or of another kind, has colours, was compressed with loss, or does
-            not hold integers.
+        ImageError: As for `open_volume`; or the file was compressed with loss, or does not hold integers.
     """
     labels = _open_source(Path(path), Choice(channel, time), labels=True).data
     if labels.dtype.kind not in "iu":
@@ -148,15 +141,11 @@ def looks_like_colours(shape: Sequence[int]) -> bool:
 
 
 def check_grey(data: Any, where: str) -> None:
-    """Checks that an array can be used as a grey volume; reads slice by slice, and no more than it must.
-
-    Args:
-        data: Shape (z, y, x), uint8, uint16 or float32; may be memory-mapped or lazy. The voxels of a lazy one are checked
-            for being finite when they are read.
-        where: File or name for the message.
+    """Checks that an array (z, y, x), which may be lazy, can be used as a grey volume; reads no more slices than it must.
 
     Raises:
-        ImageError: Other dtype or shape, pixels that are NaN or infinite, or one value everywhere.
+        ImageError: Other dtype or shape, pixels that are NaN or infinite (a lazy one checks that when it is read), or one
+            value everywhere.
     """
     if data.dtype.name not in GREY_DTYPES:
         raise ImageError(

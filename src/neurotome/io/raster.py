@@ -1,13 +1,15 @@
-"""PNG, JPEG and BMP images, read whole: each as it was meant, or refused."""
+"""PNG, JPEG and BMP images, read whole: each as it was meant, or refused; what is said of lossy or coloured images."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neurotome.errors import ImageError
-from neurotome.io.checks import check_claim, merge_colours, note_loss, say_remedy
+from neurotome.io.files import check_claim
 from neurotome.io.lazy_array import Source
 
 PACKED_RATIO = 1100
@@ -52,3 +54,36 @@ def open_picture(path: Path, suffix: str, *, labels: bool) -> Source:
         image.load()
         pixels = np.asarray(image)
     return Source(merge_colours(path, pixels, labels=labels)[None], notes=notes)
+
+
+def say_remedy(labels: bool) -> str:
+    """Returns what to do about colours."""
+    if labels:
+        return "Save the class ids themselves (0, 1, 2, ...) as one grey channel; making colours grey gives other ids."
+    return "Save it as one grey channel (in Fiji: Image > Type > 8-bit)."
+
+
+def note_loss(path: Path, codec: str, *, labels: bool) -> str:
+    """Returns what to tell about an image that was compressed with loss; refuses labels with an `ImageError`."""
+    if labels:
+        raise ImageError(
+            f"{path}: may have lost detail to compression ({codec}), which turns class ids into others. Save labels as PNG "
+            "or as TIFF with deflate, LZW or no compression, from where they were drawn."
+        )
+    return f"Images compressed with {codec} may have lost detail; fine structures suffer first. Use what was recorded."
+
+
+def merge_colours(path: Path, colours: NDArray[Any], *, labels: bool) -> NDArray[Any]:
+    """Returns the grey values (y, x) of an image; colours that are not all grey are refused with an `ImageError`.
+
+    `colours` has the shape (y, x), or (y, x, samples): 3 colours or 1 grey, and opacity if there are 4 or 2.
+    """
+    if colours.ndim == 2:
+        return colours
+    has_opacity = colours.shape[-1] in (2, 4)
+    grey = colours[..., 0]
+    if (colours[..., : colours.shape[-1] - has_opacity] != grey[..., None]).any():
+        raise ImageError(f"{path}: found RGB colours; expected one grey channel. {say_remedy(labels)}")
+    if has_opacity and (colours[..., -1] != np.iinfo(colours.dtype).max).any():
+        raise ImageError(f"{path}: found transparent pixels; expected one grey channel. {say_remedy(labels)}")
+    return grey

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import ImageError
-from neurotome.io.axes import Choice, Layout, choose_axes
-from neurotome.io.calibration import read_tiff_size
-from neurotome.io.checks import check_claim, merge_colours, note_loss, say_remedy
+from neurotome.io.axes import Choice, Layout, choose_axes, find_unit, keep_plausible
+from neurotome.io.files import check_claim
 from neurotome.io.lazy_array import LazyArray, Place, Source
+from neurotome.io.raster import merge_colours, note_loss, say_remedy
+from neurotome.volume import Size
 
 # A claim of more pixels than the file can hold would fill the memory before the decoder notices. Deflate
 # packs at most 1032 bytes into one (zlib's technical details); other codecs of TIFF pack equal pixels more.
@@ -83,7 +85,7 @@ def open_tiff(path: Path, choice: Choice, *, labels: bool) -> Source:
         if layout.axes[-2:] != "yx":
             raise ImageError(f"{path}: found axes {series.axes}; expected y and x last. Export it as a stack of slices.")
         invert = _check_colours(path, page, samples, labels=labels)
-        size = read_tiff_size(file)
+        size = _read_size(file)
         if series.dataoffset is not None and samples == 1:
             read = _map_pixels(path, series, np.dtype(file.byteorder + page.dtype.char), layout)
         else:
@@ -132,6 +134,46 @@ def _check_colours(path: Path, page: Any, samples: int, *, labels: bool) -> bool
             "A stack of 3 or 4 slices that was taken for colours: write it with photometric='minisblack'."
         )
     return False
+
+
+def _read_size(file: Any) -> Size | None:
+    """Returns what a `tifffile.TiffFile` says about the size of its voxels, None for nothing or nothing plausible.
+
+    Believed are ImageJ's and OME's descriptions and plain resolutions per centimetre. A resolution per inch is a printer's
+    or a default. A file that gives no distance of slices gets its pixels' height.
+    """
+    try:
+        return keep_plausible(_read_ome_size(file) if file.is_ome else _read_tag_size(file))
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        return None  # a size that cannot be read is not known
+
+
+def _read_tag_size(file: Any) -> Size | None:
+    import tifffile
+
+    tags = file.pages.first.tags
+    described = file.imagej_metadata or {}
+    unit = find_unit(described.get("unit", ""))
+    if unit is None and not file.is_imagej and tags["ResolutionUnit"].value == tifffile.RESUNIT.CENTIMETER:
+        unit = 1e4
+    unit_y, unit_z = (find_unit(described[name]) if name in described else unit for name in ("yunit", "zunit"))
+    if unit is None or unit_y is None or unit_z is None:
+        return None
+    x, y = (tags[name].value[1] / tags[name].value[0] for name in ("XResolution", "YResolution"))
+    return unit_z * float(described["spacing"]) if "spacing" in described else unit_y * y, unit_y * y, unit * x
+
+
+def _read_ome_size(file: Any) -> Size | None:
+    import tifffile
+
+    image = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
+    pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
+    sizes = {
+        axis: float(pixels[f"PhysicalSize{axis}"]) * (find_unit(pixels.get(f"PhysicalSize{axis}Unit", "µm")) or math.nan)
+        for axis in "XYZ"
+        if f"PhysicalSize{axis}" in pixels
+    }
+    return sizes.get("Z", sizes["Y"]), sizes["Y"], sizes["X"]
 
 
 def _map_pixels(path: Path, series: Any, dtype: np.dtype[Any], layout: Layout) -> Callable[[Place], NDArray[Any]]:

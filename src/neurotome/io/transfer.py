@@ -73,14 +73,7 @@ def transfer_blocks(
     """Reads, checks, stores and writes down blocks, showing how far it is; after the first error what is done stays done.
 
     At most `workers` threads read and check at once while as many others store, so that the source is not kept waiting for
-    the disk. What is checked when it ends early is stored still.
-
-    Args:
-        transfers: All, also those that are done, of which progress is shown.
-        missing: From `find_missing`.
-        ledger: Gets a line per block.
-        workers: Blocks that are read at once.
-        client: Where the voxels come from, told to stop when it ends early; None: from files.
+    the disk. What is checked when it ends early is stored still, and a `client` from whom voxels come is told to stop.
 
     Raises:
         FetchError: Voxels are not what they should be; or whatever `read` raises.

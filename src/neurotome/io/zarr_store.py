@@ -55,17 +55,10 @@ def open_or_create(
     chunk: Sequence[int] | None = None,
     shuffle: Literal["shuffle", "bitshuffle", "noshuffle"] = "shuffle",
 ) -> zarr.Array[Any]:
-    """Opens an array that was begun, or creates it empty.
+    """Opens an array (z, y, x) at `path` in a store that was begun, or creates it empty.
 
-    Args:
-        root: The store.
-        path: The array within it.
-        shape: Voxels (z, y, x).
-        dtype: Of the voxels.
-        block: Voxels per file (z, y, x).
-        chunk: Voxels that are compressed together; a file then holds several (a shard). A file is one chunk if not given.
-        shuffle: How bytes are sorted before zstd: bitshuffle for labels, of which few bits are used (a tenth of the size);
-            it spoils noisy grey values of 8 bits.
+    A file has a `block` of voxels, compressed in one piece, or in chunks if there are any (a shard). `shuffle` is how bytes
+    are sorted before: bitshuffle for labels, of which few bits are used (a tenth of the size); it spoils noisy grey values.
 
     Raises:
         RunError: What is there has another shape, dtype or cut.

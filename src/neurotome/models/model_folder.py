@@ -163,8 +163,6 @@ def read_settings(content: Mapping[str, Any]) -> ModelSettings:
     settings = ModelSettings(**content)
     if settings.encoder_weights != "none":
         raise ValueError("encoder_weights must be none in a trained model")
-    if not isinstance(settings.decoder, str) or not isinstance(settings.encoder, str):
-        raise ValueError(f"decoder {show(settings.decoder)} and encoder {show(settings.encoder)}; expected names")
     if read_whole(content, "in_channels", 1, MOST_CHANNELS) % 2 == 0:
         raise ValueError(f"in_channels is {settings.in_channels}; expected an odd number")
     read_whole(content, "encoder_depth", 3, 5)

@@ -90,6 +90,14 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
     if settings.decoder not in decoders:
         raise ModelError(unknown("decoder", settings.decoder, decoders))
     encoder = find_encoder(settings.encoder)
+    pretrained: str | bool | None = None
+    if settings.encoder_weights == "imagenet":
+        pretrained = True if encoder.startswith("tu-") else "imagenet"
+    elif settings.encoder_weights != "none" and not Path(settings.encoder_weights).is_file():
+        raise ModelError(
+            f"model.encoder_weights is {settings.encoder_weights!r}, and no such file exists; expected none, imagenet or "
+            "the path of a .safetensors file."
+        )
     arguments: dict[str, Any] = dict(EXTRA_ARGUMENTS.get(settings.decoder, {}))
     if depth < DEEPEST:  # else decoders choose
         arguments["encoder_depth"] = depth
@@ -100,13 +108,11 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
             warnings.simplefilter("ignore", DeprecationWarning)
             core = decoders[settings.decoder](
                 encoder_name=encoder,
-                encoder_weights=_choose_weights(settings, encoder),
+                encoder_weights=pretrained,
                 in_channels=channels,
                 classes=classes,
                 **arguments,
             )
-    except ModelError:
-        raise
     except Exception as error:
         if _is_download_error(error):
             raise ModelError(
@@ -190,17 +196,6 @@ def find_encoder(name: str) -> str:
     if timm.is_model(plain.split(".")[0]):
         return f"tu-{plain}"
     raise ModelError(unknown("encoder", name, [*smp.encoders.encoders, *timm.list_models()]))
-
-
-def _choose_weights(settings: ModelSettings, encoder: str) -> str | bool | None:
-    if settings.encoder_weights != "imagenet":
-        if settings.encoder_weights != "none" and not Path(settings.encoder_weights).is_file():
-            raise ModelError(
-                f"model.encoder_weights is {settings.encoder_weights!r}, and no such file exists; expected none, "
-                "imagenet or the path of a .safetensors file."
-            )
-        return None
-    return True if encoder.startswith("tu-") else "imagenet"
 
 
 @contextlib.contextmanager

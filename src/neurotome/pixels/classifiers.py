@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +18,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Linear:
-    """Multinomial logistic regression.
+    """Multinomial logistic regression."""
 
-    Attributes:
-        weights: float32, shape (classes, features); for features as they are, the scaling is in them.
-        bias: float32, shape (classes,).
-    """
-
-    weights: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    weights: NDArray[np.float32]  # (classes, features); for features as they are, the scaling is in them
+    bias: NDArray[np.float32]  # (classes,)
 
     def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the softmax of the linear scores."""
@@ -39,28 +35,17 @@ class Trees:
     The trees are walked by scikit-learn's compiled code, one tree at a time over many pixels, so that a tree stays in the
     cache. The arrays are checked when loaded, because that code trusts them: a child that is no node would be read from
     anywhere.
-
-    Attributes:
-        starts: First node of each tree, and the number of all, int64, shape (trees + 1,).
-        left: Child where feature <= threshold, counted from the tree's first node; -1 in a leaf. int32, shape (nodes,).
-        right: The other child.
-        feature: Which feature a node asks for; 0 in a leaf. int32.
-        threshold: float64; 0 in a leaf.
-        values: float32, shape (nodes, classes), a leaf's class probabilities; of boosted trees (nodes, 1), what a leaf adds.
-        adds_to: Class that each boosted tree adds to, int32, shape (trees,); empty for a forest.
-        base: Scores that boosting starts from, float32, shape (classes,); empty for a forest.
-        features: Number of features.
     """
 
-    starts: NDArray[np.int64]
-    left: NDArray[np.int32]
-    right: NDArray[np.int32]
-    feature: NDArray[np.int32]
-    threshold: NDArray[np.float64]
-    values: NDArray[np.float32]
-    adds_to: NDArray[np.int32]
-    base: NDArray[np.float32]
-    features: int
+    starts: NDArray[np.int64]  # (trees + 1,): first node of each tree, and the number of all
+    left: NDArray[np.int32]  # (nodes,): child where feature <= threshold, counted from the tree's first; -1 in a leaf
+    right: NDArray[np.int32]  # (nodes,): the other child
+    feature: NDArray[np.int32]  # (nodes,): which feature a node asks for; 0 in a leaf
+    threshold: NDArray[np.float64]  # (nodes,); 0 in a leaf
+    values: NDArray[np.float32]  # (nodes, classes): a leaf's probabilities; of boosted trees (nodes, 1): what a leaf adds
+    adds_to: NDArray[np.int32]  # (trees,): class that each boosted tree adds to; empty for a forest
+    base: NDArray[np.float32]  # (classes,): scores that boosting starts from; empty for a forest
+    features: int  # how many there are
 
     def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the mean of a forest's leaves, or the softmax of what boosted trees add up to."""
@@ -79,9 +64,19 @@ class Trees:
 
     @functools.cached_property
     def _walkers(self) -> list[tuple[Any, NDArray[np.float32]]]:
-        """Per tree what walks it, and the values of its nodes."""
-        spans = [slice(int(start), int(stop)) for start, stop in zip(self.starts[:-1], self.starts[1:], strict=True)]
-        return [(_build_walker(self, span), self.values[span]) for span in spans]
+        """Per tree scikit-learn's compiled one, of which only `apply` is used, and the values of its nodes."""
+        from sklearn.tree._tree import NODE_DTYPE, Tree
+
+        walkers = []
+        for start, stop in itertools.pairwise(self.starts.tolist()):
+            span, count = slice(start, stop), stop - start
+            nodes = np.zeros(count, NODE_DTYPE)
+            nodes["left_child"], nodes["right_child"] = self.left[span], self.right[span]
+            nodes["feature"], nodes["threshold"] = self.feature[span], self.threshold[span]
+            tree = Tree(self.features, np.ones(1, np.intp), 1)
+            tree.__setstate__({"max_depth": 0, "node_count": count, "nodes": nodes, "values": np.zeros((count, 1, 1))})
+            walkers.append((tree, self.values[span]))
+        return walkers
 
 
 Classifier = Linear | Trees
@@ -103,12 +98,7 @@ DTYPES: dict[str, dict[str, Any]] = {
 
 
 def rebuild(kind: str, arrays: Mapping[str, NDArray[Any]], features: int, classes: int) -> Classifier:
-    """Rebuilds a classifier from arrays of finite numbers, and checks what a stranger may have written, before any is used.
-
-    Raises:
-        ValueError: A shape, dtype or number cannot be right.
-        KeyError: An array is missing.
-    """
+    """Rebuilds a classifier from arrays of finite numbers; raises a ValueError or KeyError before a wrong one is used."""
     arrays = {name: arrays[name] for name in DTYPES[kind]}
     for name, dtype in DTYPES[kind].items():
         # another dtype could be cast to numbers that look right, such as 2**32 + 1 to 1
@@ -122,19 +112,6 @@ def rebuild(kind: str, arrays: Mapping[str, NDArray[Any]], features: int, classe
     if linear.weights.shape != (classes, features) or linear.bias.shape != (classes,):
         raise ValueError(f"weights of shape {linear.weights.shape} for {features} features and {classes} classes")
     return linear
-
-
-def _build_walker(trees: Trees, span: slice) -> Any:
-    """Returns scikit-learn's compiled tree for one tree's nodes; only its `apply` is used."""
-    from sklearn.tree._tree import NODE_DTYPE, Tree
-
-    count = span.stop - span.start
-    nodes = np.zeros(count, NODE_DTYPE)
-    nodes["left_child"], nodes["right_child"] = trees.left[span], trees.right[span]
-    nodes["feature"], nodes["threshold"] = trees.feature[span], trees.threshold[span]
-    tree = Tree(trees.features, np.ones(1, np.intp), 1)
-    tree.__setstate__({"max_depth": 0, "node_count": count, "nodes": nodes, "values": np.zeros((count, 1, 1))})
-    return tree
 
 
 def _check_trees(trees: Trees, classes: int) -> None:

@@ -15,8 +15,7 @@ from neurotome.pixels.predictor import PixelPredictor
 from neurotome.pixels.sample import draw_pixels, limit_rows
 
 REPEATS = 5
-MOST_GROUPS = 120
-"""More features than this are shuffled together, layer by layer."""
+MOST_GROUPS = 120  # more features than this are shuffled together, layer by layer
 
 
 def measure_importance(
@@ -30,7 +29,7 @@ def measure_importance(
     Args:
         predictor: Trained.
         dataset: Of the same classes; the split val is taken, or train where none of it is labelled.
-        seed: Seed of the draw of pixels and of the shuffling.
+        seed: Of the draw of pixels and of the shuffling.
         pixels_per_class: Drawn from each class, so that rare ones count.
 
     Returns:
@@ -59,20 +58,16 @@ def shuffle_features(
         groups.setdefault(name if len(names) <= MOST_GROUPS else name.rpartition("_")[0] or name, []).append(i)
     rng = np.random.default_rng(seed)
     whole = _score(predictor, table, labels)
-    falls: list[tuple[str, float, float]] = []
+    features: list[dict[str, Any]] = []
     for name, members in groups.items():
         drops = []
         for _ in range(REPEATS):
             shuffled = table.copy()
             shuffled[members] = table[members][:, rng.permutation(table.shape[1])]
             drops.append(whole - _score(predictor, shuffled, labels))
-        falls.append((name, float(np.mean(drops)), float(np.std(drops))))
-    falls.sort(key=lambda fall: -fall[1])
-    return {
-        "repeats": REPEATS,
-        "macro_f1": whole,
-        "features": [{"name": name, "drop": drop, "std": std} for name, drop, std in falls],
-    }
+        features.append({"name": name, "drop": float(np.mean(drops)), "std": float(np.std(drops))})
+    features.sort(key=lambda feature: -feature["drop"])
+    return {"repeats": REPEATS, "macro_f1": whole, "features": features}
 
 
 def _score(predictor: PixelPredictor, table: NDArray[np.float32], labels: NDArray[np.uint8]) -> float:

@@ -82,17 +82,13 @@ class LogisticSettings:
 class Learner:
     """What trains a classifier.
 
-    Attributes:
-        name: What it is, for people.
-        train: Takes features, float32 (pixels, features), classes 0, 1, ... (pixels,), and a weight per pixel.
-        tables: What training holds at most of the size of the table of features, in such tables, that table included.
-        pixel_bytes: What it holds of a pixel besides, whatever the features: classes, weights, scores, nodes of trees.
+    `train` takes features, float32 (pixels, features), classes 0, 1, ... (pixels,), and a weight per pixel.
     """
 
-    name: str
+    name: str  # for people
     train: Callable[[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]], Classifier]
-    tables: float
-    pixel_bytes: float
+    tables: float  # what training holds at most, in sizes of the table of features, that table included
+    pixel_bytes: float  # what it holds of a pixel besides: classes, weights, scores, nodes of trees
 
     def count_bytes(self, features: int) -> float:
         """Returns the bytes that training holds per pixel, as measured on trees of real images."""
@@ -105,13 +101,8 @@ def make_forest(seed: int, settings: ForestSettings) -> Learner:
     def train(table: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64]) -> Classifier:
         from sklearn.ensemble import RandomForestClassifier
 
-        forest = RandomForestClassifier(
-            settings.trees,
-            max_depth=settings.max_depth,
-            min_samples_leaf=settings.min_leaf,
-            random_state=seed,
-            n_jobs=count_cores(),
-        )
+        grown = {"max_depth": settings.max_depth, "min_samples_leaf": settings.min_leaf}
+        forest = RandomForestClassifier(settings.trees, **grown, random_state=seed, n_jobs=count_cores())
         return from_forest(forest.fit(table, labels, weights))
 
     # about 13 bytes a tree for its nodes: one node for eighteen pixels, as scikit-learn's and as ours
@@ -147,13 +138,8 @@ def make_boosting(seed: int, settings: BoostingSettings) -> Learner:
     def train(table: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64]) -> Classifier:
         from sklearn.ensemble import HistGradientBoostingClassifier
 
-        booster = HistGradientBoostingClassifier(
-            max_iter=settings.rounds,
-            max_leaf_nodes=settings.leaves,
-            learning_rate=settings.rate,
-            early_stopping=False,
-            random_state=seed,
-        )
+        grown = {"max_iter": settings.rounds, "max_leaf_nodes": settings.leaves, "learning_rate": settings.rate}
+        booster = HistGradientBoostingClassifier(**grown, early_stopping=False, random_state=seed)
         return from_boosting(booster.fit(table, labels, weights))
 
     return Learner("gradient boosted trees (scikit-learn)", train, 3.5, 180)
@@ -204,15 +190,13 @@ def from_forest(forest: Any) -> Trees:
 def from_boosting(booster: Any) -> Trees:
     """Returns a trained HistGradientBoostingClassifier."""
     trees: list[Nodes] = []
-    adds_to: list[int] = []
     base = np.asarray(booster._baseline_prediction, np.float64).reshape(-1)
     two = len(base) == 1  # of two classes only the second one's scores are kept, the first one's are 0
-    for step in booster._predictors:
-        for i, nodes in enumerate(tree.nodes for tree in step):
-            leaf = nodes["is_leaf"].astype(bool)
-            left, right = (np.where(leaf, -1, nodes[side].astype(np.int64)) for side in ("left", "right"))
-            trees.append((left, right, nodes["feature_idx"], nodes["num_threshold"], nodes["value"][:, None]))
-            adds_to.append(1 if two else i)
+    for nodes in (tree.nodes for step in booster._predictors for tree in step):
+        leaf = nodes["is_leaf"].astype(bool)
+        left, right = (np.where(leaf, -1, nodes[side].astype(np.int64)) for side in ("left", "right"))
+        trees.append((left, right, nodes["feature_idx"], nodes["num_threshold"], nodes["value"][:, None]))
+    adds_to = [1 if two else i % len(base) for i in range(len(trees))]
     return _join(trees, booster.n_features_in_, adds_to, np.concatenate([[0.0], base]) if two else base)
 
 

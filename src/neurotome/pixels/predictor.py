@@ -26,28 +26,19 @@ from neurotome.predictor import WHOLE
 class PixelPredictor:
     """A classifier of single pixels with all that prediction needs; see `Predictor`.
 
-    Attributes:
-        classes: The classes it predicts.
-        normalization: How its input must be scaled.
-        settings: Which features it reads.
-        extractor: Computes them.
-        classifier: Trained; its outputs are the classes of `seen`.
-        seen: Class ids it was trained on, int64, increasing.
-        weights: What a seen class's probability is multiplied by before they are made to sum to 1, float32: brings those
-            learned from a balanced sample back to the frequencies of the training data.
-        voxel_size_um: Voxel size (z, y, x) of the training data, None if not known.
-        facts: Scores, licence, citation, training data: carried along, not used.
+    Before they are made to sum to 1, probabilities are multiplied by `weights`, which bring what was learned from a balanced
+    sample back to the frequencies of the training data.
     """
 
     classes: ClassSet
     normalization: Normalization
-    settings: FeatureSettings
+    settings: FeatureSettings  # of the extractor
     extractor: Extractor = field(repr=False)
-    classifier: Classifier = field(repr=False)
-    seen: NDArray[np.int64]
-    weights: NDArray[np.float32]
+    classifier: Classifier = field(repr=False)  # its outputs are the classes of `seen`
+    seen: NDArray[np.int64]  # class ids it was trained on, increasing
+    weights: NDArray[np.float32]  # one per seen class
     voxel_size_um: tuple[float, float, float] | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)  # carried along, not used
 
     @property
     def in_channels(self) -> int:
@@ -78,15 +69,9 @@ class PixelPredictor:
         return 2 * self.extractor.window if self.in_channels > 1 else WHOLE
 
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns class probabilities, 0 for a class that was not seen in training.
+        """Returns class probabilities, 0 for a class that was not seen in training; shapes as of `Predictor`.
 
         Windows are computed in as many threads as there are cores; only their features are in memory.
-
-        Args:
-            patches: Scaled grey values, shape (n, in_channels, y, x); any y and x.
-
-        Returns:
-            float32, shape (n, classes, y, x).
 
         Raises:
             ModelError: The patches have another number of channels.
@@ -140,9 +125,7 @@ def iterate_windows(work: Callable[[Slices], Any], windows: list[Slices]) -> Ite
 
 def count_cores() -> int:
     """Returns how many cores this process may use; `OMP_NUM_THREADS` makes it fewer, as for everything else here."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        cores = os.cpu_count() or 1
+    # macOS and Windows have no affinity
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(asked)) if asked.isdigit() and int(asked) > 0 else cores

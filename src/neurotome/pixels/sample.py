@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Iterator
 
@@ -12,7 +13,7 @@ from neurotome.blocks import Slices, plan_blocks
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.statistics import count_slices
 from neurotome.features import Extractor, Read
-from neurotome.normalize import Normalization
+from neurotome.normalize import Normalization, Scale
 from neurotome.pixels.predictor import iterate_windows, list_windows
 from neurotome.predictor import TILE
 
@@ -20,23 +21,14 @@ from neurotome.predictor import TILE
 def limit_rows(totals: NDArray[np.int64], per_class: int, most_rows: int | None = None) -> NDArray[np.int64]:
     """Returns how many pixels to draw of each class, as equally many as there are and as fit.
 
-    Args:
-        totals: Labelled pixels of each class.
-        per_class: At most so many of each; 0: all.
-        most_rows: At most so many in all.
+    Of the labelled pixels of each class, `totals`, at most `per_class` (0: all), and at most `most_rows` of all classes.
     """
     asked = np.minimum(totals, per_class) if per_class else totals.copy()
     if most_rows is None or asked.sum() <= most_rows:
         return asked
     # the highest cap on every class that fits: the rare ones are kept whole as long as possible
-    low, high = 0, int(asked.max())
-    while low < high:
-        middle = (low + high + 1) // 2
-        if np.minimum(asked, middle).sum() <= most_rows:
-            low = middle
-        else:
-            high = middle - 1
-    return np.minimum(asked, low)
+    caps = range(int(asked.max()) + 1)
+    return np.minimum(asked, bisect.bisect(caps, most_rows, key=lambda cap: np.minimum(asked, cap).sum()) - 1)
 
 
 def spread_rows(counts: NDArray[np.int64], rows: NDArray[np.int64], rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
@@ -59,27 +51,12 @@ def spread_rows(counts: NDArray[np.int64], rows: NDArray[np.int64], rng: np.rand
 
 
 def draw_pixels(
-    dataset: Dataset,
-    split: str,
-    rows: NDArray[np.int64],
-    extractor: Extractor,
-    normalization: Normalization,
-    seed: int,
+    dataset: Dataset, split: str, rows: NDArray[np.int64], extractor: Extractor, normalization: Normalization, seed: int
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Draws labelled pixels of a split and computes their features; one slice of images is in memory at a time.
 
-    Every labelled pixel of a class is equally likely to be drawn, from whatever slice; none is drawn twice.
-
-    Args:
-        dataset: Has the split.
-        split: Which images.
-        rows: How many to draw of each class, at most as many as there are.
-        extractor: Computes the features.
-        normalization: Scaling of the grey values.
-        seed: Seed of the draw.
-
-    Returns:
-        Features, float32, shape (pixels, features), and class ids, uint8, shape (pixels,).
+    Every labelled pixel of a class is equally likely to be drawn, from whatever slice; none is drawn twice. `rows` says how
+    many of each class, at most as many as there are. Returns features (pixels, features) and class ids (pixels,).
     """
     rng = np.random.default_rng(seed)
     table = np.empty((int(rows.sum()), len(extractor.names)), np.float32)
@@ -94,7 +71,8 @@ def draw_pixels(
         for i in np.flatnonzero(asked):
             places = np.flatnonzero(truth == i)
             picked.reshape(-1)[rng.choice(places, asked[i], replace=False, shuffle=False)] = True
-        for features, classes in _compute_slice(cutout, z, truth, picked, extractor, normalization):
+        scale = normalization.scale_for(cutout.volume)
+        for features, classes in _compute_slice(cutout, z, truth, picked, extractor, scale):
             rows_done = slice(done, done + len(classes))
             table[rows_done], labels[rows_done] = features, classes
             done += len(classes)
@@ -103,15 +81,10 @@ def draw_pixels(
 
 
 def _compute_slice(
-    cutout: Cutout,
-    z: int,
-    truth: NDArray[np.uint8],
-    picked: NDArray[np.bool_],
-    extractor: Extractor,
-    normalization: Normalization,
+    cutout: Cutout, z: int, truth: NDArray[np.uint8], picked: NDArray[np.bool_], extractor: Extractor, scale: Scale
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
     """Yields the features, shape (pixels, features), and the classes of the picked pixels of a slice."""
-    scale, stride = normalization.scale_for(cutout.volume), extractor.stride
+    stride = extractor.stride
     tile = -(-TILE // stride) * stride
     for block in plan_blocks(picked.shape, (tile, tile), (extractor.halo,) * 2, (stride, stride)):
         if not picked[block.core].any():

@@ -1,9 +1,7 @@
 """The model folder of a pixel classifier: model.safetensors and model.json, like a network's; no pickle.
 
-Trees and linear classifiers are saved as their numbers, in the same file format as a network's weights: the smallest and the
-fastest to load, needing neither LightGBM nor the scikit-learn that trained them, and what is read can be checked in full
-before it is used. ONNX would need two more packages to write and read; the booster's own text is parsed by code that trusts
-it; and skops checks the types that a file names, but not a tree's nodes.
+Trees and linear classifiers are saved as their numbers: small, fast to load without what trained them, and checked in full
+before they are used, which neither ONNX nor skops nor a booster's own text would allow.
 """
 
 from __future__ import annotations
@@ -25,17 +23,11 @@ from neurotome.models.stored_model import PIXELS, StoredModel, read_whole, refus
 from neurotome.pixels.classifiers import DTYPES, Linear, rebuild
 from neurotome.pixels.predictor import PixelPredictor
 
-MOST_CLASSES = 255
-"""Outputs of the network that an encoder is taken from, as many as a `ClassSet` may have."""
+MOST_CLASSES = 255  # outputs of the network that an encoder is taken from, as many as a `ClassSet` may have
 
 
 def save_pixels(predictor: PixelPredictor, folder: Path) -> None:
-    """Writes a model folder that is whole at every moment; an encoder's weights are in it.
-
-    Args:
-        predictor: What to save.
-        folder: Created if missing.
-    """
+    """Writes a model folder that is whole at every moment, created if missing; an encoder's weights are in it."""
     extractor = predictor.extractor
     classifier = "linear" if isinstance(predictor.classifier, Linear) else "trees"
     arrays = {f"classifier.{name}": np.ascontiguousarray(getattr(predictor.classifier, name)) for name in DTYPES[classifier]}
@@ -84,28 +76,17 @@ def build_pixels(stored: StoredModel, device: str = "cpu") -> PixelPredictor:
         )
         if (extractor.halo, extractor.in_channels) != (stored.halo, content["in_channels"]):
             raise ValueError(f"features of halo {stored.halo} and {content['in_channels']} channels")
-        if not all(type(index) is int for index in content["seen"]):
-            raise ValueError(f"seen classes {show(content['seen'])}; expected whole numbers")
-        seen = np.asarray(content["seen"], np.int64)
-        weights = np.asarray(content["weights"], np.float32)
-        if not seen.size or seen.min() < 0 or seen.max() >= len(stored.classes) or (np.diff(seen) <= 0).any():
-            raise ValueError(f"seen classes {seen.tolist()} of {len(stored.classes)}")
+        ids = content["seen"]
+        if not all(type(i) is int and 0 <= i < len(stored.classes) for i in ids) or not ids or sorted({*ids}) != ids:
+            raise ValueError(f"seen classes {show(ids)} of {len(stored.classes)}; expected whole numbers in order")
+        seen, weights = np.asarray(ids, np.int64), np.asarray(content["weights"], np.float32)
         if weights.shape != seen.shape or not (np.isfinite(weights) & (weights > 0)).all():
             raise ValueError("weights of classes that are not positive numbers")
         if content["classifier"] not in DTYPES:
             raise ModelError(f"{folder / 'model.json'}: {unknown('classifier', str(content['classifier']), DTYPES)}")
         classifier = rebuild(content["classifier"], _pick(stored.tensors, "classifier."), len(extractor.names), len(seen))
-        return PixelPredictor(
-            stored.classes,
-            stored.normalization,
-            settings,
-            extractor,
-            classifier,
-            seen,
-            weights,
-            stored.voxel_size_um,
-            stored.facts,
-        )
+        scale, size = stored.normalization, stored.voxel_size_um
+        return PixelPredictor(stored.classes, scale, settings, extractor, classifier, seen, weights, size, stored.facts)
 
 
 def _pick(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
@@ -122,28 +103,12 @@ def _read_settings(content: Mapping[str, Any]) -> FeatureSettings:
 def _rebuild_encoder(stored: StoredModel, weights: Mapping[str, NDArray[Any]], device: str) -> Extractor:
     encoder = stored.content["encoder"]
     model = read_settings(encoder["model"])
-    _check_encoder(int(model.in_channels), weights)
+    # before a network is built, which could be of any size; some encoders first turn neighbouring pixels into channels
+    if not any(array.ndim == 4 and array.shape[1] and array.shape[1] % model.in_channels == 0 for array in weights.values()):
+        raise ValueError(f"an encoder of {model.in_channels} input channels, and no stored convolution that reads them")
     classes = read_whole(encoder, "classes", 1, MOST_CLASSES)
-    features = freeze(
-        build_network(model, classes).core,
-        model,
-        classes,
-        tuple(str(stage) for stage in encoder["stages"]),
-        dict(encoder["source"]),
-        stored.normalization,
-        (stored.halo, bool(encoder["bounded"])),
-        device,
-    )
+    core, stages = build_network(model, classes).core, tuple(str(stage) for stage in encoder["stages"])
+    source, reach = dict(encoder["source"]), (stored.halo, bool(encoder["bounded"]))
+    features = freeze(core, model, classes, stages, source, stored.normalization, reach, device)
     load_weights(features.net, weights)
     return features
-
-
-def _check_encoder(in_channels: int, weights: Mapping[str, NDArray[Any]]) -> None:
-    """Checks what a stranger may have written before a network is built, which could be of any size.
-
-    Raises:
-        ValueError: The input channels are not those of a stored convolution.
-    """
-    # a multiple of them, because some encoders first turn neighbouring pixels into channels
-    if not any(array.ndim == 4 and array.shape[1] and array.shape[1] % in_channels == 0 for array in weights.values()):
-        raise ValueError(f"an encoder of {in_channels} input channels, and no stored convolution that reads them")

@@ -34,14 +34,9 @@ from neurotome.pixels.learners import (
 from neurotome.pixels.predictor import PixelPredictor
 from neurotome.pixels.sample import draw_pixels, limit_rows
 
-PRIORS = (1.0, 0.75, 0.5, 0.25, 0.0)
-"""What is tried where `prior` is auto."""
-
-USUAL_PRIOR = 0.75
-"""Where there is no split val to choose by."""
-
-VAL_PIXELS = 10_000
-"""Pixels of each class of the split val by which the prior is chosen."""
+PRIORS = (1.0, 0.75, 0.5, 0.25, 0.0)  # tried where the prior is auto
+USUAL_PRIOR = 0.75  # where there is no split val to choose by
+VAL_PIXELS = 10_000  # of each class of the split val, by which the prior is chosen
 
 
 @dataclass(frozen=True)
@@ -107,11 +102,7 @@ class BaselineSettings:
 
 
 def read_bytes(text: str) -> int:
-    """Returns a size such as 500MB, 2GB or 1.5 GiB in bytes.
-
-    Raises:
-        SettingsError: It is no size above 0.
-    """
+    """Returns a size such as 500MB, 2GB or 1.5 GiB in bytes."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", str(text), re.IGNORECASE)
     size = float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " ") if match else 0
     if size < 1:
@@ -120,11 +111,7 @@ def read_bytes(text: str) -> int:
 
 
 def check_baseline(dataset: Dataset, settings: BaselineSettings) -> None:
-    """Checks what can be checked before a run folder is made: the learner, its extra, and the features.
-
-    Raises:
-        NeurotomeError: One of them cannot be had; see `fit_baseline`.
-    """
+    """Raises what `fit_baseline` would, as far as it can be known before a run folder is made."""
     extractor = build_extractor(settings.feature_settings, dataset.voxel_size_um)
     seen = list_seen(dataset, count_slices(dataset).sum(axis=0), warn=False)
     _limit_rows(settings, _choose_learner(settings), extractor, len(seen))
@@ -143,7 +130,7 @@ def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings
         device: Where an encoder runs.
 
     Returns:
-        The predictor; its facts say how it was trained: pixels, whether all or sampled, seconds.
+        The predictor; its facts say how it was trained.
 
     Raises:
         DatasetError: There is no training split, or it has pixels of fewer than two classes.
@@ -157,13 +144,11 @@ def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings
     seen = list_seen(dataset, totals)
     extractor = build_extractor(settings.feature_settings, dataset.voxel_size_um, device)
     # a trained network wants its input as it was trained
-    normalization = extractor.normalization or fit_normalization(
-        (cutout.volume for cutout in dataset.split("train")), settings.normalization
-    )
+    volumes = (cutout.volume for cutout in dataset.split("train"))
+    normalization = extractor.normalization or fit_normalization(volumes, settings.normalization)
     most_rows = _limit_rows(settings, learner, extractor, len(seen))
     began = time.monotonic()
-    asked = limit_rows(totals, settings.pixels_per_class)
-    rows = limit_rows(totals, settings.pixels_per_class, most_rows)
+    asked, rows = (limit_rows(totals, settings.pixels_per_class, most) for most in (None, most_rows))
     limited = None
     if rows.sum() < asked.sum():
         size = asked.sum() * learner.count_bytes(len(extractor.names)) / 1e9
@@ -176,42 +161,29 @@ def fit_baseline(dataset: Dataset, settings: BaselineSettings = BaselineSettings
     table, labels = draw_pixels(dataset, "train", rows, extractor, normalization, settings.seed)
     classifier = learner.train(table, np.searchsorted(seen, labels), _balance(rows)[labels])
     del table
+    features, weights = settings.feature_settings, _weigh(totals[seen], 1.0)
     predictor = PixelPredictor(
-        dataset.classes,
-        normalization,
-        settings.feature_settings,
-        extractor,
-        classifier,
-        seen,
-        _weigh(totals[seen], 1.0),
-        dataset.voxel_size_um,
+        dataset.classes, normalization, features, extractor, classifier, seen, weights, dataset.voxel_size_um
     )
     prior, tried = settings.prior, dict[str, float | None]()
     if prior == "auto":
         prior, tried = _choose_prior(predictor, dataset, totals, settings.seed)
-    facts = {
-        "training": {
-            "learner": learner.name,
-            "features": len(extractor.names),
-            "pixels": dict(zip(dataset.classes.names, rows.tolist(), strict=True)),
-            "labelled_pixels": dict(zip(dataset.classes.names, totals.tolist(), strict=True)),
-            "method": "all" if rows.sum() == totals.sum() else "sampled",
-            "limited": limited,
-            "prior": prior,
-            "prior_val_macro_f1": tried,
-            "seconds": time.monotonic() - began,
-        }
+    training = {
+        "learner": learner.name,
+        "features": len(extractor.names),
+        "pixels": dict(zip(dataset.classes.names, rows.tolist(), strict=True)),
+        "labelled_pixels": dict(zip(dataset.classes.names, totals.tolist(), strict=True)),
+        "method": "all" if rows.sum() == totals.sum() else "sampled",
+        "limited": limited,
+        "prior": prior,
+        "prior_val_macro_f1": tried,
+        "seconds": time.monotonic() - began,
     }
-    return dataclasses.replace(predictor, weights=_weigh(totals[seen], prior), facts=facts)
+    return dataclasses.replace(predictor, weights=_weigh(totals[seen], prior), facts={"training": training})
 
 
 def fit_majority(dataset: Dataset) -> PixelPredictor:
-    """Returns the weakest baseline: every pixel has the class frequencies of the training data.
-
-    Raises:
-        DatasetError: There is no training split, or none of its pixels is labelled.
-        ImageError: The training images are constant.
-    """
+    """Returns the weakest baseline: every pixel has the class frequencies of the training data."""
     totals = count_slices(dataset).sum(axis=0)
     seen = np.flatnonzero(totals)
     normalization = fit_normalization(cutout.volume for cutout in dataset.split("train"))
@@ -231,11 +203,7 @@ def _choose_learner(settings: BaselineSettings) -> Learner:
 
 
 def _limit_rows(settings: BaselineSettings, learner: Learner, extractor: Extractor, classes: int) -> int:
-    """Returns how many pixels fit into the memory that was given.
-
-    Raises:
-        SettingsError: Not even one of each class does.
-    """
+    """Returns how many pixels fit into the memory that was given, at least one of each class."""
     row_bytes = learner.count_bytes(len(extractor.names))
     most_rows = int(read_bytes(settings.max_memory) / row_bytes)
     if most_rows < classes:
@@ -249,8 +217,7 @@ def _limit_rows(settings: BaselineSettings, learner: Learner, extractor: Extract
 def _balance(rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns the weight of a pixel of each class, with which all classes weigh the same and pixels 1 in the mean."""
     drawn = rows > 0
-    weights: NDArray[np.float64] = np.divide(rows.sum(), rows * drawn.sum(), out=np.zeros(len(rows)), where=drawn)
-    return weights
+    return np.asarray(np.divide(rows.sum(), rows * drawn.sum(), out=np.zeros(len(rows)), where=drawn))
 
 
 def _weigh(totals: NDArray[np.int64], prior: float) -> NDArray[np.float32]:

@@ -134,13 +134,8 @@ class PatchSampler:
     ) -> None:
         """Counts the classes of every slice of the split train; labels are read slice by slice and never held.
 
-        Args:
-            dataset: Has a split train.
-            settings: How patches are drawn, with nothing left to decide.
-            normalization: How grey values are scaled.
-            in_channels: Neighbouring slices per patch.
-            seed: Together with the step it decides a batch.
-            replay: A second source of the same classes, and the share of the patches that come from it, whatever its size.
+        Settings leave nothing to decide; the seed decides a batch together with the step. `replay` is a second source of the
+        same classes, and the share of the patches that come from it, whatever its size.
 
         Raises:
             SettingsError: The patch is larger than every image, or data without end are to be drawn in order.
