@@ -42,7 +42,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "classes": (lambda value: isinstance(value, dict | list) and bool(value), "for example, {0: background, 1: cell}"),
     "ignore": (lambda value: type(value) is int, "an integer up to 255"),
     "voxel_size_um": (lambda value: value is None or _is_size(value), "three positive numbers [z, y, x] in micrometres"),
-    "splits": (lambda value: True, "what read_splits expects"),
+    "splits": (lambda value: value is None or isinstance(value, dict), "for example, {train: [id], test: [id]}"),
     **dict.fromkeys(("licence", "citation", "source"), _TEXT),
 }
 """What the value of each key of dataset.yaml must fulfil, and how a message says it."""

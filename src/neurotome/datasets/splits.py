@@ -45,13 +45,13 @@ class Entry(NamedTuple):
         if not self.ranges:
             return whole
         volume = whole.volume
-        ends = [self.ranges.get(axis, (0, size)) for axis, size in zip(AXES, volume.shape, strict=True)]
-        for axis, size, (start, stop) in zip(AXES, volume.shape, ends, strict=True):
+        for axis, size in zip(AXES, volume.shape, strict=True):
+            start, stop = self.ranges.get(axis, (0, size))
             if stop > size:
                 raise DatasetError(
                     f"{config}: {axis} {start}..{stop} of {self.image_id} is asked for, but {volume.path} has {size}."
                 )
-        z, y, x = (slice(*pair) for pair in ends)
+        z, y, x = (slice(*self.ranges.get(axis, (0, size))) for axis, size in zip(AXES, volume.shape, strict=True))
         origin_zyx = (z.start, y.start, x.start)
         part = Volume(view(volume.data, (z, y, x)), self.name, volume.voxel_size_um, origin_zyx, volume.path)
         return Cutout(part, view(whole.labels, (z, y, x)))
@@ -61,16 +61,14 @@ Entries = dict[str, list[Entry]]
 """What each split lists."""
 
 
-def read_splits(content: Any, config: Path) -> Entries:
+def read_splits(content: Mapping[Any, Any], config: Path) -> Entries:
     """Reads and checks `{train: [id, {id: name, z: [start, stop]}, ...], val: ..., test: ...}`.
 
     Raises:
         DatasetError: It has another form, or a voxel is listed twice; names the file `config`.
     """
-    if not isinstance(content, Mapping) or not content:
-        raise DatasetError(
-            f"{config}: splits is {describe_value(content)}; expected, for example, {{train: [id], test: [id]}}."
-        )
+    if not content:
+        raise DatasetError(f"{config}: splits is missing or empty; expected, for example, {{train: [id], test: [id]}}.")
     for split, entries in content.items():
         if split not in SPLITS:
             raise DatasetError(f"{config}: {unknown('split', str(split), SPLITS)}")
@@ -173,9 +171,10 @@ def _count_along(whole: Cutout, axis: int, classes: int) -> NDArray[np.int64]:
     """Returns the labelled pixels of every slice, row or column per class, shape (positions, classes)."""
     if axis == 0:
         return whole.label_counts[:, :classes]
-    planes = (whole.read_labels(z) for z in range(whole.volume.shape[0]))
-    sums = np.sum([[(plane == i).sum(axis=2 - axis) for i in range(classes)] for plane in planes], axis=0)
-    return np.asarray(sums.T)
+    sums = np.zeros((classes, whole.volume.shape[axis]), np.int64)
+    for z in range(whole.volume.shape[0]):
+        sums += (whole.read_labels(z) == np.arange(classes)[:, None, None]).sum(axis=3 - axis)
+    return sums.T
 
 
 def _divide_line(weights: NDArray[np.int64]) -> list[tuple[int, int]]:

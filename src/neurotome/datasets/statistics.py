@@ -103,8 +103,7 @@ def measure_dataset(dataset: Dataset) -> Statistics:
         Ready for JSON: `dataset`, `classes`, `voxel_size_um`, `licence`, `citation`, `histogram_edges` (grey
         values) and per split in `splits`:
 
-        - `images`, `slices`; `pixels` of the images, of which `ignored` have no label; `counts` and `share`
-          (of labelled pixels) per class;
+        - `images`, `slices`, `pixels`, of which `ignored` have no label; `counts` and `share` (of those labelled) per class;
         - `mean`, `std`, `min`, `max` of all grey values, with float64 sums;
         - `imbalance`: the most frequent class over the rarest that occurs;
         - `histogram`: pixels of each class per grey-value bin, with bins as `numpy.histogram` has them.
