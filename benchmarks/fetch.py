@@ -38,7 +38,7 @@ def plan_boxes():
     """Returns what fetch asks for: kind and box of every block."""
     boxes = []
     start, stop = TRAIN["train"]
-    for _, y, x in REGIONS:
+    for y, x in REGIONS.values():
         for kind in ("image", "labels"):
             starts = range(start, stop, BLOCK_SLICES)
             boxes += [(kind, Box((z, y, x), (min(z + BLOCK_SLICES, stop), y + EDGE, x + EDGE))) for z in starts]

@@ -18,7 +18,8 @@ from PIL import Image
 
 from neurotome import cli
 
-TINY = ["--model.encoder", "mobilenetv3_small_050", "--sample.patch", "32", "--sample.batch", "2"]
+TINY = ["--model.decoder", "linknet", "--model.encoder", "mobilenetv3_small_050", "--model.encoder-depth", "3"]
+TINY += ["--sample.patch", "32", "--sample.batch", "2"]
 QUICK = [*TINY, "--train.epochs", "1", "--train.steps-per-epoch", "2", "--train.device", "cpu"]
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neurotome.augment import AugmentSettings
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.experiments.baseline import fit_and_score
@@ -27,10 +26,9 @@ from neurotome.volume import Volume
 
 CLASSES = ClassSet(("background", "vessel"))
 RECIPE = Recipe(
-    model=ModelSettings(encoder="mobilenetv3_small_050", encoder_weights="none"),
+    model=ModelSettings("linknet", "mobilenetv3_small_050", encoder_depth=3),
     sample=SampleSettings(patch=32, batch=2),
-    augment=AugmentSettings(),
-    train=TrainSettings(epochs=2, steps_per_epoch=2, device="cpu"),
+    train=TrainSettings(epochs=1, steps_per_epoch=1, device="cpu"),
 )
 SETTINGS = BaselineSettings(features="identity", forest=ForestSettings(trees=2))
 
@@ -112,12 +110,12 @@ def test_a_training_killed_at_any_moment_ends_the_same(dataset, tmp_path, monkey
 def test_a_finished_run_is_prolonged_and_scored_again(dataset, tmp_path):
     run = train_and_score(dataset, "toy", tmp_path / "run", RECIPE)
     before = run.read_scores("test")
-    longer = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, epochs=4))
+    longer = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, epochs=2))
     with pytest.warns(UserWarning, match=r"the run goes on, with larger train\.epochs"):
         train_and_score(dataset, "toy", tmp_path / "run", longer)
     assert run.is_finished
-    assert [row["epoch"] for row in run.read_metrics()] == [0, 1, 2, 3]
-    assert run.read_config()["train"]["epochs"] == 4
+    assert [row["epoch"] for row in run.read_metrics()] == [0, 1]
+    assert run.read_config()["train"]["epochs"] == 2
     after = run.read_scores("test")["made_from"]
     assert after["data_sha256"] == before["made_from"]["data_sha256"]
     assert after["weights_sha256"] == read_digest(run.folder)

@@ -33,7 +33,8 @@ NAMES = ("background", "blood vessel", "cell", "axon")
 
 
 def truth(z_range, region, make):
-    z, y, x = np.ogrid[z_range[0] : z_range[1], region.y : region.y + 256, region.x : region.x + 256]
+    y, x = REGIONS[region]
+    z, y, x = np.ogrid[z_range[0] : z_range[1], y : y + 256, x : x + 256]
     return make(z, y, x)
 
 
@@ -54,8 +55,8 @@ def check_voxels(out, z_ranges=SMALL):
     for split, zs in z_ranges.items():
         for region in REGIONS:
             group = zarr.open_group(out / "task2.zarr", mode="r")
-            np.testing.assert_array_equal(group[f"{split}/{region.name}/image"][:], truth(zs, region, make_image))
-            np.testing.assert_array_equal(group[f"{split}/{region.name}/labels"][:], truth(zs, region, make_labels))
+            np.testing.assert_array_equal(group[f"{split}/{region}/image"][:], truth(zs, region, make_image))
+            np.testing.assert_array_equal(group[f"{split}/{region}/labels"][:], truth(zs, region, make_labels))
 
 
 def cutouts(server):
@@ -75,7 +76,7 @@ def test_fetched_data_open_as_a_dataset(server, tmp_path, capsys):
     dataset = open_dataset(f"mtneuro:{out}@4class-with-zi")
     for split, zs in SMALL.items():
         for cutout, region in zip(dataset.split(split), REGIONS, strict=True):
-            assert (cutout.name, cutout.volume.origin_zyx) == (region.name, (zs[0], region.y, region.x))
+            assert (cutout.name, cutout.volume.origin_zyx) == (region, (zs[0], *REGIONS[region]))
             assert (cutout.volume.data.dtype, cutout.labels.dtype) == (np.uint8, np.uint8)
             np.testing.assert_array_equal(cutout.labels, truth(zs, region, make_labels))
     found = measure_dataset(dataset)["splits"]
@@ -263,12 +264,11 @@ def start_child(server, out, z_ranges):
 
 def stored_paths(out, z_ranges):
     """Paths of the requests whose blocks lie under their final names."""
-    corners = {region.name: (region.y, region.x) for region in REGIONS}
     names = {"image": "prasad2020/image", "labels": "prasad_analysis/pixel_labels"}
     paths = set()
     for file in (out / "task2.zarr").glob("*/*/*/c/*/0/[0-9]*"):
         split, region, kind, _, z = file.relative_to(out / "task2.zarr").parts[:5]
-        (y, x), first = corners[region], z_ranges[split][0] + int(z)
+        (y, x), first = REGIONS[region], z_ranges[split][0] + int(z)
         ranges = f"{x}:{x + 256}/{y}:{y + 256}/{first}:{first + 1}"
         paths.add(f"/v1/cutout/prasad/{names[kind]}/0/{ranges}/?access-mode=no-cache")
     return paths

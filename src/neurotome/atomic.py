@@ -25,10 +25,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it over `path` if the block succeeds, deletes it otherwise.
 
     The temporary name keeps the suffix, because many writers choose their format by it. The file gets the mode that the
-    umask gives, whoever writes it (safetensors would make it private).
-
-    Raises:
-        OSError: It cannot be written; names `path`, also where the writer's own error for a full disk does not.
+    umask gives, whoever writes it (safetensors would make it private). Errors name `path`, also that of a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # a name may have 255 bytes, and up to 4 of them make a letter
@@ -76,12 +73,9 @@ def _sync(path: Path, flags: int) -> None:
 
 @contextlib.contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Creates a folder if need be and keeps other processes from working in it.
+    """Creates a folder if need be and keeps other processes from working in it; they get a RunError.
 
     The hold ends with the process, however it ends. Windows has no such hold on a folder; there the block just runs.
-
-    Raises:
-        RunError: Another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":

@@ -28,7 +28,7 @@ def fetch(
     *,
     out: Path,
     range_zyx: Annotated[str | None, Parameter(name="--range")] = None,
-    voxel_size_um: tuple[float, float, float] | None = None,
+    voxel_size_um: Size | None = None,
     from_cache: Path | None = None,
     verify_counts: bool = True,
     connection: Annotated[Connection, Parameter(name="*")] = Connection(),
@@ -96,13 +96,7 @@ def fetch_volume(
 ) -> Path:
     """Fetches a box of a channel into an OME-Zarr 0.5 of one level, block by block; goes on where it was stopped.
 
-    Args:
-        uri: bossdb://collection/experiment/channel.
-        box: Voxels at full resolution.
-        out: The OME-Zarr, is returned; the ledger of its blocks lies beside it, as `<out>.ledger.jsonl`.
-        connection: How BossDB is asked.
-        token: Proves who asks; never stored.
-        voxel_size_um: Edge lengths (z, y, x) in micrometres; see `fetch`.
+    The ledger of its blocks lies beside it, as `<out>.ledger.jsonl`.
 
     Raises:
         FetchError: Something cannot be fetched; what has arrived is kept.

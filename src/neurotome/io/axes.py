@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,9 @@ from neurotome.volume import Size
 
 NAMES = {"c": "channel", "t": "time"}
 
+Choice = Mapping[str, int | None]
+"""Which channel (c) and time (t) to read; None where there is one only."""
+
 UNITS_UM = {
     **dict.fromkeys(("angstrom", "å"), 1e-4),
     **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-3),
@@ -24,13 +27,6 @@ UNITS_UM = {
     **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e4),
     **dict.fromkeys(("m", "meter", "metre"), 1e6),
 }
-
-
-class Choice(NamedTuple):
-    """Which channel and time to read; None where there is one only."""
-
-    channel: int | None = None
-    time: int | None = None
 
 
 class Layout(NamedTuple):
@@ -60,11 +56,7 @@ class Layout(NamedTuple):
 
 
 def choose_axes(where: Any, axes: str, shape: Sequence[int], choice: Choice, channels: Sequence[str] = ()) -> Layout:
-    """Finds z, y and x among the axes of an array, a letter each in any case, and fixes the others.
-
-    Raises:
-        ImageError: There is no y or x, a channel or time must be chosen or is not there, or there is an unknown axis.
-    """
+    """Finds z, y and x among the axes of an array, a letter each in any case; fixes the others or asks for a choice."""
     axes = axes.lower()
     has = f"{where}: found axes {axes.upper()} of shape {tuple(shape)}"
     if len(axes) != len(shape) or len(set(axes)) != len(axes) or not {"y", "x"} <= set(axes):
@@ -73,7 +65,7 @@ def choose_axes(where: Any, axes: str, shape: Sequence[int], choice: Choice, cha
     fixed = {}
     for axis in sorted(set(sizes) - set("zyx")):
         size = sizes[axis]
-        asked = {"c": choice.channel, "t": choice.time}.get(axis)
+        asked = choice.get(axis)
         if asked is None and size != 1:
             if axis not in NAMES:
                 raise ImageError(

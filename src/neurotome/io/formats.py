@@ -16,13 +16,11 @@ from neurotome.errors import ImageError
 from neurotome.io.axes import Choice, choose_axes, find_unit, keep_plausible
 from neurotome.io.files import check_claim
 from neurotome.io.lazy_array import Source
+from neurotome.io.raster import PACKED_RATIO
 from neurotome.lazy import import_extra
 from neurotome.volume import Size
 
 EXTRA = "formats"
-
-PACKED_RATIO = 1100
-"""Deflate packs at most 1032 bytes into one."""
 
 HDF5_RATIO = 1_000_000
 """Chunks that hold nothing but the fill value take no room; a file claims more of them than this only if it is made to."""
@@ -74,7 +72,7 @@ def _name_axes(dataset: Any) -> str:
 def open_nifti(path: Path) -> Source:
     """Opens a NIfTI file, which stores (x, y, z); compressed ones are unpacked whole, others are read when asked for."""
     image = import_extra("nibabel", EXTRA).load(path)
-    layout = choose_axes(path, "xyztc"[: len(image.shape)], image.shape, Choice())
+    layout = choose_axes(path, "xyztc"[: len(image.shape)], image.shape, {})
     stored, dtype = image.dataobj, image.get_data_dtype()
     check_claim(path, math.prod(image.shape) * dtype.itemsize, PACKED_RATIO)
     if (stored.slope, stored.inter) != (1.0, 0.0):
@@ -105,7 +103,7 @@ def open_nrrd(path: Path) -> Source:
             stored = np.memmap(path, dtype, "r", offset, shape)
         else:
             stored = nrrd.read_data(header, file, str(path), index_order="C")
-    layout = choose_axes(path, "czyx"[-stored.ndim :], stored.shape, Choice())
+    layout = choose_axes(path, "czyx"[-stored.ndim :], stored.shape, {})
     return Source(layout.wrap(path, stored), _read_nrrd_size(header))
 
 
@@ -127,6 +125,6 @@ def open_mrc(path: Path) -> Source:
     mrcfile = import_extra("mrcfile", EXTRA)
     with mrcfile.mmap(path, mode="r") as file:
         stored, sizes = file.data, file.voxel_size
-        layout = choose_axes(path, "czyx"[-stored.ndim :], stored.shape, Choice())
+        layout = choose_axes(path, "czyx"[-stored.ndim :], stored.shape, {})
         known = keep_plausible((float(sizes.z) * 1e-4, float(sizes.y) * 1e-4, float(sizes.x) * 1e-4))
     return Source(layout.wrap(path, stored), known)

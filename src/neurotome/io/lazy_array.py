@@ -26,21 +26,14 @@ class Source(NamedTuple):
 
 
 class LazyArray:
-    """Reads what an index asks for, and nothing else; is indexed by whole numbers and slices.
-
-    Attributes:
-        path: The file, for messages.
-        shape: Voxels (z, y, x).
-        dtype: Of the voxels, in the machine's byte order.
-        reopen: Opens the file anew, in another process.
-    """
+    """Reads what an index asks for, and nothing else; is indexed by whole numbers and slices."""
 
     ndim = 3
 
     def __init__(self, path: Path, shape: tuple[int, int, int], dtype: Any, read: Callable[[Place], NDArray[Any]]) -> None:
         """Keeps `read`, which returns the voxels of a place: three slices with start and stop."""
         self.path, self.shape, self.dtype = path, shape, np.dtype(dtype).newbyteorder("=")
-        self.reopen: Callable[[], Source] | None = None
+        self.reopen: Callable[[], Source] | None = None  # for another process
         self._read, self._process = read, os.getpid()
 
     @property
@@ -52,11 +45,7 @@ class LazyArray:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        """Returns the voxels of an index: up to three whole numbers or slices.
-
-        Raises:
-            ImageError: They cannot be read, or are no finite numbers.
-        """
+        """Returns voxels; those that cannot be read, or are no finite numbers, are an ImageError."""
         keys = index if isinstance(index, tuple) else (index,)
         if len(keys) > 3 or not all(isinstance(key, slice | int | np.integer) for key in keys):
             raise TypeError(f"{self.path} is indexed by up to three whole numbers or slices, found {index!r}")

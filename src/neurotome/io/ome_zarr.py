@@ -38,19 +38,11 @@ def create_ome_zarr(
     notes: Mapping[str, Any] | None = None,
     image_label: Mapping[str, Any] | None = None,
 ) -> zarr.Array[Any]:
-    """Creates an OME-Zarr of one level, or opens it again with its metadata written anew.
+    """Creates an OME-Zarr (z, y, x) of one level, or opens it again with its metadata written anew.
 
-    Args:
-        root: Folder, usually ending in .zarr.
-        shape: Voxels (z, y, x).
-        dtype: Of the voxels.
-        voxel_size_um: None: not known, the axes then have no unit.
-        name: Of the image.
-        origin_zyx: Voxel of a larger volume at which it begins; kept as a translation in micrometres.
-        shard: Voxels per file (z, y, x), a multiple of `chunk`, the voxels that are compressed together.
-        chunk: See `shard`.
-        notes: JSON that goes beside the metadata, under `neurotome`.
-        image_label: Colours and names of labels, as the specification has them.
+    A `shard` is a file, and a multiple of `chunk`, the voxels that are compressed together. `origin_zyx`, the voxel of a
+    larger volume at which it begins, is kept as a translation in micrometres. `notes`, JSON, go beside the metadata, and
+    `image_label` has colours and names of labels as the specification has them.
 
     Raises:
         RunError: There is one of another shape, dtype or cut.
@@ -91,11 +83,7 @@ def is_zarr(path: Path) -> bool:
 
 
 def open_zarr(path: Path, choice: Choice) -> Source:
-    """Opens an OME-Zarr 0.4 or 0.5 at its full resolution, or a plain Zarr array (z, y, x); chunks are read when asked for.
-
-    Raises:
-        ImageError: It is no such image, or a channel or time must be chosen.
-    """
+    """Opens an OME-Zarr 0.4 or 0.5 at its full resolution, or a plain Zarr array (z, y, x); chunks are read on demand."""
     import zarr
 
     node = zarr.open(str(path), mode="r")

@@ -44,7 +44,7 @@ def open_volume(
             which none was chosen, or has the same value everywhere.
     """
     path = Path(path)
-    source = _open_source(path, Choice(channel, time), labels=False)
+    source = _open_source(path, {"c": channel, "t": time}, labels=False)
     check_grey(source.data, str(path))
     return Volume(source.data, name_image(split_inner(path)[0]), voxel_size_um or source.voxel_size_um, path=path)
 
@@ -65,7 +65,7 @@ def open_labels(path: str | Path, *, channel: int | None = None, time: int | Non
     Raises:
         ImageError: As for `open_volume`; or the file was compressed with loss, or does not hold integers.
     """
-    labels = _open_source(Path(path), Choice(channel, time), labels=True).data
+    labels = _open_source(Path(path), {"c": channel, "t": time}, labels=True).data
     if labels.dtype.kind not in "iu":
         raise ImageError(
             f"{path}: labels have dtype {labels.dtype}; expected integers, one class id per pixel. Save them as uint8."
@@ -85,11 +85,12 @@ def _open_source(path: Path, choice: Choice, *, labels: bool) -> Source:
     suffix = find_suffix(outer)
     if not outer.exists():
         raise ImageError(f"{path} does not exist; check the name.")
-    if not outer.is_file() and not is_zarr(outer):
-        raise ImageError(f"{path} is a folder; expected a file with suffix {', '.join(SUFFIXES)}.")
-    if outer.is_file() and (not suffix.endswith(SUFFIXES) or suffix.endswith(".zarr")):
+    if outer.is_dir():
+        if not is_zarr(outer):
+            raise ImageError(f"{path} is a folder; expected a file with suffix {', '.join(SUFFIXES)}.")
+    elif not suffix.endswith(SUFFIXES) or suffix.endswith(".zarr"):
         raise ImageError(describe_suffix(path))
-    if outer.is_file() and outer.stat().st_size == 0:
+    elif outer.stat().st_size == 0:
         raise ImageError(f"{path} is empty (0 bytes); copy or export it again.")
     with warnings.catch_warnings(), name_failures(path):
         warnings.simplefilter("error")  # a decoder that warns is not sure

@@ -23,11 +23,7 @@ PNG_END = b"IEND\xaeB`\x82"
 
 
 def open_picture(path: Path, suffix: str, *, labels: bool) -> Source:
-    """Reads a PNG, JPEG or BMP file: grey, colours that are all grey; as labels, palette indices and masks of 1 bit too.
-
-    Raises:
-        ImageError: It is damaged, has colours, is an animation, or labels are to be read from a JPEG.
-    """
+    """Reads a PNG, JPEG or BMP file: grey, colours that are all grey; as labels, palette indices and masks of 1 bit too."""
     import imagecodecs
     from PIL.BmpImagePlugin import BmpImageFile
     from PIL.JpegImagePlugin import JpegImageFile

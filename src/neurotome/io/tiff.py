@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import math
+import operator
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,11 +65,7 @@ def refuse_complaints(path: Path) -> Iterator[None]:
 
 
 def open_tiff(path: Path, choice: Choice, *, labels: bool) -> Source:
-    """Opens a TIFF file, whose slices are read when they are asked for; of labels palette indices are read too.
-
-    Raises:
-        ImageError: It is damaged, or several images, or has colours, or labels were compressed with loss.
-    """
+    """Opens a TIFF file, whose slices are read when they are asked for; of labels palette indices are read too."""
     import tifffile
 
     with refuse_complaints(path), tifffile.TiffFile(path) as file:
@@ -187,44 +184,28 @@ def _map_pixels(path: Path, series: Any, dtype: np.dtype[Any], layout: Layout) -
 
 def _plan_pages(path: Path, series: Any, layout: Layout, labels: bool) -> Callable[[Place], NDArray[Any]]:
     pages, shape = list(series), layout.shape[:-2]
-    _ = series.keyframe.decode, series.keyframe.jpegheader  # they look into the file, and remember
     if len(pages) < np.prod(shape) or None in pages:
         raise ImageError(f"{path}: found {len(pages)} slices for shape {series.shape}; it is damaged.")
-    files = [Path(page.parent.filehandle.path) for page in pages]  # an OME-TIFF may be spread over several
-    if any(file.parent.resolve() != path.parent.resolve() for file in files):
+    files = [page.parent.filehandle for page in pages]  # an OME-TIFF may be spread over several
+    if any(Path(file.path).parent.resolve() != path.parent.resolve() for file in files):
         raise ImageError(f"{path}: some of its slices lie in another folder; expected them beside it. Copy them there.")
+    for page, file in zip(pages, files, strict=True):
+        if max(map(operator.add, page.dataoffsets, page.databytecounts)) > file.size:
+            raise ImageError(f"{path} ends within its pixels; it was cut. Copy or export it again.")
     numbers = np.arange(np.prod(shape, dtype=int)).reshape(shape)
+    lock = threading.Lock()
 
     @functools.lru_cache(KEPT_SLICES)
     def decode(number: int) -> NDArray[Any]:
-        return _decode_page(files[number], pages[number], labels)
+        with lock, refuse_complaints(path), contextlib.closing(files[number]) as file:  # open for this slice alone
+            file.open()
+            pixels = pages[number].asarray(maxworkers=1)
+        separate = pages[number].axes.startswith("S")
+        return merge_colours(path, np.moveaxis(pixels, 0, -1) if separate else pixels, labels=labels)
 
     def read(place: Place) -> NDArray[Any]:
         index = tuple(place[0] if axis == "z" else layout.fixed[axis] for axis in layout.axes[:-2])
         planes = [decode(number)[place[1:]] for number in np.atleast_1d(numbers[index]).tolist()]
-        return np.array(planes).reshape([part.stop - part.start for part in place])
+        return np.array(planes, series.keyframe.dtype).reshape([part.stop - part.start for part in place])
 
     return read
-
-
-def _decode_page(path: Path, page: Any, labels: bool) -> NDArray[Any]:
-    """Decodes one slice, with a file opened for it alone: nothing is shared between threads or processes."""
-    keyframe = page.keyframe
-    pixels = np.zeros(keyframe.shaped, keyframe.dtype)
-    with refuse_complaints(path), path.open("rb") as file:
-        for number, (offset, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
-            file.seek(offset)
-            content = file.read(count)
-            if len(content) < count:
-                raise ImageError(f"{path} ends within its pixels; it was cut. Copy or export it again.")
-            segment, (s, d, y, x, _), shape = keyframe.decode(
-                content or None, number, jpegtables=page.jpegtables, jpegheader=keyframe.jpegheader
-            )
-            if segment is not None:
-                segment = segment[: keyframe.imagedepth - d, : keyframe.imagelength - y, : keyframe.imagewidth - x]
-            pixels[s, d : d + shape[0], y : y + shape[1], x : x + shape[2]] = keyframe.nodata if segment is None else segment
-    if keyframe.samplesperpixel == 1:
-        return pixels.reshape(keyframe.imagelength, keyframe.imagewidth)
-    separate = keyframe.shaped[0] > 1
-    colours = pixels[:, 0].transpose(1, 2, 0, 3)[..., 0] if separate else pixels[0, 0]
-    return merge_colours(path, colours, labels=labels)

@@ -33,14 +33,9 @@ JOIN_S = 5.0  # how long a stopped command waits for its workers; they are daemo
 
 @dataclass(frozen=True)
 class Transfer:
-    """An array to fill.
+    """An array to fill with what `read` returns for its places, called from several threads; the name is for messages.
 
-    Attributes:
-        array: Where the voxels go.
-        read: Returns the voxels of a place in the array, from wherever they come; is called from several threads.
-        name: For messages.
-        largest: Largest value allowed, None for any. Values are narrowed to the array's dtype only within it, and the ledger
-            gets their counts.
+    Labels have a largest value. They are narrowed to the array's dtype only within it, and the ledger gets their counts.
     """
 
     array: zarr.Array[Any]

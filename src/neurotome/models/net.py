@@ -54,10 +54,8 @@ def measure_halo(net: Any, in_channels: int) -> tuple[int, bool]:
     strip = torch.randn((1, in_channels, length, width), generator=generator).to(parameter).requires_grad_()
     centre = length // 2 // net.stride * net.stride
     with torch.enable_grad():
-        net(strip)[..., centre : centre + net.stride, :].sum().backward()
-    assert strip.grad is not None
-    seen = strip.grad.abs().amax(dim=(0, 1, 3)).nonzero().flatten()
-    net.zero_grad(set_to_none=True)
+        (gradient,) = torch.autograd.grad(net(strip)[..., centre : centre + net.stride, :].sum(), strip)
+    seen = gradient.abs().amax(dim=(0, 1, 3)).nonzero().flatten()
     net.train(was_training)
     first, last = int(seen[0]), int(seen[-1])
     if first == 0 or last == length - 1:

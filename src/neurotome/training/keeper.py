@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -31,9 +32,6 @@ class Keeper(lightning.Callback):
     """Writes model, checkpoint, metrics and summary at the end of every epoch, and a checkpoint when asked to stop.
 
     The checkpoint alone decides where a training goes on; metrics and summary follow from it and are written again then.
-
-    Attributes:
-        asked_to_stop: Whether a signal to stop has come.
     """
 
     def __init__(self, run: Run, module: SegmentationModule) -> None:
@@ -47,11 +45,7 @@ class Keeper(lightning.Callback):
         self.step_began = 0.0
 
     def resume(self) -> None:
-        """Takes up the training where the run's checkpoint was made, if there is one.
-
-        Raises:
-            RunError: The checkpoint is damaged.
-        """
+        """Takes up the training where the run's checkpoint was made, if there is one; raises RunError if it is damaged."""
         if not self.last.is_file():
             return
         try:
@@ -66,8 +60,12 @@ class Keeper(lightning.Callback):
                 f"{self.last}: damaged checkpoint ({reason}). Delete it to train this run from its beginning."
             ) from error
         if self.module.history:
-            self.run.write_metrics(self.module.history)
-            self.run.write_training({"finished": False, **self.summary})
+            self.write_tables()
+
+    def write_tables(self) -> None:
+        """Writes what follows from the checkpoint."""
+        self.run.write_metrics(self.module.history)
+        self.run.write_training({"finished": False, **self.summary})
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Starts the progress where the run was left; takes signals from Lightning, which would drop the step under way."""
@@ -99,11 +97,7 @@ class Keeper(lightning.Callback):
             trainer.should_stop = True
 
     def stop_if_asked(self) -> None:
-        """Keeps what was done and stops, if that was asked for.
-
-        Raises:
-            StoppedError: It was.
-        """
+        """Keeps what was done and raises StoppedError, if a signal has asked for that."""
         if self.asked_to_stop:
             self.save()
             raise StoppedError
@@ -117,19 +111,18 @@ class Keeper(lightning.Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Keeps the model if it is the best or none can be told, then checkpoint, metrics and summary."""
         module = self.module
-        module.validate(self.stop_if_asked)
-        module.add_row()
+        module.add_row(module.validate(self.stop_if_asked))
         score = module.history[-1]["val_macro_f1"]
         improved = not module.validation or (score is not None and score > module.best)
         module.stale = 0 if improved else module.stale + 1
         if improved or not (self.run.model / "model.json").is_file():
             module.best = score if score is not None else module.best
-            facts = {**module.predictor.facts, "val_macro_f1": score}
-            save_model(module.predictor, self.run.model, facts, module.settings.storage)
+            save_model(
+                module.predictor, self.run.model, {**module.predictor.facts, "val_macro_f1": score}, module.settings.storage
+            )
         trainer.should_stop = module.is_over()
         self.save()
-        self.run.write_metrics(module.history)
-        self.run.write_training({"finished": False, **self.summary})
+        self.write_tables()
         if self.asked_to_stop and not trainer.should_stop:
             raise StoppedError
 
@@ -140,8 +133,8 @@ class Keeper(lightning.Callback):
             torch.save({**self.module.make_checkpoint(), "summary": self.summary}, temporary)
 
     def summarise(self) -> dict[str, Any]:
-        """Returns the content of training.json."""
-        module, steps = self.module, sorted(self.step_seconds)
+        """Returns the content of training.json; peak memory is the GPU's if one is used, otherwise this process's."""
+        module = self.module
         return {
             "epochs": len(module.history),
             "steps": module.step,
@@ -149,7 +142,7 @@ class Keeper(lightning.Callback):
             "schedule_by": "time" if module.share_of_time() > module.step / module.total_steps else "steps",
             "best_val_macro_f1": module.best if math.isfinite(module.best) else None,
             "seconds_to_first_step": self.first_step_seconds,
-            "median_step_seconds": steps[len(steps) // 2] if steps else None,
+            "median_step_seconds": statistics.median_high(self.step_seconds) if self.step_seconds else None,
             **module.sampler.facts,
             "peak_memory_bytes": torch.cuda.max_memory_allocated() or measure_peak_memory(),  # 0 without a GPU
             "precision": module.trainer.precision,

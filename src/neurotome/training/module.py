@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import TRAIN_DATALOADERS
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, IterableDataset
 
 from neurotome.augment import AugmentSettings, augment
 from neurotome.datasets.base import Cutout
@@ -30,25 +30,21 @@ from neurotome.training.sampler import PatchSampler
 if TYPE_CHECKING:
     from neurotome.training.recipe import TrainSettings
 
-
 DROPOUT = 1 << 62
 """Added to the seed of a step for what the network itself draws, so that augmentation and dropout do not draw alike."""
-
 
 AVERAGED = "average.module."
 """What the names of averaged weights begin with in a checkpoint, where those of the others begin with `net.`"""
 
 
-class BatchStream(IterableDataset[Any]):
-    """The batches of the epoch under way that are still to come."""
+class BatchStream:
+    """What a function yields, each time anew."""
 
-    def __init__(self, sampler: PatchSampler, list_steps: Callable[[], range]) -> None:
-        self.sampler, self.list_steps = sampler, list_steps
+    def __init__(self, draw: Callable[[], Iterator[tuple[Tensor, Tensor]]]) -> None:
+        self.draw = draw
 
-    def __iter__(self) -> Iterator[Any]:
-        for step in self.list_steps():
-            images, labels = self.sampler.draw(step)
-            yield torch.from_numpy(images), torch.from_numpy(labels)
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.draw()
 
 
 class SegmentationModule(lightning.LightningModule):
@@ -98,8 +94,6 @@ class SegmentationModule(lightning.LightningModule):
         self.seconds = 0.0
         self.clock: float | None = None
         self.restored: Mapping[str, Any] = {}
-        self.confusion = np.zeros((len(predictor.classes),) * 2, np.int64)
-        self.surprise = np.zeros(2)
         self.last_loss = math.nan
 
     def share_done(self) -> float:
@@ -120,51 +114,43 @@ class SegmentationModule(lightning.LightningModule):
         ended = len(self.history) >= self.settings.epochs or self.share_of_time() >= 1 or 0 < patience <= self.stale
         return ended and not self.losses
 
-    def list_steps(self) -> range:
-        """Returns the steps that the epoch under way still has."""
+    def draw_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the batches that the epoch under way still has."""
         began = int(self.history[-1]["step"] or 0) if self.history else 0
         end = self.step if self.share_of_time() >= 1 else began + self.steps_per_epoch
-        return range(self.step, end)
+        for step in range(self.step, end):
+            images, labels = self.sampler.draw(step)
+            yield torch.from_numpy(images), torch.from_numpy(labels)
 
-    def train_dataloader(self) -> TRAIN_DATALOADERS:
-        """Returns the batches of an epoch."""
-        return DataLoader(BatchStream(self.sampler, self.list_steps), batch_size=None)
+    def train_dataloader(self) -> Any:
+        """Returns what gives the batches of an epoch whenever it is iterated over."""
+        return BatchStream(self.draw_batches)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Returns the optimiser; its learning rate is set before every step."""
-        settings = self.settings
-        parameters = list(self.net.parameters())
-        # on a GPU, gradient scaling and clipping do not go with fused steps
-        common: dict[str, Any] = {
-            "lr": self.rate,
-            "weight_decay": settings.weight_decay,
-            "fused": self.device.type == "cpu",
+        kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+            "adam": torch.optim.Adam,
+            "adamw": torch.optim.AdamW,
+            "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
         }
-        optimizer: torch.optim.Optimizer
-        match settings.optimizer:
-            case "adam":
-                optimizer = torch.optim.Adam(parameters, **common)
-            case "adamw":
-                optimizer = torch.optim.AdamW(parameters, **common)
-            case "sgd":
-                optimizer = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **common)
+        optimizer = kinds[self.settings.optimizer](
+            list(self.net.parameters()),
+            lr=self.rate,
+            weight_decay=self.settings.weight_decay,
+            fused=self.device.type == "cpu",  # on a GPU, gradient scaling and clipping do not go with fused steps
+        )
         if self.restored:
             optimizer.load_state_dict(self.restored["optimizer"])
         return optimizer
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *limits: Any, **named_limits: Any) -> None:
         """Limits the norm of the gradient."""
         if self.device.type != "cpu":
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:
+            super().configure_gradient_clipping(optimizer, *limits, **named_limits)
+        elif self.settings.clip:
             # Lightning refuses this beside fused steps in mixed precision, for the sake of a scaling that bf16 does not
             # have; fused steps take a third of the time of others
-            torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip)
 
     def on_train_start(self) -> None:
         """Starts the clock."""
@@ -182,11 +168,7 @@ class SegmentationModule(lightning.LightningModule):
             group["lr"] = self.rate * factor
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Augments a batch on the device and returns its loss.
-
-        Raises:
-            TrainingError: The loss is not a finite number.
-        """
+        """Augments a batch on the device and returns its loss; raises TrainingError where that is no finite number."""
         seed = self.settings.seed * 1_000_003 + self.step
         generator = torch.Generator().manual_seed(seed)
         # only the network runs in mixed precision: rounded to 8 bits, deformations jump and losses lose their small terms
@@ -216,41 +198,38 @@ class SegmentationModule(lightning.LightningModule):
         if self.average is not None:
             self.average.update_parameters(self.net)
 
-    def validate(self, check: Callable[[], None]) -> None:
-        """Predicts the validation slices and counts them.
+    def validate(self, check: Callable[[], None]) -> tuple[NDArray[np.int64], float | None]:
+        """Predicts the validation slices; returns confusion counts (truth, predicted) and cross-entropy, if there are any.
 
-        Args:
-            check: Called before each slice; may end the training by an exception.
+        `check` is called before each slice and may end the training by an exception.
         """
-        self.confusion[:] = 0
-        self.surprise[:] = 0
+        classes, pixels, surprise = self.predictor.classes, 0, 0.0
+        counts = np.zeros((len(classes),) * 2, np.int64)
         self.predictor.net.eval()
         with self.trainer.precision_plugin.val_step_context():
             for cutout, z in self.validation:
                 check()
-                self._validate_slice(cutout, z)
+                image = self.scales[id(cutout)].apply(cutout.volume.read_context(z, self.predictor.in_channels))
+                probs, truth = predict_slice(self.predictor, image), cutout.read_labels(z)
+                counts += confusion(truth, probs.argmax(0), classes)
+                known = truth != classes.ignore
+                right = np.take_along_axis(probs, np.where(known, truth, 0)[None], 0)[0][known]
+                surprise -= float(np.log(np.maximum(right, 1e-12)).sum(dtype=np.float64))
+                pixels += int(known.sum())
         self.net.train()
+        return counts, surprise / pixels if pixels else None
 
-    def _validate_slice(self, cutout: Cutout, z: int) -> None:
-        classes = self.predictor.classes
-        image = self.scales[id(cutout)].apply(cutout.volume.read_context(z, self.predictor.in_channels))
-        probs = predict_slice(self.predictor, image)
-        truth = cutout.read_labels(z)
-        self.confusion += confusion(truth, probs.argmax(0), classes)
-        known = truth != classes.ignore
-        right = np.take_along_axis(probs, np.where(known, truth, 0)[None], 0)[0][known]
-        self.surprise += (-np.log(np.maximum(right, 1e-12)).sum(dtype=np.float64), known.sum())
-
-    def add_row(self) -> None:
-        """Adds a row to the history; its scores are empty if nothing was validated."""
-        epoch_scores = scores(self.confusion, self.predictor.classes.names)
+    def add_row(self, validated: tuple[NDArray[np.int64], float | None]) -> None:
+        """Adds a row to the history, from what `validate` returned; its scores are empty if nothing was validated."""
+        counts, loss = validated
+        epoch_scores = scores(counts, self.predictor.classes.names)
         row: dict[str, float | None] = {
             "epoch": len(self.history),
             "step": self.step,
             "seconds": round(self.elapsed(), 3),
             "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
             "train_loss": float(torch.stack(self.losses).mean()) if self.losses else None,
-            "val_loss": float(self.surprise[0] / self.surprise[1]) if self.surprise[1] else None,
+            "val_loss": loss,
             "val_macro_f1": epoch_scores["macro"]["f1"],
         }
         row |= {f"val_f1_{name}": epoch_scores["per_class"][name]["f1"] for name in self.predictor.classes.names}
@@ -275,11 +254,7 @@ class SegmentationModule(lightning.LightningModule):
         }
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Takes up the training where a checkpoint was made.
-
-        Raises:
-            LookupError, TypeError, ValueError, RuntimeError: It is not one of this network.
-        """
+        """Takes up the training where a checkpoint was made; many errors of Python and torch if it is not this network's."""
         weights = dict(checkpoint["state_dict"])
         if self.average is not None and not any(key.startswith(AVERAGED) for key in weights):  # of a finished run
             weights |= {key.replace("net.", AVERAGED, 1): value for key, value in weights.items() if key.startswith("net.")}
@@ -297,13 +272,12 @@ def shrink_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     the optimiser's memory in 16 bit.
     """
     weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith(AVERAGED)}
+    optimizer = checkpoint["optimizer"]
     moments = {
-        number: {
-            key: value.bfloat16() if isinstance(value, Tensor) and value.ndim else value for key, value in state.items()
-        }
-        for number, state in checkpoint["optimizer"]["state"].items()
+        number: {key: value.bfloat16() if getattr(value, "ndim", 0) else value for key, value in state.items()}
+        for number, state in optimizer["state"].items()
     }
-    return {**checkpoint, "state_dict": weights, "optimizer": {**checkpoint["optimizer"], "state": moments}}
+    return {**checkpoint, "state_dict": weights, "optimizer": {**optimizer, "state": moments}}
 
 
 def build_averaging(limit: float) -> Callable[[Any, Any, Any], None]:
@@ -324,13 +298,10 @@ def build_averaging(limit: float) -> Callable[[Any, Any, Any], None]:
 
 
 def schedule_factor(schedule: str, done: float, warmup: float) -> float:
-    """Returns the factor on the learning rate.
+    """Returns the factor on the learning rate when a share of the training is done.
 
-    Args:
-        schedule: `constant`, `cosine` (Loshchilov and Hutter 2017, arXiv 1608.03983) or `one-cycle` (Smith and Topin
-            2018, arXiv 1708.07120: cosine up from 1/25 over 30 %, then down to 1/10000).
-        done: Share of the training that is done, 0 to 1.
-        warmup: Share over which constant and cosine rise linearly.
+    `cosine`: Loshchilov and Hutter 2017, arXiv 1608.03983; `one-cycle`: Smith and Topin 2018, arXiv 1708.07120, by cosines
+    up from 1/25 over 30 %, then down to 1/10000. Cosine and constant rise linearly over the share `warmup`.
     """
     if schedule == "one-cycle":
         if done < 0.3:

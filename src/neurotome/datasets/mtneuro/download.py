@@ -49,22 +49,18 @@ Read = Callable[[str, str, str, Place], NDArray[Any]]
 def fetch_mtneuro(
     out: Path, connection: Connection = Connection(), token: str = PUBLIC_TOKEN, *, verify_counts: bool = True
 ) -> Path:
-    """Fetches image and labels of the four regions for the three splits; goes on where it was stopped.
+    """Fetches image and labels of the four regions for the three splits into `out`; goes on where it was stopped.
 
-    Args:
-        out: Folder, see `stored`; is returned.
-        connection: How BossDB is asked.
-        token: Proves who asks; never stored.
-        verify_counts: Whether other pixels per class than Table 1's are an error. They are compared and noted either way.
+    Pixels per class other than Table 1's are an error with `verify_counts`; they are compared and noted either way.
 
     Raises:
         FetchError: Something cannot be fetched, or is not what it should be; what has arrived is kept.
         RunError: Another process is working there, or the folder was begun from another source.
     """
     boxes = {
-        (split, region.name): Box((start, region.y, region.x), (stop, region.y + EDGE, region.x + EDGE))
+        (split, name): Box((start, y, x), (stop, y + EDGE, x + EDGE))
         for split, (start, stop) in Z_RANGES.items()
-        for region in REGIONS
+        for name, (y, x) in REGIONS.items()
     }
     source = {"host": connection.host, "image": IMAGE_URI, "labels": LABELS_URI}
     channels: dict[str, Channel] = {}
@@ -88,18 +84,9 @@ def fetch_mtneuro(
 
 
 def import_mtneuro(cache: Path, out: Path, *, verify_counts: bool = True) -> Path:
-    """Brings the `task2_*.npy` files of MTNeuro's own loader into the same form and verifies them the same way.
+    """Brings the `task2_*.npy` files of MTNeuro's own loader into the form of `fetch_mtneuro`, verified the same way.
 
-    Args:
-        cache: Where the files lie; a split without files is left out.
-        out: As are the others, see `fetch_mtneuro`.
-        verify_counts: See `fetch_mtneuro`.
-
-    Raises:
-        DatasetError: There are no such files, one of a pair is missing, or a shape is wrong.
-        FetchError: A file does not hold what it should; what was imported is kept.
-        ImageError: A file is damaged.
-        RunError: Another process is working there, or the folder was begun from another source.
+    A split without files is left out. Raises what `fetch_mtneuro` and `read_caches` do.
     """
     if not cache.is_dir():
         raise DatasetError(f"--from-cache {cache}: no such folder; expected the one with MTNeuro's task2_*.npy files.")

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,20 +33,8 @@ VOXEL_SIZE_UM = (1.17, 1.17, 1.17)  # the metadata of BossDB cannot be trusted; 
 Z_RANGES = {"train": (110, 379), "val": (380, 409), "test": (420, 470)}
 
 
-class Region(NamedTuple):
-    """A brain region: its name and the voxel of the whole volume at which its pixels begin."""
-
-    name: str
-    y: int
-    x: int
-
-
-REGIONS = (
-    Region("cortex", 900, 4600),
-    Region("striatum", 500, 3700),
-    Region("vp", 850, 3063),
-    Region("zi", 650, 1543),
-)
+# Where the pixels of the brain regions begin in the whole volume (y, x).
+REGIONS = {"cortex": (900, 4600), "striatum": (500, 3700), "vp": (850, 3063), "zi": (650, 1543)}
 
 FOUR_CLASSES = ClassSet(("background", "blood vessel", "cell", "axon"))
 THREE_CLASSES = ClassSet(("background", "blood vessel", "cell"))
@@ -118,19 +106,14 @@ CITATION = (
 
 
 def open_mtneuro(folder: str | Path, variant: str = "4class") -> Dataset:
-    """Opens MTNeuro task 2.
-
-    Args:
-        folder: What `neurotome fetch mtneuro` wrote, or where the `task2_*.npy` files lie.
-        variant: One of `VARIANTS`; `4class` is MTNeuro's own, `4class-with-zi` the founding report's.
+    """Opens a variant of MTNeuro task 2 in a folder that `neurotome fetch mtneuro` wrote or where `task2_*.npy` files lie.
 
     Returns:
         One cutout per region and split (per plane where a variant has single planes), uint8: read into memory from a fetched
         folder, memory-mapped from .npy files. A split whose files are absent is absent.
 
     Raises:
-        DatasetError: The variant is not known, there are no such files, one of a pair is missing, a fetch has not ended or
-            did not verify, a block is damaged, or shapes or labels are wrong.
+        DatasetError: The variant is not known, or its data are absent, incomplete, not verified or damaged.
         ImageError: A file is damaged, or a region is constant.
     """
     folder = Path(folder)
@@ -157,10 +140,7 @@ def open_mtneuro(folder: str | Path, variant: str = "4class") -> Dataset:
 
 
 def read_caches(folder: Path) -> dict[str, dict[str, StoredRegion]]:
-    """Opens the .npy files of MTNeuro's own loader.
-
-    Returns:
-        For each split that has files its regions; arrays are memory-mapped, labels as wide as they are stored.
+    """Opens the .npy files of MTNeuro's own loader, memory-mapped: for each split that has files its regions.
 
     Raises:
         DatasetError: There is none, one of a pair is missing, or a shape is wrong.
@@ -198,11 +178,11 @@ def _split_regions(images_path: Path, labels_path: Path, split: str) -> dict[str
                 f"{path}: shape {array.shape}; expected {expected}, {depth} slices of each of {len(REGIONS)} "
                 "regions. Download it again."
             )
-    parts = [slice(i * depth, (i + 1) * depth) for i in range(len(REGIONS))]
-    return {
-        region.name: StoredRegion(images[part], labels[part], (start, region.y, region.x), images_path, labels_path)
-        for region, part in zip(REGIONS, parts, strict=True)
-    }
+    regions = {}
+    for i, (name, (y, x)) in enumerate(REGIONS.items()):
+        part = slice(i * depth, (i + 1) * depth)
+        regions[name] = StoredRegion(images[part], labels[part], (start, y, x), images_path, labels_path)
+    return regions
 
 
 def _cut(region: StoredRegion, name: str, split: str, variant: Variant) -> Iterator[Cutout]:
