@@ -11,7 +11,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import RunError
 from neurotome.experiments.compare import group_runs
-from neurotome.figures.methods import plot_methods, summarise
+from neurotome.figures.scores import plot_methods, summarise
 from neurotome.pixels.train import BaselineSettings
 from neurotome.runs import Run, record_run
 from neurotome.scoring import score_images

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -66,7 +67,7 @@ def complete_run(run, dataset):
     train = {"epochs": 2, "max_time": ""}
     (run / "config.yaml").write_text(yaml.safe_dump({"dataset": "toy", "model": model, "train": train}))
     record = Record("network", "unet, resnet18", "0", 0, dataset.classes.names, 255, {})
-    (run / "run.json").write_text(json.dumps(record.to_json()))
+    (run / "run.json").write_text(json.dumps(dataclasses.asdict(record)))
     environment = {
         "started": "2025-01-02T03:04:05+00:00",
         "command": "neurotome train toy --out runs/a",
@@ -256,7 +257,7 @@ def test_strangers_names_are_text(tmp_path):
     run = write_run(tmp_path / "run", dataset)
     complete_run(run, dataset)
     record = Record("network", SCRIPT, "0", 0, dataset.classes.names, 255, {})
-    (run / "run.json").write_text(json.dumps(record.to_json()))
+    (run / "run.json").write_text(json.dumps(dataclasses.asdict(record)))
     config = {"dataset": "</pre><b>", "train": {"epochs": 2, "max_time": ""}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     other = read_scores(run)
@@ -408,7 +409,7 @@ def test_names_that_figures_cannot_write_have_their_id(tmp_path):
 
 
 def test_a_finished_command_says_what_to_do_next(run, dataset, capsys):
-    from neurotome.experiments.finish import finish
+    from neurotome.experiments.evaluate import finish
 
     assert finish(Run(run), dataset, "colour-blind-safe") == run / "report.html"
     said = capsys.readouterr().err

@@ -40,16 +40,12 @@ class LossSettings:
 
     terms: str = "cross_entropy + dice"
     """Weighted sum of cross_entropy, focal, sigmoid_focal and dice, such as "0.5*focal + dice"."""
-
     class_weights: str | tuple[float, ...] = "none"
     """Weights in cross_entropy and focal: none, balanced (by pixel counts), or one per class (1,3,3,2)."""
-
     gamma: float = 2.0
     """How strongly the focal losses turn away from pixels that are right already; 0 turns that off."""
-
     alpha: float | None = None
     """Weight (0 to 1) of the positive side in the focal losses, 1 - alpha the negative; none: both 1."""
-
     softmax_first: bool = False
     """Give the loss probabilities where it expects logits: the founding report's mistake, to reproduce it."""
 

@@ -19,11 +19,9 @@ from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.tables import Shown, Table
-from neurotome.volume import SIZE_TOLERANCE, Volume
+from neurotome.volume import SIZE_TOLERANCE, Size, Volume
 
 SPLITS = ("train", "val", "test")
-
-Size = tuple[float, float, float]
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset, DatasetOrName
-from neurotome.errors import ModelError
-from neurotome.experiments.evaluate import score_splits
-from neurotome.experiments.finish import finish, spell_dataset
+from neurotome.experiments.evaluate import finish, score_splits
 from neurotome.models.model_folder import read_digest
 from neurotome.models.stored_model import read_model
 from neurotome.pixels.importance import measure_importance
@@ -23,9 +20,6 @@ from neurotome.pixels.train import BaselineSettings, check_baseline, fit_baselin
 from neurotome.runs import Run, find_method, record_run
 from neurotome.runs.environment import measure_peak_memory
 from neurotome.runs.run import redo_damaged
-
-if TYPE_CHECKING:
-    from neurotome.pixels.predictor import PixelPredictor
 
 
 def baseline(
@@ -54,22 +48,14 @@ def baseline(
         NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
     """
     data = open_dataset(dataset)
-    run = fit_and_score(data, spell_dataset(dataset), Path(out), settings, device)
-    return finish(run, data, palette)
+    name = dataset.name if isinstance(dataset, Dataset) else str(dataset)
+    return finish(fit_and_score(data, name, Path(out), settings, device), data, palette)
 
 
 def fit_and_score(dataset: Dataset, name: str, out: Path, settings: BaselineSettings, device: str = "auto") -> Run:
-    """Does what `baseline` does, but for the report.
-
-    Args:
-        dataset: What to train on.
-        name: What `config.yaml` calls it.
-        out: Run folder.
-        settings: Settings.
-        device: Where an encoder runs.
-    """
+    """Does what `baseline` does, but for the report, with a dataset that `config.yaml` calls `name`."""
     from neurotome.models.net import choose_device
-    from neurotome.pixels.saving import save_pixels
+    from neurotome.pixels.saving import build_pixels, save_pixels
 
     dataset.split("train")
     config = {"dataset": name, **dataclasses.asdict(settings)}
@@ -79,8 +65,10 @@ def fit_and_score(dataset: Dataset, name: str, out: Path, settings: BaselineSett
     run = Run(out)
     run.check(config, record)
     place = choose_device(device)
-    trained = (predictor := _load_whole(run, place)) is not None
-    if predictor is None:
+    has_model = (run.model / "model.safetensors").is_file()
+    predictor = redo_damaged(lambda: build_pixels(read_model(run.model), place)) if has_model else None
+    trained = predictor is not None
+    if not trained:
         check_baseline(dataset, settings)
     with run.claim(config, record):
         if predictor is None:
@@ -93,14 +81,9 @@ def fit_and_score(dataset: Dataset, name: str, out: Path, settings: BaselineSett
             run.write_importance(measure_importance(predictor, dataset, settings.seed))
         if redo_damaged(run.read_training) is None:
             # what an earlier process did, this one has not measured and leaves null
-            peak_memory = None if trained else measure_peak_memory()
-            measured = {
-                "scoring_mpixel_per_s": None,
-                "peak_memory_bytes": peak_memory,
-                "device": place,
-                "precision": "32-true",
-            }
-            run.write_training({"finished": True, **predictor.facts["training"], **measured})
+            measured = {"scoring_mpixel_per_s": None, "peak_memory_bytes": None if trained else measure_peak_memory()}
+            place_and_kind = {"device": place, "precision": "32-true"}
+            run.write_training({"finished": True, **predictor.facts["training"], **measured, **place_and_kind})
         score_splits(predictor, dataset, run, uncertainty=True)
     return run
 
@@ -111,16 +94,3 @@ def name_method(settings: BaselineSettings) -> str:
     if settings.features == "encoder" and not encoder.model:
         return f"{settings.learner} on {encoder.name} with weights {encoder.weights}"
     return f"{settings.learner} on {settings.features}"
-
-
-def _load_whole(run: Run, device: str) -> PixelPredictor | None:
-    """Returns the run's trained classifier; None if there is none, with a note if it is damaged."""
-    from neurotome.pixels.saving import build_pixels
-
-    if not (run.model / "model.safetensors").is_file():
-        return None
-    try:
-        return build_pixels(read_model(run.model), device)
-    except ModelError as error:
-        warnings.warn(f"{error} It is trained again now.", stacklevel=3)
-        return None

@@ -58,15 +58,14 @@ def compare(
         raise RunError("the same run folder is named twice; name each once, for a run more would count double.")
     paths = [Path(out) / name for name in ("methods.png", "comparison.json", "comparison.md")]
     plan_outputs(paths, inputs=[path for run in opened for path in run.list_files()], existing="replace")
-    scores = {run: _read_scores(run, split) for run in opened}
-    _check_same(scores)
+    scores = _read_scores(opened, split)
     methods = group_runs(opened, names)
     grouped = {name: [scores[run] for run in members] for name, members in methods.items()}
     first = scores[opened[0]]
     rows = [_summarise(name, members, scores) for name, members in methods.items()]
     figures.save_figure(figures.plot_methods(grouped), paths[0])
     write_json(paths[1], {"dataset": first["dataset"], "split": split, "classes": first["classes"], "methods": rows})
-    write_text(paths[2], format_table(first["dataset"], split, rows))
+    write_text(paths[2], _format_table(first["dataset"], split, rows))
     if report is not None:
         own = next(name for name, members in methods.items() if opened[0] in members)
         others = {name: members for name, members in grouped.items() if name != own}
@@ -75,81 +74,86 @@ def compare(
     return paths
 
 
+def _read_scores(runs: Sequence[Run], split: str) -> dict[Run, dict[str, Any]]:
+    """Returns the scores of each run, which must be of the same pixels."""
+    read: dict[Run, dict[str, Any]] = {}
+    for run in runs:
+        if (scores := run.read_scores(split)) is None:
+            scored = run.list_scored()
+            hint = f"it has scores of {', '.join(scored)}: choose with --split" if scored else "finish the run first"
+            raise RunError(f"{run}: expected a run folder with scores of split {split}; {hint}.")
+        read[run] = scores
+        first = read[runs[0]]
+        for key in ("dataset", "classes"):
+            if scores[key] != first[key]:
+                raise RunError(
+                    f"{run}: scored on {key} {scores[key]}, but {runs[0]} on {first[key]}. Compare runs of the same data."
+                )
+        own, theirs = ([score["support"] for score in content["per_class"].values()] for content in (scores, first))
+        if own != theirs:
+            raise RunError(
+                f"{run}: scored on {own} pixels of the classes, but {runs[0]} on {theirs}; so the images or labels differ. "
+                "Score them again on the same data."
+            )
+    return read
+
+
 def group_runs(runs: Sequence[Run], names: Sequence[str] = ()) -> dict[str, list[Run]]:
     """Returns the runs of each method, by the method's name.
 
-    Args:
-        runs: Runs; one without a record is a method of its own.
-        names: One for each run, or for each method in the order of their first runs; without them, methods are named by
-            their records and by every setting in which methods of the same kind differ.
-
-    Raises:
-        RunError: The names are neither as many as the runs nor as the methods.
+    Without names, one for each run or for each method in the order of their first runs, methods are named by their records
+    and by every setting in which methods of the same kind differ. A run without a record is a method of its own.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         record = run.read_record()
         groups.setdefault(record.method_sha256 if record else str(run.folder.resolve()), []).append(run)
     members = list(groups.values())
-    if len(names) == len(members):
-        return _join(names, members)
-    if names and len(names) != len(runs):
-        raise RunError(f"found {len(names)} names; expected one for each of {len(members)} methods or of {len(runs)} runs.")
-    return _join(names, [[run] for run in runs]) if names else dict(zip(_name_methods(members), members, strict=True))
-
-
-def _join(names: Sequence[str], members: Sequence[list[Run]]) -> dict[str, list[Run]]:
+    if not names:
+        return dict(zip(_name_methods([runs[0] for runs in members]), members, strict=True))
+    if len(names) != len(members):
+        if len(names) != len(runs):
+            raise RunError(
+                f"found {len(names)} names; expected one for each of {len(members)} methods or of {len(runs)} runs."
+            )
+        members = [[run] for run in runs]
     named: dict[str, list[Run]] = {}
-    for name, runs in zip(names, members, strict=True):
-        named.setdefault(name, []).extend(runs)
+    for name, method in zip(names, members, strict=True):
+        named.setdefault(name, []).extend(method)
     return named
 
 
-def _name_methods(methods: Sequence[Sequence[Run]]) -> list[str]:
-    """Returns a name for each method that no other has."""
-    records = [members[0].read_record() for members in methods]
-    plain = [
-        record.method if record else members[0].folder.resolve().name
-        for record, members in zip(records, methods, strict=True)
-    ]
-    settings = [list_settings(members[0].read_config()) for members in methods]
-    names = []
-    for own, record, name in zip(settings, records, plain, strict=True):
-        peers = [
-            other
-            for other, record_, name_ in zip(settings, records, plain, strict=True)
-            # a network beside any network; a pixel classifier beside those of its learner and features
-            if record and record_ and record.kind == record_.kind and (record.kind == "network" or name == name_)
-        ]
+def _name_methods(runs: Sequence[Run]) -> list[str]:
+    """Returns a name for the method of each run that no other has."""
+    records = [run.read_record() for run in runs]
+    folders = [run.folder.resolve().name for run in runs]
+    plain = [record.method if record else folder for record, folder in zip(records, folders, strict=True)]
+    # a network is told apart from any network; a pixel classifier from those of its learner and features
+    kinds = [name if record is None or record.kind == "pixels" else "" for record, name in zip(records, plain, strict=True)]
+    settings = [list_settings(run.read_config()) if record else {} for run, record in zip(runs, records, strict=True)]
+    names: list[str] = []
+    for i, (own, name, record) in enumerate(zip(settings, plain, records, strict=True)):
+        peers = [other for other, kind in zip(settings, kinds, strict=True) if kind == kinds[i]]
         differing = [key for key in own if key not in SAID and any(key in peer and peer[key] != own[key] for peer in peers)]
-        names.append(", ".join([name, *(f"{key} {_say(own[key])}" for key in differing)]))
-    for i, (name, record) in enumerate(zip(names, records, strict=True)):
-        twins = [k for k in range(i) if names[k] == name]
-        first = records[twins[0]] if twins else None
-        if first and record and compare_data(first, record, ("train", "val")):
-            names[i] = f"{name}, other training data"
-    return [
-        f"{name} ({members[0].folder.resolve().name})" if names.count(name) > 1 else name
-        for name, members in zip(names, methods, strict=True)
-    ]
+        values = (" ".join(map(str, own[key])) if isinstance(own[key], list) else own[key] for key in differing)
+        full = ", ".join([name, *(f"{key} {value}" for key, value in zip(differing, values, strict=True))])
+        twin = records[names.index(full)] if full in names else None
+        if twin and record and compare_data(twin, record, ("train", "val")):
+            full += ", other training data"
+        names.append(full)
+    return [f"{name} ({folder})" if names.count(name) > 1 else name for name, folder in zip(names, folders, strict=True)]
 
 
-def _say(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def format_table(dataset: str, split: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def _format_table(dataset: str, split: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the comparison as a table in Markdown."""
-    head = ["method", "runs"]
-    head += [f"{mean} {key if key != 'f1' else 'F1'}" for mean in ("macro", "weighted") for key in KEYS]
-    head += ["mean IoU", "accuracy", "training s", "prediction Mpixel/s"]
-    lines = [f"{dataset}, split {split}", "", "| " + " | ".join(head) + " |", "|-" * len(head) + "|"]
+    scores = {f"{mean} {key.replace('f1', 'F1')}": (mean, key) for mean in ("macro", "weighted") for key in KEYS}
+    head = ["method", "runs", *scores, "mean IoU", "accuracy", "training s", "prediction Mpixel/s"]
+    lines = [f"{dataset}, split {split}", "", f"| {' | '.join(head)} |", "|-" * len(head) + "|"]
     for row in rows:
-        cells = [row["method"], str(len(row["runs"]))]
-        cells += [_show(row[mean][key]) for mean in ("macro", "weighted") for key in KEYS]
+        cells = [row["method"], str(len(row["runs"])), *(_show(row[mean][key]) for mean, key in scores.values())]
         cells += [_show(row["macro"]["iou"]), _show(row["accuracy"])]
         cells += [_show(row["training_seconds"], 0), _show(row["scoring_mpixel_per_s"], 2)]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -157,17 +161,15 @@ def _summarise(name: str, members: Sequence[Run], scores: Mapping[Run, Mapping[s
     """Returns mean, lowest and highest of each score over the runs of a method."""
     runs = [scores[run] for run in members]
     summaries = [run.read_training() or {} for run in members]
-    return {
-        "method": name,
-        "runs": [str(run) for run in members],
-        **{
-            mean: {key: _spread([run[mean][key] for run in runs]) for key in (*KEYS, "iou")}
-            for mean in ("macro", "weighted")
-        },
-        "accuracy": _spread([run["accuracy"] for run in runs]),
-        "training_seconds": _spread([summary.get("seconds") for summary in summaries]),
-        "scoring_mpixel_per_s": _spread([summary.get("scoring_mpixel_per_s") for summary in summaries]),
+    means = {
+        mean: {key: _spread([run[mean][key] for run in runs]) for key in (*KEYS, "iou")} for mean in ("macro", "weighted")
     }
+    work = {
+        key: _spread([summary.get(measured) for summary in summaries])
+        for key, measured in (("training_seconds", "seconds"), ("scoring_mpixel_per_s", "scoring_mpixel_per_s"))
+    }
+    accuracy = _spread([run["accuracy"] for run in runs])
+    return {"method": name, "runs": [str(run) for run in members], **means, "accuracy": accuracy, **work}
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
@@ -178,37 +180,5 @@ def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
 def _show(value: Mapping[str, float] | None, digits: int = 3) -> str:
     if value is None:
         return "–"
-    text = f"{value['mean']:.{digits}f}"
-    if value["high"] > value["low"]:
-        text += f" ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
-    return text
-
-
-def _read_scores(run: Run, split: str) -> dict[str, Any]:
-    scores = run.read_scores(split)
-    if scores is None:
-        scored = run.list_scored()
-        hint = f"it has scores of {', '.join(scored)}: choose with --split" if scored else "finish the run first"
-        raise RunError(f"{run}: expected a run folder with scores of split {split}; {hint}.")
-    return scores
-
-
-def _check_same(scores: Mapping[Run, Mapping[str, Any]]) -> None:
-    """Checks that all runs were scored on the same pixels."""
-    first, *others = scores
-    for run in others:
-        for key, what in (("dataset", "dataset"), ("classes", "classes")):
-            if scores[run][key] != scores[first][key]:
-                raise RunError(
-                    f"{run}: scored on {what} {scores[run][key]}, but {first} on {scores[first][key]}. Compare "
-                    "runs of the same data."
-                )
-        truth = [
-            [content["per_class"][name]["support"] for name in content["classes"]]
-            for content in (scores[first], scores[run])
-        ]
-        if truth[0] != truth[1]:
-            raise RunError(
-                f"{run}: scored on {truth[1]} pixels of the classes, but {first} on {truth[0]}; so the images or labels "
-                "differ. Score them again on the same data."
-            )
+    mean, low, high = (f"{value[key]:.{digits}f}" for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})" if value["high"] > value["low"] else mean

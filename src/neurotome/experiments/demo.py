@@ -32,10 +32,7 @@ from neurotome.scoring import Scores
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 
-BASELINES: dict[str, Callable[[Dataset], Predictor]] = {
-    "majority class": fit_majority,
-    "random forest": fit_baseline,
-}
+BASELINES: dict[str, Callable[[Dataset], Predictor]] = {"majority class": fit_majority, "random forest": fit_baseline}
 
 
 @dataclass(frozen=True)
@@ -99,22 +96,25 @@ def demo(
     report = build_report(run, dataset, comparisons=comparisons, title="neurotome demo: a phantom of brain microCT")
 
     _say("5/5 labelling new slices with it")
-    unseen = out / "new" / "images"
-    _write_unseen(unseen, 2 * settings.edge, settings.seed + 1)
+    images, labels = out / "new" / "images", out / "new" / "labels"
+    edge = 2 * settings.edge
+    unseen = PhantomSettings(settings.seed + 1, height=edge, width=edge, train_depth=1, val_depth=1, test_depth=1)
+    for cutout in make_phantom(unseen).split("test"):
+        write_image(images / f"{cutout.name.removeprefix('test_')}.png", cutout.volume.data)
     new = PredictSettings(overlay=True, existing="replace")
     if dataset.voxel_size_um is not None:  # PNG files do not say it
         new = dataclasses.replace(new, voxel_size_um=dataset.voxel_size_um[1])
-    predict(run.folder, unseen, out / "new" / "labels", settings=new)
+    predict(run.folder, images, labels, settings=new)
     scores = run.read_scores("test") or {}
     _say(f"\n{Scores(scores)}\n")
     for name, (content,) in {"network": [scores], **comparisons}.items():
         _say(f"test macro F1 {content['macro']['f1']:.3f}  {name}")
-    _say(f"\nreport: {report.resolve()}\nlabels of new slices, with overlays: {(out / 'new' / 'labels').resolve()}")
+    _say(f"\nreport: {report.resolve()}\nlabels of new slices, with overlays: {labels.resolve()}")
     return report
 
 
 def _claim(out: Path, settings: DemoSettings) -> None:
-    """Marks a new folder as a demo of these settings; any other folder is refused."""
+    """Marks a new folder as a demo of these settings, and refuses any other."""
     mark, wanted = out / "demo.json", dataclasses.asdict(settings)
     if mark.is_file():
         if read_json(mark, RunError, "Choose another folder with --out.") != wanted:
@@ -122,12 +122,6 @@ def _claim(out: Path, settings: DemoSettings) -> None:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out}: holds something else; choose a new folder with --out.")
     write_json(mark, wanted)
-
-
-def _write_unseen(folder: Path, edge: int, seed: int) -> None:
-    settings = PhantomSettings(seed=seed, height=edge, width=edge, train_depth=1, val_depth=1, test_depth=1)
-    for cutout in make_phantom(settings).split("test"):
-        write_image(folder / f"{cutout.name.removeprefix('test_')}.png", cutout.volume.data)
 
 
 def _say(text: str) -> None:

@@ -1,7 +1,10 @@
-"""evaluate: scores of a trained model on a split; and the scores that a run keeps."""
+"""evaluate: scores of a trained model on a split; and how a run is scored and reported."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -13,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.atomic import write_json
+from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
-from neurotome.documents import read_json
 from neurotome.errors import ImageError, ModelError, RunError
 from neurotome.inference.jobs import Output
 from neurotome.inference.slices import label_slices, predict_slices
@@ -25,8 +28,9 @@ from neurotome.models.model_folder import add_facts, find_model, read_digest
 from neurotome.outputs import plan_outputs
 from neurotome.predictor import Predictor
 from neurotome.progress import Progress
+from neurotome.report import build_report, verdict
 from neurotome.runs import Run
-from neurotome.runs.contents import check_scores
+from neurotome.runs.contents import check_scores, read_checked
 from neurotome.runs.run import redo_damaged
 from neurotome.scoring import Scores, score_images
 
@@ -57,37 +61,47 @@ def evaluate(
     if out is not None:
         out = Path(out)  # text from Python
         # scores are made again at will; a file of anything else, such as a dataset.yaml, is not ours to replace
-        existing: Literal["replace", "refuse"] = "replace" if _holds_scores(out) else "refuse"
+        existing: Literal["replace", "refuse"] = "refuse"
+        with contextlib.suppress(OSError, RunError):
+            read_checked(out, check_scores)
+            existing = "replace"
         plan_outputs([out], inputs=[find_model(Path(model)), *Run(model).list_files()], existing=existing)
-    opened = open_dataset(data)
-    opened.split(split)
+    dataset = open_dataset(data)
+    dataset.split(split)
     predictor = load_predictor(Path(model), device)
-    check_classes(predictor, opened, str(model))
-    scores = Scores(
-        {**score_split(predictor, opened, split), "made_from": trace_scores(opened, split, read_digest(Path(model)))}
-    )
+    if predictor.classes.names != dataset.classes.names:
+        raise ModelError(
+            f"{model}: the model's classes are {', '.join(predictor.classes.names)}, the dataset {dataset.name} has "
+            f"{', '.join(dataset.classes.names)}. Choose a dataset with the model's classes, or train on this one."
+        )
+    made_from = _trace_scores(dataset, split, read_digest(Path(model)))
+    scores = Scores({**score_split(predictor, dataset, split), "made_from": made_from})
     if out is not None:
         write_json(out, scores)
     return scores
+
+
+def finish(run: Run, dataset: Dataset, palette: Palette) -> Path:
+    """Says the scores of the most telling split and what to do next, and writes and returns the report."""
+    scores = run.read_scores(run.list_scored()[-1])
+    assert scores is not None  # it is listed
+    sys.stderr.write(f"\n{Scores(scores)}\n\n")
+    sys.stderr.writelines(f"- {sentence}\n" for sentence in verdict(run))
+    sys.stderr.write("\n")
+    return build_report(run, dataclasses.replace(dataset, classes=dataset.classes.with_palette(palette)))
 
 
 def score_splits(predictor: Predictor, dataset: Dataset, run: Run, *, uncertainty: bool = False) -> None:
     """Predicts and scores every split that has images, and adds the scores to the model.
 
     What was made from the same images, labels, classes and weights is left alone. What is stale, damaged or missing is made
-    again; of a split that the dataset has no more, it is deleted.
-
-    Args:
-        predictor: Of the run's model.
-        dataset: What the run was claimed for.
-        run: Gets predictions, scores, and the speed in its summary of the training.
-        uncertainty: Whether it gets maps of uncertainty too.
+    again; of a split that the dataset has no more, it is deleted. With `uncertainty` the run gets maps of it too.
     """
     weights = read_digest(run.folder)
     macro_f1, mpixels, began = {}, 0.0, time.monotonic()
     for split in SPLITS:
         cutouts = dataset.splits.get(split, ())
-        made_from = trace_scores(dataset, split, weights) if cutouts else None
+        made_from = _trace_scores(dataset, split, weights) if cutouts else None
         scores = redo_damaged(partial(run.read_scores, split))
         if scores is None or scores.get("made_from") != made_from or not _are_whole(run, split, cutouts, uncertainty):
             run.delete_split(split)
@@ -104,7 +118,7 @@ def score_splits(predictor: Predictor, dataset: Dataset, run: Run, *, uncertaint
     add_facts(run.model, {"macro_f1": macro_f1})
 
 
-def trace_scores(dataset: Dataset, split: str, weights_sha256: str) -> dict[str, str]:
+def _trace_scores(dataset: Dataset, split: str, weights_sha256: str) -> dict[str, str]:
     """Returns what scores were made from, by which stale ones are told."""
     return {"data_sha256": dataset.fingerprint(split), "weights_sha256": weights_sha256}
 
@@ -118,18 +132,17 @@ def score_split(
 ) -> dict[str, Any]:
     """Predicts the images of a split and scores them slice by slice.
 
-    Args:
-        predictor: A network or pixel classifier.
-        dataset: Of the same classes.
-        split: Which images.
-        predictions: Folder to write label files to, if any.
-        uncertainty: Folder to write images to, if any: 1 - the probability of the chosen class, times 255.
+    Label files go to the folder `predictions` and images of 1 - the probability of the chosen class, times 255, to
+    `uncertainty`, if they are given.
 
     Returns:
         The content of `scores/<split>.json`.
     """
     cutouts = dataset.split(split)
     progress = Progress(f"scoring {split}", sum(c.volume.data.size for c in cutouts) / 1e6, "Mpixel")
+
+    def advance(before: float, mpixels: float) -> None:
+        progress.update(before + mpixels)
 
     def predict_all() -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
         done = 0.0
@@ -138,7 +151,7 @@ def score_split(
             name = f"{cutout.name}{'.png' if depth == 1 else '.tif'}"
             folders: dict[Output, Path | None] = {"labels": predictions, "uncertainty": uncertainty}
             files = {kind: folder / name for kind, folder in folders.items() if folder is not None}
-            probs = predict_slices(predictor, cutout.volume, on_progress=partial(_add, progress, done))
+            probs = predict_slices(predictor, cutout.volume, on_progress=partial(advance, done))
             for z, labels in enumerate(label_slices(probs, files, cutout.volume, dataset.classes)):
                 yield cutout.name if depth == 1 else f"{cutout.name}/{z:04d}", cutout.read_labels(z), labels
             done += cutout.volume.data.size / 1e6
@@ -146,19 +159,6 @@ def score_split(
     scores = score_images(dataset.name, split, dataset.classes, predict_all())
     progress.finish(f"macro F1 {scores['macro']['f1']:.3f}" if scores["macro"]["f1"] is not None else "")
     return scores
-
-
-def check_classes(predictor: Predictor, dataset: Dataset, where: str) -> None:
-    """Checks that a model predicts the classes of a dataset.
-
-    Raises:
-        ModelError: They differ.
-    """
-    if predictor.classes.names != dataset.classes.names:
-        raise ModelError(
-            f"{where}: the model's classes are {', '.join(predictor.classes.names)}, the dataset {dataset.name} has "
-            f"{', '.join(dataset.classes.names)}. Choose a dataset with the model's classes, or train on this one."
-        )
 
 
 def _are_whole(run: Run, split: str, cutouts: tuple[Cutout, ...], uncertainty: bool) -> bool:
@@ -174,15 +174,3 @@ def _are_whole(run: Run, split: str, cutouts: tuple[Cutout, ...], uncertainty: b
         warnings.warn(f"{error} The split {split} is predicted and scored again.", stacklevel=2)
         return False
     return bool(cutouts)
-
-
-def _holds_scores(path: Path) -> bool:
-    try:
-        check_scores(read_json(path, RunError, ""))
-    except (OSError, RunError, LookupError, TypeError, ValueError, AttributeError):
-        return False
-    return True
-
-
-def _add(progress: Progress, before: float, mpixels: float) -> None:
-    progress.update(before + mpixels)

@@ -12,8 +12,7 @@ from cyclopts import Parameter
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset, DatasetOrName
-from neurotome.experiments.evaluate import score_splits
-from neurotome.experiments.finish import finish, spell_dataset
+from neurotome.experiments.evaluate import finish, score_splits
 from neurotome.load import load_predictor
 from neurotome.runs import Run, find_method, record_run
 from neurotome.runs.run import redo_damaged
@@ -50,19 +49,12 @@ def train(
         NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
     """
     data = open_dataset(dataset, recipe.stream)
-    run = train_and_score(data, spell_dataset(dataset), Path(out), recipe)
-    return finish(run, data, palette)
+    name = dataset.name if isinstance(dataset, Dataset) else str(dataset)
+    return finish(train_and_score(data, name, Path(out), recipe), data, palette)
 
 
 def train_and_score(dataset: Dataset, name: str, out: Path, recipe: Recipe) -> Run:
-    """Does what `train` does, but for the report.
-
-    Args:
-        dataset: What to train on.
-        name: What `config.yaml` calls it.
-        out: Run folder.
-        recipe: Settings.
-    """
+    """Does what `train` does, but for the report, with a dataset that `config.yaml` calls `name`."""
     settled = settle_recipe(dataset, recipe)
     config = {"dataset": name, **dataclasses.asdict(settled.recipe)}
     method = f"{settled.recipe.model.decoder}, {settled.recipe.model.encoder}"

@@ -5,27 +5,17 @@ used. A class has the same colour in every figure.
 """
 
 from neurotome.figures import backend as _backend  # noqa: F401 - before all that imports matplotlib
-from neurotome.figures.dataset import plot_class_shares, plot_histograms
-from neurotome.figures.methods import plot_methods
-from neurotome.figures.pictures import Example, plot_augmentation, plot_examples, plot_samples
-from neurotome.figures.pixels import plot_importance, plot_uncertainty
-from neurotome.figures.scores import plot_class_scores, plot_confusion
-from neurotome.figures.style import label_classes, save_figure
-from neurotome.figures.training import plot_training
-
-__all__ = [
-    "Example",
-    "label_classes",
-    "plot_augmentation",
-    "plot_class_scores",
-    "plot_class_shares",
-    "plot_confusion",
-    "plot_examples",
-    "plot_histograms",
-    "plot_importance",
-    "plot_methods",
-    "plot_samples",
-    "plot_training",
-    "plot_uncertainty",
-    "save_figure",
-]
+from neurotome.figures.dataset import plot_class_shares as plot_class_shares
+from neurotome.figures.dataset import plot_histograms as plot_histograms
+from neurotome.figures.pictures import Example as Example
+from neurotome.figures.pictures import plot_augmentation as plot_augmentation
+from neurotome.figures.pictures import plot_examples as plot_examples
+from neurotome.figures.pictures import plot_samples as plot_samples
+from neurotome.figures.pictures import plot_uncertainty as plot_uncertainty
+from neurotome.figures.scores import plot_class_scores as plot_class_scores
+from neurotome.figures.scores import plot_confusion as plot_confusion
+from neurotome.figures.scores import plot_importance as plot_importance
+from neurotome.figures.scores import plot_methods as plot_methods
+from neurotome.figures.style import label_classes as label_classes
+from neurotome.figures.style import save_figure as save_figure
+from neurotome.figures.training import plot_training as plot_training

@@ -1,4 +1,4 @@
-"""Slices with labels: samples, augmentation, predictions and their errors."""
+"""Slices with labels: samples, augmentation, predictions, their errors and uncertainty."""
 
 from __future__ import annotations
 
@@ -26,14 +26,9 @@ from neurotome.figures.style import (
     unit,
 )
 
-WRONG = (190, 0, 70)
-"""Dark and saturated, so that it stands out of a paled image also without colour vision."""
-
-STRIPES = (150, 235)
-"""Grey values of the stripes over pixels that are not labelled."""
-
-OPACITY = 0.6
-"""Of classes over an image; the image alone always stands beside."""
+WRONG = (190, 0, 70)  # dark and saturated, so that it stands out of a paled image also without colour vision
+STRIPES = (150, 235)  # grey values of the stripes over pixels that are not labelled
+OPACITY = 0.6  # of classes over an image; the image alone always stands beside
 
 
 class Example(NamedTuple):
@@ -48,14 +43,14 @@ class Example(NamedTuple):
 @matplotlib.rc_context(STYLE)
 def plot_examples(examples: Sequence[Example], classes: ClassSet) -> Figure:
     """Draws a row per example: image, true labels, predicted labels, and where they differ."""
-    figure, panels = make_panels([[example.grey.shape] * 4 for example in examples])
+    figure, panels = _make_panels([[example.grey.shape] * 4 for example in examples])
     for row, (name, grey, truth, predicted) in zip(panels, examples, strict=True):
         labelled = truth != classes.ignore
         wrong = labelled & (truth != predicted)
-        show_grey(row[0], grey)
+        _show_grey(row[0], grey)
         _show_classes(row[1], grey, truth, classes)
         _show_classes(row[2], grey, predicted, classes)
-        row[3].imshow(_hatch(paint_errors(grey, wrong), ~labelled))
+        row[3].imshow(_hatch(_paint_errors(grey, wrong), ~labelled))
         row[0].set_ylabel(f"{name}\n{_say_size(grey)}", fontsize=9)
         row[3].set_xlabel(f"{100 * wrong.sum() / max(labelled.sum(), 1):.1f} % of labelled pixels wrong", fontsize=9)
     for axes, title in zip(panels[0], ("Image", "Ground truth", "Prediction", "Errors"), strict=True):
@@ -70,10 +65,10 @@ def plot_samples(samples: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.uint
     """Draws slices, each with its name, grey values and labels, shapes (y, x): the labels laid over them below."""
     columns = min(len(samples), 4)
     rows = [samples[start : start + columns] for start in range(0, len(samples), columns)]
-    figure, panels = make_panels([[grey.shape for _, grey, _ in row] for row in rows for _ in range(2)])
+    figure, panels = _make_panels([[grey.shape for _, grey, _ in row] for row in rows for _ in range(2)])
     for above, below, row in zip(panels[::2], panels[1::2], rows, strict=True):
         for image, overlay, (name, grey, labels) in zip(above, below, row, strict=False):
-            show_grey(image, grey)
+            _show_grey(image, grey)
             _show_classes(overlay, grey, labels, classes)
             image.set_title(name, loc="center", fontsize=10)
             overlay.set_xlabel(_say_size(grey), fontsize=9)
@@ -89,9 +84,9 @@ def plot_augmentation(
 ) -> Figure:
     """Draws grey values and labels, shapes (y, x), of a patch and of what augmentation makes of it."""
     pairs = [before, *after]
-    figure, panels = make_panels([[grey.shape for grey, _ in pairs]] * 2)
+    figure, panels = _make_panels([[grey.shape for grey, _ in pairs]] * 2)
     for column, (grey, labels) in enumerate(pairs):
-        show_grey(panels[0][column], grey)
+        _show_grey(panels[0][column], grey)
         _show_classes(panels[1][column], grey, labels, classes)
         panels[0][column].set_title("As it is" if column == 0 else f"Augmented {column}", loc="center")
     panels[0][0].set_ylabel("image")
@@ -100,7 +95,54 @@ def plot_augmentation(
     return figure
 
 
-def make_panels(shapes: Sequence[Sequence[tuple[int, ...]]]) -> tuple[Figure, list[list[Axes]]]:
+@matplotlib.rc_context(STYLE)
+def plot_uncertainty(examples: Sequence[tuple[Example, NDArray[np.uint8]]], classes: ClassSet) -> Figure:
+    """Draws a row per example: image, how unsure the classifier is, and where it is wrong.
+
+    Uncertainty, shape (y, x), is 1 - the probability of the chosen class, times 255.
+    """
+    figure, panels = _make_panels([[example.grey.shape] * 3 for example, _ in examples])
+    figure.set_figheight(figure.get_figheight() + 0.3 + 0.35 * len(examples))  # for the colour bar and the words below rows
+    shades = matplotlib.colormaps["cividis"]  # made to look alike with and without colour vision
+    for row, ((name, grey, truth, predicted), uncertainty) in zip(panels, examples, strict=True):
+        labelled = truth != classes.ignore
+        wrong = labelled & (truth != predicted)
+        _show_grey(row[0], grey)
+        row[0].set_ylabel(name, fontsize=9)
+        image = row[1].imshow(uncertainty / 255, cmap=shades, vmin=0, vmax=1 - 1 / len(classes))
+        row[2].imshow(_paint_errors(grey, wrong))
+        row[2].set_xlabel(_say_share(labelled, wrong, uncertainty), fontsize=9)
+    for axes, title in zip(panels[0], ("Image", "Uncertainty", "Errors"), strict=True):
+        axes.set_title(title, loc="center")
+    # below all columns: below one of them it would move that column's panels against the others
+    bar = figure.colorbar(
+        image,
+        ax=[axes for row in panels for axes in row],
+        location="bottom",
+        shrink=0.3,
+        aspect=16,
+        pad=0.1 / figure.get_figheight(),
+        label="1 − probability of the chosen class",
+    )
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _say_share(labelled: NDArray[np.bool_], wrong: NDArray[np.bool_], uncertainty: NDArray[np.uint8]) -> str:
+    """Returns how many of the errors lie in the tenth of the labelled pixels that is least sure."""
+    if not wrong.any():
+        return "no error"
+    # pixels and errors of each uncertainty, the least sure first
+    pixels = np.bincount(uncertainty[labelled], minlength=256)[::-1]
+    errors = np.bincount(uncertainty[wrong], minlength=256)[::-1]
+    before = np.cumsum(pixels) - pixels
+    # where the tenth ends among equally unsure pixels, it has its share of their errors, wherever in the image they lie
+    taken = (pixels.sum() / 10 - before).clip(0, pixels)
+    caught = (errors * np.divide(taken, pixels, out=np.zeros(256), where=pixels > 0)).sum()
+    return f"{100 * caught / wrong.sum():.0f} % of the errors are in the least\nsure tenth of the labelled pixels"
+
+
+def _make_panels(shapes: Sequence[Sequence[tuple[int, ...]]]) -> tuple[Figure, list[list[Axes]]]:
     """Returns a figure with a panel per image, each row as high as its highest image of shape (y, x)."""
     columns = len(shapes[0])
     side = 2.9 if columns <= 4 else 11.6 / columns
@@ -114,7 +156,7 @@ def make_panels(shapes: Sequence[Sequence[tuple[int, ...]]]) -> tuple[Figure, li
     return figure, [list(row) for row in panels]
 
 
-def show_grey(axes: Axes, grey: NDArray[np.uint8]) -> None:
+def _show_grey(axes: Axes, grey: NDArray[np.uint8]) -> None:
     """Draws an image without stretching its values."""
     axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
 
@@ -130,7 +172,7 @@ def _show_classes(axes: Axes, grey: NDArray[np.uint8], labels: NDArray[Any], cla
             axes.text(x, y, str(number + classes.first_id), ha="center", va="center", fontsize=6.5, path_effects=edge)
 
 
-def paint_errors(grey: NDArray[np.uint8], wrong: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _paint_errors(grey: NDArray[np.uint8], wrong: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Returns a paled image, shape (y, x, 3), with the wrong pixels in one strong colour."""
     pale = 255 - (255 - grey.astype(np.float32)) * 0.4
     picture: NDArray[np.uint8] = np.repeat(pale[..., None], 3, -1).astype(np.uint8)

@@ -1,34 +1,34 @@
-"""Scores of one method by class, and its confusions."""
+"""Scores: by class, as confusions, of methods side by side, and what they owe to each feature of pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from neurotome.classes import ClassSet
-from neurotome.figures.bars import Bar, plot_class_bars
-from neurotome.figures.style import INK, PALE_GREY, STYLE, label_classes, say_title
+from neurotome.figures.bars import Bar, bars_width, draw_bars, plot_class_bars
+from neurotome.figures.style import INK, PALE_GREY, STYLE, Rgb, can_spell, draw_legend, label_classes, say_title
 
 SCORES = {"precision": "Precision", "recall": "Recall", "f1": "F1", "iou": "IoU"}
 SCALE = "score, pooled over all pixels"
 WHISKERS = "whiskers: 95 % interval of F1"
-MOST_COUNTED = 12
-"""Classes up to which the confusion matrix has room for counts; beyond there are percentages alone."""
+KEYS = ("precision", "recall", "f1")
+MEANS = {"macro": "Mean over classes", "weighted": "Mean weighted by pixels"}
+MOST_COUNTED = 12  # classes up to which the confusion matrix has room for counts; beyond there are percentages alone
+MOST_BESIDE = 5  # methods whose two means stand side by side
+MOST_FEATURES = 25  # that are drawn; the table has all
 
 
 @matplotlib.rc_context(STYLE)
 def plot_class_scores(scores: Mapping[str, Any], classes: ClassSet) -> Figure:
     """Draws precision, recall, F1 and IoU of each class as bars, and their macro means.
 
-    F1 has whiskers, the 95 % interval, where `scores` has intervals.
-
-    Args:
-        scores: The content of `scores/<split>.json`.
-        classes: The same classes.
+    F1 has whiskers, the 95 % interval, where `scores`, the content of `scores/<split>.json`, has intervals.
     """
     intervals = scores["intervals"] or {"f1": {}, "macro_f1": None}
 
@@ -79,4 +79,71 @@ def plot_confusion(scores: Mapping[str, Any], classes: ClassSet) -> Figure:
     words = "share of the true class's pixels" + "; numbers in %, none below 0.5 %" * many
     bar = figure.colorbar(image, shrink=0.4 if many else 0.8, label=words)
     bar.outline.set_visible(False)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def plot_methods(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Draws macro and weighted means of several methods side by side, as in Figure 4 of the founding report.
+
+    A method with several runs, such as of several seeds, is drawn as their mean with whiskers from the lowest to the
+    highest; a single run has whiskers on macro F1, its 95 % interval, where it has intervals.
+
+    Args:
+        scores: By the method's name, the content of `scores/<split>.json` of each of its runs.
+    """
+    shades = matplotlib.colormaps["cividis"](np.linspace(0.15, 0.95, max(len(scores), 2)))
+    colours: list[Rgb] = [(float(r), float(g), float(b)) for r, g, b, _ in shades[: len(scores)]]
+    # one below the other where side by side would be too wide for a page
+    many = len(scores) > MOST_BESIDE
+    figure = Figure(figsize=(bars_width((3 if many else 6) * len(scores)), 7.4 if many else 4.2))
+    panels = figure.subplots(*((2, 1) if many else (1, 2)), sharey=True)
+    for axes, (mean, title) in zip(panels, MEANS.items(), strict=True):
+        bars = {name: [_summarise_mean(runs, mean, key) for key in KEYS] for name, runs in scores.items()}
+        draw_bars(axes, [SCORES[key] for key in KEYS], bars, colours)
+        axes.set_title(title)
+    notes = ["whiskers: lowest and highest of several seeds"] if any(len(runs) > 1 for runs in scores.values()) else []
+    if any(len(runs) == 1 and runs[0]["intervals"] for runs in scores.values()):
+        notes.append(f"single runs: {WHISKERS.removeprefix('whiskers: ')}" if notes else WHISKERS)
+    panels[-1 if many else 0].set_xlabel("\n".join(notes), fontsize=9)
+    for axes in panels[: 2 if many else 1]:
+        axes.set_ylabel(SCALE)
+    names = [name if can_spell(name) else f"method {number}" for number, name in enumerate(scores, 1)]
+    draw_legend(figure, [Patch(color=colour, label=name) for name, colour in zip(names, colours, strict=True)])
+    return figure
+
+
+def _summarise_mean(runs: Sequence[Mapping[str, Any]], mean: str, key: str) -> Bar:
+    height, reach = summarise([run[mean][key] for run in runs])
+    if len(runs) == 1 and (mean, key) == ("macro", "f1"):
+        reach = (runs[0]["intervals"] or {}).get("macro_f1")
+    return height, reach
+
+
+def summarise(values: Sequence[float | None]) -> Bar:
+    """Returns the mean of what is known of a score of some runs; lowest and highest too if there are several runs."""
+    known = [float(value) for value in values if value is not None]
+    if not known:
+        return None, None
+    return float(np.mean(known)), (min(known), max(known)) if len(values) > 1 else None
+
+
+@matplotlib.rc_context(STYLE)
+def plot_importance(importance: Mapping[str, Any]) -> Figure:
+    """Draws how much macro F1 falls when each feature is shuffled, from the content of `importance.json`."""
+    shown = importance["features"][:MOST_FEATURES]
+    figure = Figure(figsize=(6.4, 1.3 + 0.22 * len(shown)))
+    axes = figure.subplots()
+    places = np.arange(len(shown))[::-1]
+    names, drops, stds = ([feature[key] for feature in shown] for key in ("name", "drop", "std"))
+    axes.barh(places, drops, xerr=stds, color=(0.2, 0.4, 0.6), ecolor=INK)
+    axes.set_yticks(places, names)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(True, axis="x")
+    more = len(importance["features"]) - len(shown)
+    axes.set(
+        ylim=(-0.6, len(shown) - 0.4),
+        xlabel=f"fall of macro F1 (from {importance['macro_f1']:.3f}) when the feature is shuffled",
+        title=f"Permutation importance, split {importance['split']}{f'; {more} less important not shown' if more else ''}",
+    )
     return figure

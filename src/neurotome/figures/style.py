@@ -26,9 +26,7 @@ INK: Rgb = (0.15, 0.15, 0.15)
 MID_GREY: Rgb = (0.55, 0.55, 0.55)
 PALE_GREY: Rgb = (0.92, 0.92, 0.92)
 
-LONGEST_LABEL = 32
-"""Letters of a name in a figure; longer ones lose their middle."""
-
+LONGEST_LABEL = 32  # letters of a name in a figure; longer ones lose their middle
 LINE_STYLES: Sequence[Any] = ("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (2, 4)))
 
 # matplotlib's own font has no letters of East Asian scripts; those that people of these scripts have stand in

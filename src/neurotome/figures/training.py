@@ -22,11 +22,7 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @matplotlib.rc_context(STYLE)
 def plot_training(rows: Sequence[Mapping[str, float | None]], classes: ClassSet) -> Figure:
-    """Draws losses, validation F1 of each class, and learning rate against training steps.
-
-    Args:
-        rows: The rows of `metrics.csv`, one per epoch; None where a value is missing.
-        classes: Whose F1 to draw.
+    """Draws losses, validation F1 of each class, and learning rate against training steps, from the rows of `metrics.csv`.
 
     Raises:
         RunError: A column is missing.

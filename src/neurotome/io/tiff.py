@@ -206,6 +206,6 @@ def _plan_pages(path: Path, series: Any, layout: Layout, labels: bool) -> Callab
     def read(place: Place) -> NDArray[Any]:
         index = tuple(place[0] if axis == "z" else layout.fixed[axis] for axis in layout.axes[:-2])
         planes = [decode(number)[place[1:]] for number in np.atleast_1d(numbers[index]).tolist()]
-        return np.array(planes).reshape([part.stop - part.start for part in place])
+        return np.array(planes, series.keyframe.dtype).reshape([part.stop - part.start for part in place])
 
     return read

@@ -18,9 +18,7 @@ from neurotome.report.slides import Slide, encode_layers, load_slides, rank_imag
 from neurotome.report.verdict import Scores, read_scores, verdict
 from neurotome.runs import Run
 
-SLIDES = 8
-EXAMPLES = 3
-EXTREMES = 5
+SLIDES, EXAMPLES, EXTREMES = 8, 3, 5
 
 
 def build_report(
@@ -140,8 +138,8 @@ def _draw_figures(
 ) -> dict[str, Any]:
     """Draws into the run's folder of figures; returns what of it the page shows: pictures by name, colours, a table."""
     from neurotome import figures
-    from neurotome.figures.methods import KEYS, MEANS, summarise
     from neurotome.figures.pictures import WRONG
+    from neurotome.figures.scores import KEYS, MEANS, summarise
     from neurotome.figures.style import DPI, bar_colours, label_classes, painted_ids
 
     first = next(iter(statistics["splits"]))

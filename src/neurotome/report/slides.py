@@ -21,23 +21,12 @@ from neurotome.volume import to_display
 
 T = TypeVar("T")
 
-LARGEST = 1024
-"""A slide shows at most this many pixels along an axis, so that the page stays small: the middle of larger slices."""
+LARGEST = 1024  # pixels along an axis that a slide shows, so that the page stays small: the middle of larger slices
 
 
 @dataclass(frozen=True, eq=False)
 class Slide:
-    """One slice, or the middle of it.
-
-    Attributes:
-        name: As in the scores.
-        macro_f1: Of the whole slice.
-        grey: Shape (y, x).
-        truth: Shape (y, x), class ids or the ignore value.
-        predicted: Shape (y, x), class ids.
-        size: Pixels (y, x) of the whole slice.
-        uncertainty: Shape (y, x), None if the run has none.
-    """
+    """One slice, or the middle of it; arrays have the shape (y, x), `size` and `macro_f1` are those of the whole slice."""
 
     name: str
     macro_f1: float
@@ -62,12 +51,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def load_slides(run: Run, dataset: Dataset, split: str, chosen: Sequence[tuple[str, float]]) -> list[Slide]:
-    """Returns slides of slices of a split, which are chosen by name and macro F1, as in the scores.
-
-    Raises:
-        RunError: The dataset has no such slice, or a prediction does not fit its image.
-        ImageError: A prediction is missing or cannot be read.
-    """
+    """Returns slides of slices of a split, which are chosen by name and macro F1, as in the scores."""
     places: dict[str, tuple[Cutout, int]] = {}
     for cutout in dataset.split(split):
         depth = cutout.volume.shape[0]
@@ -120,9 +104,9 @@ def _read_plane(folder: Path, cutout: Cutout, z: int) -> NDArray[np.uint8]:
 
 
 def encode_layers(slide: Slide, classes: ClassSet) -> dict[str, str]:
-    """Returns `image`, `truth`, `predicted` and `errors` as data URLs, the last three as transparent layers.
+    """Returns `image`, `truth`, `predicted` and `errors` as data URLs.
 
-    The image is a JPEG, which keeps the page small; layers are PNG, so that no pixel gets a colour of no class. The
+    The image is a JPEG, which keeps the page small; the others are PNG, so that no pixel gets a colour of no class. Their
     background and what is no error are transparent; pixels without a label are grey.
     """
     from PIL import Image

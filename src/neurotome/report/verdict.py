@@ -13,14 +13,9 @@ import numpy as np
 from neurotome.runs import Run
 from neurotome.tables import count
 
-RISEN = 0.01
-"""Macro F1 that counts as better: less is the noise between epochs."""
-
-WIDE = 0.1
-"""Width of a 95 % interval of macro F1 from which on most differences between methods drown in it."""
-
-TELLING = ("test", "val", "train")
-"""Splits by how much their scores say."""
+RISEN = 0.01  # macro F1 that counts as better: less is the noise between epochs
+WIDE = 0.1  # 95 % interval of macro F1 from which on most differences between methods drown in it
+TELLING = ("test", "val", "train")  # splits by how much their scores say
 
 Scores = Mapping[str, Any]
 
@@ -33,12 +28,7 @@ def read_scores(run: Run) -> dict[str, Scores]:
 def verdict(run: Run, comparisons: Mapping[str, Sequence[Scores]] | None = None) -> list[str]:
     """Returns what to do next, each in a sentence or two that say the numbers they rest on.
 
-    Args:
-        run: A run; without scores nothing is said, as of all else that was not measured.
-        comparisons: Scores of the runs of other methods, as for `build_report`.
-
-    Raises:
-        RunError: A file of the run cannot be read.
+    What was not measured is not spoken of. `comparisons` are scores of the runs of other methods, as for `build_report`.
     """
     if not (scored := read_scores(run)):
         return []
@@ -60,12 +50,10 @@ def verdict(run: Run, comparisons: Mapping[str, Sequence[Scores]] | None = None)
 
 def _judge_training(rows: Sequence[Mapping[str, float | None]], config: Mapping[str, Any]) -> list[str]:
     """Returns whether a network was trained too short, too long, or long enough, by validation macro F1."""
-    curve = [(row["val_macro_f1"], row["train_loss"]) for row in rows]
-    known = [(f1, loss) for f1, loss in curve if f1 is not None]
-    if not known or len(known) < len(curve):
+    f1s = [row["val_macro_f1"] for row in rows if row["val_macro_f1"] is not None]
+    epochs = len(rows)
+    if not epochs or len(f1s) < epochs:
         return []
-    f1s = [f1 for f1, _ in known]
-    epochs = len(f1s)
     last = math.ceil(epochs / 4)
     longer = _say_longer(config, epochs)
     if epochs < 4:
@@ -78,8 +66,7 @@ def _judge_training(rows: Sequence[Mapping[str, float | None]], config: Mapping[
             f"Still improving: validation macro F1 reached {before:.3f} in the first {epochs - last} of {epochs} and "
             f"{f1s[best]:.3f} in the last {count(last, 'epoch')}. {longer}"
         ]
-    losses = [loss for _, loss in known]
-    first, end = losses[best], losses[-1]
+    first, end = rows[best]["train_loss"], rows[-1]["train_loss"]
     if f1s[best] - f1s[-1] >= RISEN and first is not None and end is not None and end < first:
         return [
             f"Learned by heart: validation macro F1 was best in epoch {best + 1} of {epochs}, {f1s[best]:.3f}, and fell to "
@@ -157,5 +144,4 @@ def _say_longer(config: Mapping[str, Any], epochs: int) -> str:
 
 def _join(names: Sequence[str]) -> str:
     """Returns up to ten names, and how many more there are."""
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(names[:10]) + more
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,83 +1,85 @@
-"""What readers of a run's files rely on; a file that lacks it is damaged."""
+"""What readers of a run's files rely on; a file that lacks it is damaged.
+
+Each check raises LookupError, TypeError, ValueError or AttributeError then.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
-MEASURED = ("seconds", "peak_memory_bytes", "best_val_macro_f1", "scoring_mpixel_per_s")
+from neurotome.documents import read_json
+from neurotome.errors import RunError
+
+T = TypeVar("T")
+
+REDO = "Delete it and give the run's command again: it is made again."
+
+NUMBER = int | float | None
+SCORES = {"precision": NUMBER, "recall": NUMBER, "f1": NUMBER, "iou": NUMBER}
 
 
-def check_scores(content: Mapping[str, Any]) -> None:
-    """Checks the content of `scores/<split>.json`.
+def read_checked(path: Path, build: Callable[[dict[str, Any]], T], remedy: str = REDO) -> T:
+    """Returns what a check makes of a JSON file; RunError if it is damaged."""
+    content = read_json(path, RunError, remedy)
+    try:
+        return build(content)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise RunError(f"{path}: not what neurotome writes ({reason}). {remedy}") from error
 
-    Raises:
-        LookupError, TypeError, ValueError, AttributeError: It cannot be used.
-    """
-    _demand(content, str, "dataset", "split")
-    _demand(content, list, "classes", "confusion")
-    _demand(content["per_image"], list, "name", "macro_f1", "mean_iou")
-    classes, images = content["classes"], content["per_image"]
-    _check_numbers(content, "accuracy")
-    for mean in (content["macro"], content["weighted"], *(content["per_class"][name] for name in classes)):
-        _check_numbers(mean, "precision", "recall", "f1", "iou")
-    for name in classes:
-        _demand(content["per_class"][name], int, "support")
-        _check_numbers(images["per_class"][name], "f1", "iou")
-    _check_numbers(images["mean"], "macro_f1", "mean_iou")
-    for values in (images["macro_f1"], images["mean_iou"]):
-        if len(values) != len(images["name"]):
-            raise ValueError(f"{len(values)} scores of {len(images['name'])} images")
-        _check_numbers(dict(enumerate(values)), *range(len(values)))
-    if not all(isinstance(name, str) for name in (*classes, *images["name"])):
-        raise ValueError("names that are no text")
+
+def check_scores(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content of `scores/<split>.json`."""
+    check_types(content, {"dataset": str, "split": str, "classes": [str], "macro": SCORES, "weighted": SCORES})
+    classes = content["classes"]
+    images = {
+        "name": [str],
+        "macro_f1": [NUMBER],
+        "mean_iou": [NUMBER],
+        "mean": {"macro_f1": NUMBER, "mean_iou": NUMBER},
+        "per_class": {name: {"f1": NUMBER, "iou": NUMBER} for name in classes},
+    }
+    per_class = {name: {**SCORES, "support": int} for name in classes}
+    check_types(content, {"accuracy": NUMBER, "confusion": [[int]], "per_class": per_class, "per_image": images})
+    if len({len(content["per_image"][key]) for key in ("name", "macro_f1", "mean_iou")}) != 1:
+        raise ValueError("not as many scores as images")
     if [len(row) for row in content["confusion"]] != [len(classes)] * len(classes):
         raise ValueError("a confusion matrix of another shape than the classes")
-    if content["intervals"] is not None:
-        for interval in (content["intervals"][key] for key in ("macro_f1", "accuracy")):
-            _check_interval(interval)
-        for name in classes:
-            _check_interval(content["intervals"]["f1"][name])
+    if (intervals := content["intervals"]) is not None:
+        for interval in (intervals["macro_f1"], intervals["accuracy"], *(intervals["f1"][name] for name in classes)):
+            low, high = (0, 0) if interval is None else interval
+            check_types([low, high], [int | float])
+    return content
 
 
-def check_training(content: Mapping[str, Any]) -> None:
-    """Checks the content of `training.json`; raises as `check_scores` does."""
-    _demand(content, bool, "finished")
-    _check_numbers(content, *(key for key in MEASURED if key in content))
+def check_training(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content of `training.json`."""
+    measured = ("seconds", "peak_memory_bytes", "best_val_macro_f1", "scoring_mpixel_per_s")
+    check_types(content, {"finished": bool, "device": str, "precision": str})
+    check_types(content, {key: NUMBER for key in measured if key in content})
     if "pixels" in content or "steps" not in content:  # of a pixel classifier
-        _check_numbers(content["pixels"], *content["pixels"])
-        _demand(content, str, "method")
+        check_types(content, {"pixels": dict.fromkeys(content["pixels"], NUMBER), "method": str})
     else:
-        _demand(content, int, "epochs", "steps")
-    _demand(content, str, "device", "precision")
+        check_types(content, {"epochs": int, "steps": int})
+    return content
 
 
-def check_importance(content: Mapping[str, Any]) -> None:
-    """Checks the content of `importance.json`; raises as `check_scores` does."""
-    _demand(content, str, "split")
-    _demand(content, int, "pixels", "repeats")
-    _check_numbers(content, "macro_f1")
-    _demand(content, list, "features")
-    for feature in content["features"]:
-        _demand(feature, str, "name")
-        _demand(feature, (int, float), "drop", "std")
+def check_importance(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content of `importance.json`."""
+    features = [{"name": str, "drop": int | float, "std": int | float}]
+    check_types(content, {"split": str, "pixels": int, "repeats": int, "macro_f1": NUMBER, "features": features})
+    return content
 
 
-def _demand(content: Mapping[str, Any], kind: type | tuple[type, ...], *keys: str) -> None:
-    for key in keys:
-        if not isinstance(content[key], kind):
-            raise ValueError(f"{key} is a {type(content[key]).__name__}")
-
-
-def _check_numbers(content: Mapping[Any, Any], *keys: Any) -> None:
-    for key in keys:
-        value = content[key]
-        if value is not None and type(value) is not int and not (isinstance(value, float) and math.isfinite(value)):
-            raise ValueError(f"{key} is {str(value)[:40]}")
-
-
-def _check_interval(interval: Iterable[Any] | None) -> None:
-    if interval is not None:
-        low, high = interval
-        _check_numbers({"low": low, "high": high}, "low", "high")
+def check_types(content: Any, expected: Any, name: str = "it") -> None:
+    """Checks JSON values against a type, a list of one type for every item, or types by key."""
+    if isinstance(expected, dict):
+        for key, kind in expected.items():
+            check_types(content[key], kind, key)
+    elif not isinstance(content, list if isinstance(expected, list) else expected):
+        raise ValueError(f"{name} is {str(content)[:40]}")
+    elif isinstance(expected, list):
+        for item in content:
+            check_types(item, expected[0], name)

@@ -16,7 +16,11 @@ PACKAGES = ("torch", "lightning", "segmentation-models-pytorch", "timm", "numpy"
 
 
 def describe_environment() -> dict[str, Any]:
-    """Returns versions, machine, command and commit; JSON values."""
+    """Returns versions, machine, command and commit: where a number came from."""
+    root = Path(__file__).resolve().parents[3]  # of the source tree, which an installed package lacks
+    git = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    has_git = (root / ".git").exists()
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() if has_git else ""
     return {
         "neurotome": metadata.version("neurotome"),
         "python": platform.python_version(),
@@ -25,7 +29,7 @@ def describe_environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "git_commit": _find_commit(),
+        "git_commit": commit or None,
     }
 
 
@@ -39,12 +43,3 @@ def measure_peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
-
-
-def _find_commit() -> str | None:
-    """Returns the commit of the source tree that runs, None for an installed package."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return None
-    answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from neurotome.datasets.base import Dataset
+from neurotome.runs.contents import check_types
 
 FORMAT = 1
 
@@ -20,6 +20,7 @@ LEARNERS = {"rf": "forest", "gbdt": "boosting", "lr": "logistic"}
 """Settings that a learner reads, and the others do not."""
 
 Kind = Literal["network", "pixels"]
+KINDS = {"pixels": "a pixel classifier (baseline)", "network": "a network (train)"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Record:
         splits: For each split that the dataset has, for each image by its name: SHA-256 of its `pixels` and its `labels`,
             and `voxel_size_um` (z, y, x) or None.
         init_sha256: Weights that training began with, None if they were random.
+        format: Of the file.
     """
 
     kind: Kind
@@ -47,31 +49,17 @@ class Record:
     ignore: int
     splits: Mapping[str, Mapping[str, Mapping[str, Any]]]
     init_sha256: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns JSON values."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+    format: int = FORMAT
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Record:
-        """Reads JSON values.
-
-        Raises:
-            LookupError, TypeError, ValueError: They are no record.
-        """
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']!r}, this version reads {FORMAT}")
-        kind, ignore, seed = content["kind"], content["ignore"], content["seed"]
-        method, digest, init = content["method"], content["method_sha256"], content["init_sha256"]
-        if kind not in ("network", "pixels") or type(ignore) is not int or type(seed) is not int:
-            raise ValueError("kind, ignore or seed of a wrong type")
-        if not isinstance(method, str) or not isinstance(digest, str) or not isinstance(init, str | None):
-            raise ValueError("method or digests of a wrong type")
-        splits = {
-            str(split): {str(name): dict(image) for name, image in images.items()}
-            for split, images in content["splits"].items()
-        }
-        return cls(kind, method, digest, seed, tuple(map(str, content["classes"])), ignore, splits, init)
+        """Reads JSON values; raises LookupError, TypeError, ValueError or AttributeError where they are no record."""
+        check_types(content, {"format": int, "method": str, "method_sha256": str, "seed": int, "ignore": int})
+        check_types(content, {"classes": [str], "init_sha256": str | None})
+        check_types([image for images in content["splits"].values() for image in images.values()], [dict], "an image")
+        if content["format"] != FORMAT or content["kind"] not in KINDS:
+            raise ValueError(f"{content['kind']!r} in format {content['format']}, this version reads {FORMAT}")
+        return cls(**{**content, "classes": tuple(content["classes"])})
 
 
 def record_run(
@@ -91,8 +79,8 @@ def record_run(
         config: The complete settings.
         dataset: What it is trained and scored on.
         seed: Seed of the run.
-        init_method: `method_sha256` of the run that made the model that training begins with, if there is one and it is
-            known, so that beginning with another seed of one method is no other method.
+        init_method: `method_sha256` of the run that made the model that training begins with, if it is known, so that
+            beginning with another seed of one method is no other method.
         init_sha256: Weights of that model.
     """
     splits = {split: {c.name: dict(c.digests) for c in cutouts} for split, cutouts in dataset.splits.items() if cutouts}
@@ -100,7 +88,8 @@ def record_run(
     # tissue that is made while training differs with the seed, which makes no other method
     data = None if dataset.source is not None else {name: splits.get(name) for name in ("train", "val")}
     methodical = {key: value for key, value in list_settings(config).items() if key not in NAMED_MODELS}
-    digest = _hash_json([kind, methodical, names, ignore, data, init_method or init_sha256])
+    content = json.dumps([kind, methodical, names, ignore, data, init_method or init_sha256], sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()
     return Record(kind, method, digest, seed, names, ignore, splits, init_sha256)
 
 
@@ -110,8 +99,8 @@ def compare_configs(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[
     Where the dataset and the models lie makes no difference: they are compared by content.
     """
     before, now = flatten(there), flatten(asked)
-    differing = {key: (before.get(key), now.get(key)) for key in (before | now) if before.get(key) != now.get(key)}
-    return {key: values for key, values in differing.items() if key not in ("dataset", *NAMED_MODELS)}
+    keys = [key for key in before | now if key not in ("dataset", *NAMED_MODELS)]
+    return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
 def list_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +139,3 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
     return flat
-
-
-def _hash_json(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -17,19 +18,19 @@ import yaml
 
 from neurotome.atomic import hold_folder, sweep_partials, write_json, write_text
 from neurotome.datasets.base import SPLITS
-from neurotome.documents import read_json, read_yaml
-from neurotome.errors import NeurotomeError, RunError
+from neurotome.documents import read_yaml
+from neurotome.errors import ModelError, NeurotomeError, RunError
 from neurotome.models.model_folder import find_model
-from neurotome.runs.contents import check_importance, check_scores, check_training
+from neurotome.runs.contents import REDO, check_importance, check_scores, check_training, read_checked
 from neurotome.runs.environment import describe_environment
-from neurotome.runs.record import Record, compare_configs, compare_data, flatten
+from neurotome.runs.record import KINDS, Record, compare_configs, compare_data, flatten
 
 CONFIG, RECORD, ENVIRONMENT = "config.yaml", "run.json", "environment.json"
-REDO = "Delete it and give the run's command again: it is made again."
 RESTORE = "Restore it, or use a new folder with --out."
-KINDS = {"pixels": "a pixel classifier (baseline)", "network": "a network (train)"}
 
 T = TypeVar("T")
+Growing = Mapping[str, Callable[[Any], float]]
+"""Settings that may become larger, so that a finished run goes on, each with what its size is."""
 
 
 class Run:
@@ -38,13 +39,10 @@ class Run:
     Readers return None where there is no such file, and raise RunError where it is damaged. Writers replace a file whole.
 
     Attributes:
-        folder: Where it is.
         config: The complete settings.
         metrics: A row per epoch of a network's training.
         checkpoints: Folder of what training needs to go on.
-        model: Folder of the trained model.
         figures: Folder of the report's figures.
-        report: The report.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -61,31 +59,20 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """Opens a run folder that is there.
-
-        Raises:
-            RunError: It is not there, or a file.
-        """
+        """Opens a run folder; raises RunError if it is not there, or a file."""
         if not Path(folder).is_dir():
             raise RunError(f"{folder}: no such folder; expected a run folder, which neurotome train or baseline makes.")
         return cls(folder)
 
     # whose it is
 
-    def check(
-        self, config: Mapping[str, Any], record: Record, growing: Mapping[str, Callable[[Any], float]] | None = None
-    ) -> list[str]:
-        """Checks that a folder is free, or holds the run of these settings and data; changes nothing.
+    def check(self, config: Mapping[str, Any], record: Record, growing: Growing | None = None) -> list[str]:
+        """Checks that a folder is free, or holds the run of these complete settings and data; changes nothing.
 
         A folder in which nothing was trained yet is free, whatever settings it was claimed for.
 
-        Args:
-            config: The complete settings.
-            record: What the run is.
-            growing: Settings that may become larger, so that a finished run goes on, each with what its size is.
-
         Returns:
-            The settings that have become larger.
+            The growing settings that have become larger.
 
         Raises:
             RunError: It holds something else: another run, or other training data than when it was made.
@@ -94,25 +81,25 @@ class Run:
             raise RunError(f"{self}: a file is in the way; choose another run folder with --out.")
         if not self._is_trained():
             return []
-        there = self.read_record()
-        if there is None or not self.read_config():
-            missing = self.folder / (CONFIG if there is not None else RECORD)
-            raise RunError(f"{missing}: missing, but something was trained in this folder. {RESTORE}")
+        there, known = self.read_record(), self.read_config()
+        if there is None or not known:
+            missing = RECORD if there is None else CONFIG
+            raise RunError(f"{self.folder / missing}: missing, but something was trained in this folder. {RESTORE}")
         if there.kind != record.kind:
             raise RunError(
                 f"{self}: holds the run of {KINDS[there.kind]}; asked for is {KINDS[record.kind]}. Choose another folder "
                 "with --out."
             )
-        differing = compare_configs(self.read_config(), json.loads(json.dumps(config)))
+        differing = compare_configs(known, json.loads(json.dumps(config)))
         larger = [key for key, size in (growing or {}).items() if key in differing and _grows(size, *differing[key])]
-        described = [
+        others = [
             f"{key} ({_say(before)} there, {_say(asked)} asked)"
             for key, (before, asked) in differing.items()
             if key not in larger
         ]
-        if described:
+        if others:
             raise RunError(
-                f"{self}: holds another run, which differs in {'; '.join(described)}. Choose another folder with --out, "
+                f"{self}: holds another run, which differs in {'; '.join(others)}. Choose another folder with --out, "
                 "or repeat that run's settings to go on with it."
             )
         if there.init_sha256 != record.init_sha256:
@@ -130,66 +117,43 @@ class Run:
         return larger
 
     @contextlib.contextmanager
-    def claim(
-        self, config: Mapping[str, Any], record: Record, growing: Mapping[str, Callable[[Any], float]] | None = None
-    ) -> Iterator[None]:
-        """Makes the folder this run's and keeps other processes from it; arguments as of `check`.
+    def claim(self, config: Mapping[str, Any], record: Record, growing: Growing | None = None) -> Iterator[None]:
+        """Makes the folder this run's and keeps other processes from it; RunError as of `check`, or if one works there.
 
         Sweeps what killed writers have left. Says what has become stale since the run was made.
-
-        Raises:
-            RunError: It holds something else, or another process works there.
         """
-        self.check(config, record, growing)
         with hold_folder(self.folder):
+            larger = self.check(config, record, growing)
             sweep_partials(self.folder)
-            larger = self.check(config, record, growing)  # another process may have worked here since
-            if not self._is_trained():
-                # config.yaml first: with it alone the folder is still a run's, in which nothing was trained
-                self._write_config(config)
-                write_json(self.folder / RECORD, record.to_json())
+            there = self.read_record() if self._is_trained() else None
+            if there and (changes := compare_data(there, record, ("test",))):
+                warnings.warn(
+                    f"{self}: the test data changed since they were scored ({'; '.join(changes)}); they are scored again.",
+                    stacklevel=3,
+                )
+            if larger:
+                warnings.warn(f"{self}: the run goes on, with larger {', '.join(larger)}.", stacklevel=3)
+                if (summary := redo_damaged(self.read_training)) is not None:  # a run killed in between goes on too
+                    self.write_training({**summary, "finished": False})
+            if larger or there is None:  # config.yaml first: with it alone a folder is a run's in which nothing was trained
+                plain = json.loads(json.dumps(config))  # YAML has no tuples
+                write_text(self.config, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+            if there != record:
+                write_json(self.folder / RECORD, dataclasses.asdict(record))
+            if there is None or redo_damaged(self.read_environment) is None:
                 write_json(self.folder / ENVIRONMENT, describe_environment())
-            else:
-                self._go_on(config, record, larger)
             yield
 
-    def _go_on(self, config: Mapping[str, Any], record: Record, larger: Sequence[str]) -> None:
-        there = self.read_record()
-        if there is not None and (changes := compare_data(there, record, ("test",))):
-            warnings.warn(
-                f"{self}: the test data changed since they were scored ({'; '.join(changes)}); they are scored again.",
-                stacklevel=3,
-            )
-        if larger:
-            summary = redo_damaged(self.read_training)
-            warnings.warn(f"{self}: the run goes on, with larger {', '.join(larger)}.", stacklevel=3)
-            if summary is not None:  # first, so that a run killed in between goes on too
-                self.write_training({**summary, "finished": False})
-            self._write_config(config)
-        if there != record:
-            write_json(self.folder / RECORD, record.to_json())
-        if redo_damaged(self.read_environment) is None:
-            write_json(self.folder / ENVIRONMENT, describe_environment())
-
     def _is_trained(self) -> bool:
-        """Says whether the folder holds more than a claim: files that training has written.
+        """Says whether the folder holds more than a claim; raises RunError if it holds files that are no run's.
 
         Hidden files are what killed writers and file managers leave.
-
-        Raises:
-            RunError: It holds files that are no run's.
         """
-        if not self.folder.is_dir():
-            return False
-        names = {path.name for path in self.folder.iterdir() if not (path.name.startswith(".") and path.is_file())}
-        if not names & {CONFIG, RECORD} and names:
+        paths = (path.relative_to(self.folder) for path in self.list_files() if not path.name.startswith("."))
+        names = {path.as_posix() for path in paths}
+        if names and not names & {CONFIG, RECORD}:
             raise RunError(f"{self}: this folder holds files that are not a run; choose a new folder with --out.")
-        paths = (
-            path
-            for name in names - {CONFIG, RECORD, ENVIRONMENT}
-            for path in (self.folder / name, *_walk(self.folder / name))
-        )
-        return any(path.is_file() and not path.name.startswith(".") for path in paths)
+        return bool(names - {CONFIG, RECORD, ENVIRONMENT})
 
     @property
     def is_finished(self) -> bool:
@@ -201,21 +165,15 @@ class Run:
 
     def read_config(self) -> dict[str, Any]:
         """Returns the complete settings, nothing if there are none."""
-        path = self.folder / CONFIG
-        return dict(read_yaml(path, RunError, RESTORE)) if path.is_file() else {}
-
-    def _write_config(self, config: Mapping[str, Any]) -> None:
-        plain = json.loads(json.dumps(config))  # YAML has no tuples
-        write_text(self.folder / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+        return dict(read_yaml(self.config, RunError, RESTORE)) if self.config.is_file() else {}
 
     def read_record(self) -> Record | None:
         """Returns what the run is."""
-        path = self.folder / RECORD
-        return _check(path, Record.from_json, read_json(path, RunError, RESTORE), RESTORE) if path.is_file() else None
+        return self._read(RECORD, Record.from_json, RESTORE)
 
     def read_environment(self) -> dict[str, Any] | None:
         """Returns versions, machine and command."""
-        return self._read(ENVIRONMENT, lambda content: None)
+        return self._read(ENVIRONMENT, dict)
 
     def read_training(self) -> dict[str, Any] | None:
         """Returns the summary of the training: whether it is finished, time, memory and so on."""
@@ -223,7 +181,7 @@ class Run:
 
     def write_training(self, summary: Mapping[str, Any]) -> None:
         """Writes the summary of the training."""
-        write_json(self.folder / "training.json", dict(summary))
+        write_json(self.folder / "training.json", summary)
 
     def read_importance(self) -> dict[str, Any] | None:
         """Returns how much a pixel classifier relies on each feature."""
@@ -231,14 +189,10 @@ class Run:
 
     def write_importance(self, importance: Mapping[str, Any]) -> None:
         """Writes how much a pixel classifier relies on each feature."""
-        write_json(self.folder / "importance.json", dict(importance))
+        write_json(self.folder / "importance.json", importance)
 
     def read_metrics(self) -> list[dict[str, float | None]]:
-        """Returns a row per epoch, nothing if there are none.
-
-        Raises:
-            RunError: It is no table of numbers.
-        """
+        """Returns a row per epoch, nothing if there are none."""
         if not self.metrics.is_file():
             return []
         try:
@@ -257,7 +211,7 @@ class Run:
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+        writer.writerows(rows)
         write_text(self.metrics, text.getvalue())
 
     def read_scores(self, split: str) -> dict[str, Any] | None:
@@ -266,7 +220,7 @@ class Run:
 
     def write_scores(self, split: str, scores: Mapping[str, Any]) -> None:
         """Writes the scores of a split."""
-        write_json(self.folder / "scores" / f"{split}.json", dict(scores))
+        write_json(self.folder / "scores" / f"{split}.json", scores)
 
     def delete_split(self, split: str) -> None:
         """Deletes the scores of a split, its predictions and its uncertainty, so that they can be made anew."""
@@ -277,7 +231,7 @@ class Run:
 
     def list_files(self) -> list[Path]:
         """Returns every file of the folder."""
-        return [path for path in _walk(self.folder) if path.is_file()]
+        return [path for path in self.folder.rglob("*") if path.is_file()]
 
     def list_scored(self) -> list[str]:
         """Returns the splits that have scores, train first."""
@@ -291,20 +245,15 @@ class Run:
         """Returns the folder of uncertainty, a file for each image: 1 - the probability of the chosen class, times 255."""
         return self.folder / "uncertainty" / split
 
-    def _read(self, name: str, check: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+    def _read(self, name: str, build: Callable[[dict[str, Any]], T], remedy: str = REDO) -> T | None:
         path = self.folder / name
-        if not path.is_file():
-            return None
-        content = read_json(path, RunError, REDO)
-        _check(path, check, content, REDO)
-        return content
+        return read_checked(path, build, remedy) if path.is_file() else None
 
 
 def find_method(model: str) -> str | None:
     """Returns the `method_sha256` of the run that made a model, None if it is not known.
 
-    Args:
-        model: Run folder, model folder or the name of a packaged model; "" for none.
+    A model is a run folder, a model folder or the name of a packaged model; "" for none.
     """
     folder = find_model(Path(model)) if model else Path()
     record = Run(folder.parent).read_record() if folder.name == "model" else None
@@ -315,17 +264,9 @@ def redo_damaged(read: Callable[[], T]) -> T | None:
     """Returns what a reader returns; None with a note if the file is damaged, for callers who make it again."""
     try:
         return read()
-    except RunError as error:
-        warnings.warn(str(error).replace(REDO, "It is made again now."), stacklevel=3)
+    except (RunError, ModelError) as error:
+        warnings.warn(f"{str(error).removesuffix(REDO).rstrip()} It is made again now.", stacklevel=3)
         return None
-
-
-def _check(path: Path, check: Callable[[dict[str, Any]], T], content: dict[str, Any], remedy: str) -> T:
-    try:
-        return check(content)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise RunError(f"{path}: not what neurotome writes ({reason}). {remedy}") from error
 
 
 def _grows(size: Callable[[Any], float], before: Any, asked: Any) -> bool:
@@ -338,7 +279,3 @@ def _grows(size: Callable[[Any], float], before: Any, asked: Any) -> bool:
 
 def _say(value: Any) -> str:
     return "nothing" if value in ("", None) else str(value)
-
-
-def _walk(path: Path) -> Iterator[Path]:
-    return path.rglob("*") if path.is_dir() else iter(())
