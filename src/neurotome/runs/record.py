@@ -28,17 +28,13 @@ class Record:
     """The content of `run.json`.
 
     Attributes:
-        kind: What is trained.
         method: Short name of the method, such as `unet, resnet18`.
         method_sha256: The same for runs that differ in nothing but their seeds: a digest of settings, training data and
             the method of the model that training began with.
-        seed: Seed of the run.
-        classes: Names.
         ignore: Label of pixels that have none.
         splits: For each split that the dataset has, for each image by its name: SHA-256 of its `pixels` and its `labels`,
             and `voxel_size_um` (z, y, x) or None.
         init_sha256: Weights that training began with, None if they were random.
-        format: Of the file.
     """
 
     kind: Kind
@@ -71,17 +67,10 @@ def record_run(
     init_method: str | None = None,
     init_sha256: str | None = None,
 ) -> Record:
-    """Returns the record of a run that is to be made.
+    """Returns the record of a run that is to be made, of a method's short name and the complete settings.
 
-    Args:
-        kind: What is trained.
-        method: Short name of the method.
-        config: The complete settings.
-        dataset: What it is trained and scored on.
-        seed: Seed of the run.
-        init_method: `method_sha256` of the run that made the model that training begins with, if it is known, so that
-            beginning with another seed of one method is no other method.
-        init_sha256: Weights of that model.
+    Where training begins with a model, `init_sha256` are its weights, and `init_method` is the `method_sha256` of the run
+    that made it, if that is known, so that beginning with another seed of one method is no other method.
     """
     splits = {split: {c.name: dict(c.digests) for c in cutouts} for split, cutouts in dataset.splits.items() if cutouts}
     names, ignore = dataset.classes.names, dataset.classes.ignore
