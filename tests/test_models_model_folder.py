@@ -26,7 +26,7 @@ from neurotome.normalize import Normalization
 @pytest.fixture(scope="module")
 def predictor() -> NetPredictor:
     torch.manual_seed(0)
-    settings = ModelSettings("linknet", "resnet18", encoder_weights="imagenet", in_channels=3)
+    settings = ModelSettings("linknet", "resnet18", encoder_weights="imagenet", in_channels=3, encoder_depth=3)
     net = build_network(dataclasses.replace(settings, encoder_weights="none"), 3)
     with torch.no_grad():
         net(torch.randn(2, 3, 64, 64))  # moves the BatchNorm statistics
@@ -210,7 +210,7 @@ def test_a_later_format_is_refused(model: Path) -> None:
         load_model(model)
 
 
-NETWORK = {"decoder": "linknet", "encoder": "resnet18", "encoder_weights": "none", "in_channels": 3, "encoder_depth": 5}
+NETWORK = {"decoder": "linknet", "encoder": "resnet18", "encoder_weights": "none", "in_channels": 3, "encoder_depth": 3}
 CLASSES = {"names": ["background", "vessel", "cell"], "ignore": 9}
 SCALE = {"mode": "dataset", "mean": 123.4, "std": 0.3, "dtype": "uint16"}
 INFINITE, NOT_A_NUMBER = float("inf"), float("nan")

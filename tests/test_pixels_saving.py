@@ -56,10 +56,16 @@ def fit(dataset, kind):
         return fit_baseline(dataset, dataclasses.replace(SETTINGS, **KINDS[kind]))
 
 
+@pytest.fixture(scope="module")
+def saved(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    save_pixels(fit(dataset, "rf"), folder)
+    return folder
+
+
 @pytest.fixture
-def folder(dataset, tmp_path):
-    save_pixels(fit(dataset, "rf"), tmp_path / "model")
-    return tmp_path / "model"
+def folder(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
