@@ -68,8 +68,8 @@ def main() -> None:
         model = train_model(folder)
         for count in options.slices:
             with create_image(folder / "stack.tif", (count, options.edge, options.edge), np.uint16) as sink:
-                for plane in make_slices(count, options.edge):
-                    sink.append(plane[None])
+                for z, plane in enumerate(make_slices(count, options.edge)):
+                    sink.write((slice(z, z + 1), slice(None), slice(None)), plane[None])
             started = time.perf_counter()
             command = [sys.executable, "-c", MEASURED, model, folder / "stack.tif", folder / "labels.tif"]
             output = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True).stdout
