@@ -16,47 +16,7 @@ import tifffile
 import yaml
 from PIL import Image
 
-from neurotome import cli
-
-TINY = ["--model.decoder", "linknet", "--model.encoder", "mobilenetv3_small_050", "--model.encoder-depth", "3"]
-TINY += ["--sample.patch", "32", "--sample.batch", "2"]
-QUICK = [*TINY, "--train.epochs", "1", "--train.steps-per-epoch", "2", "--train.device", "cpu"]
-
-
-def run(*arguments):
-    """Returns the exit status of a command."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    show = cli.warnings.showwarning
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(a) for a in arguments])
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        cli.warnings.showwarning = show
-    return stopped.value.code
-
-
-def make_images(seed):
-    rng = np.random.default_rng(seed)
-    labels = np.zeros((40, 48), np.uint8)
-    labels[8:24, 10:30] = 1
-    labels[30:36, 5:40] = 2
-    grey = np.array([100, 180, 30])[labels] + rng.normal(0, 8, labels.shape)
-    return grey.clip(0, 255).astype(np.uint8), labels
-
-
-def write_dataset(folder, names=("background", "vessel", "cell")):
-    splits = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
-    for kind in ("images", "labels"):
-        (folder / kind).mkdir(parents=True)
-    for seed, name in enumerate("abcd"):
-        image, labels = make_images(seed)
-        Image.fromarray(image).save(folder / "images" / f"{name}.png")
-        Image.fromarray(labels).save(folder / "labels" / f"{name}.png")
-    content = {"name": "toy", "classes": dict(enumerate(names)), "ignore": 255, "splits": splits}
-    (folder / "dataset.yaml").write_text(yaml.safe_dump(content))
-    return folder
+from conftest import QUICK, TINY, make_images, run, write_dataset
 
 
 @pytest.fixture

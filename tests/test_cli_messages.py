@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from conftest import run
 from neurotome.cli import CONFIGS, find_config
 from neurotome.errors import SettingsError
-from test_cli import run
 
 HOSTILE = {
     "a date that does not exist": "train: {seed: 2021-02-30}",

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import neurotome
-from test_cli import run, write_dataset
+from conftest import run, write_dataset
 
 CONFIGS = sorted((Path(neurotome.__file__).parent / "configs").rglob("*.yaml"))
 

@@ -14,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
+from conftest import build, make_dataset, run, write_dataset
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.phantom.make import CLASSES
@@ -29,8 +30,6 @@ from neurotome.training.prepare import list_splits, settle_recipe
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 from neurotome.volume import Volume
-from test_cli import run, write_dataset
-from test_training_fit import build, make_dataset
 
 NETWORK = ModelSettings("linknet", "mobilenetv3_small_050", in_channels=1, encoder_depth=3)
 SHORT = TrainSettings(epochs=1, steps_per_epoch=2, device="cpu")

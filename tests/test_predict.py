@@ -12,6 +12,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from conftest import run
 from neurotome.classes import ClassSet
 from neurotome.errors import ImageError, RunError, SettingsError
 from neurotome.inference.overlay import Painter
@@ -24,7 +25,6 @@ from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
 from neurotome.volume import Volume
-from test_cli import run
 
 CPU = PredictSettings(device="cpu")
 

@@ -16,9 +16,9 @@ import pytest
 from cyclopts import Parameter
 
 import neurotome
+from conftest import make_images, write_dataset
 from neurotome.errors import SettingsError
 from neurotome.keywords import accept_keywords
-from test_cli import make_images, write_dataset
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import QUICK, TINY, build, make_dataset, run, write_dataset
 from neurotome.augment import AugmentSettings
-from neurotome.classes import ClassSet
-from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import DatasetError, RunError, SettingsError, TrainingError
 from neurotome.losses import LossSettings
 from neurotome.models.model_folder import load_model
@@ -24,11 +23,8 @@ from neurotome.training import fit as fitting
 from neurotome.training import keeper
 from neurotome.training import module as training
 from neurotome.training import prepare as preparing
-from neurotome.training.prepare import prepare, settle_recipe
 from neurotome.training.recipe import Recipe, TrainSettings, parse_duration
 from neurotome.training.sampler import SampleSettings
-from neurotome.volume import Volume
-from test_cli import QUICK, TINY, run, write_dataset
 
 ENCODER = "mobilenetv3_small_050"
 SMALL = {
@@ -44,26 +40,8 @@ def _no_halo(monkeypatch):
     monkeypatch.setattr("neurotome.models.net.measure_halo", lambda *_: (64, True))
 
 
-def build(dataset, recipe):
-    return prepare(dataset, settle_recipe(dataset, recipe))
-
-
 def run_fit(dataset, run, **settings):
     fitting.fit(build(dataset, Recipe(**settings)), Run(run))
-
-
-def make_dataset(dtype=np.uint8, slices=1):
-    rng = np.random.default_rng(0)
-
-    def make_cutout(name):
-        labels = np.zeros((slices, 48, 64), np.uint8)
-        labels[:, 10:30, 10:30] = 1
-        labels[:, :3] = 255
-        grey = np.where(labels == 1, 180, 80) + rng.normal(0, 10, labels.shape)
-        return Cutout(Volume(grey.clip(0, 255).astype(dtype), name), labels)
-
-    splits = {split: (make_cutout(f"{split}0"), make_cutout(f"{split}1")) for split in ("train", "val", "test")}
-    return Dataset("toy", ClassSet(("background", "cell")), splits)
 
 
 def read_rows(run):
