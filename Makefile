@@ -20,9 +20,9 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# one thread for each of the two workers: more would wait for each other
+# the longest files first (tests/conftest.py); one thread for each of the two workers: more would wait for each other
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # the packaged model, made again: about 70 minutes on two cores with AMX; stopped, the same command goes on
 microct-base: .venv/installed

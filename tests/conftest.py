@@ -23,12 +23,12 @@ def compute_features(patch, extractor):
     return extractor.prepare(patch)(slice(0, height), slice(0, width))
 
 
-LONGEST = ("test_training_fit", "test_cli", "test_fine_tune", "test_kill_points", "test_figures", "test_configs")
+LONGEST = ("cli", "training_fit", "fine_tune", "kill_points", "configs", "figures", "demo", "microct_base", "mtneuro_fetch")
 
 
 def pytest_collection_modifyitems(items):
     """The files that take longest come first, so that no worker is left with one of them at the end."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
 
 
 TINY = ["--model.decoder", "linknet", "--model.encoder", "mobilenetv3_small_050", "--model.encoder-depth", "3"]
