@@ -60,7 +60,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 
 
 def test_other_errors_of_the_system_name_their_path_and_bugs_stay_bugs() -> None:
-    denied = PermissionError(errno.EACCES, "Permission denied", "/root/x")
-    assert explain_system_error(denied) == "/root/x: Permission denied. Check the path and its permissions."
+    denied = PermissionError(errno.EACCES, "Permission denied", "/somewhere/x")
+    assert explain_system_error(denied) == "/somewhere/x: Permission denied. Check the path and its permissions."
     assert explain_system_error(RuntimeError("shape '[3]' is invalid")) is None
     assert explain_system_error(ValueError("no")) is None
