@@ -25,10 +25,11 @@ PRECISIONS: dict[str, Precision] = {"32": "32-true", "bf16": "bf16-mixed", "16":
 def fit(module: SegmentationModule, run: Run) -> None:
     """Trains a network; goes on from the run's checkpoint if it has one.
 
-    Writes, after every epoch: `model/` (the best by validation macro F1, or the last where nothing is validated),
-    `checkpoints/last.ckpt`, `metrics.csv` and `training.json`. Asked to stop (Ctrl-C, SIGTERM), it writes a checkpoint after
-    the step under way. Batches, augmentation and dropout depend on the seed and the step alone, so that a run that was
-    stopped or killed ends as if it had not been. A finished run goes on where the settings ask for more epochs or time.
+    Writes, after every epoch: `model/` (the best by validation macro F1, or the last where that is asked for or nothing is
+    validated), `checkpoints/last.ckpt`, `metrics.csv` and `training.json`. Asked to stop (Ctrl-C, SIGTERM), it writes a
+    checkpoint after the step under way. Batches, augmentation and dropout depend on the seed and the step alone, so that a
+    run that was stopped or killed ends as if it had not been. A finished run goes on where the settings ask for more epochs
+    or time.
 
     Args:
         module: From `prepare`.
