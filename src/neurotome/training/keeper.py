@@ -24,7 +24,6 @@ from neurotome.runs import Run
 from neurotome.runs.environment import measure_peak_memory
 from neurotome.training.module import SegmentationModule, shrink_checkpoint
 
-
 OnEpoch = Callable[[Mapping[str, float | None], float], None]
 """Is told an epoch's row of metrics.csv and the share of the training that is done."""
 
