@@ -16,7 +16,7 @@ import yaml
 from neurotome import open_dataset, train
 from neurotome.atomic import write_json
 from neurotome.augment import AugmentSettings
-from neurotome.cli import CONFIGS
+from neurotome.documents import CONFIGS
 from neurotome.experiments.evaluate import score_split
 from neurotome.losses import LossSettings
 from neurotome.models.networks import ModelSettings
