@@ -52,7 +52,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 """What the value of each key of dataset.yaml must fulfil, and how a message says it."""
 
-_DEFAULTS = {"name": "", "classes": None, "ignore": 255, "licence": "", "citation": "", "groups": {}}
+_DEFAULTS: dict[str, Any] = {"name": "", "classes": None, "ignore": 255, "licence": "", "citation": "", "groups": {}}
 
 SLOW_BYTES = 200_000_000  # reading and checking this much takes some seconds
 
