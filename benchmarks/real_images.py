@@ -15,7 +15,7 @@ import yaml
 
 from neurotome import open_dataset, train
 from neurotome.atomic import write_json
-from neurotome.cli import CONFIGS
+from neurotome.documents import CONFIGS
 from neurotome.experiments.evaluate import score_split
 from neurotome.pixels.train import fit_baseline
 from neurotome.training.recipe import Recipe, TrainSettings

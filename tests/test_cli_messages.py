@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import run
-from neurotome.cli import CONFIGS, find_config
+from neurotome.documents import CONFIGS, find_config
 from neurotome.errors import SettingsError
 
 HOSTILE = {

@@ -508,3 +508,23 @@ def test_the_gradient_is_clipped(tmp_path, precision):
     before, after = norms[0::2], norms[1::2]
     assert min(before) > 1e-2
     assert after == [pytest.approx(1e-3, rel=1e-2)] * 2
+
+
+def test_whoever_is_told_of_an_epoch_may_end_the_training_which_then_goes_on(tmp_path):
+    settings = TrainSettings(epochs=3, steps_per_epoch=2, device="cpu")
+    told = []
+
+    def end_the_second(row, done):
+        told.append((row["epoch"], row["val_macro_f1"], done))
+        if row["epoch"] == 1:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fitting.fit(build(make_dataset(), Recipe(train=settings, **SMALL)), Run(tmp_path / "run"), end_the_second)
+    assert [epoch for epoch, _, _ in told] == [0, 1]
+    assert [done for _, _, done in told] == pytest.approx([1 / 3, 2 / 3])
+    assert [row["val_macro_f1"] for row in Run(tmp_path / "run").read_metrics()] == [score for _, score, _ in told]
+    assert Run(tmp_path / "run").read_training()["finished"] is False
+    run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
+    run_fit(make_dataset(), tmp_path / "whole", train=settings, **SMALL)
+    assert_same_training(tmp_path / "run", tmp_path / "whole")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from neurotome.errors import ImageError, SettingsError
@@ -106,6 +106,30 @@ def check_augment(settings: AugmentSettings) -> None:
             f"{settings.elastic_spacing}; expected at most {settings.elastic_spacing / FOLDING:.3g}. Lower it or widen the "
             "spacing."
         )
+
+
+def scale_augment(settings: AugmentSettings, strength: float) -> AugmentSettings:
+    """Returns settings whose changes are `strength` times as large and as likely; 1: as they are, 0: none.
+
+    Probabilities end at 1, rotations at half a turn and elastic displacements where they would fold; ranges of factors are
+    taken to the power of `strength`. Flips and quarter turns stay, because a slice is as likely one way round as the other.
+
+    Raises:
+        SettingsError: The strength is negative or not finite.
+    """
+    if not 0 <= strength < math.inf:
+        raise SettingsError(f"augment.strength is {strength}; expected a finite factor of 0 (no change) or more.")
+    names = ("rotate_probability", "scale_probability", "elastic_probability", "intensity_probability")
+    changed: dict[str, Any] = {name: min(1.0, getattr(settings, name) * strength) for name in names}
+    changed |= {name: getattr(settings, name) * strength for name in ("brightness", "noise", "blur")}
+    for name in ("scale", "contrast", "gamma"):
+        low, high = getattr(settings, name)
+        changed[name] = (low**strength, high**strength)
+    low, high = settings.rotate_degrees
+    changed["rotate_degrees"] = (max(-180.0, low * strength), min(180.0, high * strength))
+    folding = math.nextafter(settings.elastic_spacing / FOLDING, 0)
+    changed["elastic_pixels"] = min(folding, settings.elastic_pixels * strength)
+    return replace(settings, **changed)
 
 
 def augment(

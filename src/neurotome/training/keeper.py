@@ -9,6 +9,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning
@@ -23,6 +24,9 @@ from neurotome.runs import Run
 from neurotome.runs.environment import measure_peak_memory
 from neurotome.training.module import SegmentationModule, shrink_checkpoint
 
+OnEpoch = Callable[[Mapping[str, float | None], float], None]
+"""Is told an epoch's row of metrics.csv and the share of the training that is done."""
+
 
 class StoppedError(Exception):
     """A person or the system asked the training to stop, and all that was done is kept."""
@@ -34,8 +38,8 @@ class Keeper(lightning.Callback):
     The checkpoint alone decides where a training goes on; metrics and summary follow from it and are written again then.
     """
 
-    def __init__(self, run: Run, module: SegmentationModule) -> None:
-        self.run, self.module = run, module
+    def __init__(self, run: Run, module: SegmentationModule, on_epoch: OnEpoch | None = None) -> None:
+        self.run, self.module, self.on_epoch = run, module, on_epoch
         self.last = run.checkpoints / "last.ckpt"
         self.summary: dict[str, Any] = {}
         self.progress = Progress("training", 1.0)
@@ -127,6 +131,8 @@ class Keeper(lightning.Callback):
         self.write_tables()
         if self.asked_to_stop and not trainer.should_stop:
             raise StoppedError
+        if self.on_epoch is not None:
+            self.on_epoch(module.history[-1], module.share_done())
 
     def save(self) -> None:
         """Writes the checkpoint."""
