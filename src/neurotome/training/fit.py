@@ -58,7 +58,11 @@ def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -
                 import_extra("tensorboard", "track")
                 logger = TensorBoardLogger(save_dir=run.folder, name="tensorboard", version="")
             trainer = make_trainer(
-                settings, keeper, max_epochs=settings.epochs - len(module.history), logger=logger, default_root_dir=run.folder
+                settings,
+                keeper,
+                max_epochs=settings.epochs - len(module.history),
+                logger=logger,
+                default_root_dir=run.folder,
             )
             try:
                 trainer.fit(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -57,5 +58,5 @@ def time_steps(module: SegmentationModule, groups: int = 3, group: int = 1, warm
         torch.cuda.reset_peak_memory_stats()
     with tame_lightning():
         make_trainer(module.settings, Clock(), max_epochs=1, logger=False).fit(module)
-    seconds = tuple((end - begin) / group for begin, end in zip(ends, ends[1:], strict=False))
+    seconds = tuple((end - begin) / group for begin, end in itertools.pairwise(ends))
     return StepTimes(seconds, torch.cuda.max_memory_allocated() if is_cuda else 0)
