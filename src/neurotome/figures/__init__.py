@@ -16,6 +16,7 @@ from neurotome.figures.scores import plot_class_scores as plot_class_scores
 from neurotome.figures.scores import plot_confusion as plot_confusion
 from neurotome.figures.scores import plot_importance as plot_importance
 from neurotome.figures.scores import plot_methods as plot_methods
+from neurotome.figures.search import plot_search as plot_search
 from neurotome.figures.style import label_classes as label_classes
 from neurotome.figures.style import save_figure as save_figure
 from neurotome.figures.training import plot_training as plot_training
