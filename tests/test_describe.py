@@ -12,10 +12,12 @@ from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import DatasetError, RunError, SettingsError
 from neurotome.io import write_image, write_labels
-from neurotome.report.describe import DRAWS, choose_slices, describe, draw_augmentation
+from neurotome.report.chosen import spread_slices
+from neurotome.report.describe import DRAWS, describe, draw_augmentation
+from neurotome.training.recipe import Recipe
 from neurotome.volume import Volume
 
-OFF = AugmentSettings(enabled=False)
+OFF = Recipe(augment=AugmentSettings(enabled=False))
 
 
 def make_dataset(dtype=np.uint8, depth=1, size=(40, 48)):
@@ -60,7 +62,7 @@ def test_without_out_writes_nothing(tmp_path, monkeypatch):
         ({"dataset": "nowhere"}, DatasetError),
         ({"palette": "founding-report"}, SettingsError),  # classes of which it has no colour
         ({"palette": "pink"}, SettingsError),
-        ({"augment": AugmentSettings(blur=-1)}, SettingsError),
+        ({"recipe": Recipe(augment=AugmentSettings(blur=-1))}, SettingsError),
     ],
 )
 def test_error_leaves_no_folder(tmp_path, arguments, error):
@@ -81,9 +83,9 @@ def test_file_in_the_way(tmp_path):
 
 def test_chosen_slices_are_spread():
     dataset = make_dataset(depth=4)
-    assert [(cutout.name, z) for cutout, z in choose_slices(dataset, 4)] == [("a", 1), ("a", 3), ("b", 1), ("b", 3)]
-    assert len(choose_slices(dataset, 100)) == 8
-    assert choose_slices(make_dataset(), 1)[0][0].name == "b"
+    assert [(cutout.name, z) for _, cutout, z in spread_slices(dataset, 4)] == [("a", 1), ("a", 3), ("b", 1), ("b", 3)]
+    assert len(spread_slices(dataset, 100)) == 8
+    assert spread_slices(make_dataset(), 1)[0].cutout.name == "b"
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -98,7 +100,7 @@ def test_augmentation_that_is_off_changes_no_grey_value(dtype):
 
 
 def test_augmentation_repeats_with_its_seed():
-    dataset, settings = make_dataset(), AugmentSettings()
+    dataset, settings = make_dataset(), Recipe()
     first, same, other = (draw_augmentation(dataset, settings, seed)[1] for seed in (3, 3, 4))
     assert all(np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) for a, b in zip(first, same, strict=True))
     assert not all(np.array_equal(a[0], b[0]) for a, b in zip(first, other, strict=True))
@@ -106,7 +108,7 @@ def test_augmentation_repeats_with_its_seed():
 
 def test_invented_pixels_are_not_labelled():
     settings = AugmentSettings(rotate_degrees=(45, 45), rotate_probability=1, scale_probability=0, elastic_probability=0)
-    before, after = draw_augmentation(make_dataset(), settings, 0)
+    before, after = draw_augmentation(make_dataset(), Recipe(augment=settings), 0)
     assert before[1][20, 0] != 255
     for _, labels in after:
         assert {int(labels[y, x]) for y in (0, -1) for x in (0, -1)} == {255}
@@ -117,7 +119,7 @@ def test_one_scale_for_all_pictures():
         rotate_probability=0, scale_probability=0, elastic_probability=0, brightness=1, contrast=(1, 1), gamma=(1, 1),
         noise=0, blur=0, intensity_probability=1,
     )  # fmt: skip
-    before, after = draw_augmentation(make_dataset(np.float32), settings, 0)
+    before, after = draw_augmentation(make_dataset(np.float32), Recipe(augment=settings), 0)
     assert max(abs(float(grey.mean()) - float(before[0].mean())) for grey, _ in after) > 10
 
 
@@ -131,7 +133,7 @@ def test_numbers_as_text():
     assert "citation" not in text
     assert "train: 2 images, 2 slices, 3,840 pixels" in text
     assert "test: 1 image, 1 slice, 1,920 pixels" in text
-    assert f"mean {train['mean']:.4g}" in text
+    assert f"mean {train['mean']:.5g}" in text
     # 2 x 15 x 22 pixels of vessel
     assert f"\nvessel{660:>14,}  {100 * 660 / 3744:.2f} %\n" in text
     assert f"\nnot labelled{96:>8}\n" in text
