@@ -4,8 +4,6 @@ Every function returns a `matplotlib.figure.Figure` that belongs to its caller a
 used. A class has the same colour in every figure.
 """
 
-from matplotlib.figure import Figure as Figure
-
 from neurotome.figures import backend as _backend  # noqa: F401 - before all that imports matplotlib
 from neurotome.figures.dataset import plot_class_shares as plot_class_shares
 from neurotome.figures.dataset import plot_histograms as plot_histograms
@@ -21,6 +19,7 @@ from neurotome.figures.scores import plot_importance as plot_importance
 from neurotome.figures.scores import plot_methods as plot_methods
 from neurotome.figures.settings import Setting as Setting
 from neurotome.figures.settings import plot_settings as plot_settings
+from neurotome.figures.style import Figure as Figure
 from neurotome.figures.style import label_classes as label_classes
 from neurotome.figures.style import save_figure as save_figure
 from neurotome.figures.training import plot_training as plot_training

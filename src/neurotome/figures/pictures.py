@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -115,7 +114,7 @@ def plot_augmented(
         for image, overlay, (grey, labels) in zip(row[::2], row[1::2], (before, *after), strict=True):
             _show_grey(image, grey)
             _show_classes(overlay, grey, labels, classes)
-        row[0].set_ylabel(textwrap.fill(name, 24), fontsize=9)
+        row[0].set_ylabel(name.replace(": ", "\n", 1), fontsize=9)
     for image, overlay, title in zip(panels[0][::2], panels[0][1::2], ("As it is", *titles), strict=True):
         image.set_title(title, loc="left")
         overlay.set_title("labels", loc="left", fontsize=9)

@@ -64,7 +64,7 @@ def pick_slices(cutouts: Sequence[Cutout], numbers: Sequence[int]) -> list[Place
     beyond = [number for number in numbers if not 0 <= number < len(every)]
     if beyond:
         raise SettingsError(
-            f"slices {', '.join(map(str, beyond))} are not there; expected numbers from 0 to {len(every) - 1}, counted "
+            f"found no slice {', '.join(map(str, beyond))}; expected numbers from 0 to {len(every) - 1}, counted "
             "through the images of the split one after the other."
         )
     return [Place(f"slice {number}: {_say_place(*every[number])}", *every[number]) for number in numbers]

@@ -39,7 +39,7 @@ def describe(
     known: Annotated[bool, Parameter(name="--list", negative=())] = False,
     out: Path | None = None,
     palette: Palette = "colour-blind-safe",
-    slices: tuple[int, ...] = (),
+    slices: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (),
     recipe: Annotated[Recipe, Parameter(name="*", show=False)] = Recipe(),
     seed: int = 0,
 ) -> Statistics | dict[str, str]:
@@ -52,8 +52,8 @@ def describe(
         palette: Colours of the classes.
         slices: Slices of the first split that are shown, as they are and augmented, counted from 0 through its images one
             after the other, such as 0 200 800 1000; without them a few, evenly spread.
-        recipe: Settings of `train`, for example with --config; the augmentation that is shown is theirs.
-        seed: Seed of the augmentation.
+        recipe: Settings of `train`, whose augmentation is shown.
+        seed: Seed of the augmentation, which is that of train's settings: --config FILE, --augment.NAME.
 
     Returns:
         The statistics, see `measure_dataset`; with `known` the datasets that can be opened, `{name: description}`.
