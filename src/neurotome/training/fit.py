@@ -15,6 +15,7 @@ from neurotome.training.recipe import TrainSettings
 
 if TYPE_CHECKING:
     from neurotome.runs import Run
+    from neurotome.training.keeper import OnEpoch
     from neurotome.training.module import SegmentationModule
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -22,17 +23,20 @@ PRECISIONS: dict[str, Precision] = {"32": "32-true", "bf16": "bf16-mixed", "16":
 """Lightning's names of the arithmetic."""
 
 
-def fit(module: SegmentationModule, run: Run) -> None:
+def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -> None:
     """Trains a network; goes on from the run's checkpoint if it has one.
 
-    Writes, after every epoch: `model/` (the best by validation macro F1, or the last where nothing is validated),
-    `checkpoints/last.ckpt`, `metrics.csv` and `training.json`. Asked to stop (Ctrl-C, SIGTERM), it writes a checkpoint after
-    the step under way. Batches, augmentation and dropout depend on the seed and the step alone, so that a run that was
-    stopped or killed ends as if it had not been. A finished run goes on where the settings ask for more epochs or time.
+    Writes, after every epoch: `model/` (the best by validation macro F1, or the last where that is asked for or nothing is
+    validated), `checkpoints/last.ckpt`, `metrics.csv` and `training.json`. Asked to stop (Ctrl-C, SIGTERM), it writes a
+    checkpoint after the step under way. Batches, augmentation and dropout depend on the seed and the step alone, so that a
+    run that was stopped or killed ends as if it had not been. A finished run goes on where the settings ask for more epochs
+    or time.
 
     Args:
         module: From `prepare`.
         run: Claimed by the caller for these settings.
+        on_epoch: Gets an epoch's row of metrics.csv and the share of the training that is done, 0 to 1, when the epoch is
+            written down; what it raises ends the training, which can go on from there.
 
     Raises:
         TrainingError: The loss is not finite.
@@ -44,7 +48,7 @@ def fit(module: SegmentationModule, run: Run) -> None:
 
     from neurotome.training.keeper import Keeper, StoppedError
 
-    settings, keeper = module.settings, Keeper(run, module)
+    settings, keeper = module.settings, Keeper(run, module, on_epoch)
     logger: TensorBoardLogger | Literal[False] = False
     keeper.resume()
     if not module.is_over():
