@@ -119,7 +119,7 @@ def _take_config(tokens: list[str], command: str) -> list[Dict]:
     path = find_config(value)
     content = read_yaml(path, SettingsError, "Expected settings such as 'train: {epochs: 10}'.")
     parameters = make_app()[command].assemble_argument_collection() if command else []
-    groups = {name for parameter in parameters if not parameter.show for name in parameter.names}
+    groups = {name for parameter in parameters if parameter.children for name in parameter.names}
     _check_plain(dict(content), groups, path)
     # under the command's name, because `train` is a command and a group of settings too
     return [Dict({command: content}, source=value)]
