@@ -130,7 +130,7 @@ def test_few_images_and_wide_intervals(tmp_path):
     assert any("Split test has 1 image, too few" in s for s in verdict(make_run(tmp_path / "one", score(1))))
     assert any("Split test has 4 images, too few" in s for s in verdict(make_run(tmp_path / "four", score(4))))
     wide = score(6, spread=2)
-    low, high = wide["intervals"]["macro_f1"]
+    low, high = wide["intervals"]["macro"]["f1"]
     assert high - low > 0.1
     sentences = verdict(make_run(tmp_path / "wide", wide))
     assert any(f"is wide, {low:.3f} to {high:.3f} by 6 images" in sentence for sentence in sentences)
