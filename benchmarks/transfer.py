@@ -20,8 +20,8 @@ import yaml
 from neurotome import open_dataset
 from neurotome.atomic import write_json
 from neurotome.augment import AugmentSettings
-from neurotome.cli import CONFIGS
 from neurotome.datasets.base import Cutout, Dataset
+from neurotome.documents import CONFIGS
 from neurotome.inference.slices import predict_slices
 from neurotome.models.model_folder import load_model
 from neurotome.pixels.train import BaselineSettings, fit_baseline

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from neurotome import __version__
-from neurotome.errors import NeurotomeError, SettingsError, explain_system_error, unknown
+from neurotome.errors import NeurotomeError, SettingsError, explain_system_error
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -31,9 +31,6 @@ COMMANDS = {
     "evaluate": ("neurotome.experiments.evaluate", "Score a trained model on a split of a dataset."),
     "predict": ("neurotome.inference.predict", "Label an image, a stack or a folder with a trained model."),
 }
-
-CONFIGS = Path(__file__).parent / "configs"
-"""Settings that come with the package, a YAML file each."""
 
 STOPPED = "stopped. Files that were finished are kept, half-written ones are not"
 """What is true of every command; `GO_ON` says what to do next."""
@@ -101,17 +98,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
-def find_config(name: str) -> Path:
-    """Returns the file of `--config`: a path, or what comes with the package: `fine_tune`, `configs/fine_tune.yaml`."""
-    if Path(name).is_file():
-        return Path(name)
-    packaged = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
-    plain = name.replace("\\", "/").removeprefix("configs/").removesuffix(".yaml")
-    if plain in packaged:
-        return packaged[plain]
-    raise SettingsError(f"--config {name}: no such file, and {unknown('built-in config', plain, packaged)}")
-
-
 def _take_config(tokens: list[str], command: str) -> list[Dict]:
     """Removes `--config FILE` from the tokens, of which none may be empty, and returns the settings that the file holds."""
     for before, token in zip(["", *tokens], tokens, strict=False):
@@ -127,12 +113,12 @@ def _take_config(tokens: list[str], command: str) -> list[Dict]:
         value = tokens.pop(index)
     from cyclopts.config import Dict
 
-    from neurotome.documents import read_yaml
+    from neurotome.documents import find_config, read_yaml
 
     path = find_config(value)
     content = read_yaml(path, SettingsError, "Expected settings such as 'train: {epochs: 10}'.")
     parameters = make_app()[command].assemble_argument_collection() if command else []
-    groups = {name for parameter in parameters if not parameter.show for name in parameter.names}
+    groups = {name for parameter in parameters if parameter.children for name in parameter.names}
     _check_plain(dict(content), groups, path)
     # under the command's name, because `train` is a command and a group of settings too
     return [Dict({command: content}, source=value)]

@@ -11,7 +11,10 @@ from typing import Any
 
 import yaml
 
-from neurotome.errors import NeurotomeError
+from neurotome.errors import NeurotomeError, SettingsError, unknown
+
+CONFIGS = Path(__file__).parent / "configs"
+"""Settings that come with the package, a YAML file each."""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -52,6 +55,17 @@ def read_json(path: Path, error: type[NeurotomeError], remedy: str) -> dict[str,
 def read_yaml(path: Path, error: type[NeurotomeError], remedy: str) -> Mapping[str, Any]:
     """Reads keys with values from a YAML file that is there; raises `error` if it holds none or one twice, with `remedy`."""
     return _read(path, partial(yaml.load, Loader=_StrictLoader), "YAML", error, remedy)
+
+
+def find_config(name: str, what: str = "--config") -> Path:
+    """Returns the file of `--config`: a path, or what comes with the package: `fine_tune`, `configs/fine_tune.yaml`."""
+    if Path(name).is_file():
+        return Path(name)
+    packaged = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+    plain = name.replace("\\", "/").removeprefix("configs/").removesuffix(".yaml")
+    if plain in packaged:
+        return packaged[plain]
+    raise SettingsError(f"{what} {name}: no such file, and {unknown('built-in config', plain, packaged)}")
 
 
 def _read(path: Path, parse: Callable[[str], Any], form: str, error: type[NeurotomeError], remedy: str) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from neurotome.errors import SettingsError, show, unknown
+
+T = TypeVar("T")
 
 
 def accept_keywords(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,7 +35,7 @@ def accept_keywords(command: Callable[..., Any]) -> Callable[..., Any]:
         for name, value in given.items():
             default, kinds = parameters[name].default, (hints[name], *typing.get_args(hints[name]))
             if dataclasses.is_dataclass(default) and isinstance(value, Mapping):
-                given[name] = _replace(default, value, name)
+                given[name] = replace_settings(default, value, name)
             elif isinstance(value, str) and Path in kinds and str not in kinds:
                 given[name] = Path(value)
         for name, value in keywords.items():
@@ -43,7 +45,7 @@ def accept_keywords(command: Callable[..., Any]) -> Callable[..., Any]:
                 for key in reversed(path):
                     value = {key: value}
                 prefix = "" if dotted == ".".join(path) else root
-                given[root] = _replace(given.get(root, parameters[root].default), value, prefix)
+                given[root] = replace_settings(given.get(root, parameters[root].default), value, prefix)
         return command(*arguments, **given)
 
     if fields:
@@ -86,22 +88,31 @@ def _find_field(name: str, fields: Iterable[str]) -> str:
     raise SettingsError(unknown("keyword", name, fields or ["none"]))
 
 
-def _replace(settings: Any, values: Mapping[str, Any], name: str) -> Any:
-    """Returns settings in which the fields that are named, or those of a group in it, have other values."""
+def replace_settings(settings: T, values: Mapping[str, Any], name: str = "") -> T:
+    """Returns settings in which the fields that are named, or those of a group in it, have other values.
+
+    Args:
+        settings: A dataclass.
+        values: By field, nested as groups are; lists become tuples.
+        name: What the settings are called in messages.
+
+    Raises:
+        SettingsError: There is no such field, or its value is of another type.
+    """
     hints = typing.get_type_hints(type(settings))
     for key, value in values.items():
         if key not in hints:
-            raise SettingsError(unknown(f"field of {name}", str(key), hints))
+            raise SettingsError(unknown(f"field of {name}" if name else "setting", str(key), hints))
         where = f"{name}.{key}" if name else key
         kept, hint = getattr(settings, key), hints[key]
         if dataclasses.is_dataclass(kept) and isinstance(value, Mapping):
-            value = _replace(kept, value, where)
+            value = replace_settings(kept, value, where)
         elif isinstance(value, list):
             value = tuple(value)
         if not _fits(value, hint):
             expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
             raise SettingsError(f"{where} is {show(value)}; expected {expected}.")
-        settings = dataclasses.replace(settings, **{key: value})
+        settings = dataclasses.replace(settings, **{key: value})  # type: ignore[type-var]  # they are a dataclass
     return settings
 
 
