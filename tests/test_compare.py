@@ -214,7 +214,7 @@ def test_bars_of_several_seeds_by_hand():
         return {
             "macro": means,
             "weighted": means,
-            "intervals": {mean: dict.fromkeys(means, [0.1, 0.9]) for mean in ("macro", "weighted")},
+            "intervals": {mean: {key: [0.1, 0.9] for key in means} for mean in ("macro", "weighted")},
         }
 
     assert summarise([0.2, 0.6]) == (pytest.approx(0.4), (0.2, 0.6))

@@ -129,7 +129,8 @@ class TestSaveFigure:
         code = (
             "import sys; from neurotome import figures; from neurotome.classes import ClassSet;"
             "figures.plot_methods({'m': [{k: dict(precision=1, recall=1, f1=1) for k in ('macro', 'weighted')}"
-            " | {'intervals': {m: dict(precision=None, recall=None, f1=None) for m in ('macro', 'weighted')}}]}); sys.exit('matplotlib.pyplot' in sys.modules)"
+            " | {'intervals': {m: dict(precision=None, recall=None, f1=None) for m in ('macro', 'weighted')}}]});"
+            "sys.exit('matplotlib.pyplot' in sys.modules)"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 

@@ -20,6 +20,7 @@ Shapes = Sequence[tuple[int, int]]
 FEWEST_UNITS = 5  # fewer say nothing about how much they differ
 KEYS = ("precision", "recall", "f1", "iou")
 NOISE = 0.5  # share of the noise of an autocorrelation, 1 / sqrt(units), below which it is taken as lost
+ROUNDING = 1e-8  # smallest influence; what units that are all alike have is noise of the arithmetic
 STEP = 1e-6  # by which a unit counts more when its influence is measured
 
 
@@ -131,6 +132,7 @@ def _draw(units: Units, contrast: Floats, places: Sequence[int], settings: Inter
     # the slope of every score when a unit counts a little more, shape (runs, units, metrics)
     slopes = (score_counts(total[:, None] + STEP * units.counts) - score_counts(total)[:, None]) / STEP
     slopes = np.nan_to_num(np.einsum("mr,rnq->mqn", contrast, slopes))
+    slopes[np.abs(slopes) < ROUNDING] = 0
     f1s = slopes[:, len(list_metrics(())) + KEYS.index("f1") :: len(KEYS)]
     block = _choose_block(f1s.reshape(-1, n), units.shapes) if settings.block == "auto" else min(settings.block, n)
     sides = (block, block if units.kind == "tiles" else 1)

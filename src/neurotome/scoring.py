@@ -126,7 +126,7 @@ def say_interval(intervals: Mapping[str, Any]) -> str:
     """Returns the interval of macro F1 and how it was measured, or why there is none, in a line."""
     warning = intervals["warning"]
     if intervals["macro"]["f1"] is None:
-        return warning or "no interval: no labelled pixel"
+        return "no interval: no labelled pixel" if intervals["blocks"] else str(warning)
     low, high = intervals["macro"]["f1"]
     said = f"macro F1, {100 * intervals['level']:g} % interval {low:.3f} to {high:.3f} ({intervals['method']})"
     return f"{said}; {warning}" if warning else said

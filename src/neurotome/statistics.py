@@ -30,7 +30,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from neurotome.block_bootstrap import FEWEST_UNITS, Floats, Spread, Units, list_metrics, measure_spread, score_counts
+from neurotome.block_bootstrap import (
+    FEWEST_UNITS,
+    ROUNDING,
+    Floats,
+    Spread,
+    Units,
+    list_metrics,
+    measure_spread,
+    score_counts,
+)
 from neurotome.block_bootstrap import IntervalSettings as IntervalSettings
 from neurotome.errors import RunError, SettingsError, unknown
 from neurotome.tables import count
@@ -115,13 +124,13 @@ def estimate_all(
     values = score_counts(candidates[0].counts.sum(1))[:, places]
     means = values.mean(0)
     spread = measure_spread(candidates, np.full((1, len(values)), 1 / len(values)), places, settings)
-    note = _warn(spread, candidates[-1])
+    note = _warn(spread, candidates)
     errors, freedom = _join(spread, [values])
     reaches = errors * special.stdtrit(freedom, (1 + settings.level) / 2)
     results = {}
     for metric, mean, reach in zip(metrics, means.tolist(), reaches.tolist(), strict=True):
         low = high = None
-        if reach == 0:
+        if reach < ROUNDING:
             low = high = mean
         elif reach > 0 and 0 < mean < 1:
             half = reach / (mean * (1 - mean))
@@ -167,7 +176,7 @@ def compare_pairs(
             reach = error * float(special.stdtrit(freedom, (1 + settings.level) / 2))
             low, high = effect - reach, effect + reach
             p = float(2 * special.stdtr(freedom, -abs(effect) / error)) if error else float(effect == 0)
-        note = _warn(spread, sides[0][-1])
+        note = _warn(spread, sides[0])
         results[name] = Difference(effect, low, high, p, None, spread.blocks if spread else 0.0, note)
     tested = {name: result.p for name, result in results.items() if result.p is not None}
     corrected = dict(zip(tested, correct_holm(list(tested.values())), strict=True))
@@ -326,11 +335,11 @@ def _join(spread: Spread | None, values: Sequence[Floats]) -> tuple[Floats, Floa
     return np.sqrt(variance), np.where(variance > 0, freedom, 1.0)
 
 
-def _warn(spread: Spread | None, units: Units) -> str:
-    """Returns a warning where an interval is missing or may promise too much."""
-    n = units.counts.shape[1]
+def _warn(spread: Spread | None, candidates: Sequence[Units]) -> str:
+    """Returns a warning where an interval is missing or may promise too much, nothing otherwise."""
     if spread is None:
-        return f"no interval: {count(n, units.kind[:-1])}, and fewer than {FEWEST_UNITS} do not say how much they differ"
+        n, kind = max((units.counts.shape[1], units.kind) for units in candidates)
+        return f"no interval: {count(n, kind[:-1])}, and fewer than {FEWEST_UNITS} do not say how much they differ"
     if spread.blocks < ENOUGH_BLOCKS:
         n, kind = spread.units.counts.shape[1], spread.units.kind
         return (
