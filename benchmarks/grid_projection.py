@@ -67,8 +67,9 @@ def describe_device():
 
 def time_start():
     """Seconds that a new process takes to import what a training needs."""
+    code = "from neurotome.models.networks import import_smp; import_smp(); import neurotome.training.keeper"
     began = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import neurotome.experiments.preloaded"], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True)
     return time.monotonic() - began
 
 
@@ -201,6 +202,7 @@ def race(arguments):
             traceback.print_exc()
             result["failed"][network] = f"{type(error).__name__}: {error}"
             scores.pop(network, None)
+            write_json(arguments.out, result)
             continue
         score = dataclasses.asdict(estimate(scores[network], "macro.f1"))
         kept = {key: found[key] for key in ("steps", "seconds", "median_step_seconds", "peak_memory_bytes", "precision")}
