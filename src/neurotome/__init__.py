@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from neurotome.experiments.demo import DemoSettings as DemoSettings
     from neurotome.experiments.demo import demo as demo
     from neurotome.experiments.evaluate import evaluate as evaluate
+    from neurotome.experiments.grid import grid as grid
+    from neurotome.experiments.plan import read_grid as read_grid
     from neurotome.experiments.train import train as train
     from neurotome.features import EncoderSettings as EncoderSettings
     from neurotome.features import FeatureSettings as FeatureSettings
@@ -57,6 +59,8 @@ _NAMES = {
     "experiments.compare": "compare",
     "experiments.demo": "DemoSettings demo",
     "experiments.evaluate": "evaluate",
+    "experiments.grid": "grid",
+    "experiments.plan": "read_grid",
     "experiments.train": "train",
     "features": "EncoderSettings FeatureSettings FilterSettings",
     "inference.predict": "PredictSettings predict predict_probs",
@@ -76,7 +80,19 @@ _HOMES = {name: f"neurotome.{module}" for module, names in _NAMES.items() for na
 
 __all__ = sorted(_HOMES)
 
-_COMMANDS = ("baseline", "compare", "demo", "describe", "evaluate", "fetch", "phantom", "predict", "predict_probs", "train")
+_COMMANDS = (
+    "baseline",
+    "compare",
+    "demo",
+    "describe",
+    "evaluate",
+    "fetch",
+    "grid",
+    "phantom",
+    "predict",
+    "predict_probs",
+    "train",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
-from neurotome.datasets.base import Dataset, DatasetOrName
+from neurotome.datasets.base import SPLITS, Dataset, DatasetOrName
 from neurotome.experiments.evaluate import finish, score_splits
 from neurotome.load import load_predictor
 from neurotome.runs import Run, find_method, record_run
@@ -53,11 +53,16 @@ def train(
     return finish(train_and_score(data, name, Path(out), recipe), data, palette)
 
 
-def train_and_score(dataset: Dataset, name: str, out: Path, recipe: Recipe) -> Run:
-    """Does what `train` does, but for the report, with a dataset that `config.yaml` calls `name`."""
+def train_and_score(
+    dataset: Dataset, name: str, out: Path, recipe: Recipe, splits: Sequence[str] = SPLITS, method: str = ""
+) -> Run:
+    """Does what `train` does, but for the report, with a dataset that `config.yaml` calls `name`.
+
+    Scores the splits that are named and there; the run's record calls it `method`, without one decoder and encoder.
+    """
     settled = settle_recipe(dataset, recipe)
     config = {"dataset": name, **dataclasses.asdict(settled.recipe)}
-    method = f"{settled.recipe.model.decoder}, {settled.recipe.model.encoder}"
+    method = method or f"{settled.recipe.model.decoder}, {settled.recipe.model.encoder}"
     origin = find_method(recipe.init), settled.init_sha256
     record = record_run("network", method, config, dataset, recipe.train.seed, *origin)
     run = Run(out)
@@ -69,5 +74,5 @@ def train_and_score(dataset: Dataset, name: str, out: Path, recipe: Recipe) -> R
         if module is not None:
             fit(module, run)
             del module  # the optimiser's memory is not needed for scoring
-        score_splits(load_predictor(run.folder, recipe.train.device), dataset, run)
+        score_splits(load_predictor(run.folder, recipe.train.device), dataset, run, splits)
     return run
