@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from neurotome.augment import FOLDING, AugmentSettings, augment, check_augment
+from neurotome.augment import FOLDING, AugmentSettings, augment, check_augment, scale_augment
 from neurotome.errors import ImageError, SettingsError
 
 IGNORE = 255
@@ -210,6 +211,23 @@ def test_founding_report_recipe_calls_corners_background() -> None:
     assert found.min().item() == pytest.approx(-1.5)
     assert found.max().item() == pytest.approx(1.0)
     assert (found[:, 0][corner] < 0).all()
+
+
+@pytest.mark.parametrize("padding", ["constant", "reflection"])
+def test_nearest_rotation_invents_no_grey_value_and_equals_torchvision(padding: Literal["constant", "reflection"]) -> None:
+    images, labels = random_batch(size=16)
+    turned = replace(REPORT, flip_vertical=0.0, flip_horizontal=0.0, padding=padding, fill=0.0, interpolation="nearest")
+    found, _ = augment(images, labels, turned, IGNORE, seeded())
+    assert set(found.unique().tolist()) <= {*images.unique().tolist(), 0.0}
+    smooth, _ = augment(images, labels, replace(turned, interpolation="bilinear"), IGNORE, seeded())
+    assert not set(smooth.unique().tolist()) <= {*images.unique().tolist(), 0.0}
+    if padding == "constant":
+        from torchvision.transforms.functional import rotate
+
+        flips_and_angles = torch.rand(3 * len(images), generator=seeded(), dtype=torch.float64)
+        draws = flips_and_angles[2 * len(images) :]
+        expected = [rotate(image, float(180 * draw), fill=0.0) for image, draw in zip(images, draws, strict=True)]
+        assert (found == torch.stack(expected)).float().mean() > 0.99  # a pixel halfway between two goes to either
 
 
 def test_reflection_invents_no_grey_value() -> None:
@@ -463,6 +481,29 @@ def test_rotation_keeps_proportions_of_patches_that_are_not_square() -> None:
     found, _ = augment(torch.tensor(image)[None, None], labels, rotate_only(20.0), IGNORE, seeded())
     expected = ndimage.rotate(image, 20.0, reshape=False, order=1, mode="reflect")
     np.testing.assert_allclose(found[0, 0].numpy(), expected, atol=1e-4)
+
+
+def test_strength_scales_sizes_and_probabilities_and_leaves_symmetries() -> None:
+    usual = AugmentSettings()
+    assert scale_augment(usual, 1.0) == usual
+    twice = scale_augment(usual, 2.0)
+    assert (twice.noise, twice.blur, twice.brightness) == (0.3, 2.0, 0.4)
+    assert (twice.rotate_degrees, twice.rotate_probability, twice.elastic_pixels) == ((-90.0, 90.0), 0.3, 12.0)
+    np.testing.assert_allclose(twice.contrast, (0.64, 1.5625))
+    assert (twice.flip_vertical, twice.quarter_turns) == (usual.flip_vertical, usual.quarter_turns)
+    none = scale_augment(usual, 0.0)
+    assert (none.intensity_probability, none.noise, none.gamma, none.rotate_degrees) == (0.0, 0.0, (1.0, 1.0), (0.0, 0.0))
+
+
+@given(st.floats(0, 30), st.floats(1, 100))
+def test_any_strength_gives_settings_that_work(strength: float, spacing: float) -> None:
+    check_augment(scale_augment(replace(AugmentSettings(), elastic_spacing=spacing), strength))
+
+
+@pytest.mark.parametrize("strength", [-0.1, math.inf, math.nan])
+def test_an_impossible_strength_is_refused(strength: float) -> None:
+    with pytest.raises(SettingsError, match=r"augment.strength is .*expected a finite factor"):
+        scale_augment(AugmentSettings(), strength)
 
 
 @pytest.mark.parametrize(

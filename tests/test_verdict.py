@@ -72,6 +72,10 @@ def test_learned_by_heart(tmp_path):
     first, *_ = verdict(make_run(tmp_path, score(), [0.3, 0.6, 0.5, 0.4], [1, 0.5, 0.3, 0.1]))
     assert "best in epoch 2 of 4, 0.600, and fell to 0.400 while the training loss fell from 0.500 to 0.100" in first
     assert "--train" not in first
+    assert "The weights of the best epoch are kept" in first
+    last = {**SETTINGS, "train": {**SETTINGS["train"], "keep": "last"}}
+    first, *_ = verdict(make_run(tmp_path / "last", score(), [0.3, 0.6, 0.5, 0.4], [1, 0.5, 0.3, 0.1], config=last))
+    assert "The weights of the last epoch are kept" in first
 
 
 @pytest.mark.parametrize(

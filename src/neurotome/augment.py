@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from neurotome.errors import ImageError, SettingsError
@@ -54,6 +54,8 @@ class AugmentSettings:
     """Distance between the control points of the elastic deformation, in pixels."""
     elastic_probability: float = 0.1
     """Probability of deforming."""
+    interpolation: Literal["bilinear", "nearest"] = "bilinear"
+    """How a grey value between pixels is found; nearest takes one of them (torchvision's default, the founding report's)."""
     padding: Literal["reflection", "constant"] = "reflection"
     """Image beyond its border: mirrored, or `fill`."""
     fill: float = 0.0
@@ -86,6 +88,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rotate_degrees": (lambda pair: -math.inf < pair[0] <= pair[1] < math.inf, "low <= high; 0, 0 is off"),
     "elastic_spacing": (lambda value: 1 <= value < math.inf, "1 pixel or more"),
     "fill": (math.isfinite, "a finite scaled grey value"),
+    "interpolation": (lambda word: word in ("bilinear", "nearest"), "bilinear or nearest"),
     "padding": (lambda word: word in ("reflection", "constant"), "reflection or constant"),
     "corners": (lambda word: word in ("ignore", "background"), "ignore or background"),
 }
@@ -103,6 +106,30 @@ def check_augment(settings: AugmentSettings) -> None:
             f"{settings.elastic_spacing}; expected at most {settings.elastic_spacing / FOLDING:.3g}. Lower it or widen the "
             "spacing."
         )
+
+
+def scale_augment(settings: AugmentSettings, strength: float) -> AugmentSettings:
+    """Returns settings whose changes are `strength` times as large and as likely; 1: as they are, 0: none.
+
+    Probabilities end at 1, rotations at half a turn and elastic displacements where they would fold; ranges of factors are
+    taken to the power of `strength`. Flips and quarter turns stay, because a slice is as likely one way round as the other.
+
+    Raises:
+        SettingsError: The strength is negative or not finite.
+    """
+    if not 0 <= strength < math.inf:
+        raise SettingsError(f"augment.strength is {strength}; expected a finite factor of 0 (no change) or more.")
+    names = ("rotate_probability", "scale_probability", "elastic_probability", "intensity_probability")
+    changed: dict[str, Any] = {name: min(1.0, getattr(settings, name) * strength) for name in names}
+    changed |= {name: getattr(settings, name) * strength for name in ("brightness", "noise", "blur")}
+    for name in ("scale", "contrast", "gamma"):
+        low, high = getattr(settings, name)
+        changed[name] = (low**strength, high**strength)
+    low, high = settings.rotate_degrees
+    changed["rotate_degrees"] = (max(-180.0, low * strength), min(180.0, high * strength))
+    folding = math.nextafter(settings.elastic_spacing / FOLDING, 0)
+    changed["elastic_pixels"] = min(folding, settings.elastic_pixels * strength)
+    return replace(settings, **changed)
 
 
 def augment(
@@ -212,9 +239,9 @@ def _warp(
     # mirrored tissue beyond the border: a constant would draw an edge that no image has, and the network
     # would see it from the labelled pixels beside it
     if settings.padding == "reflection":
-        warped = sample(images[at], grid, padding_mode="reflection", align_corners=False)
+        warped = sample(images[at], grid, settings.interpolation, "reflection", align_corners=False)
     else:
-        warped = sample(images[at] - settings.fill, grid, align_corners=False) + settings.fill
+        warped = sample(images[at] - settings.fill, grid, settings.interpolation, align_corners=False) + settings.fill
     # shifted so that the zeros beyond the border are the invented pixels' label, whatever the classes
     invented = ignore if settings.corners == "ignore" else 0
     shifted = labels[at].to(torch.float32)[:, None] - invented

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -93,6 +93,8 @@ class Dataset(Shown):
         citation: How to cite it, "" if not stated.
         source: Training cutouts by step where they change as training goes on; the split train holds those of the first.
         unlisted: Images that lie beside the others and are in no split.
+        groups: The group (animal, region) of each cutout by its name, {} where none are stated.
+        wholes: The images that splits were made of, for folds; () where somebody has decided what the splits are.
     """
 
     name: str
@@ -102,6 +104,8 @@ class Dataset(Shown):
     citation: str = ""
     source: CutoutSource | None = None
     unlisted: tuple[str, ...] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
+    wholes: tuple[Cutout, ...] = ()
 
     def split(self, name: str) -> tuple[Cutout, ...]:
         """Returns the cutouts of a split; DatasetError if there is none."""

@@ -7,11 +7,12 @@
     splits:                               # optional
       train: [mouse1, {id: mouse2, z: [0, 80]}]
       val: [{id: mouse2, z: [100, 120]}]
+    groups: {mouse1: A, mouse2: B}        # optional; the animal or region of each image
     licence: CC BY 4.0                    # optional, as are citation and source
 
 An entry of a split is the id of a whole image, or a range of its slices, rows (y) or columns (x), the stop left out. Without
-splits some are made and written to splits.yaml beside, which is then read. Classes may also be written as a list of names or
-as names with ids; where ids begin with 1, `ignore: 0` says that 0 means not labelled.
+splits some are made and written to splits.yaml beside, which is then read; images of one group stay together. Classes may
+also be written as a list of names or as names with ids; where ids begin with 1, `ignore: 0` says that 0 means not labelled.
 """
 
 from __future__ import annotations
@@ -43,11 +44,15 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "ignore": (lambda value: type(value) is int, "an integer up to 255"),
     "voxel_size_um": (lambda value: value is None or _is_size(value), "three positive numbers [z, y, x] in micrometres"),
     "splits": (lambda value: value is None or isinstance(value, dict), "for example, {train: [id], test: [id]}"),
+    "groups": (
+        lambda value: isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair),
+        "image ids with names of groups, all text, for example, {mouse1_left: mouse1}. Put them in quotes",
+    ),
     **dict.fromkeys(("licence", "citation", "source"), _TEXT),
 }
 """What the value of each key of dataset.yaml must fulfil, and how a message says it."""
 
-_DEFAULTS = {"name": "", "classes": None, "ignore": 255, "licence": "", "citation": ""}
+_DEFAULTS: dict[str, Any] = {"name": "", "classes": None, "ignore": 255, "licence": "", "citation": "", "groups": {}}
 
 SLOW_BYTES = 200_000_000  # reading and checking this much takes some seconds
 
@@ -79,9 +84,10 @@ def open_folder(path: str | Path) -> Dataset:
     ids = set(files["images"]) & set(files["labels"]) if splits is None else _list_used(splits)
     if not ids:
         raise DatasetError(f"{folder}: no file in images/ has one of the same name in labels/; expected an annotated image.")
+    groups = _check_groups(content["groups"], ids, set(files["images"]) | ids, config)
     wholes = _read_pairs(folder, sorted(ids), files, classes, content.get("voxel_size_um"))
     is_made = splits is None
-    splits = splits or make_splits(list(wholes.values()), len(classes), str(folder))
+    splits = splits or make_splits(list(wholes.values()), len(classes), str(folder), groups)
     unlisted = tuple(sorted(set(files["images"]) - _list_used(splits)))
     if is_made:
         _keep_splits(splits, source, name, unlisted)
@@ -96,7 +102,28 @@ def open_folder(path: str | Path) -> Dataset:
             "resample the images to one size, or state voxel_size_um in dataset.yaml if a file is wrong.",
             stacklevel=2,
         )
-    return Dataset(name, classes, cutouts, content["licence"], content["citation"], unlisted=unlisted)
+    return Dataset(
+        name,
+        classes,
+        cutouts,
+        content["licence"],
+        content["citation"],
+        unlisted=unlisted,
+        groups=groups | {entry.name: groups[entry.image_id] for listed in splits.values() for entry in listed if groups},
+        # what splits.yaml lists, so that folds are the same before and after it is there
+        wholes=() if source == config else tuple(wholes[image_id] for image_id in sorted(_list_used(splits))),
+    )
+
+
+def _check_groups(content: Mapping[str, str], used: set[str], known: set[str], config: Path) -> dict[str, str]:
+    """Returns the group of each image that is used; DatasetError if one has none, or another image is named."""
+    groups = {unicodedata.normalize("NFC", image_id): group for image_id, group in content.items()}
+    for image_id in groups:
+        if image_id not in known:
+            raise DatasetError(f"{config}: groups: {unknown('image', image_id, sorted(known))}")
+    if groups and (without := sorted(used - set(groups))):
+        raise DatasetError(f"{config}: groups lacks {', '.join(without[:8])}; expected a group for every annotated image.")
+    return groups
 
 
 def _list_files(folder: Path) -> dict[str, list[Path]]:

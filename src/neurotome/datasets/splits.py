@@ -116,17 +116,24 @@ def _read_entry(entry: Any, where: str) -> Entry:
     return Entry(unicodedata.normalize("NFC", image_id), {axis: (start, stop) for axis, (start, stop) in ranges.items()})
 
 
-def make_splits(wholes: Sequence[Cutout], classes: int, where: str) -> Entries:
+def count_up(name: str) -> tuple[list[tuple[str, int]], str]:
+    """Returns a key by which s2 comes before s10."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"([^0-9]*)([0-9]{0,18})", name)], name
+
+
+def make_splits(wholes: Sequence[Cutout], classes: int, where: str, groups: Mapping[str, str] | None = None) -> Entries:
     """Divides annotated images into train (three fifths or more), val and test (a fifth each).
 
-    Three images or more are divided as they are, in the order of their names, since neighbours in a stack that was saved
-    slice by slice look alike. Fewer are cut: a stack between slices, another along y or x, whichever leaves more classes in
-    every split, with a gap between, and where each split gets its share of the annotated pixels.
+    Where there are groups, they are divided, and their images stay together. Three images or more are divided as they are,
+    in the order of their names, since neighbours in a stack that was saved slice by slice look alike. Fewer are cut: a
+    stack between slices, another along y or x, whichever leaves more classes in every split, with a gap between, and where
+    each split gets its share of the annotated pixels.
 
     Args:
         wholes: All images.
         classes: Number of classes; other labels are not annotated.
         where: What is divided, for messages.
+        groups: Group of each image by name, if there are any.
 
     Raises:
         DatasetError: Nothing is annotated, or too little to be divided.
@@ -134,16 +141,22 @@ def make_splits(wholes: Sequence[Cutout], classes: int, where: str) -> Entries:
     annotated = [whole for whole in wholes if whole.label_counts[:, :classes].any()]
     if not annotated:
         raise DatasetError(f"{where}: no image has a labelled pixel, so no split can be made; annotate some pixels.")
-    if len(annotated) < 3:
+    names = sorted((whole.name for whole in annotated), key=count_up)
+    members: dict[str, list[Entry]] = {}
+    for name in names:
+        members.setdefault(groups[name] if groups else name, []).append(Entry(name))
+    if groups and len(members) < 3:
+        raise DatasetError(
+            f"{where}: its annotated images are of {len(members)} groups ({', '.join(members)}); expected 3 or more, for "
+            "train, val and test. List splits in dataset.yaml, or remove groups if they need not stay together."
+        )
+    if len(members) < 3:
         cut = [_divide_image(whole, classes, where) for whole in annotated]
         return {split: [parts[split] for parts in cut] for split in SPLITS}
-
-    def count_up(name: str) -> tuple[list[tuple[str, int]], str]:  # s2 comes before s10
-        return [(text, int(digits or 0)) for text, digits in re.findall(r"([^0-9]*)([0-9]{0,18})", name)], name
-
-    entries = [Entry(name) for name in sorted((whole.name for whole in annotated), key=count_up)]
-    val, test = -2 * max(1, len(entries) // 5), -max(1, len(entries) // 5)
-    return {"train": entries[:val], "val": entries[val:test], "test": entries[test:]}
+    units = list(members.values())
+    val, test = -2 * max(1, len(units) // 5), -max(1, len(units) // 5)
+    divided = {"train": units[:val], "val": units[val:test], "test": units[test:]}
+    return {split: [entry for unit in chosen for entry in unit] for split, chosen in divided.items()}
 
 
 def _divide_image(whole: Cutout, classes: int, where: str) -> dict[str, Entry]:

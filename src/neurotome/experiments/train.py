@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -19,6 +19,9 @@ from neurotome.runs.run import redo_damaged
 from neurotome.training.fit import fit
 from neurotome.training.prepare import prepare, settle_recipe
 from neurotome.training.recipe import Recipe, parse_duration
+
+if TYPE_CHECKING:
+    from neurotome.training.keeper import OnEpoch
 
 GROWING: dict[str, Callable[[Any], float]] = {"train.epochs": float, "train.max_time": parse_duration}
 """Settings by which a run can be prolonged, and how large a value of theirs is."""
@@ -54,11 +57,18 @@ def train(
 
 
 def train_and_score(
-    dataset: Dataset, name: str, out: Path, recipe: Recipe, splits: Sequence[str] = SPLITS, method: str = ""
+    dataset: Dataset,
+    name: str,
+    out: Path,
+    recipe: Recipe,
+    splits: Sequence[str] = SPLITS,
+    method: str = "",
+    on_epoch: OnEpoch | None = None,
 ) -> Run:
     """Does what `train` does, but for the report, with a dataset that `config.yaml` calls `name`.
 
     Scores the splits that are named and there; the run's record calls it `method`, without one decoder and encoder.
+    `on_epoch` is told of each epoch, see `fit`.
     """
     settled = settle_recipe(dataset, recipe)
     config = {"dataset": name, **dataclasses.asdict(settled.recipe)}
@@ -72,7 +82,7 @@ def train_and_score(
     module = None if run.is_finished and rows and not longer else prepare(dataset, settled)
     with run.claim(config, record, GROWING):
         if module is not None:
-            fit(module, run)
+            fit(module, run, on_epoch)
             del module  # the optimiser's memory is not needed for scoring
         score_splits(load_predictor(run.folder, recipe.train.device), dataset, run, splits)
     return run

@@ -68,9 +68,10 @@ def _judge_training(rows: Sequence[Mapping[str, float | None]], config: Mapping[
         ]
     first, end = rows[best]["train_loss"], rows[-1]["train_loss"]
     if f1s[best] - f1s[-1] >= RISEN and first is not None and end is not None and end < first:
+        kept = "last" if config["train"].get("keep") == "last" else "best"
         return [
             f"Learned by heart: validation macro F1 was best in epoch {best + 1} of {epochs}, {f1s[best]:.3f}, and fell to "
-            f"{f1s[-1]:.3f} while the training loss fell from {first:.3f} to {end:.3f}. The weights of the best epoch are "
+            f"{f1s[-1]:.3f} while the training loss fell from {first:.3f} to {end:.3f}. The weights of the {kept} epoch are "
             "kept; more labelled images or stronger augmentation help, longer training does not."
         ]
     return [

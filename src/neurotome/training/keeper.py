@@ -9,6 +9,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning
@@ -23,6 +24,9 @@ from neurotome.runs import Run
 from neurotome.runs.environment import measure_peak_memory
 from neurotome.training.module import SegmentationModule, shrink_checkpoint
 
+OnEpoch = Callable[[Mapping[str, float | None], float], None]
+"""Is told an epoch's row of metrics.csv and the share of the training that is done."""
+
 
 class StoppedError(Exception):
     """A person or the system asked the training to stop, and all that was done is kept."""
@@ -34,8 +38,8 @@ class Keeper(lightning.Callback):
     The checkpoint alone decides where a training goes on; metrics and summary follow from it and are written again then.
     """
 
-    def __init__(self, run: Run, module: SegmentationModule) -> None:
-        self.run, self.module = run, module
+    def __init__(self, run: Run, module: SegmentationModule, on_epoch: OnEpoch | None = None) -> None:
+        self.run, self.module, self.on_epoch = run, module, on_epoch
         self.last = run.checkpoints / "last.ckpt"
         self.summary: dict[str, Any] = {}
         self.progress = Progress("training", 1.0)
@@ -109,14 +113,16 @@ class Keeper(lightning.Callback):
         return f"step {self.module.step}, loss {self.module.last_loss:.3f}{best}"
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Keeps the model if it is the best or none can be told, then checkpoint, metrics and summary."""
+        """Keeps the model if it is the best, none can be told or the last is asked for; then checkpoint and tables."""
         module = self.module
         module.add_row(module.validate(self.stop_if_asked))
         score = module.history[-1]["val_macro_f1"]
         improved = not module.validation or (score is not None and score > module.best)
         module.stale = 0 if improved else module.stale + 1
-        if improved or not (self.run.model / "model.json").is_file():
-            module.best = score if score is not None else module.best
+        improved = improved or not (self.run.model / "model.json").is_file()
+        if improved and score is not None:
+            module.best = score
+        if improved or module.settings.keep == "last":
             save_model(
                 module.predictor, self.run.model, {**module.predictor.facts, "val_macro_f1": score}, module.settings.storage
             )
@@ -125,6 +131,8 @@ class Keeper(lightning.Callback):
         self.write_tables()
         if self.asked_to_stop and not trainer.should_stop:
             raise StoppedError
+        if self.on_epoch is not None:
+            self.on_epoch(module.history[-1], module.share_done())
 
     def save(self) -> None:
         """Writes the checkpoint."""
@@ -140,6 +148,7 @@ class Keeper(lightning.Callback):
             "steps": module.step,
             "seconds": round(module.elapsed(), 3),
             "schedule_by": "time" if module.share_of_time() > module.step / module.total_steps else "steps",
+            "keep": module.settings.keep,
             "best_val_macro_f1": module.best if math.isfinite(module.best) else None,
             "seconds_to_first_step": self.first_step_seconds,
             "median_step_seconds": statistics.median_high(self.step_seconds) if self.step_seconds else None,
