@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from neurotome.experiments.demo import DemoSettings as DemoSettings
     from neurotome.experiments.demo import demo as demo
     from neurotome.experiments.evaluate import evaluate as evaluate
+    from neurotome.experiments.reproduce import reproduce as reproduce
     from neurotome.experiments.train import train as train
     from neurotome.features import EncoderSettings as EncoderSettings
     from neurotome.features import FeatureSettings as FeatureSettings
@@ -57,6 +58,7 @@ _NAMES = {
     "experiments.compare": "compare",
     "experiments.demo": "DemoSettings demo",
     "experiments.evaluate": "evaluate",
+    "experiments.reproduce": "reproduce",
     "experiments.train": "train",
     "features": "EncoderSettings FeatureSettings FilterSettings",
     "inference.predict": "PredictSettings predict predict_probs",

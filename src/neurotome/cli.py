@@ -29,6 +29,7 @@ COMMANDS = {
     "baseline": ("neurotome.experiments.baseline", "Train a pixel classifier, score it on every split, write a report."),
     "compare": ("neurotome.experiments.compare", "Draw the scores of several runs side by side."),
     "evaluate": ("neurotome.experiments.evaluate", "Score a trained model on a split of a dataset."),
+    "reproduce": ("neurotome.experiments.reproduce", "The founding report's tables and claims beside what is measured."),
     "predict": ("neurotome.inference.predict", "Label an image, a stack or a folder with a trained model."),
 }
 
@@ -36,7 +37,7 @@ STOPPED = "stopped. Files that were finished are kept, half-written ones are not
 """What is true of every command; `GO_ON` says what to do next."""
 
 GO_ON = {
-    **dict.fromkeys(("demo", "fetch", "train", "baseline"), "; the same command goes on from there."),
+    **dict.fromkeys(("demo", "fetch", "train", "baseline", "reproduce"), "; the same command goes on from there."),
     "predict": "; the same command with --existing skip does the others.",
 }
 
