@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import yaml
 
+from conftest import run, write_dataset
 from neurotome.atomic import write_json
 from neurotome.classes import ClassSet
 from neurotome.errors import RunError
 from neurotome.experiments.claims import judge_claims
 from neurotome.experiments.measured import Measured
 from neurotome.experiments.plan import read_grid
-from neurotome.experiments.reproduce import write_page
+from neurotome.experiments.reproduce import choose_data, write_page
 from neurotome.experiments.side_by_side import list_tables
 from neurotome.runs import Run
 from neurotome.scoring import score_images
@@ -275,7 +276,9 @@ def test_a_grid_with_failed_runs_gives_a_page_and_an_error(tmp_path):
     for planned in plan.runs[2:]:
         write_run(out, planned, WRONG[planned.method])
     message = "training diverged <b>"
-    write_json(out / "failures" / f"{plan.runs[0].name.replace('/', '__')}.json", {"run": plan.runs[0].name, "message": message})
+    write_json(
+        out / "failures" / f"{plan.runs[0].name.replace('/', '__')}.json", {"run": plan.runs[0].name, "message": message}
+    )
     with pytest.raises(RunError, match="1 of 12 runs failed"):
         write_page(out)
     page = (out / "reproduction.html").read_text(encoding="utf-8")
@@ -322,3 +325,64 @@ def test_a_folder_without_a_grid_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"grid\.json"):
         write_page(tmp_path)
     assert json.dumps(list(tmp_path.iterdir()), default=str) == "[]"
+
+
+def write_tiny_grid(path, epochs=1):
+    """A grid of a network in both recipes and a pixel classifier, each done in a few seconds."""
+    tiny = {
+        "model.decoder": "linknet",
+        "model.encoder": "mobilenetv3_small_050",
+        "model.encoder_depth": 3,
+        "model.encoder_weights": "none",
+        "sample.patch": 32,
+        "sample.batch": 2,
+        "train.epochs": epochs,
+        "train.steps_per_epoch": 2,
+        "train.device": "cpu",
+    }
+    runs = [
+        {"recipe": "as-reported", "label": "linknet-resnet18-focal-lr3e-2", "loss.terms": "sigmoid_focal", **tiny},
+        {"recipe": "ours", "label": "linknet-resnet18", **tiny},
+        {"kind": "pixels", "learner": "rf", "pixels_per_class": 50, "forest.trees": 3},
+    ]
+    path.write_text(yaml.safe_dump({"recipes": {"as-reported": "founding_report/as_reported", "ours": {}}, "runs": runs}))
+    return path
+
+
+@pytest.mark.slow
+def test_one_command_runs_a_grid_and_writes_the_page(tmp_path):
+    data = write_dataset(tmp_path / "data")
+    grid = write_tiny_grid(tmp_path / "grid.yaml")
+    out = tmp_path / "out"
+    assert run("reproduce", "--data", data, "--grid", grid, "--out", out) == 0
+    page = out / "reproduction.html"
+    cells = Cells(page.read_text(encoding="utf-8"))
+    assert "3 of 3" in cells.text
+    assert {path.stem for path in (out / "figures").iterdir()} >= {"samples", "workflow", "augmentation", "settings"}
+    names = {"as-reported/linknet-resnet18-focal-lr3e-2", "ours/linknet-resnet18", "pixels/rf"}
+    assert set(Measured(out).methods) == names
+    trained = {path: path.stat().st_mtime_ns for path in out.glob("runs/**/model/*")}
+    page.unlink()
+    assert run("reproduce", "--out", out, "--grid", grid) == 0  # with the data that the folder names
+    assert page.is_file()
+    assert {path: path.stat().st_mtime_ns for path in out.glob("runs/**/model/*")} == trained
+    assert run("reproduce", "--out", out, "--grid", write_tiny_grid(tmp_path / "other.yaml", epochs=2)) == 1
+
+
+def test_data_without_a_test_split_are_refused_before_anything_is_written(tmp_path, capsys):
+    data = write_dataset(tmp_path / "data")
+    content = yaml.safe_load((data / "dataset.yaml").read_text())
+    content["splits"] = {"train": ["a", "b"], "val": ["c", "d"]}
+    (data / "dataset.yaml").write_text(yaml.safe_dump(content))
+    out = tmp_path / "out"
+    assert run("reproduce", "--data", data, "--grid", write_tiny_grid(tmp_path / "grid.yaml"), "--out", out) == 1
+    assert "test" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_phantom_stands_in_where_the_reports_data_are_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="phantom stands in"):
+        assert choose_data(None) == "phantom"
+    (tmp_path / "mtneuro").mkdir()
+    assert choose_data(None) == "mtneuro:mtneuro@4class-with-zi"

@@ -15,6 +15,7 @@ from neurotome.datasets.base import Dataset, DatasetOrName
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.documents import read_json
 from neurotome.errors import NeurotomeError, RunError
+from neurotome.experiments.adapt import adapt_plan
 from neurotome.experiments.budget import scale_plan
 from neurotome.experiments.claims import DECODERS, ENCODERS, judge_claims, to_pair
 from neurotome.experiments.grid import open_grid, run_grid
@@ -74,8 +75,11 @@ def run_all(out: Path, data: DatasetOrName | None, budget: str, grid: str) -> No
     plan = read_grid(grid)
     begun = (out / "grid.json").is_file()
     source = open_grid(out).dataset if begun and data is None else choose_data(data)
-    if budget and not begun:
-        plan = scale_plan(plan, open_dataset(source), parse_duration(budget))
+    if not begun:  # otherwise the folder's own plan is gone on with
+        dataset = open_dataset(source)
+        plan = adapt_plan(plan, dataset)
+        if budget:
+            plan = scale_plan(plan, dataset, parse_duration(budget))
     run_grid(plan, source, out)
 
 
@@ -182,7 +186,9 @@ def draw_figures(measured: Measured, dataset: Dataset | None, best: Method | Non
         drawing["settings"] = partial(figures.plot_settings, settings, "Every setting on the split test", whiskers)
     if dataset is not None:
         classes = dataset.classes
-        recipes = {method.recipe: method.build() for method in reversed(measured.methods.values()) if method.kind == "network"}
+        recipes = {
+            method.recipe: method.build() for method in reversed(measured.methods.values()) if method.kind == "network"
+        }
         shown = {name: recipes[name] for name in measured.recipes}
         drawing["samples"] = partial(draw_samples, dataset, classes)
         drawing["augmentation"] = partial(draw_augmented, dataset, classes, shown)

@@ -73,14 +73,12 @@ class Judged:
         """The verdict.
 
         It holds where the mean over the pairs lies above zero with its whole interval, a pair by itself differs from zero,
-        and none is decidedly against it; one that is refutes the claim, as does a mean below zero.
+        and none is decidedly against it; one that is refutes the claim, for it is made in general.
         """
         pooled = self.pooled
         if pooled is None:
             return "not measured"
         if any(pair.decided and pair.effect < 0 for pair in self.pairs):
-            return "does not hold"
-        if pooled.high is not None and pooled.high < 0:
             return "does not hold"
         if pooled.low is not None and pooled.low > 0 and any(pair.decided for pair in self.pairs):
             return "holds"
