@@ -17,6 +17,7 @@ from neurotome.figures.scores import plot_class_scores as plot_class_scores
 from neurotome.figures.scores import plot_confusion as plot_confusion
 from neurotome.figures.scores import plot_importance as plot_importance
 from neurotome.figures.scores import plot_methods as plot_methods
+from neurotome.figures.search import plot_search as plot_search
 from neurotome.figures.settings import Setting as Setting
 from neurotome.figures.settings import plot_settings as plot_settings
 from neurotome.figures.style import Figure as Figure
