@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,7 +62,7 @@ class Method:
     def read_scores(self, split: str) -> dict[Key, dict[str, Any]]:
         """Returns the scores of a split of each run that has them."""
         if split not in self._scores:
-            read = {key: _read(lambda run=run: run.read_scores(split)) for key, (_, run) in self.runs.items()}
+            read = {key: _read(partial(run.read_scores, split)) for key, (_, run) in self.runs.items()}
             self._scores[split] = _keep(read)
         return self._scores[split]
 

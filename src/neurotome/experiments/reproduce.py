@@ -208,10 +208,12 @@ def list_settings(measured: Measured) -> list[Setting]:
     rows = []
     for recipe in dict.fromkeys(method.recipe for method in measured.methods.values()):
         for method in measured.methods.values():
-            found = [method.estimate("test", f"macro.{key}") for key in SCORES]
-            if method.recipe == recipe and all(found):
-                bars = [(one.value, None if one.low is None else (one.low, one.high)) for one in found if one]
-                rows.append(figures.Setting(recipe, method.label, *bars))
+            found = [one for key in SCORES if (one := method.estimate("test", f"macro.{key}")) is not None]
+            if method.recipe == recipe and found:
+                precision, recall, f1 = (
+                    (one.value, None if one.low is None or one.high is None else (one.low, one.high)) for one in found
+                )
+                rows.append(figures.Setting(recipe, method.label, precision, recall, f1))
     return rows
 
 
