@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset, DatasetOrName
+from neurotome.datasets.statistics import note_splits
 from neurotome.experiments.evaluate import finish, score_splits
 from neurotome.models.model_folder import read_digest
 from neurotome.models.stored_model import read_model
@@ -48,6 +49,7 @@ def baseline(
         NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
     """
     data = open_dataset(dataset)
+    note_splits(data)
     name = dataset.name if isinstance(dataset, Dataset) else str(dataset)
     return finish(fit_and_score(data, name, Path(out), settings, device), data, palette)
 
