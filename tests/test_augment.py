@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -210,6 +211,23 @@ def test_founding_report_recipe_calls_corners_background() -> None:
     assert found.min().item() == pytest.approx(-1.5)
     assert found.max().item() == pytest.approx(1.0)
     assert (found[:, 0][corner] < 0).all()
+
+
+@pytest.mark.parametrize("padding", ["constant", "reflection"])
+def test_nearest_rotation_invents_no_grey_value_and_equals_torchvision(padding: Literal["constant", "reflection"]) -> None:
+    images, labels = random_batch(size=16)
+    turned = replace(REPORT, flip_vertical=0.0, flip_horizontal=0.0, padding=padding, fill=0.0, interpolation="nearest")
+    found, _ = augment(images, labels, turned, IGNORE, seeded())
+    assert set(found.unique().tolist()) <= {*images.unique().tolist(), 0.0}
+    smooth, _ = augment(images, labels, replace(turned, interpolation="bilinear"), IGNORE, seeded())
+    assert not set(smooth.unique().tolist()) <= {*images.unique().tolist(), 0.0}
+    if padding == "constant":
+        from torchvision.transforms.functional import rotate
+
+        flips_and_angles = torch.rand(3 * len(images), generator=seeded(), dtype=torch.float64)
+        draws = flips_and_angles[2 * len(images) :]
+        expected = [rotate(image, float(180 * draw), fill=0.0) for image, draw in zip(images, draws, strict=True)]
+        assert (found == torch.stack(expected)).float().mean() > 0.99  # a pixel halfway between two goes to either
 
 
 def test_reflection_invents_no_grey_value() -> None:

@@ -67,8 +67,7 @@ def test_configs_that_come_with_the_package_are_found_by_name(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     for name in ("fine_tune", "fine_tune.yaml", "configs/fine_tune.yaml"):
         assert find_config(name) == CONFIGS / "fine_tune.yaml"
-    report = CONFIGS / "founding_report" / "unet-resnet18-ce-lr3e-2.yaml"
-    assert find_config("founding_report/unet-resnet18-ce-lr3e-2") == report
+    assert find_config("founding_report/as_reported") == CONFIGS / "founding_report" / "as_reported.yaml"
     Path("fine_tune").write_text("train: {seed: 1}")
     assert find_config("fine_tune") == Path("fine_tune")  # one's own file comes first
     with pytest.raises(

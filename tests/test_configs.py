@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
 import neurotome
 from conftest import run, write_dataset
+from neurotome.experiments.plan import read_grid
 
-CONFIGS = sorted((Path(neurotome.__file__).parent / "configs").rglob("*.yaml"))
+FILES = sorted((Path(neurotome.__file__).parent / "configs").rglob("*.yaml"))
+CONFIGS = [path for path in FILES if path.stem != "grid"]  # a grid is many runs
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -30,10 +31,29 @@ def test_config_trains_for_two_steps(config, tmp_path, monkeypatch):
                 assert kept[section][key] == value, (section, key)
 
 
-def test_the_founding_report_is_all_there():
-    found = [path for path in CONFIGS if path.parent.name == "founding_report"]
-    names = {path.stem for path in found}
-    nets = {f"{d}-resnet{e}-focal-lr3e-2" for d in ("unet", "linknet") for e in (18, 34, 50)}
-    assert names == nets | {f"{d}-resnet18-ce-lr{lr}" for d in ("unet", "linknet") for lr in ("3e-2", "5e-2")}
-    assert {yaml.safe_load(path.read_text())["train"]["average"] for path in found} == {0}  # it had none
-    assert np.isclose(-123.24 / 31.018, yaml.safe_load(found[0].read_text())["augment"]["fill"], atol=1e-3)
+def test_the_founding_report_trains_as_listed():
+    (path,) = [path for path in CONFIGS if path.name == "as_reported.yaml"]
+    asked = yaml.safe_load(path.read_text())
+    train = asked["train"]
+    assert (train["average"], train["clip"], train["weight_decay"], train["warmup"]) == (0, 0, 0, 0)
+    assert (train["keep"], train["normalization"], asked["augment"]["fill"]) == ("last", "range", 0)
+    assert asked["sample"]["order"] == "sequential"
+    assert -(-1076 // asked["sample"]["batch"]) * train["epochs"] == 1700  # the step in the name of its checkpoint
+
+
+def test_the_grid_holds_every_setting_of_the_reports_tables():
+    plan = read_grid("founding_report/grid")
+    always = {run.method for run in plan.runs if run.optional == 0}
+    nets = [f"{decoder}-resnet{size}" for decoder in ("unet", "linknet") for size in (18, 34, 50)]
+    reported = {f"{net}-focal-lr3e-2" for net in nets}
+    reported |= {f"{decoder}-resnet18-ce-lr{rate}e-2" for decoder in ("unet", "linknet") for rate in (3, 5)}
+    expected = {f"as-reported/{label}" for label in reported} | {f"ours/{net}" for net in nets}
+    assert always == expected | {"pixels/lr", "pixels/rf", "pixels/gbdt"}
+    runs = {run.name: run for run in plan.runs}
+    table_7 = runs.pop("as-reported/linknet-resnet18-focal-lr3e-2/seed-0")
+    assert table_7.splits == ("train", "val", "test")
+    assert {run.splits for run in runs.values()} == {("val", "test")}
+    weighted = runs["as-reported/unet-resnet18-wce-lr3e-2/seed-0"].build()
+    assert weighted.loss.class_weights == (0.1, 0.3, 0.3, 0.2)
+    assert (weighted.train.keep, weighted.train.normalization, weighted.sample.batch) == ("last", "range", 64)
+    assert {run.seed for run in plan.runs if run.optional < 4} == {0}

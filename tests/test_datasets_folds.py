@@ -240,7 +240,7 @@ def test_a_training_says_what_leaks_and_which_class_a_split_lacks() -> None:
     train, test = place("cortex", 110, 60), place("cortex", 172, 20)
     test.labels[:] = 0
     dataset = Dataset("toy", CLASSES, {"train": (train,), "test": (test,)})
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="^toy: ") as said:
         note_splits(dataset)
     assert [str(note.message).partition(";")[0] for note in said] == [
         "toy: train and test are neighbours in cortex, z 169 and z 172. Scores of test are better than those of new tissue "

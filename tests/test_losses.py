@@ -120,6 +120,7 @@ def test_sigmoid_focal_is_the_sum_that_smp_averages(smp_losses: ModuleType, alph
     logits, labels = draw_batch()
     peer = smp_losses.FocalLoss("multiclass", alpha=alpha, gamma=2.0, ignore_index=255)
     torch.testing.assert_close(sigmoid_focal(logits, labels, 255, 2.0, alpha), peer(logits, labels.long()) * 4)
+    torch.testing.assert_close(sigmoid_focal(logits, labels, 255, 2.0, alpha, "mean"), peer(logits, labels.long()))
 
 
 def test_dice_equals_double_loop() -> None:
@@ -146,6 +147,9 @@ def test_dice_leaves_absent_classes_out_of_the_mean(smp_losses: ModuleType) -> N
     peer = smp_losses.DiceLoss("multiclass", ignore_index=255)
     # smp divides the same sum by all four classes
     torch.testing.assert_close(dice(logits, labels, 255), peer(logits, labels.long()) * 4 / 2)
+    torch.testing.assert_close(dice(logits, labels, 255, "all"), peer(logits, labels.long()))
+    labels[:] = 255
+    assert dice(logits, labels, 255, "all").item() == 0
 
 
 def test_dice_punishes_false_positives_of_an_absent_class() -> None:
@@ -271,6 +275,12 @@ def test_settings_reach_the_losses() -> None:
         torch.testing.assert_close(build_loss(chosen, CLASSES, COUNTS)(logits, labels), expected)
     found = build_loss(LossSettings("sigmoid_focal", gamma=1.0, alpha=0.25), CLASSES, COUNTS)(logits, labels)
     torch.testing.assert_close(found, sigmoid_focal(logits, labels, 255, 1.0, 0.25))
+    labels[labels == 3] = 0
+    summed = build_loss(LossSettings("sigmoid_focal + dice"), CLASSES, COUNTS)(logits, labels)
+    other = LossSettings("sigmoid_focal + dice", focal_over="mean", dice_over="all")
+    parts = sigmoid_focal(logits, labels, 255), dice(logits, labels, 255)
+    torch.testing.assert_close(summed, parts[0] + parts[1])
+    torch.testing.assert_close(build_loss(other, CLASSES, COUNTS)(logits, labels), parts[0] / 4 + parts[1] * 3 / 4)
 
 
 @pytest.mark.parametrize(
@@ -356,6 +366,8 @@ def test_weights_are_read_from_numbers_and_text(given_weights: str | tuple[float
         (LossSettings(class_weights="balancd"), "unknown class weights 'balancd'. Did you mean 'balanced'"),
         (LossSettings(class_weights="1,2,x,4"), "class weight 'x' is not a number"),
         (LossSettings(gamma=-1.0), "gamma is -1.0"),
+        (LossSettings(focal_over="men"), r"unknown loss\.focal_over 'men'. Did you mean 'mean'"),  # type: ignore[arg-type]
+        (LossSettings(dice_over="any"), r"unknown loss\.dice_over 'any'"),  # type: ignore[arg-type]
         (LossSettings(gamma=math.nan), "gamma is nan"),
         (LossSettings("focal", alpha=1.5), "alpha is 1.5"),
         (LossSettings("dice", "balanced"), "class_weights acts on cross_entropy and focal only"),

@@ -56,6 +56,24 @@ def test_scaled_training_images_have_mean_0_and_deviation_1() -> None:
     assert scaled.astype(np.float64).std() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_by_range_black_is_0_and_the_brightest_grey_1(dtype: type, largest: int) -> None:
+    volume = Volume(np.array([[[0, 51, largest]]], dtype), "a")
+    found = Normalization.from_json(dataclasses.asdict(fit_normalization([volume], "range")))
+    assert (found.mode, found.mean, found.std) == ("range", 0, largest)
+    scaled = found.scale_for(volume).apply(volume.data)
+    np.testing.assert_allclose(scaled, [[[0, 51 / largest, 1]]], rtol=2e-7)
+    assert scaled[0, 0, 0] == 0  # exactly, so that a fill of 0 is black
+    # another dtype has another range
+    assert found.scale_for(Volume(np.zeros((1, 1, 1), np.uint16), "b")) == Scale(0.0, 65535.0)
+
+
+def test_floats_have_no_range() -> None:
+    volume = Volume(np.array([[[0.0, 1.0]]], np.float32), "a")
+    with pytest.raises(ImageError, match="a: dtype float32, but normalisation by range divides by the largest value"):
+        fit_normalization([volume], "range")
+
+
 def test_another_grey_scale_is_refused() -> None:
     trained = fit_normalization([Volume(np.array([[[0, 255]]], np.uint8), "a")])
     with pytest.raises(ImageError, match=r"b: dtype uint16, but .* were uint8.*--train\.normalization image"):

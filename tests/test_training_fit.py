@@ -336,6 +336,54 @@ def test_three_slices_image_normalisation_and_tensorboard(tmp_path):
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
+def test_the_last_epoch_is_kept_where_it_is_asked_for(tmp_path, monkeypatch):
+    falling = iter([0.9, 0.5, 0.4] * 3)
+    monkeypatch.setattr(
+        training,
+        "scores",
+        lambda *_: {"macro": {"f1": next(falling)}, "per_class": {n: {"f1": 0.5} for n in ("background", "cell")}},
+    )
+    kept = {}
+    for keep in ("best", "last"):
+        settings = TrainSettings(epochs=3, steps_per_epoch=1, device="cpu", keep=keep, average=0.0)
+        run_fit(make_dataset(), tmp_path / keep, train=settings, **SMALL)
+        checkpoint = torch.load(tmp_path / keep / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        model = load_model(tmp_path / keep)
+        same = [torch.equal(value, checkpoint[f"net.{key}"]) for key, value in model.net.state_dict().items()]
+        kept[keep] = (all(same), model.facts["val_macro_f1"])
+        assert Run(tmp_path / keep).read_training()["best_val_macro_f1"] == 0.9
+    assert kept == {"best": (False, 0.9), "last": (True, 0.4)}
+
+    # the same after a resume, and without a split val
+    settings = dataclasses.replace(settings, epochs=2)
+    dataset = dataclasses.replace(make_dataset(), splits={"train": make_dataset().split("train")})
+    monkeypatch.undo()
+    monkeypatch.setattr("neurotome.models.net.measure_halo", lambda *_: (64, True))
+    run_fit(dataset, tmp_path / "whole", train=settings, **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper.Keeper, "save", lambda _: (_ for _ in ()).throw(KilledError()))  # after the model is written
+        with contextlib.suppress(KilledError):
+            run_fit(dataset, tmp_path / "stopped", train=settings, **SMALL)
+    run_fit(dataset, tmp_path / "stopped", train=settings, **SMALL)
+    assert_same_training(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_the_schedule_step_falls_after_so_many_epochs(tmp_path):
+    settings = TrainSettings(
+        epochs=5,
+        steps_per_epoch=1,
+        device="cpu",
+        schedule="step",
+        step_epochs=2,
+        step_factor=0.5,
+        warmup=0,
+        learning_rate=1e-3,
+    )
+    run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
+    rates = [float(row["learning_rate"]) for row in read_rows(tmp_path / "run")]
+    assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4])
+
+
 def test_patience_stops_early(tmp_path, monkeypatch):
     monkeypatch.setattr(
         training, "scores", lambda *_: {"macro": {"f1": 0.5}, "per_class": {n: {"f1": 0.5} for n in ("background", "cell")}}
@@ -364,7 +412,19 @@ def test_durations(text, seconds):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_time": "soon"}, {"max_time": "0s"}, {"epochs": 0}, {"learning_rate": -1.0}, {"average": 1.0}, {"warmup": 1.0}],
+    [
+        {"max_time": "soon"},
+        {"max_time": "0s"},
+        {"epochs": 0},
+        {"learning_rate": -1.0},
+        {"average": 1.0},
+        {"warmup": 1.0},
+        {"keep": "lst"},
+        {"schedule": "stp"},
+        {"step_epochs": 0},
+        {"step_factor": 0.0},
+        {"step_factor": 2.0},
+    ],
 )
 def test_settings_out_of_range_are_named(tmp_path, wrong):
     with pytest.raises(SettingsError, match=f"train.{next(iter(wrong))}"):

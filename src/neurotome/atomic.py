@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -116,5 +117,8 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content` to `path` as indented JSON in one step; NaN is refused, use None."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    """Writes `content` to `path` as indented JSON, lists of numbers in a line, in one step; NaN is refused, use None."""
+    text = json.dumps(content, indent=2, allow_nan=False)
+    # text has no line ends in JSON, so that only lists match
+    text = re.sub(r"\[\n\s*([-+.,\d\seE]*?)\s*\]", lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
+    write_text(path, text + "\n")

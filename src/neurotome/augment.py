@@ -54,6 +54,8 @@ class AugmentSettings:
     """Distance between the control points of the elastic deformation, in pixels."""
     elastic_probability: float = 0.1
     """Probability of deforming."""
+    interpolation: Literal["bilinear", "nearest"] = "bilinear"
+    """How a grey value between pixels is found; nearest takes one of them (torchvision's default, the founding report's)."""
     padding: Literal["reflection", "constant"] = "reflection"
     """Image beyond its border: mirrored, or `fill`."""
     fill: float = 0.0
@@ -86,6 +88,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rotate_degrees": (lambda pair: -math.inf < pair[0] <= pair[1] < math.inf, "low <= high; 0, 0 is off"),
     "elastic_spacing": (lambda value: 1 <= value < math.inf, "1 pixel or more"),
     "fill": (math.isfinite, "a finite scaled grey value"),
+    "interpolation": (lambda word: word in ("bilinear", "nearest"), "bilinear or nearest"),
     "padding": (lambda word: word in ("reflection", "constant"), "reflection or constant"),
     "corners": (lambda word: word in ("ignore", "background"), "ignore or background"),
 }
@@ -236,9 +239,9 @@ def _warp(
     # mirrored tissue beyond the border: a constant would draw an edge that no image has, and the network
     # would see it from the labelled pixels beside it
     if settings.padding == "reflection":
-        warped = sample(images[at], grid, padding_mode="reflection", align_corners=False)
+        warped = sample(images[at], grid, settings.interpolation, "reflection", align_corners=False)
     else:
-        warped = sample(images[at] - settings.fill, grid, align_corners=False) + settings.fill
+        warped = sample(images[at] - settings.fill, grid, settings.interpolation, align_corners=False) + settings.fill
     # shifted so that the zeros beyond the border are the invented pixels' label, whatever the classes
     invented = ignore if settings.corners == "ignore" else 0
     shifted = labels[at].to(torch.float32)[:, None] - invented

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,10 @@ class LossSettings:
     """How strongly the focal losses turn away from pixels that are right already; 0 turns that off."""
     alpha: float | None = None
     """Weight (0 to 1) of the positive side in the focal losses, 1 - alpha the negative; none: both 1."""
+    focal_over: Literal["sum", "mean"] = "sum"
+    """How sigmoid_focal takes the classes together: segmentation_models_pytorch summed before 0.6 and averages since."""
+    dice_over: Literal["present", "all"] = "present"
+    """Classes that dice divides by: those that the batch contains, or all, as segmentation_models_pytorch does."""
     softmax_first: bool = False
     """Give the loss probabilities where it expects logits: the founding report's mistake, to reproduce it."""
 
@@ -74,13 +78,20 @@ def focal(
     return _average(loss, share)
 
 
-def sigmoid_focal(logits: Tensor, labels: Tensor, ignore: int, gamma: float = 2.0, alpha: float | None = None) -> Tensor:
+def sigmoid_focal(
+    logits: Tensor,
+    labels: Tensor,
+    ignore: int,
+    gamma: float = 2.0,
+    alpha: float | None = None,
+    over: Literal["sum", "mean"] = "sum",
+) -> Tensor:
     """Returns the focal loss of one yes-or-no question per class, summed over classes, averaged over pixels.
 
     The multiclass FocalLoss of segmentation_models_pytorch before 0.6, which the founding report used; since 0.6 that
-    library averages over the classes. Lin et al. (2017), doi:10.1109/ICCV.2017.324, with the sigmoid of each class's logit
-    as its probability: a softmax of the result is not calibrated. With `alpha` the true class counts alpha, every other 1 -
-    alpha.
+    library averages over the classes, as `over="mean"` does. Lin et al. (2017), doi:10.1109/ICCV.2017.324, with the sigmoid
+    of each class's logit as its probability: a softmax of the result is not calibrated. With `alpha` the true class counts
+    alpha, every other 1 - alpha.
     """
     logits, target, valid = _prepare(logits, labels, ignore)
     member = _compare(target, logits.shape[1])
@@ -90,19 +101,19 @@ def sigmoid_focal(logits: Tensor, labels: Tensor, ignore: int, gamma: float = 2.
     loss = torch.sigmoid(wrong).clamp_min(SMALLEST_MISS).pow(gamma) * loss
     if alpha is not None:
         loss = torch.where(member, alpha, 1 - alpha) * loss
-    return _average(loss.sum(1), valid)
+    return _average(loss.sum(1) if over == "sum" else loss.mean(1), valid)
 
 
-def dice(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
+def dice(logits: Tensor, labels: Tensor, ignore: int, over: Literal["present", "all"] = "present") -> Tensor:
     """Returns 1 - soft Dice, averaged over the classes that the batch contains.
 
     For class c, 1 - 2 sum(p t) / (sum(p) + sum(t)), with p the softmax probability, t 1 where the label is c and 0
     elsewhere, and the sums over all labelled pixels of the batch together: Milletari et al. (2016), doi:10.1109/3DV.2016.79,
     with the divisor of plain rather than squared sums (Sudre et al. 2017, doi:10.1007/978-3-319-67558-9_28).
 
-    A class without a labelled pixel in the batch has Dice 0 whatever is predicted, and is left out of the mean: to count it
-    as 0, as segmentation_models_pytorch does, would shrink the other classes' part. Its false positives are punished all the
-    same, through the softmax: what it takes is missing from the true class's sum(p t).
+    A class without a labelled pixel in the batch has Dice 0 whatever is predicted, and is left out of the mean: to divide
+    by all classes, as segmentation_models_pytorch and `over="all"` do, shrinks the other classes' part. Its false positives
+    are punished all the same, through the softmax: what it takes is missing from the true class's sum(p t).
     """
     logits, target, valid = _prepare(logits, labels, ignore)
     member = _compare(target, logits.shape[1])
@@ -111,7 +122,8 @@ def dice(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
     true = member.sum((0, 2, 3))
     present = true > 0
     total = torch.where(present, probs.sum((0, 2, 3)) + true, 1.0)
-    return _average(1 - 2 * shared / total, present.float())
+    missed = 1 - 2 * shared / total
+    return _average(missed, present.float()) if over == "present" else (missed * present).mean()
 
 
 def _prepare(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -211,6 +223,12 @@ def build_loss(settings: LossSettings, classes: ClassSet, counts: NDArray[np.int
     terms = parse_terms(settings.terms)
     weights = weigh_classes(settings.class_weights, classes, counts)
     gamma, alpha, ignore = settings.gamma, settings.alpha, classes.ignore
+    for name, value, known in (
+        ("loss.focal_over", settings.focal_over, ("sum", "mean")),
+        ("loss.dice_over", settings.dice_over, ("present", "all")),
+    ):
+        if value not in known:
+            raise SettingsError(unknown(name, value, known))
     if not 0 <= gamma < math.inf:
         raise SettingsError(f"gamma is {gamma}; expected a finite number of at least 0.")
     if alpha is not None and not 0 <= alpha <= 1:
@@ -231,8 +249,8 @@ def build_loss(settings: LossSettings, classes: ClassSet, counts: NDArray[np.int
         functions: dict[str, Callable[[], Tensor]] = {
             "cross_entropy": lambda: focal(logits, labels, ignore, class_weights, gamma=0.0),
             "focal": lambda: focal(logits, labels, ignore, class_weights, gamma, alpha),
-            "sigmoid_focal": lambda: sigmoid_focal(logits, labels, ignore, gamma, alpha),
-            "dice": lambda: dice(logits, labels, ignore),
+            "sigmoid_focal": lambda: sigmoid_focal(logits, labels, ignore, gamma, alpha, settings.focal_over),
+            "dice": lambda: dice(logits, labels, ignore, settings.dice_over),
         }
         for name, factor in terms.items():
             total = total + factor * functions[name]()

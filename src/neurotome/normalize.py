@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from neurotome.errors import ImageError, SettingsError, unknown
 from neurotome.volume import Volume
 
-MODES = ("dataset", "image", "tissue")
+MODES = ("dataset", "image", "tissue", "range")
 
 MOST_VALUES = 4_000_000
 """Voxels of a volume that mode `tissue` looks at; larger volumes are thinned evenly."""
@@ -48,7 +48,8 @@ class Normalization:
 
     Attributes:
         mode: `dataset`: by the training data's mean and standard deviation; `image`: by each volume's own; `tissue`: by
-            the grey of each volume's tissue and of its darkest pixels, see `measure_tissue`.
+            the grey of each volume's tissue and of its darkest pixels, see `measure_tissue`; `range`: by the largest value
+            of each volume's integer dtype alone, so that black is 0 and the brightest possible grey 1.
         mean: Mean of the training data's grey values; in mode `tissue` the median of the volumes' tissue grey.
         std: Standard deviation of the training data's grey values; in mode `tissue` the median of the volumes' unit.
         dtype: Their dtype; in mode `dataset` other grey scales are refused.
@@ -75,6 +76,8 @@ class Normalization:
             return Scale(self.mean, self.std)
         if self.mode == "tissue":
             return measure_tissue(volume)
+        if self.mode == "range":
+            return Scale(0.0, largest_grey(volume))
         mean, std = measure_grey([volume.data])
         if std == 0:
             raise ImageError(f"{volume.path or volume.name}: every pixel is {mean:g}; a constant image has no scale.")
@@ -101,6 +104,16 @@ class Normalization:
         if mode not in MODES or not (abs(mean) < most and 1 / most < std < most):
             raise ValueError(f"normalisation {mode!r} with mean {mean} and standard deviation {std}")
         return cls(mode, mean, std, str(content["dtype"]))
+
+
+def largest_grey(volume: Volume) -> float:
+    """Returns the largest value that a volume's integer dtype holds; ImageError for floats, which have no range."""
+    if volume.data.dtype.kind not in "ui":
+        raise ImageError(
+            f"{volume.path or volume.name}: dtype {volume.data.dtype}, but normalisation by range divides by the largest "
+            "value of an integer dtype. Convert the image to uint8 or uint16, or train with --train.normalization image."
+        )
+    return float(np.iinfo(volume.data.dtype).max)
 
 
 def measure_tissue(volume: Volume) -> Scale:
@@ -160,12 +173,12 @@ def fit_normalization(volumes: Iterable[Volume], mode: str = "dataset") -> Norma
 
     Args:
         volumes: The training volumes.
-        mode: `dataset`, `image` or `tissue`, see `Normalization`.
+        mode: `dataset`, `image`, `tissue` or `range`, see `Normalization`.
 
     Raises:
         SettingsError: The mode is not known.
-        ImageError: Every pixel has the same value, the volumes' dtypes differ in mode `dataset`, or a volume's contrast is
-            inverted in mode `tissue`.
+        ImageError: Every pixel has the same value, the volumes' dtypes differ in mode `dataset` or are no integers in mode
+            `range`, or a volume's contrast is inverted in mode `tissue`.
     """
     if mode not in MODES:
         raise SettingsError(unknown("normalisation", mode, MODES))
@@ -183,4 +196,6 @@ def fit_normalization(volumes: Iterable[Volume], mode: str = "dataset") -> Norma
     mean, std = measure_grey(volume.data for volume in volumes)
     if std == 0:
         raise ImageError(f"every pixel of the training images is {mean:g}; constant images cannot be learned from.")
+    if mode == "range":
+        return Normalization(mode, 0.0, max(largest_grey(volume) for volume in volumes), dtypes[0])
     return Normalization(mode, mean, std, dtypes[0])

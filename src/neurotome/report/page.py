@@ -192,7 +192,7 @@ def _draw_figures(
                 # of a single run the interval alone, which has a column of its own
                 "cells": [summarise([scores[mean][key] for scores in runs]) for mean in MEANS for key in KEYS]
                 + [summarise([scores["accuracy"] for scores in runs])],
-                "interval": (runs[0]["intervals"] or {}).get("macro_f1") if len(runs) == 1 else None,
+                "interval": runs[0]["intervals"]["macro"]["f1"] if len(runs) == 1 else None,
             }
             for name, runs in compared.items()
         ],

@@ -113,14 +113,16 @@ class Keeper(lightning.Callback):
         return f"step {self.module.step}, loss {self.module.last_loss:.3f}{best}"
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Keeps the model if it is the best or none can be told, then checkpoint, metrics and summary."""
+        """Keeps the model if it is the best, none can be told or the last is asked for; then checkpoint and tables."""
         module = self.module
         module.add_row(module.validate(self.stop_if_asked))
         score = module.history[-1]["val_macro_f1"]
         improved = not module.validation or (score is not None and score > module.best)
         module.stale = 0 if improved else module.stale + 1
-        if improved or not (self.run.model / "model.json").is_file():
-            module.best = score if score is not None else module.best
+        improved = improved or not (self.run.model / "model.json").is_file()
+        if improved and score is not None:
+            module.best = score
+        if improved or module.settings.keep == "last":
             save_model(
                 module.predictor, self.run.model, {**module.predictor.facts, "val_macro_f1": score}, module.settings.storage
             )
@@ -146,6 +148,7 @@ class Keeper(lightning.Callback):
             "steps": module.step,
             "seconds": round(module.elapsed(), 3),
             "schedule_by": "time" if module.share_of_time() > module.step / module.total_steps else "steps",
+            "keep": module.settings.keep,
             "best_val_macro_f1": module.best if math.isfinite(module.best) else None,
             "seconds_to_first_step": self.first_step_seconds,
             "median_step_seconds": statistics.median_high(self.step_seconds) if self.step_seconds else None,

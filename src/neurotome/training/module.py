@@ -163,7 +163,7 @@ class SegmentationModule(lightning.LightningModule):
         """Sets the learning rate from the share of training that is done; keeps frozen statistics frozen."""
         for norm in self.frozen:
             norm.eval()
-        factor = schedule_factor(self.settings.schedule, self.share_done(), self.settings.warmup)
+        factor = schedule_factor(self.settings, self.share_done(), self.step // self.steps_per_epoch)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.rate * factor
 
@@ -297,12 +297,13 @@ def build_averaging(limit: float) -> Callable[[Any, Any, Any], None]:
     return move
 
 
-def schedule_factor(schedule: str, done: float, warmup: float) -> float:
-    """Returns the factor on the learning rate when a share of the training is done.
+def schedule_factor(settings: TrainSettings, done: float, epochs: int) -> float:
+    """Returns the factor on the learning rate when a share of the training, and so many whole epochs, are done.
 
     `cosine`: Loshchilov and Hutter 2017, arXiv 1608.03983; `one-cycle`: Smith and Topin 2018, arXiv 1708.07120, by cosines
-    up from 1/25 over 30 %, then down to 1/10000. Cosine and constant rise linearly over the share `warmup`.
+    up from 1/25 over 30 %, then down to 1/10000. The others rise linearly over the share `warmup`.
     """
+    schedule, warmup = settings.schedule, settings.warmup
     if schedule == "one-cycle":
         if done < 0.3:
             return 1 / 25 + (1 - 1 / 25) * 0.5 * (1 - math.cos(math.pi * done / 0.3))
@@ -311,4 +312,6 @@ def schedule_factor(schedule: str, done: float, warmup: float) -> float:
         return max(done, 0.01 * warmup) / warmup
     if schedule == "constant":
         return 1.0
+    if schedule == "step":
+        return float(settings.step_factor ** (epochs // settings.step_epochs))
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))

@@ -130,18 +130,19 @@ def _check_network(name: str, asked: ModelSettings, has: ModelSettings) -> None:
 
 
 def list_splits(dataset: Dataset, recipe: Recipe) -> tuple[str, ...]:
-    """Returns the splits that training reads: train and val, or train alone where fine-tuning finds no val.
+    """Returns the splits that training reads: train and val, or train alone where nothing needs a val that is not there.
 
     Raises:
         DatasetError: One that training needs is missing or empty.
     """
-    names = ("train",) if recipe.init and not dataset.splits.get("val") else ("train", "val")
+    can_do_without = bool(recipe.init) or recipe.train.keep == "last"
+    names = ("train",) if can_do_without and not dataset.splits.get("val") else ("train", "val")
     dataset.split("train")
     if "val" in names and "val" not in dataset.splits:
         raise DatasetError(
             f"{dataset.name}: found no split val, by which training chooses its best weights. Name some images under "
             "splits: val in dataset.yaml, other ones than in train and test; or start from a trained model with --init, "
-            "which needs none."
+            "or keep the last weights with --train.keep last, which need none."
         )
     dataset.split(names[-1])
     return names
@@ -203,7 +204,7 @@ def prepare(dataset: Dataset, settled: Settled) -> SegmentationModule:
     else:
         normalization = init.normalization
     held_out = dataset.splits.get("val", ())
-    if not held_out:
+    if not held_out and train.keep == "best":
         warnings.warn(
             f"{dataset.name}: no split val, so nothing is validated and the weights of the last epoch are kept, not the "
             "best ones.",

@@ -38,8 +38,14 @@ class TrainSettings:
     weight_decay: float = 0.01
     """Weight decay."""
 
-    schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
-    """How the learning rate falls."""
+    schedule: Literal["cosine", "one-cycle", "constant", "step"] = "cosine"
+    """How the learning rate falls; step multiplies it by step_factor after every step_epochs epochs."""
+
+    step_epochs: int = 30
+    """Epochs between two falls of the schedule step."""
+
+    step_factor: float = 0.1
+    """Factor on the learning rate at each fall of the schedule step."""
 
     warmup: float = 0.05
     """Share of the training over which the learning rate rises; one-cycle has its own."""
@@ -56,16 +62,19 @@ class TrainSettings:
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
     """Arithmetic; auto: mixed precision on a GPU and on a CPU with AMX (measured: 2 to 3 times faster), 32 bit elsewhere."""
 
+    keep: Literal["best", "last"] = "best"
+    """Which epoch's weights become the model: the best by validation macro F1, or the last; then no split val is needed."""
+
     patience: int = 0
     """Stop after this many epochs without a better validation macro F1; 0: never."""
 
     val_slices: int = 0
     """Validate on this many slices, evenly spread; 0: on all."""
 
-    normalization: Literal["auto", "dataset", "image", "tissue"] = "auto"
-    """Scale grey values by the training data's mean and standard deviation, by each image's own, or by the grey of each
-    image's tissue and darkest pixels, which survives another scanner's grey scale; auto: dataset, or as the model of --init
-    does."""
+    normalization: Literal["auto", "dataset", "image", "tissue", "range"] = "auto"
+    """Scale grey values by the training data's mean and standard deviation, by each image's own, by the grey of each
+    image's tissue and darkest pixels, which survives another scanner's grey scale, or by the largest value of the integer
+    dtype (range: 255 for uint8; black is 0); auto: dataset, or as the model of --init does."""
 
     replay: float = 0.0
     """Share of the drawn patches that show synthetic tissue, so that fine-tuning does not forget it; 0: none."""
@@ -114,6 +123,10 @@ def check_training(settings: TrainSettings) -> None:
         "learning_rate": settings.learning_rate == "auto" or 0 < settings.learning_rate < math.inf,
         "weight_decay": 0 <= settings.weight_decay < math.inf,
         "warmup": 0 <= settings.warmup < 1,
+        "schedule": settings.schedule in ("cosine", "one-cycle", "constant", "step"),
+        "step_epochs": settings.step_epochs >= 1,
+        "step_factor": 0 < settings.step_factor <= 1,
+        "keep": settings.keep in ("best", "last"),
         "clip": 0 <= settings.clip < math.inf,
         "average": 0 <= settings.average < 1,
         "replay": 0 <= settings.replay < 1,
