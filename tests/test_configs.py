@@ -7,8 +7,10 @@ import yaml
 
 import neurotome
 from conftest import run, write_dataset
+from neurotome.experiments.plan import read_grid
 
-CONFIGS = sorted((Path(neurotome.__file__).parent / "configs").rglob("*.yaml"))
+FILES = sorted((Path(neurotome.__file__).parent / "configs").rglob("*.yaml"))
+CONFIGS = [path for path in FILES if path.stem != "grid"]  # a grid is many runs
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -37,3 +39,21 @@ def test_the_founding_report_trains_as_listed():
     assert (train["keep"], train["normalization"], asked["augment"]["fill"]) == ("last", "range", 0)
     assert asked["sample"]["order"] == "sequential"
     assert -(-1076 // asked["sample"]["batch"]) * train["epochs"] == 1700  # the step in the name of its checkpoint
+
+
+def test_the_grid_holds_every_setting_of_the_reports_tables():
+    plan = read_grid("founding_report/grid")
+    always = {run.method for run in plan.runs if run.optional == 0}
+    nets = [f"{decoder}-resnet{size}" for decoder in ("unet", "linknet") for size in (18, 34, 50)]
+    reported = {f"{net}-focal-lr3e-2" for net in nets}
+    reported |= {f"{decoder}-resnet18-ce-lr{rate}e-2" for decoder in ("unet", "linknet") for rate in (3, 5)}
+    expected = {f"as-reported/{label}" for label in reported} | {f"ours/{net}" for net in nets}
+    assert always == expected | {"pixels/lr", "pixels/rf", "pixels/gbdt"}
+    runs = {run.name: run for run in plan.runs}
+    table_7 = runs.pop("as-reported/linknet-resnet18-focal-lr3e-2/seed-0")
+    assert table_7.splits == ("train", "val", "test")
+    assert {run.splits for run in runs.values()} == {("val", "test")}
+    weighted = runs["as-reported/unet-resnet18-wce-lr3e-2/seed-0"].build()
+    assert weighted.loss.class_weights == (0.1, 0.3, 0.3, 0.2)
+    assert (weighted.train.keep, weighted.train.normalization, weighted.sample.batch) == ("last", "range", 64)
+    assert {run.seed for run in plan.runs if run.optional < 4} == {0}

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.text import Text
 from PIL import Image
 
@@ -71,6 +72,14 @@ def render(figure: Figure, folder: Any) -> np.ndarray:
     path = folder / "figure.png"
     figures.save_figure(figure, path)
     return np.asarray(Image.open(path).convert("RGB"))
+
+
+def lay_out(figure: Figure) -> Any:
+    """Moves all parts to their places and returns what measures them."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    with matplotlib.rc_context(STYLE):
+        figure.get_layout_engine().execute(figure)
+    return renderer
 
 
 def heights(axes: Axes) -> list[float]:
@@ -304,6 +313,72 @@ def test_augmentation_shows_each_draw_and_its_labels(tmp_path):
     render(figure, tmp_path)
 
 
+def test_each_augmentation_of_a_slice_stands_beside_it_with_its_labels(tmp_path):
+    turned = (GREY[::-1], TRUTH[::-1])
+    figure = figures.plot_augmented(
+        [("slice 7: a, z 2", (GREY, TRUTH), [turned, (GREY // 2, TRUTH)])], ["as-reported", "ours"], CLASSES
+    )
+    assert [axes.get_title("left") for axes in figure.axes] == [
+        "As it is",
+        "labels",
+        "as-reported",
+        "labels",
+        "ours",
+        "labels",
+    ]
+    for axes, grey in zip(figure.axes[::2], (GREY, GREY[::-1], GREY // 2), strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), grey)
+    assert figure.axes[0].get_ylabel() == "slice 7\na, z 2"
+    assert legend(figure) == ["vessel", "cell", "axon", "not labelled"]
+    render(figure, tmp_path)
+
+
+class TestSettings:
+    def test_a_row_per_setting_under_the_name_of_its_group(self, tmp_path):
+        rows = [
+            figures.Setting("as-reported", "unet", (0.25, None), (0.5, (0.4, 0.6)), (0.75, None)),
+            figures.Setting("as-reported", "linknet", (0.3, None), (None, None), (0.7, None)),
+            figures.Setting("pixels", "rf", (0.2, None), (0.1, None), (0.15, None)),
+        ]
+        figure = figures.plot_settings(rows, "all", "whiskers: something")
+        precision, recall, f1 = figure.axes
+        assert [axes.get_title("left") for axes in figure.axes] == ["Precision", "Recall", "F1"]
+        widths = [[bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)] for axes in figure.axes]
+        assert widths == [[0.25, 0.3, 0.2], [0.5, 0, 0.1], [0.75, 0.7, 0.15]]
+        assert [label.get_text() for label in precision.get_yticklabels()] == ["unet", "linknet", "rf"]
+        assert texts(precision) == ["as-reported", "0.250", "0.300", "pixels", "0.200"]
+        assert texts(recall) == ["0.500", "–", "0.100"]
+        (whisker,) = recall.collections
+        assert whisker.get_segments()[0][:, 0].tolist() == [0.4, 0.6]
+        assert not f1.collections
+        assert figure.get_supxlabel().endswith("; whiskers: something")
+        render(figure, tmp_path)
+
+    def test_thirty_rows_do_not_touch(self, tmp_path):
+        rows = [figures.Setting("ours", f"unet-resnet{i}-focal-lr3e-2", *[(0.9, (0.8, 1.0))] * 3) for i in range(30)]
+        figure = figures.plot_settings(rows)
+        render(figure, tmp_path)
+        renderer = lay_out(figure)
+        boxes = [label.get_window_extent(renderer) for label in figure.axes[0].get_yticklabels()]
+        assert all(above.y0 >= below.y1 for above, below in pairwise(boxes))
+        assert min(box.x0 for box in boxes) >= 0
+
+
+def test_words_of_the_workflow_lie_in_their_boxes(tmp_path):
+    figure = figures.plot_workflow()
+    render(figure, tmp_path)
+    (axes,) = figure.axes
+    assert {"patches", "augmentation", "encoder", "decoder", "loss", "labels", "scores"} <= set(texts(axes))
+    renderer = lay_out(figure)
+    words = [text.get_window_extent(renderer) for text in axes.texts]
+    boxes = [patch.get_window_extent(renderer) for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    assert len(boxes) == 8
+    for box in boxes:
+        (inside,) = [word for word in words if box.x0 < word.x0 < box.x1 and box.y0 < word.y0 < box.y1]
+        assert inside.x1 < box.x1
+        assert inside.y1 < box.y1
+
+
 class TestStatistics:
     def test_histograms_are_percentages_of_each_class(self, tmp_path):
         statistics = measure_dataset(make_dataset())
@@ -441,9 +516,7 @@ class TestManyLongAndUnwritableNames:
     @pytest.mark.parametrize("classes", [CLASSES, MANY, UNWRITABLE, LONG], ids=["few", "many", "unwritable", "long"])
     def test_legends_lie_below_all_panels_and_within_the_figure(self, classes):
         for name, figure in draw_all(classes).items():
-            renderer = FigureCanvasAgg(figure).get_renderer()
-            with matplotlib.rc_context(STYLE):
-                figure.get_layout_engine().execute(figure)
+            renderer = lay_out(figure)
             for found in figure.legends:
                 box = found.get_window_extent(renderer)
                 assert box.y1 <= min(axes.get_tightbbox(renderer).y0 for axes in figure.axes), name

@@ -1,7 +1,7 @@
 """neurotome: segment brain microstructure in X-ray microCT; train, compare, apply and measure.
 
 Each command of the command line is a function here: `describe`, `fetch`, `train`, `baseline`, `evaluate`, `predict`,
-`compare`, `phantom`, `demo`. What are options there are keywords here, by the last part of their name:
+`compare`, `search`, `phantom`, `demo`. What are options there are keywords here, by the last part of their name:
 `train("my_data", out="runs/first", max_time="12m", encoder="resnet34")`. Where two have it, write the whole name,
 `**{"train.seed": 1}`, or the group, `train={"seed": 1}`; or give the settings as they are, `recipe=Recipe(...)`.
 """
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from neurotome.experiments.demo import DemoSettings as DemoSettings
     from neurotome.experiments.demo import demo as demo
     from neurotome.experiments.evaluate import evaluate as evaluate
+    from neurotome.experiments.search import SearchSettings as SearchSettings
+    from neurotome.experiments.search import search as search
     from neurotome.experiments.train import train as train
     from neurotome.features import EncoderSettings as EncoderSettings
     from neurotome.features import FeatureSettings as FeatureSettings
@@ -57,6 +59,7 @@ _NAMES = {
     "experiments.compare": "compare",
     "experiments.demo": "DemoSettings demo",
     "experiments.evaluate": "evaluate",
+    "experiments.search": "SearchSettings search",
     "experiments.train": "train",
     "features": "EncoderSettings FeatureSettings FilterSettings",
     "inference.predict": "PredictSettings predict predict_probs",
@@ -76,7 +79,10 @@ _HOMES = {name: f"neurotome.{module}" for module, names in _NAMES.items() for na
 
 __all__ = sorted(_HOMES)
 
-_COMMANDS = ("baseline", "compare", "demo", "describe", "evaluate", "fetch", "phantom", "predict", "predict_probs", "train")
+_COMMANDS = (
+    *("baseline", "compare", "demo", "describe", "evaluate", "fetch", "phantom", "predict", "predict_probs"),
+    *("search", "train"),
+)
 
 
 def __getattr__(name: str) -> Any:

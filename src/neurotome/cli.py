@@ -27,6 +27,7 @@ COMMANDS = {
     "phantom": ("neurotome.datasets.phantom.make", "Write a synthetic dataset in the likeness of brain microCT."),
     "train": ("neurotome.experiments.train", "Train a network, score it on every split, write a report."),
     "baseline": ("neurotome.experiments.baseline", "Train a pixel classifier, score it on every split, write a report."),
+    "search": ("neurotome.experiments.search", "Find good settings by many short trainings (extra: hpo)."),
     "compare": ("neurotome.experiments.compare", "Draw the scores of several runs side by side."),
     "evaluate": ("neurotome.experiments.evaluate", "Score a trained model on a split of a dataset."),
     "predict": ("neurotome.inference.predict", "Label an image, a stack or a folder with a trained model."),
@@ -36,7 +37,7 @@ STOPPED = "stopped. Files that were finished are kept, half-written ones are not
 """What is true of every command; `GO_ON` says what to do next."""
 
 GO_ON = {
-    **dict.fromkeys(("demo", "fetch", "train", "baseline"), "; the same command goes on from there."),
+    **dict.fromkeys(("demo", "fetch", "train", "baseline", "search"), "; the same command goes on from there."),
     "predict": "; the same command with --existing skip does the others.",
 }
 
@@ -118,7 +119,7 @@ def _take_config(tokens: list[str], command: str) -> list[Dict]:
     path = find_config(value)
     content = read_yaml(path, SettingsError, "Expected settings such as 'train: {epochs: 10}'.")
     parameters = make_app()[command].assemble_argument_collection() if command else []
-    groups = {name for parameter in parameters if not parameter.show for name in parameter.names}
+    groups = {name for parameter in parameters if parameter.children for name in parameter.names}
     _check_plain(dict(content), groups, path)
     # under the command's name, because `train` is a command and a group of settings too
     return [Dict({command: content}, source=value)]

@@ -84,7 +84,7 @@ class Statistics(Shown, dict[str, Any]):
             imbalance = "not known" if measured["imbalance"] is None else f"{measured['imbalance']:.3g}"
             pieces.append(
                 f"\n{split}: {images}, {slices}, {pixels}\n"
-                f"grey values {low:g} to {high:g}, mean {mean:.4g}, standard deviation {std:.4g}\n"
+                f"grey values {low:g} to {high:g}, mean {mean:.5g}, standard deviation {std:.5g}\n"
                 f"imbalance {imbalance} (most frequent class over the rarest)"
             )
             rows = [

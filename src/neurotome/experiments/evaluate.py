@@ -7,7 +7,7 @@ import dataclasses
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -74,7 +74,7 @@ def evaluate(
             f"{model}: the model's classes are {', '.join(predictor.classes.names)}, the dataset {dataset.name} has "
             f"{', '.join(dataset.classes.names)}. Choose a dataset with the model's classes, or train on this one."
         )
-    made_from = _trace_scores(dataset, split, read_digest(Path(model)))
+    made_from = trace_scores(dataset, split, read_digest(Path(model)))
     scores = Scores({**score_split(predictor, dataset, split), "made_from": made_from})
     if out is not None:
         write_json(out, scores)
@@ -91,17 +91,19 @@ def finish(run: Run, dataset: Dataset, palette: Palette) -> Path:
     return build_report(run, dataclasses.replace(dataset, classes=dataset.classes.with_palette(palette)))
 
 
-def score_splits(predictor: Predictor, dataset: Dataset, run: Run, *, uncertainty: bool = False) -> None:
-    """Predicts and scores every split that has images, and adds the scores to the model.
+def score_splits(
+    predictor: Predictor, dataset: Dataset, run: Run, splits: Sequence[str] = SPLITS, *, uncertainty: bool = False
+) -> None:
+    """Predicts and scores those of the splits that have images, and adds the scores to the model.
 
     What was made from the same images, labels, classes and weights is left alone. What is stale, damaged or missing is made
     again; of a split that the dataset has no more, it is deleted. With `uncertainty` the run gets maps of it too.
     """
     weights = read_digest(run.folder)
     macro_f1, mpixels, began = {}, 0.0, time.monotonic()
-    for split in SPLITS:
+    for split in splits:
         cutouts = dataset.splits.get(split, ())
-        made_from = _trace_scores(dataset, split, weights) if cutouts else None
+        made_from = trace_scores(dataset, split, weights) if cutouts else None
         scores = redo_damaged(partial(run.read_scores, split))
         if scores is None or scores.get("made_from") != made_from or not _are_whole(run, split, cutouts, uncertainty):
             run.delete_split(split)
@@ -118,7 +120,7 @@ def score_splits(predictor: Predictor, dataset: Dataset, run: Run, *, uncertaint
     add_facts(run.model, {"macro_f1": macro_f1})
 
 
-def _trace_scores(dataset: Dataset, split: str, weights_sha256: str) -> dict[str, str]:
+def trace_scores(dataset: Dataset, split: str, weights_sha256: str) -> dict[str, str]:
     """Returns what scores were made from, by which stale ones are told."""
     return {"data_sha256": dataset.fingerprint(split), "weights_sha256": weights_sha256}
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
-from neurotome.datasets.base import Dataset, DatasetOrName
+from neurotome.datasets.base import SPLITS, Dataset, DatasetOrName
 from neurotome.experiments.evaluate import finish, score_splits
 from neurotome.load import load_predictor
 from neurotome.runs import Run, find_method, record_run
@@ -19,6 +19,9 @@ from neurotome.runs.run import redo_damaged
 from neurotome.training.fit import fit
 from neurotome.training.prepare import prepare, settle_recipe
 from neurotome.training.recipe import Recipe, parse_duration
+
+if TYPE_CHECKING:
+    from neurotome.training.keeper import OnEpoch
 
 GROWING: dict[str, Callable[[Any], float]] = {"train.epochs": float, "train.max_time": parse_duration}
 """Settings by which a run can be prolonged, and how large a value of theirs is."""
@@ -53,11 +56,23 @@ def train(
     return finish(train_and_score(data, name, Path(out), recipe), data, palette)
 
 
-def train_and_score(dataset: Dataset, name: str, out: Path, recipe: Recipe) -> Run:
-    """Does what `train` does, but for the report, with a dataset that `config.yaml` calls `name`."""
+def train_and_score(
+    dataset: Dataset,
+    name: str,
+    out: Path,
+    recipe: Recipe,
+    splits: Sequence[str] = SPLITS,
+    method: str = "",
+    on_epoch: OnEpoch | None = None,
+) -> Run:
+    """Does what `train` does, but for the report, with a dataset that `config.yaml` calls `name`.
+
+    Scores the splits that are named and there; the run's record calls it `method`, without one decoder and encoder.
+    `on_epoch` is told of each epoch, see `fit`.
+    """
     settled = settle_recipe(dataset, recipe)
     config = {"dataset": name, **dataclasses.asdict(settled.recipe)}
-    method = f"{settled.recipe.model.decoder}, {settled.recipe.model.encoder}"
+    method = method or f"{settled.recipe.model.decoder}, {settled.recipe.model.encoder}"
     origin = find_method(recipe.init), settled.init_sha256
     record = record_run("network", method, config, dataset, recipe.train.seed, *origin)
     run = Run(out)
@@ -67,7 +82,7 @@ def train_and_score(dataset: Dataset, name: str, out: Path, recipe: Recipe) -> R
     module = None if run.is_finished and rows and not longer else prepare(dataset, settled)
     with run.claim(config, record, GROWING):
         if module is not None:
-            fit(module, run)
+            fit(module, run, on_epoch)
             del module  # the optimiser's memory is not needed for scoring
-        score_splits(load_predictor(run.folder, recipe.train.device), dataset, run)
+        score_splits(load_predictor(run.folder, recipe.train.device), dataset, run, splits)
     return run

@@ -9,6 +9,7 @@ from neurotome.figures.dataset import plot_class_shares as plot_class_shares
 from neurotome.figures.dataset import plot_histograms as plot_histograms
 from neurotome.figures.pictures import Example as Example
 from neurotome.figures.pictures import plot_augmentation as plot_augmentation
+from neurotome.figures.pictures import plot_augmented as plot_augmented
 from neurotome.figures.pictures import plot_examples as plot_examples
 from neurotome.figures.pictures import plot_samples as plot_samples
 from neurotome.figures.pictures import plot_uncertainty as plot_uncertainty
@@ -16,6 +17,11 @@ from neurotome.figures.scores import plot_class_scores as plot_class_scores
 from neurotome.figures.scores import plot_confusion as plot_confusion
 from neurotome.figures.scores import plot_importance as plot_importance
 from neurotome.figures.scores import plot_methods as plot_methods
+from neurotome.figures.search import plot_search as plot_search
+from neurotome.figures.settings import Setting as Setting
+from neurotome.figures.settings import plot_settings as plot_settings
+from neurotome.figures.style import Figure as Figure
 from neurotome.figures.style import label_classes as label_classes
 from neurotome.figures.style import save_figure as save_figure
 from neurotome.figures.training import plot_training as plot_training
+from neurotome.figures.workflow import plot_workflow as plot_workflow

@@ -96,6 +96,34 @@ def plot_augmentation(
 
 
 @matplotlib.rc_context(STYLE)
+def plot_augmented(
+    rows: Sequence[
+        tuple[str, tuple[NDArray[np.uint8], NDArray[np.uint8]], Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]]]
+    ],
+    titles: Sequence[str],
+    classes: ClassSet,
+) -> Figure:
+    """Draws a row per slice: as it is and after each of some augmentations, which `titles` name, each with its labels.
+
+    A row is the slice's name, its grey values and labels, and those after each augmentation, all of shape (y, x).
+    """
+    figure, panels = _make_panels(
+        [[grey.shape for grey, _ in (before, *after) for _ in range(2)] for _, before, after in rows]
+    )
+    for row, (name, before, after) in zip(panels, rows, strict=True):
+        for image, overlay, (grey, labels) in zip(row[::2], row[1::2], (before, *after), strict=True):
+            _show_grey(image, grey)
+            _show_classes(overlay, grey, labels, classes)
+        row[0].set_ylabel(name.replace(": ", "\n", 1), fontsize=9)
+    for image, overlay, title in zip(panels[0][::2], panels[0][1::2], ("As it is", *titles), strict=True):
+        image.set_title(title, loc="left")
+        overlay.set_title("labels", loc="left", fontsize=9)
+    shown = [labels for _, before, after in rows for _, labels in (before, *after)]
+    draw_legend(figure, _overlay_patches(classes, shown))
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
 def plot_uncertainty(examples: Sequence[tuple[Example, NDArray[np.uint8]]], classes: ClassSet) -> Figure:
     """Draws a row per example: image, how unsure the classifier is, and where it is wrong.
 

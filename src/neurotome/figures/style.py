@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.artist import Artist
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Figure
 from matplotlib.font_manager import findfont, get_font, get_font_names
 from matplotlib.textpath import TextPath
 

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 from cyclopts import Parameter
-from numpy.typing import NDArray
 
 from neurotome.atomic import write_json
-from neurotome.augment import AugmentSettings, check_augment
-from neurotome.augment import augment as transform
+from neurotome.augment import check_augment
 from neurotome.classes import Palette
 from neurotome.datasets import list_datasets, open_dataset
-from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
+from neurotome.datasets.base import SPLITS, Dataset, DatasetOrName
 from neurotome.datasets.statistics import Statistics, count_slices, list_seen, measure_dataset
 from neurotome.errors import DatasetError, SettingsError
-from neurotome.normalize import fit_normalization
 from neurotome.outputs import plan_outputs
-from neurotome.volume import to_display
-
-Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+from neurotome.report.chosen import (
+    Sample,
+    augment_slice,
+    first_split,
+    fit_scale,
+    list_augmented,
+    list_samples,
+    pick_slices,
+    spread_slices,
+)
+from neurotome.training.recipe import Recipe
 
 SAMPLES = 4
 DRAWS = 6
 PICTURES = ("samples", "augmentation", "class_shares", *(f"histograms_{split}" for split in SPLITS))
-
-LARGEST = 1024  # pixels along an axis that a picture shows: the middle of larger slices
-AUGMENTED = 256  # pixels of the patch that is augmented, as large as a usual training patch
 
 
 def describe(
@@ -38,7 +39,8 @@ def describe(
     known: Annotated[bool, Parameter(name="--list", negative=())] = False,
     out: Path | None = None,
     palette: Palette = "colour-blind-safe",
-    augment: AugmentSettings = AugmentSettings(),
+    slices: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (),
+    recipe: Annotated[Recipe, Parameter(name="*", show=False)] = Recipe(),
     seed: int = 0,
 ) -> Statistics | dict[str, str]:
     """Measures a dataset, and draws samples, augmentation, grey values and class shares.
@@ -48,8 +50,10 @@ def describe(
         known: Instead lists every kind of dataset and every variant, a line each; no data are needed.
         out: Folder that gets statistics.json and the pictures; without it nothing is written.
         palette: Colours of the classes.
-        augment: Augmentation that is shown.
-        seed: Seed of the augmentation.
+        slices: Slices of the first split that are shown, as they are and augmented, counted from 0 through its images one
+            after the other, such as 0 200 800 1000; without them a few, evenly spread.
+        recipe: Settings of `train`, whose augmentation is shown.
+        seed: Seed of the augmentation, which is that of train's settings: --config FILE, --augment.NAME.
 
     Returns:
         The statistics, see `measure_dataset`; with `known` the datasets that can be opened, `{name: description}`.
@@ -64,13 +68,14 @@ def describe(
         return list_datasets()
     if dataset is None:
         raise SettingsError("no dataset is given; expected one of those that `neurotome describe --list` shows.")
-    check_augment(augment)
+    check_augment(recipe.augment)
     if out is not None:
         read = [] if isinstance(dataset, Dataset) else [Path(dataset, name) for name in ("images", "labels", "dataset.yaml")]
         plan_outputs([out / "statistics.json", *(out / f"{name}.png" for name in PICTURES)], inputs=read, existing="replace")
     opened = open_dataset(dataset)
     classes = opened.classes.with_palette(palette)
     statistics = measure_dataset(opened)
+    places = pick_slices(first_split(opened), slices)
     if opened.splits.get("train"):
         try:
             list_seen(opened, count_slices(opened).sum(axis=0))
@@ -81,14 +86,13 @@ def describe(
 
     from neurotome import figures
 
-    samples = [
-        (cutout.name if cutout.volume.shape[0] == 1 else f"{cutout.name}, z {z}", to_display(grey), labels)
-        for cutout, z in choose_slices(opened, SAMPLES)
-        for grey, labels in [_crop(cutout, z, LARGEST)]
-    ]
+    if places:
+        augmentation = figures.plot_augmented(*list_augmented(opened, places, {"Augmented": recipe}, seed), classes)
+    else:
+        augmentation = figures.plot_augmentation(*draw_augmentation(opened, recipe, seed), classes)
     pictures = {
-        "samples": figures.plot_samples(samples, classes),
-        "augmentation": figures.plot_augmentation(*draw_augmentation(opened, augment, seed), classes),
+        "samples": figures.plot_samples(list_samples(places or spread_slices(opened, SAMPLES)), classes),
+        "augmentation": augmentation,
         "class_shares": figures.plot_class_shares(statistics, classes),
         **{f"histograms_{split}": figures.plot_histograms(statistics, split, classes) for split in statistics["splits"]},
     }
@@ -98,42 +102,10 @@ def describe(
     return statistics
 
 
-def choose_slices(dataset: Dataset, count: int) -> list[tuple[Cutout, int]]:
-    """Returns cutout and z of at most `count` slices, evenly spread over the first split that has images."""
-    every = [(cutout, z) for cutout in _first_split(dataset) for z in range(cutout.volume.shape[0])]
-    count = min(count, len(every))
-    return [every[(2 * i + 1) * len(every) // (2 * count)] for i in range(count)]
-
-
-def draw_augmentation(dataset: Dataset, settings: AugmentSettings, seed: int) -> tuple[Sample, list[Sample]]:
-    """Returns a patch, the middle of a slice, as it is and after each of `DRAWS` draws of the augmentation.
-
-    Grey values (y, x) are uint8 on one common scale, labels (y, x) uint8 with the ignore value where a pixel was invented.
-    """
+def draw_augmentation(dataset: Dataset, recipe: Recipe, seed: int) -> tuple[Sample, list[Sample]]:
+    """Returns the middle of a middle slice as it is and after each of `DRAWS` draws of a recipe's augmentation."""
     import torch
 
-    cutout, z = choose_slices(dataset, 1)[0]
-    grey, labels = _crop(cutout, z, min(AUGMENTED, *cutout.volume.shape[1:]))
-    volumes = [cutout.volume for cutout in _first_split(dataset)]
-    shared = len({volume.data.dtype for volume in volumes}) == 1
-    scale = fit_normalization(volumes, "dataset" if shared else "image").scale_for(cutout.volume)
-    # The patch's own percentiles for all pictures, so that brightness and contrast can be compared.
-    low, high = (0.0, 255.0) if grey.dtype == np.uint8 else np.percentile(grey, (0.5, 99.5)).tolist()
-    images = torch.from_numpy(scale.apply(grey)).expand(DRAWS, 1, -1, -1).contiguous()
-    truth = torch.from_numpy(labels).expand(DRAWS, -1, -1).contiguous()
-    generator = torch.Generator().manual_seed(seed)
-    moved, moved_labels = transform(images, truth, settings, dataset.classes.ignore, generator)
-    restored = moved[:, 0].numpy() * np.float32(scale.std) + np.float32(scale.mean)
-    after = [(to_display(g, low, high), t) for g, t in zip(restored, moved_labels.numpy(), strict=True)]
-    return (to_display(grey, low, high), labels), after
-
-
-def _first_split(dataset: Dataset) -> tuple[Cutout, ...]:
-    return next(cutouts for cutouts in dataset.splits.values() if cutouts)
-
-
-def _crop(cutout: Cutout, z: int, largest: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """Returns grey values and labels of the middle of a slice, at most `largest` pixels along an axis."""
-    edges = ((size, min(size, largest)) for size in cutout.volume.shape[1:])
-    rows, columns = (slice((size - edge) // 2, (size + edge) // 2) for size, edge in edges)
-    return np.asarray(cutout.volume.data[z, rows, columns]), cutout.read_labels(z, rows, columns)
+    (_, cutout, z), generator = spread_slices(dataset, 1)[0], torch.Generator().manual_seed(seed)
+    scale = fit_scale(dataset, recipe)
+    return augment_slice(cutout, z, recipe.augment, scale, dataset.classes.ignore, generator, DRAWS)

@@ -8,12 +8,14 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from neurotome.lazy import import_extra
 from neurotome.training.recipe import TrainSettings
 
 if TYPE_CHECKING:
+    import lightning
+
     from neurotome.runs import Run
     from neurotome.training.keeper import OnEpoch
     from neurotome.training.module import SegmentationModule
@@ -43,7 +45,6 @@ def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -
         RunError: The checkpoint is damaged.
         KeyboardInterrupt: The training was asked to stop.
     """
-    import lightning
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from neurotome.training.keeper import Keeper, StoppedError
@@ -52,23 +53,15 @@ def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -
     logger: TensorBoardLogger | Literal[False] = False
     keeper.resume()
     if not module.is_over():
-        with _tamed_lightning():
+        with tame_lightning():
             if settings.tensorboard:
                 import_extra("tensorboard", "track")
                 logger = TensorBoardLogger(save_dir=run.folder, name="tensorboard", version="")
-            trainer = lightning.Trainer(
-                accelerator="gpu" if settings.device == "cuda" else settings.device,
-                devices=1,
-                precision=choose_precision(settings),
+            trainer = make_trainer(
+                settings,
+                keeper,
                 max_epochs=settings.epochs - len(module.history),
-                gradient_clip_val=settings.clip or None,
                 logger=logger,
-                callbacks=[keeper],
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                limit_val_batches=0,
                 default_root_dir=run.folder,
             )
             try:
@@ -80,8 +73,27 @@ def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -
         raise KeyboardInterrupt
 
 
+def make_trainer(settings: TrainSettings, callback: lightning.Callback, **options: Any) -> lightning.Trainer:
+    """Returns what runs the steps, where and in the arithmetic that the settings say; all else is the callback's."""
+    import lightning
+
+    return lightning.Trainer(
+        accelerator="gpu" if settings.device == "cuda" else settings.device,
+        devices=1,
+        precision=choose_precision(settings),
+        gradient_clip_val=settings.clip or None,
+        callbacks=[callback],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        **options,
+    )
+
+
 @contextlib.contextmanager
-def _tamed_lightning() -> Iterator[None]:
+def tame_lightning() -> Iterator[None]:
     """Keeps Lightning's hints from the terminal; gives signals back, because Lightning would leave Ctrl-C ignored."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]
