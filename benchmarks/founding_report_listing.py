@@ -193,7 +193,7 @@ def check(arguments: argparse.Namespace) -> None:
         listing, other, ours = losses["listing"], losses["other layout"], losses["neurotome"]
         cells = [f"{abs(ours[n] - listing[n]):.1e} / {abs(other[n] - listing[n]):.1e}" for n in shown]
         relative = abs(ours[0] - listing[0]) / listing[0]
-        apart = [np.abs(np.subtract(side, listing)[1:]) + 1e-9 for side in (ours, other)]
+        apart = [np.abs(np.subtract(side, listing)[1:]) + 1e-6 for side in (ours, other)]
         ratio = np.exp(np.mean(np.log(apart[0] / apart[1])))
         first = f"{listing[0]:.8f} | {ours[0]:.8f} | {relative:.1e}"
         print(f"| {name} | {first} | {' | '.join(cells)} | {ratio:.2f} |", flush=True)
