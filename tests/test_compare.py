@@ -211,13 +211,17 @@ def test_what_cannot_be_compared_is_refused(make_run, tmp_path):
 def test_bars_of_several_seeds_by_hand():
     def score(value):
         means = {"precision": value, "recall": None, "f1": value, "iou": value}
-        return {"macro": means, "weighted": means, "intervals": {"macro_f1": [0.1, 0.9]}}
+        return {
+            "macro": means,
+            "weighted": means,
+            "intervals": {mean: {key: [0.1, 0.9] for key in means} for mean in ("macro", "weighted")},
+        }
 
     assert summarise([0.2, 0.6]) == (pytest.approx(0.4), (0.2, 0.6))
     assert summarise([0.2]) == (0.2, None)
     assert summarise([None, None]) == (None, None)
     figure = plot_methods({"seeds": [score(0.2), score(0.6)], "one": [score(0.5)]})
     whiskers = [line.get_segments()[0][:, 1].tolist() for line in figure.axes[0].collections]
-    assert whiskers == [[0.2, 0.6], [0.2, 0.6], [0.1, 0.9]]  # of precision, and of F1 twice
+    assert whiskers == [[0.2, 0.6], [0.2, 0.6], [0.1, 0.9], [0.1, 0.9]]  # of precision and F1, of seeds and of blocks
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == pytest.approx([0.4, 0.4, 0.5, 0.5])

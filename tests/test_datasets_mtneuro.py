@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import view
+from neurotome.datasets.leaks import check_leaks
 from neurotome.datasets.mtneuro import variants as mtneuro
 from neurotome.datasets.mtneuro.variants import open_mtneuro
+from neurotome.datasets.phantom.make import PhantomSettings, make_phantom, phantom
 from neurotome.datasets.statistics import count_slices, measure_dataset
-from neurotome.errors import DatasetError, ImageError
+from neurotome.errors import DatasetError, ImageError, SettingsError
 from neurotome.io.lazy_array import LazyArray
 
 DEPTHS = {"train": 3, "val": 1, "test": 2}
@@ -202,3 +204,57 @@ def test_no_two_splits_of_a_variant_share_a_voxel(tmp_path: Path) -> None:
         for i, (start, shape) in enumerate(boxes):
             for other, size in boxes[:i]:
                 assert any(a + n <= b or b + m <= a for a, n, b, m in zip(start, shape, other, size, strict=True))
+
+
+def test_files_of_any_size_open_but_are_not_called_mtneuro(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 255, (20, 24, 40)).astype(np.uint8), rng.integers(0, 4, (20, 24, 40)).astype(np.uint64)
+    paths = [tmp_path / f"task2_2D_4classtest{kind}.npy" for kind in ("images", "labels")]
+    for path, array in zip(paths, (images, labels), strict=True):
+        np.save(path, array)
+    with pytest.warns(UserWarning, match=r"test has regions of shape \(5, 24, 40\), expected \(2, 256, 256\)"):
+        dataset = open_mtneuro(tmp_path, "4class-with-zi")
+    assert dataset.name == "unverified-mtneuro-4class-with-zi"
+    for i, cutout in enumerate(dataset.split("test")):
+        np.testing.assert_array_equal(cutout.volume.data, images[5 * i : 5 * i + 5])
+        np.testing.assert_array_equal(cutout.labels, labels[5 * i : 5 * i + 5])
+        assert cutout.volume.origin_zyx == (0, 0, 0)  # from where is not known
+    for path, array in zip(paths, (images, labels), strict=True):
+        np.save(path, array[:19])
+    with pytest.raises(DatasetError, match="19 slices; expected as many of each of 4 regions"):
+        open_mtneuro(tmp_path)
+
+
+@pytest.mark.parametrize("depth", [3, 4])  # MTNeuro's own here, and another
+def test_a_phantom_in_this_layout_is_the_phantom_and_says_so(tmp_path: Path, depth: int) -> None:
+    edge = 256 if depth == DEPTHS["train"] else 32
+    settings = PhantomSettings(height=edge, width=edge, train_depth=depth, val_depth=1, test_depth=2)
+    folder = phantom(out=tmp_path / "mt", layout="mtneuro", settings=settings)
+    assert {path.name for path in folder.iterdir()} == {
+        "provenance.json",
+        *(f"task2_2D_4class{split}{kind}.npy" for split in DEPTHS for kind in ("images", "labels")),
+    }
+    dataset, made = open_dataset(f"mtneuro:{folder}@4class-with-zi"), make_phantom(settings)
+    assert dataset.name == "phantom-mtneuro-4class-with-zi"
+    assert (dataset.licence, dataset.citation) == (made.licence, made.citation)
+    for split in DEPTHS:
+        for opened, cutout in zip(dataset.split(split), made.split(split), strict=True):
+            assert f"{split}_{opened.name}" == cutout.name
+            assert opened.labels.dtype == np.uint64
+            assert opened.volume.origin_zyx == (0, 0, 0)  # as if nowhere, so that no two splits look like neighbours
+            np.testing.assert_array_equal(opened.volume.data, cutout.volume.data)
+            np.testing.assert_array_equal(opened.labels, cutout.labels)
+    assert check_leaks(dataset) == []
+    with pytest.raises(DatasetError, match="train has none of the slices that the variant human keeps"):
+        open_mtneuro(folder, "human")
+    with pytest.raises(DatasetError, match="train has none of the slices that the variant 4class-wide-gap keeps"):
+        open_mtneuro(folder, "4class-wide-gap")
+    (folder / "provenance.json").write_text('{"licence": 3}')
+    with pytest.raises(DatasetError, match=r"provenance\.json is damaged"):
+        open_mtneuro(folder)
+
+
+def test_a_phantom_in_this_layout_has_all_regions(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="regions are vp, but MTNeuro's layout has cortex, striatum, vp, zi"):
+        phantom(out=tmp_path / "mt", layout="mtneuro", settings=PhantomSettings(regions=("vp",)))
+    assert not (tmp_path / "mt").exists()

@@ -129,7 +129,8 @@ class TestSaveFigure:
         code = (
             "import sys; from neurotome import figures; from neurotome.classes import ClassSet;"
             "figures.plot_methods({'m': [{k: dict(precision=1, recall=1, f1=1) for k in ('macro', 'weighted')}"
-            " | {'intervals': None}]}); sys.exit('matplotlib.pyplot' in sys.modules)"
+            " | {'intervals': {m: dict(precision=None, recall=None, f1=None) for m in ('macro', 'weighted')}}]});"
+            "sys.exit('matplotlib.pyplot' in sys.modules)"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
@@ -199,7 +200,8 @@ class TestClassScores:
         figure = figures.plot_class_scores(scores, CLASSES)
         drawn = [line.get_segments()[0][:, 1].tolist() for line in figure.axes[0].collections]
         intervals = scores["intervals"]
-        assert drawn == [*(intervals["f1"][n] for n in ("background", "vessel", "axon")), intervals["macro_f1"]]
+        measured = [intervals["per_class"][name] for name in ("background", "vessel", "axon")] + [intervals["macro"]]
+        assert drawn == [bounds[key] for bounds in measured for key in ("precision", "recall", "f1", "iou")]
         assert "95 %" in figure.axes[0].get_xlabel()
         render(figure, tmp_path)
 
@@ -255,8 +257,8 @@ class TestMethods:
         for axes, mean in zip(figure.axes, ("macro", "weighted"), strict=True):
             expected = [methods[name][mean][key] for key in ("precision", "recall", "f1") for name in methods]
             np.testing.assert_allclose(heights(axes), expected)
-        (whisker,) = figure.axes[0].collections
-        assert whisker.get_segments()[0][:, 1].tolist() == methods["network"]["intervals"]["macro_f1"]
+        drawn = [whisker.get_segments()[0][:, 1].tolist() for whisker in figure.axes[0].collections]
+        assert drawn == [methods["network"]["intervals"]["macro"][key] for key in ("precision", "recall", "f1")]
         assert legend(figure) == ["network", "majority"]
         render(figure, tmp_path)
 

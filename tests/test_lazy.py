@@ -18,7 +18,7 @@ def test_a_lazy_module_runs_only_when_used(tmp_path: Path, monkeypatch: pytest.M
     assert not sys.waiting_module_ran  # type: ignore[attr-defined]
     assert module.value == 7
     assert sys.waiting_module_ran  # type: ignore[attr-defined]
-    assert lazy_import("waiting_module") is module
+    assert module.value is sys.modules["waiting_module"].value
     del sys.modules["waiting_module"]
 
 

@@ -23,6 +23,7 @@ from neurotome.datasets.mtneuro import download
 from neurotome.datasets.mtneuro import variants as mtneuro
 from neurotome.datasets.mtneuro.download import import_mtneuro
 from neurotome.datasets.mtneuro.variants import REGIONS
+from neurotome.datasets.phantom.make import PhantomSettings, phantom
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import DatasetError, FetchError, NeurotomeError, RunError
 from neurotome.io.bossdb import Connection
@@ -186,7 +187,38 @@ def test_other_counts_name_split_and_class_and_keep_the_data(server, tmp_path, c
     fetch_small(server, out, counts=wrong, verify_counts=False)
     assert len(server.record.requests) == asked
     assert "differ from Table 1, as accepted" in capsys.readouterr().err
-    assert len(open_dataset(f"mtneuro:{out}").split("val")) == 3
+    with pytest.warns(UserWarning, match="not MTNeuro's data, or not all of them: val, background: .* called unverified-"):
+        dataset = open_dataset(f"mtneuro:{out}")
+    assert dataset.name == "unverified-mtneuro-4class"
+    assert len(dataset.split("val")) == 3
+
+
+def test_grey_values_are_compared_to_the_printed_digits_whichever_deviation_is_meant(server, tmp_path, monkeypatch, capsys):
+    images = {split: [truth(zs, region, make_image) for region in REGIONS] for split, zs in SMALL.items()}
+    deviations = {
+        "train": np.concatenate(images["train"]).std(),
+        "val": np.mean([plane.std() for image in images["val"] for plane in image]),
+        "test": np.concatenate(images["test"]).std(),
+    }
+    means = {split: np.concatenate(stack).mean() for split, stack in images.items()}
+    assert f"{deviations['val']:.5f}" != f"{np.concatenate(images['val']).std():.5f}"
+    printed = {split: (f"{means[split]:.1f}", f"{deviations[split]:.5f}") for split in SMALL}
+    monkeypatch.setattr(download, "TABLE_1_GREY", printed)
+    out = fetch_small(server, tmp_path / "mt")
+    assert "; mean and standard deviation as well" in capsys.readouterr().err
+    grey = json.loads((out / "provenance.json").read_text())["verification"]["grey"]
+    assert grey["train"] == {
+        "mean": pytest.approx(means["train"]),
+        "std": pytest.approx(deviations["train"]),
+        "mean_std_of_slices": pytest.approx(np.mean([plane.std() for image in images["train"] for plane in image])),
+        "agrees": True,
+    }
+    printed["test"] = (printed["test"][0], "33.324")
+    fetch_small(server, out)
+    shown = capsys.readouterr().err
+    assert f"grey values differ: test mean {means['test']:.5g}, printed {printed['test'][0]}, standard deviation" in shown
+    assert "of a slice on average, printed 33.324" in shown
+    assert open_dataset(f"mtneuro:{out}").name == "mtneuro-4class"  # a note, no error
 
 
 def test_damaged_and_lost_blocks_are_noticed_and_fetched_alone(server, tmp_path):
@@ -379,6 +411,9 @@ def test_wrong_caches(tmp_path, monkeypatch, capsys):
         import_mtneuro(caches, tmp_path / "half")
     with pytest.raises(DatasetError, match="no such folder"):
         import_mtneuro(tmp_path / "gone", tmp_path / "none")
+    phantom(out=tmp_path / "phantom", layout="mtneuro", settings=PhantomSettings(height=32, width=32))
+    with pytest.raises(DatasetError, match="this is a phantom"):
+        import_mtneuro(tmp_path / "phantom", tmp_path / "none")
 
 
 def run(*arguments):

@@ -280,10 +280,11 @@ def test_absent_class_is_a_dash(tmp_path):
 def test_intervals(tmp_path):
     dataset = make_dataset(depth=3)
     run = write_run(tmp_path / "run", dataset)
-    low, high = read_scores(run)["intervals"]["macro_f1"]
+    low, high = read_scores(run)["intervals"]["macro"]["f1"]
     page = build(run, dataset)
     assert f"95 % interval {low:.3f} to {high:.3f}" in page.text
-    assert "lower bound" in page.text
+    assert "9 slices count as" in page.text
+    assert "below 20 the interval may be too narrow" in page.text
     assert "8 of 9 images of split test" in page.text
 
 

@@ -9,7 +9,8 @@ from sklearn.metrics import f1_score, jaccard_score
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
 from neurotome.metrics import confusion, scores
-from neurotome.scoring import FEWEST_IMAGES, RESAMPLES, Scores, bootstrap, score_images
+from neurotome.scoring import Scores, score_images
+from neurotome.statistics import IntervalSettings, estimate
 
 CLASSES = ClassSet(("background", "vessel", "cell", "axon"))
 NAMES = list(CLASSES.names)
@@ -46,6 +47,8 @@ def test_every_image_is_also_scored_by_itself() -> None:
         iou.append(jaccard_score(truth[valid], predicted[valid], average="macro"))
     assert result["per_image"] == {
         "name": ["image0", "image1", "image2"],
+        "confusion": [confusion(truth, predicted, CLASSES).tolist() for _, truth, predicted in images],
+        "tiles": result["per_image"]["tiles"],
         "macro_f1": f1,
         "mean_iou": iou,
         "mean": {"macro_f1": np.mean(f1), "mean_iou": np.mean(iou)},
@@ -81,10 +84,11 @@ def test_an_image_without_a_labelled_pixel_has_no_score_and_spoils_none() -> Non
 def test_no_labelled_pixel_in_any_of_many_images() -> None:
     blank = ("blank", np.full((4, 4), 255, np.uint8), np.zeros((4, 4), np.uint8))
     result = score_images("toy", "test", CLASSES, [blank] * 6)
-    assert result["intervals"]["macro_f1"] is None
-    assert result["intervals"]["accuracy"] is None
-    assert set(result["intervals"]["f1"].values()) == {None}
-    assert "interval" not in str(Scores(result))
+    found = result["intervals"]
+    assert found["accuracy"] is None
+    assert {bound for mean in ("macro", "weighted") for bound in found[mean].values()} == {None}
+    assert {bound for name in NAMES for bound in found["per_class"][name].values()} == {None}
+    assert str(Scores(result)).splitlines()[-1] == "no interval: no labelled pixel"
 
 
 def test_no_image_is_an_error() -> None:
@@ -92,40 +96,64 @@ def test_no_image_is_an_error() -> None:
         score_images("toy", "test", CLASSES, [])
 
 
-def test_few_images_have_no_interval() -> None:
-    assert score_images("toy", "test", CLASSES, draw_images(FEWEST_IMAGES - 1))["intervals"] is None
-    enough = score_images("toy", "test", CLASSES, draw_images(FEWEST_IMAGES))
-    assert str(Scores(enough)).splitlines()[-1].startswith("macro F1, 95 % interval 0.")
+def test_few_small_images_have_no_interval_and_say_so() -> None:
+    tiny = [(name, truth[:16, :16], predicted[:16, :16]) for name, truth, predicted in draw_images(5)]
+    few = score_images("toy", "test", CLASSES, tiny[:4])
+    assert few["intervals"]["macro"]["f1"] is None
+    said = "no interval: 4 slices, and fewer than 5 do not say how much they differ"
+    assert few["intervals"]["warning"] == said
+    assert str(Scores(few)).splitlines()[-1] == said
+    five = score_images("toy", "test", CLASSES, tiny)
+    assert str(Scores(five)).splitlines()[-1].startswith("macro F1, 95 % interval 0.")
+    assert "below 20 the interval may be too narrow" in str(Scores(five))
 
 
 def test_intervals_contain_the_estimate_and_repeat_themselves() -> None:
     result = score_images("toy", "test", CLASSES, draw_images(40))
     found = result["intervals"]
     assert found == score_images("toy", "test", CLASSES, draw_images(40))["intervals"]
-    estimates = {"macro_f1": result["macro"]["f1"], "accuracy": result["accuracy"]}
-    for score, estimate in estimates.items():
-        low, high = found[score]
-        assert low < estimate < high < low + 0.05
+    assert (found["unit"], found["warning"], result["per_image"]["tiles"]) == ("slices", None, [])
+    for mean in ("macro", "weighted"):
+        for key, (low, high) in found[mean].items():
+            assert low < result[mean][key] < high < low + 0.05
+    low, high = found["accuracy"]
+    assert low < result["accuracy"] < high
     for name in NAMES:
-        low, high = found["f1"][name]
-        assert low < result["per_class"][name]["f1"] < high
+        for key, (low, high) in found["per_class"][name].items():
+            assert low < result["per_class"][name][key] < high
 
 
-def test_intervals_equal_a_plain_loop_over_the_same_draws() -> None:
-    confusions = np.random.default_rng(1).integers(0, 50, (6, 3, 3))
-    confusions[1:, 2] = confusions[1:, :, 2] = 0  # the third class is in the first image only, so some draws lack it
-    found = bootstrap(confusions, ("a", "b", "c"), seed=3)
-    assert found is not None
-    macro, accuracy, third = [], [], []
-    for times in np.random.default_rng(3).multinomial(6, [1 / 6] * 6, RESAMPLES):
-        pooled = sum(n * matrix for n, matrix in zip(times, confusions, strict=True))
-        f1 = [2 * pooled[i, i] / (pooled[i].sum() + pooled[:, i].sum()) for i in range(3) if pooled[i].any()]
-        macro.append(np.mean(f1))
-        accuracy.append(np.trace(pooled) / pooled.sum())
-        third.extend(f1[2:])
-    assert len(third) < RESAMPLES
-    for interval, values in ((found["macro_f1"], macro), (found["accuracy"], accuracy), (found["f1"]["c"], third)):
-        np.testing.assert_allclose(interval, np.percentile(values, [2.5, 97.5]), rtol=1e-12)
+def test_intervals_are_those_of_the_file_read_again() -> None:
+    settings = IntervalSettings(block=2, resamples=300, seed=4, level=0.8)
+    result = json.loads(json.dumps(score_images("toy", "test", CLASSES, draw_images(30), settings)))
+    again = estimate([result], "per_class.cell.recall", settings)
+    assert result["intervals"]["per_class"]["cell"]["recall"] == [again.low, again.high]
+    assert (result["intervals"]["block"], result["intervals"]["level"]) == (2, 0.8)
+
+
+def test_a_single_image_has_an_interval_from_its_tiles() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, (200, 120))
+    predicted = np.where(rng.random(truth.shape) < 0.2, rng.integers(0, 4, truth.shape), truth)
+    result = score_images("toy", "test", CLASSES, [("one", truth, predicted)])
+    (tiles,) = result["per_image"]["tiles"]
+    assert tiles["grid"] == [12, 7]  # of at least 16 pixels
+    assert np.sum(tiles["confusion"], 0).tolist() == result["confusion"]
+    first = confusion(truth[:16, :17], predicted[:16, :17], CLASSES)
+    assert tiles["confusion"][0] == first.tolist()
+    found = result["intervals"]
+    assert found["unit"] == "tiles"
+    low, high = found["macro"]["f1"]
+    assert low < result["macro"]["f1"] < high < low + 0.06
+
+
+def test_tiles_of_a_stack_are_summed_along_it() -> None:
+    flat = draw_images(4)
+    stack = [(f"a/{z:04d}", truth, predicted) for z, (_, truth, predicted) in enumerate(flat[:3])]
+    first, second = score_images("toy", "test", CLASSES, [*stack, flat[3]])["per_image"]["tiles"]
+    assert first["grid"] == second["grid"] == [2, 2]
+    corner = sum(confusion(truth[:16, :16], predicted[:16, :16], CLASSES) for _, truth, predicted in stack)
+    assert first["confusion"][0] == corner.tolist()
 
 
 def test_the_table_by_hand() -> None:
@@ -142,7 +170,7 @@ def test_the_table_by_hand() -> None:
         ["macro", "mean", "0.750", "0.833", "0.733", "0.583", "0.733", "0.583"],
         ["weighted", "mean", "0.875", "0.750", "0.767", "0.625"],
         ["accuracy", "0.750"],
-        ["no", "interval:", "fewer", "than", "5", "images"],
+        ["no", "interval:", "1", "tile,", "and", "fewer", "than", "5", "do", "not", "say", "how", "much", "they", "differ"],
     ]
     assert len({len(line) for line in lines[1:6]}) == 1
 

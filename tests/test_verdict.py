@@ -120,7 +120,9 @@ def test_worse_methods_and_those_within_the_interval(tmp_path):
     assert verdict(run, {"majority": [score(wrong=9)]})[0].startswith("Better than majority: it reaches macro F1 0.")
     unsure = make_run(tmp_path / "unsure", score(wrong=0, spread=2))
     assert verdict(unsure, {"forest": [score(wrong=4)]})[0].startswith("No clear winner: forest reaches macro F1 0.")
-    assert verdict(run, {"of other images": [score(split="val")]}) == []
+    (only,) = verdict(run, {"of other images": [score(split="val")]})
+    assert "6 slices count as 6 independent ones; below 20 the interval may be too narrow" in only
+    assert verdict(make_run(tmp_path / "many", score(30, wrong=2)), {"of other images": [score(split="val")]}) == []
 
 
 def test_classes_that_are_never_predicted_or_never_there(tmp_path):
@@ -134,11 +136,11 @@ def test_few_images_and_wide_intervals(tmp_path):
     assert any("Split test has 1 image, too few" in s for s in verdict(make_run(tmp_path / "one", score(1))))
     assert any("Split test has 4 images, too few" in s for s in verdict(make_run(tmp_path / "four", score(4))))
     wide = score(6, spread=2)
-    low, high = wide["intervals"]["macro_f1"]
+    low, high = wide["intervals"]["macro"]["f1"]
     assert high - low > 0.1
     sentences = verdict(make_run(tmp_path / "wide", wide))
     assert any(f"is wide, {low:.3f} to {high:.3f} by 6 images" in sentence for sentence in sentences)
-    assert not any("interval" in s for s in verdict(make_run(tmp_path / "narrow", score(6, wrong=3))))
+    assert not any("is wide" in s for s in verdict(make_run(tmp_path / "narrow", score(6, wrong=3))))
 
 
 def test_test_scores_lead_and_a_run_without_scores_says_nothing(tmp_path):

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from neurotome.experiments.demo import DemoSettings as DemoSettings
     from neurotome.experiments.demo import demo as demo
     from neurotome.experiments.evaluate import evaluate as evaluate
+    from neurotome.experiments.grid import grid as grid
+    from neurotome.experiments.plan import read_grid as read_grid
+    from neurotome.experiments.reproduce import reproduce as reproduce
     from neurotome.experiments.search import SearchSettings as SearchSettings
     from neurotome.experiments.search import search as search
     from neurotome.experiments.train import train as train
@@ -59,6 +62,9 @@ _NAMES = {
     "experiments.compare": "compare",
     "experiments.demo": "DemoSettings demo",
     "experiments.evaluate": "evaluate",
+    "experiments.grid": "grid",
+    "experiments.plan": "read_grid",
+    "experiments.reproduce": "reproduce",
     "experiments.search": "SearchSettings search",
     "experiments.train": "train",
     "features": "EncoderSettings FeatureSettings FilterSettings",
@@ -81,7 +87,7 @@ __all__ = sorted(_HOMES)
 
 _COMMANDS = (
     *("baseline", "compare", "demo", "describe", "evaluate", "fetch", "phantom", "predict", "predict_probs"),
-    *("search", "train"),
+    *("grid", "reproduce", "search", "train"),
 )
 
 

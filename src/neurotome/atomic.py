@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from neurotome.errors import RunError, is_disk_full
+from neurotome.errors import BusyError, is_disk_full
 
 UMASK = os.umask(0o077)
 """Can only be read by setting it, which is safe while modules load and no thread writes files."""
@@ -73,7 +74,7 @@ def _sync(path: Path, flags: int) -> None:
 
 @contextlib.contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Creates a folder if need be and keeps other processes from working in it; they get a RunError.
+    """Creates a folder if need be and keeps other processes from working in it; they get a BusyError.
 
     The hold ends with the process, however it ends. Windows has no such hold on a folder; there the block just runs.
     """
@@ -88,7 +89,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise RunError(f"{folder}: another process is working in this folder; wait for it or choose another.") from error
+        raise BusyError(f"{folder}: another process is working in this folder; wait for it or choose another.") from error
     try:
         yield
     finally:
@@ -116,5 +117,8 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content` to `path` as indented JSON in one step; NaN is refused, use None."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    """Writes `content` to `path` as indented JSON, lists of numbers in a line, in one step; NaN is refused, use None."""
+    text = json.dumps(content, indent=2, allow_nan=False)
+    # text has no line ends in JSON, so that only lists match
+    text = re.sub(r"\[\n\s*([-+.,\d\seE]*?)\s*\]", lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
+    write_text(path, text + "\n")

@@ -40,6 +40,10 @@ class RunError(NeurotomeError):
     """A run folder cannot be used as asked."""
 
 
+class BusyError(RunError):
+    """Another process is working in a folder."""
+
+
 class FetchError(NeurotomeError):
     """Data cannot be fetched, or what arrived is not what it should be."""
 

@@ -6,23 +6,26 @@ import importlib
 import importlib.util
 import sys
 from types import ModuleType
+from typing import Any
 
 from neurotome.errors import NeurotomeError
 
 
+class LazyModule(ModuleType):
+    """A stand-in that imports its module when something of it is first asked for.
+
+    importlib's own LazyLoader is not used: since Python 3.12 torch does not load under it.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
 def lazy_import(name: str) -> ModuleType:
     """Returns a module, its name without dots, that is loaded when it is first used: `--help` need not wait for torch."""
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.loader is None:
+    if importlib.util.find_spec(name) is None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    loader = importlib.util.LazyLoader(spec.loader)
-    spec.loader = loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    loader.exec_module(module)
-    return module
+    return LazyModule(name)
 
 
 def import_extra(name: str, extra: str) -> ModuleType:

@@ -1,20 +1,24 @@
-"""Scores from labels: pooled over all pixels, per image, and how sure they are."""
+"""Scores from labels: pooled over all pixels, per image and per tile, and how sure they are."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neurotome.block_bootstrap import KEYS, IntervalSettings, list_metrics
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
 from neurotome.metrics import confusion, scores
+from neurotome.statistics import FEWEST_SLICES, estimate_all, find_stack
 from neurotome.tables import Shown, Table, count
 
-FEWEST_IMAGES = 5  # fewer say nothing about how much images differ
-RESAMPLES = 2000
+TILES = 144  # of an image: about 36 blocks of 2 x 2 neighbours
+SMALLEST_TILE = 16  # pixels
 
 AGGREGATIONS = (
     "Scores per class, macro and weighted are pooled: pixels of all images are counted first, then divided. Scores per "
@@ -24,7 +28,11 @@ AGGREGATIONS = (
 
 
 def score_images(
-    dataset: str, split: str, classes: ClassSet, images: Iterable[tuple[str, NDArray[Any], NDArray[Any]]]
+    dataset: str,
+    split: str,
+    classes: ClassSet,
+    images: Iterable[tuple[str, NDArray[Any], NDArray[Any]]],
+    interval: IntervalSettings = IntervalSettings(),
 ) -> dict[str, Any]:
     """Counts all images, then scores.
 
@@ -32,21 +40,27 @@ def score_images(
         dataset: Its name.
         split: Its name.
         classes: What the labels mean; ignored pixels of the truth are left out.
-        images: Name, true labels and predicted labels of each image, shapes (y, x).
+        images: Name, true labels and predicted labels of each image, shapes (y, x). The slices of a stack are named
+            `stack/0000` and so on; other neighbours in the list are taken for serial sections, which resemble each other.
+        interval: How intervals are measured.
 
     Returns:
         The content of `scores/<split>.json`. `per_class`, `macro`, `weighted` and `accuracy` are pooled over all pixels;
         `per_image` scores every image by itself; its `mean` and `per_class` are the other aggregation that is published.
         Where an absent class counts as 0 in it, as some libraries have it, the mean over all n images is the score times
-        images / n.
+        images / n. `per_image.confusion` is a matrix for each image, rows true. Where there are fewer than
+        `FEWEST_SLICES`, `per_image.tiles` has the matrices of tiles, summed over the images of a stack. `intervals` is as
+        `measure_intervals` returns it.
 
     Raises:
         DatasetError: There is no image.
     """
-    names, counts = [], []
+    names, counts, tiles = [], [], []
     for name, truth, predicted in images:
         names.append(name)
-        counts.append(confusion(truth, predicted, classes))
+        grid = _count_tiles(truth, predicted, classes) if len(names) < FEWEST_SLICES else None
+        counts.append(confusion(truth, predicted, classes) if grid is None else grid.sum((0, 1)))
+        tiles.append(grid)
     if not names:
         raise DatasetError(f"{dataset}: no image to score in split {split!r}; expected at least one.")
     stacked = np.stack(counts)
@@ -60,7 +74,7 @@ def score_images(
     for name in classes.names:
         having = [image["per_class"][name] for image in single if image["per_class"][name]["f1"] is not None]
         per_class[name] = {key: _mean([image[key] for image in having]) for key in ("f1", "iou")} | {"images": len(having)}
-    return {
+    content = {
         "dataset": dataset,
         "split": split,
         "classes": list(classes.names),
@@ -68,41 +82,81 @@ def score_images(
         **scores(pooled, classes.names),
         "per_image": {
             "name": names,
+            "confusion": stacked.tolist(),
+            "tiles": _sum_tiles(names, tiles) if len(names) < FEWEST_SLICES else [],
             **per_image,
             "mean": {key: _mean(values) for key, values in per_image.items()},
             "per_class": per_class,
         },
         "note": AGGREGATIONS,
-        "intervals": bootstrap(stacked, classes.names),
     }
+    return {**content, "intervals": measure_intervals(content, interval)}
 
 
-def bootstrap(confusions: NDArray[np.int64], names: Sequence[str], seed: int = 0) -> dict[str, Any] | None:
-    """Returns 95 % intervals of pooled scores by drawing images with replacement, None for fewer than `FEWEST_IMAGES`.
+def measure_intervals(content: Mapping[str, Any], settings: IntervalSettings = IntervalSettings()) -> dict[str, Any]:
+    """Returns the intervals of all scores of one run, each low and high or None, and how they were measured.
 
-    Percentile bootstrap, Efron (1979), doi:10.1214/aos/1176344552. Slices of one stack resemble each other, so for stacks
-    the intervals are a lower bound of the uncertainty. Each is low and high, or None if no draw has the score.
-
-    `confusions` holds a matrix per image, shape (images, classes, classes), rows true; `names` are the classes'.
+    `content` is that of `scores/<split>.json`, with or without intervals. `warning` says in plain words where they are
+    missing or may be too narrow, and is None otherwise.
     """
-    images = len(confusions)
-    if images < FEWEST_IMAGES:
-        return None
-    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), RESAMPLES)
-    pooled = np.tensordot(draws, confusions, 1).astype(np.float64)
-    right = np.diagonal(pooled, axis1=1, axis2=2)
-    both = pooled.sum(1) + pooled.sum(2)
-    with np.errstate(invalid="ignore"):
-        f1 = 2 * right / both  # NaN where a draw lacks the class, as is the rest where it has no labelled pixel
-        macro = np.nansum(f1, 1) / (both > 0).sum(1)
-        accuracy = right.sum(1) / pooled.sum((1, 2))
+    metrics = list_metrics(content["classes"])
+    found = estimate_all([content], metrics, settings)
+    first = found["macro.f1"]
+    bounds = {metric: None if one.low is None else [one.low, one.high] for metric, one in found.items()}
+    means = {mean: {key: bounds[f"{mean}.{key}"] for key in KEYS} for mean in ("macro", "weighted")}
+    size = f"{first.block} x {first.block}" if first.unit == "tiles" else str(first.block)
+    method = (
+        f"bootstrap over blocks of {size} neighbouring {first.unit} ({first.units} in all, which count as "
+        f"{first.blocks:.0f} independent ones), {settings.resamples} draws, Student's t"
+    )
     return {
-        "level": 0.95,
-        "method": f"percentile bootstrap over {images} images, {RESAMPLES} draws",
-        "macro_f1": _interval(macro),
-        "accuracy": _interval(accuracy),
-        "f1": {name: _interval(f1[:, i]) for i, name in enumerate(names)},
+        "level": settings.level,
+        "method": method if first.blocks else "none",
+        "unit": first.unit,
+        "block": first.block,
+        "blocks": first.blocks,
+        "warning": first.note or None,
+        **means,
+        "accuracy": bounds["accuracy"],
+        "per_class": {name: {key: bounds[f"per_class.{name}.{key}"] for key in KEYS} for name in content["classes"]},
     }
+
+
+def say_interval(intervals: Mapping[str, Any]) -> str:
+    """Returns the interval of macro F1 and how it was measured, or why there is none, in a line."""
+    warning = intervals["warning"]
+    if intervals["macro"]["f1"] is None:
+        return "no interval: no labelled pixel" if intervals["blocks"] else str(warning)
+    low, high = intervals["macro"]["f1"]
+    said = f"macro F1, {100 * intervals['level']:g} % interval {low:.3f} to {high:.3f} ({intervals['method']})"
+    return f"{said}; {warning}" if warning else said
+
+
+def _count_tiles(truth: NDArray[Any], predicted: NDArray[Any], classes: ClassSet) -> NDArray[np.int64] | None:
+    """Returns the confusion matrices of a grid of tiles, shape (rows, columns, classes, classes); None if shapes differ."""
+    if truth.shape != predicted.shape or truth.ndim != 2:
+        return None
+    edge = max(SMALLEST_TILE, math.isqrt(truth.size // TILES))
+    ends = [np.linspace(0, size, max(1, size // edge) + 1).astype(int) for size in truth.shape]
+    return np.array(
+        [
+            [confusion(truth[top:bottom, left:right], predicted[top:bottom, left:right], classes) for left, right in columns]
+            for columns in [list(itertools.pairwise(ends[1]))]
+            for top, bottom in itertools.pairwise(ends[0])
+        ]
+    )
+
+
+def _sum_tiles(names: Sequence[str], tiles: Sequence[NDArray[np.int64] | None]) -> list[dict[str, Any]]:
+    """Returns the matrices of tiles summed over the images of each stack, for what lies above each other is alike."""
+    summed: dict[tuple[str, tuple[int, ...]], NDArray[np.int64]] = {}
+    for name, grid in zip(names, tiles, strict=True):
+        if grid is not None:
+            key = find_stack(name), grid.shape
+            summed[key] = summed[key] + grid if key in summed else grid
+    return [
+        {"grid": list(shape[:2]), "confusion": grid.reshape(-1, *shape[2:]).tolist()} for (_, shape), grid in summed.items()
+    ]
 
 
 class Scores(Shown, dict[str, Any]):
@@ -122,19 +176,9 @@ class Scores(Shown, dict[str, Any]):
         title = f"{self['dataset']}, split {self['split']}, {count(len(per_image['name']), 'image')}; "
         headings = ("", "precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels")
         pieces: list[str | Table] = [title + "pooled over pixels, and /image: mean over images", Table(headings, rows)]
-        if self["intervals"] is None:
-            return [*pieces, f"no interval: fewer than {FEWEST_IMAGES} images"]
-        if self["intervals"]["macro_f1"] is None:
-            return pieces
-        low, high = self["intervals"]["macro_f1"]
-        return [*pieces, f"macro F1, 95 % interval {low:.3f} to {high:.3f} ({self['intervals']['method']})"]
+        return [*pieces, say_interval(self["intervals"])]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
-
-
-def _interval(values: NDArray[np.float64]) -> list[float] | None:
-    known = values[~np.isnan(values)]
-    return [float(v) for v in np.quantile(known, (0.025, 0.975))] if known.size else None

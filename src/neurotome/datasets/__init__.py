@@ -18,7 +18,7 @@ def list_datasets() -> dict[str, str]:
         "<folder>": "your own: dataset.yaml, images/ and labels/",
         "phantom": "a synthetic tissue, made when it is asked for",
         "phantom-stream": "synthetic tissue made while a network trains on it",
-        "mtneuro:<folder>": "the same as mtneuro:<folder>@4class; the folder comes from neurotome fetch mtneuro",
+        "mtneuro:<folder>": "the same as mtneuro:<folder>@4class; the folder is of neurotome fetch mtneuro",
         **{f"mtneuro:<folder>@{name}": variant.description for name, variant in VARIANTS.items()},
     }
 

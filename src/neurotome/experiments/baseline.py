@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,8 @@ from cyclopts import Parameter
 
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
-from neurotome.datasets.base import Dataset, DatasetOrName
+from neurotome.datasets.base import SPLITS, Dataset, DatasetOrName
+from neurotome.datasets.statistics import note_splits
 from neurotome.experiments.evaluate import finish, score_splits
 from neurotome.models.model_folder import read_digest
 from neurotome.models.stored_model import read_model
@@ -49,12 +51,24 @@ def baseline(
         NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
     """
     data = open_dataset(dataset)
+    note_splits(data)
     name = dataset.name if isinstance(dataset, Dataset) else str(dataset)
     return finish(fit_and_score(data, name, Path(out), settings, device), data, palette)
 
 
-def fit_and_score(dataset: Dataset, name: str, out: Path, settings: BaselineSettings, device: str = "auto") -> Run:
-    """Does what `baseline` does, but for the report, with a dataset that `config.yaml` calls `name`."""
+def fit_and_score(
+    dataset: Dataset,
+    name: str,
+    out: Path,
+    settings: BaselineSettings,
+    device: str = "auto",
+    splits: Sequence[str] = SPLITS,
+    method: str = "",
+) -> Run:
+    """Does what `baseline` does, but for the report, with a dataset that `config.yaml` calls `name`.
+
+    Scores the splits that are named and there; the run's record calls it `method`, without one as `name_method` does.
+    """
     from neurotome.models.net import choose_device
     from neurotome.pixels.saving import build_pixels, save_pixels
 
@@ -62,7 +76,7 @@ def fit_and_score(dataset: Dataset, name: str, out: Path, settings: BaselineSett
     config = {"dataset": name, **dataclasses.asdict(settings)}
     model = settings.encoder.model if settings.features == "encoder" else ""
     origin = find_method(model), read_digest(Path(model)) if model else None
-    record = record_run("pixels", name_method(settings), config, dataset, settings.seed, *origin)
+    record = record_run("pixels", method or name_method(settings), config, dataset, settings.seed, *origin)
     run = Run(out)
     run.check(config, record)
     place = choose_device(device)
@@ -85,7 +99,7 @@ def fit_and_score(dataset: Dataset, name: str, out: Path, settings: BaselineSett
             measured = {"scoring_mpixel_per_s": None, "peak_memory_bytes": None if trained else measure_peak_memory()}
             place_and_kind = {"device": place, "precision": "32-true"}
             run.write_training({"finished": True, **predictor.facts["training"], **measured, **place_and_kind})
-        score_splits(predictor, dataset, run, uncertainty=True)
+        score_splits(predictor, dataset, run, splits, uncertainty=True)
     return run
 
 

@@ -16,7 +16,7 @@ from neurotome.figures.style import INK, PALE_GREY, STYLE, Rgb, can_spell, draw_
 
 SCORES = {"precision": "Precision", "recall": "Recall", "f1": "F1", "iou": "IoU"}
 SCALE = "score, pooled over all pixels"
-WHISKERS = "whiskers: 95 % interval of F1"
+WHISKERS = "whiskers: 95 % interval"
 KEYS = ("precision", "recall", "f1")
 MEANS = {"macro": "Mean over classes", "weighted": "Mean weighted by pixels"}
 MOST_COUNTED = 12  # classes up to which the confusion matrix has room for counts; beyond there are percentages alone
@@ -28,19 +28,19 @@ MOST_FEATURES = 25  # that are drawn; the table has all
 def plot_class_scores(scores: Mapping[str, Any], classes: ClassSet) -> Figure:
     """Draws precision, recall, F1 and IoU of each class as bars, and their macro means.
 
-    F1 has whiskers, the 95 % interval, where `scores`, the content of `scores/<split>.json`, has intervals.
+    Whiskers are the intervals where `scores`, the content of `scores/<split>.json`, has some.
     """
-    intervals = scores["intervals"] or {"f1": {}, "macro_f1": None}
+    intervals = scores["intervals"]
 
-    def list_bars(measured: Mapping[str, float | None], f1_interval: Any) -> list[Bar]:
-        return [(measured[key], f1_interval if key == "f1" else None) for key in SCORES]
+    def list_bars(measured: Mapping[str, float | None], reaches: Mapping[str, Any]) -> list[Bar]:
+        return [(measured[key], reaches[key]) for key in SCORES]
 
     bars = {
-        label: list_bars(scores["per_class"][name], intervals["f1"].get(name))
+        label: list_bars(scores["per_class"][name], intervals["per_class"][name])
         for label, name in zip(label_classes(classes), classes.names, strict=True)
     }
-    bars["macro mean"] = list_bars(scores["macro"], intervals["macro_f1"])
-    note = WHISKERS if scores["intervals"] else ""
+    bars["macro mean"] = list_bars(scores["macro"], intervals["macro"])
+    note = WHISKERS if intervals["macro"]["f1"] else ""
     return plot_class_bars(classes, list(SCORES.values()), bars, say_title(scores["dataset"], scores["split"]), SCALE, note)
 
 
@@ -87,7 +87,7 @@ def plot_methods(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Draws macro and weighted means of several methods side by side, as in Figure 4 of the founding report.
 
     A method with several runs, such as of several seeds, is drawn as their mean with whiskers from the lowest to the
-    highest; a single run has whiskers on macro F1, its 95 % interval, where it has intervals.
+    highest; a single run has whiskers where it has intervals.
 
     Args:
         scores: By the method's name, the content of `scores/<split>.json` of each of its runs.
@@ -103,7 +103,7 @@ def plot_methods(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         draw_bars(axes, [SCORES[key] for key in KEYS], bars, colours)
         axes.set_title(title)
     notes = ["whiskers: lowest and highest of several seeds"] if any(len(runs) > 1 for runs in scores.values()) else []
-    if any(len(runs) == 1 and runs[0]["intervals"] for runs in scores.values()):
+    if any(len(runs) == 1 and runs[0]["intervals"]["macro"]["f1"] for runs in scores.values()):
         notes.append(f"single runs: {WHISKERS.removeprefix('whiskers: ')}" if notes else WHISKERS)
     panels[-1 if many else 0].set_xlabel("\n".join(notes), fontsize=9)
     for axes in panels[: 2 if many else 1]:
@@ -115,8 +115,8 @@ def plot_methods(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 
 def _summarise_mean(runs: Sequence[Mapping[str, Any]], mean: str, key: str) -> Bar:
     height, reach = summarise([run[mean][key] for run in runs])
-    if len(runs) == 1 and (mean, key) == ("macro", "f1"):
-        reach = (runs[0]["intervals"] or {}).get("macro_f1")
+    if len(runs) == 1:
+        reach = runs[0]["intervals"][mean][key]
     return height, reach
 
 

@@ -92,7 +92,7 @@ def _judge_others(scores: Scores, comparisons: Mapping[str, Sequence[Scores]]) -
         return []
     name, best = max(others.items(), key=lambda other: other[1])
     numbers = f"macro F1 {best:.3f} on split {scores['split']}, this run {own:.3f}"
-    interval = (scores["intervals"] or {}).get("macro_f1")
+    interval = scores["intervals"]["macro"]["f1"]
     if interval and interval[0] <= best <= interval[1]:
         return [f"No clear winner: {name} reaches {numbers}, whose 95 % interval is {interval[0]:.3f} to {interval[1]:.3f}."]
     if best >= own:
@@ -122,15 +122,18 @@ def _judge_classes(scores: Scores) -> list[str]:
 def _judge_images(scores: Scores) -> list[str]:
     """Returns how far the images suffice to compare methods by."""
     images = count(len(scores["per_image"]["name"]), "image")
-    interval = (scores["intervals"] or {}).get("macro_f1")
+    interval = scores["intervals"]["macro"]["f1"]
     if interval is None:
         return [f"Split {scores['split']} has {images}, too few to say how sure these scores are. Label more of them."]
+    warning = scores["intervals"]["warning"]
+    sentences = [f"How sure the scores of split {scores['split']} are is itself unsure: {warning}."] if warning else []
     low, high = interval
     if high - low < WIDE:
-        return []
+        return sentences
     return [
+        *sentences,
         f"The 95 % interval of macro F1 is wide, {low:.3f} to {high:.3f} by {images}: methods that differ by less than "
-        f"{high - low:.2f} cannot be ranked. Label more images for split {scores['split']}."
+        f"{high - low:.2f} cannot be ranked. Label more images for split {scores['split']}.",
     ]
 
 

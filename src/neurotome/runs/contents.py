@@ -36,6 +36,8 @@ def check_scores(content: dict[str, Any]) -> dict[str, Any]:
     classes = content["classes"]
     images = {
         "name": [str],
+        "confusion": [[[int]]],
+        "tiles": [{"grid": [int], "confusion": [[[int]]]}],
         "macro_f1": [NUMBER],
         "mean_iou": [NUMBER],
         "mean": {"macro_f1": NUMBER, "mean_iou": NUMBER},
@@ -43,14 +45,23 @@ def check_scores(content: dict[str, Any]) -> dict[str, Any]:
     }
     per_class = {name: {**SCORES, "support": int} for name in classes}
     check_types(content, {"accuracy": NUMBER, "confusion": [[int]], "per_class": per_class, "per_image": images})
-    if len({len(content["per_image"][key]) for key in ("name", "macro_f1", "mean_iou")}) != 1:
+    if len({len(content["per_image"][key]) for key in ("name", "confusion", "macro_f1", "mean_iou")}) != 1:
         raise ValueError("not as many scores as images")
-    if [len(row) for row in content["confusion"]] != [len(classes)] * len(classes):
+    tiles = content["per_image"]["tiles"]
+    matrices = [content["confusion"], *content["per_image"]["confusion"]]
+    matrices += [matrix for group in tiles for matrix in group["confusion"]]
+    if any([len(row) for row in matrix] != [len(classes)] * len(classes) for matrix in matrices):
         raise ValueError("a confusion matrix of another shape than the classes")
-    if (intervals := content["intervals"]) is not None:
-        for interval in (intervals["macro_f1"], intervals["accuracy"], *(intervals["f1"][name] for name in classes)):
-            low, high = (0, 0) if interval is None else interval
-            check_types([low, high], [int | float])
+    for group in tiles:
+        rows, columns = group["grid"]
+        if rows * columns != len(group["confusion"]):
+            raise ValueError("not as many tiles as their grid has")
+    intervals = content["intervals"]
+    check_types(intervals, {"level": float, "method": str, "unit": str, "blocks": NUMBER, "warning": str | None})
+    means = [intervals["macro"], intervals["weighted"], *(intervals["per_class"][name] for name in classes)]
+    for interval in (intervals["accuracy"], *(mean[key] for mean in means for key in SCORES)):
+        low, high = (0, 0) if interval is None else interval
+        check_types([low, high], [int | float])
     return content
 
 

@@ -51,8 +51,8 @@ def time_steps(module: SegmentationModule, groups: int = 3, group: int = 1, warm
                     torch.cuda.synchronize(module.device)
                 ends.append(time.monotonic())
 
-    steps = warmup + groups * group
-    module.steps_per_epoch = steps
+    module.step, module.steps_per_epoch = 0, warmup + groups * group
+    module.losses.clear()
     is_cuda = torch.cuda.is_available()
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()

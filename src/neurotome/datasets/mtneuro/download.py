@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.atomic import write_json
-from neurotome.datasets.mtneuro.stored import LEDGER, PROVENANCE, STORE
+from neurotome.datasets.mtneuro.stored import LEDGER, PROVENANCE, STORE, read_array
 from neurotome.datasets.mtneuro.variants import (
     CITATION,
     EDGE,
@@ -22,9 +22,11 @@ from neurotome.datasets.mtneuro.variants import (
     LICENCE,
     REGIONS,
     TABLE_1,
+    TABLE_1_GREY,
     VOXEL_SIZE_UM,
     Z_RANGES,
     read_caches,
+    read_phantom,
 )
 from neurotome.errors import DatasetError, FetchError
 from neurotome.io.bossdb import PUBLIC_TOKEN, BossDB, Box, Channel, Connection
@@ -32,6 +34,7 @@ from neurotome.io.lazy_array import Place
 from neurotome.io.ledger import Ledger, hold_ledger
 from neurotome.io.transfer import Transfer, find_missing, transfer_blocks
 from neurotome.io.zarr_store import open_or_create
+from neurotome.normalize import measure_grey
 
 IMAGE_URI = "bossdb://prasad/prasad2020/image"
 LABELS_URI = "bossdb://prasad/prasad_analysis/pixel_labels"
@@ -90,6 +93,8 @@ def import_mtneuro(cache: Path, out: Path, *, verify_counts: bool = True) -> Pat
     """
     if not cache.is_dir():
         raise DatasetError(f"--from-cache {cache}: no such folder; expected the one with MTNeuro's task2_*.npy files.")
+    if read_phantom(cache):
+        raise DatasetError(f"--from-cache {cache}: this is a phantom, which needs no import. Open it as mtneuro:{cache}.")
     caches = read_caches(cache)
     boxes = {
         (split, name): Box.at(region.origin_zyx, region.image.shape)
@@ -166,6 +171,8 @@ def _finish(out: Path, boxes: Boxes, ledger: Ledger, source: Mapping[str, Any], 
             "accepted": not differences or not verify_counts,
         },
     }
+    grey = {split: _measure_grey(out, provenance, split) for split in regions}
+    provenance["verification"]["grey"] = grey
     write_json(out / PROVENANCE, provenance)
     if differences and verify_counts:
         raise FetchError(
@@ -175,9 +182,36 @@ def _finish(out: Path, boxes: Boxes, ledger: Ledger, source: Mapping[str, Any], 
         )
     absent = [split for split in TABLE_1 if split not in counted]
     agreement = "differ from Table 1, as accepted" if differences else "equal Table 1"
+    unlike = "; ".join(f"{split} {_say_grey(split, measured)}" for split, measured in grey.items() if not measured["agrees"])
+    greys = f"grey values differ: {unlike}" if unlike else "mean and standard deviation as well"
     lacking = f"; no files of {', '.join(absent)}" if absent else ""
-    sys.stderr.write(f"{out}: {', '.join(counted)} verified; pixels per class {agreement}{lacking}\n")
+    sys.stderr.write(f"{out}: {', '.join(counted)} verified; pixels per class {agreement}{lacking}; {greys}\n")
     return out
+
+
+def _measure_grey(out: Path, provenance: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """Returns mean and standard deviation of a split, and whether they are the printed ones to the printed digits.
+
+    Whether the report's deviation is that of all pixels or the mean of every slice's is not said: either may agree.
+    """
+    images = [read_array(out, f"{split}/{region}/image", provenance) for region in provenance["regions"][split]]
+    mean, std = measure_grey(images)
+    std_of_slices = float(np.mean([plane.std(dtype=np.float64) for image in images for plane in image]))
+
+    def is_printed(value: float, text: str) -> bool:
+        return f"{value:.{len(text.partition('.')[2])}f}" == text
+
+    printed_mean, printed_std = TABLE_1_GREY[split]
+    agrees = is_printed(mean, printed_mean) and (is_printed(std, printed_std) or is_printed(std_of_slices, printed_std))
+    return {"mean": mean, "std": std, "mean_std_of_slices": std_of_slices, "agrees": agrees}
+
+
+def _say_grey(split: str, measured: Mapping[str, Any]) -> str:
+    mean, std = TABLE_1_GREY[split]
+    return (
+        f"mean {measured['mean']:.5g}, printed {mean}, standard deviation {measured['std']:.5g} of all pixels and "
+        f"{measured['mean_std_of_slices']:.5g} of a slice on average, printed {std}"
+    )
 
 
 def list_versions() -> dict[str, str]:

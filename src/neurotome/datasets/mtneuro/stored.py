@@ -70,12 +70,13 @@ def read_regions(folder: Path, provenance: Mapping[str, Any], split: str, names:
     for name in names:
         z, y, x = (provenance["regions"][split][name][axis][0] for axis in "zyx")
         paths = [f"{split}/{name}/{kind}" for kind in ("image", "labels")]
-        image, labels = (_read_array(folder, path, provenance) for path in paths)
+        image, labels = (read_array(folder, path, provenance) for path in paths)
         regions[name] = StoredRegion(image, labels, (z, y, x), *(folder / STORE / path for path in paths))
     return regions
 
 
-def _read_array(folder: Path, path: str, provenance: Mapping[str, Any]) -> NDArray[np.uint8]:
+def read_array(folder: Path, path: str, provenance: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Reads image or labels of a region, `<split>/<region>/<kind>`, uint8 of shape (z, y, x); DatasetError if damaged."""
     import zarr
 
     again = f"neurotome fetch mtneuro --out {folder}"

@@ -3,7 +3,8 @@
 It is read from what `neurotome fetch mtneuro` writes (see `stored`), or from the files MTNeuro's own loader saves:
 there four regions of 256 x 256 pixels stand one after the other in each file
 `task2_<2D|3D>_<3class|4class><train|val|test><images|labels>.npy`; dimension and class count in the name do not change the
-content, and the arrays stay on the disk.
+content, and the arrays stay on the disk. Such files of another size and a phantom in this layout open too, under other
+names.
 
 Sources: Quesada et al. (2022), NeurIPS Datasets and Benchmarks, arXiv:2301.00345; Prasad et al. (2020), Sci
 Data 7:358, doi:10.1038/s41597-020-00692-y. Ranges are those of MTNeuro's task-2 configurations.
@@ -11,6 +12,7 @@ Data 7:358, doi:10.1038/s41597-020-00692-y. Ranges are those of MTNeuro's task-2
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,8 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset, check_labels, view
-from neurotome.datasets.mtneuro.stored import STORE, StoredRegion, read_provenance, read_regions
+from neurotome.datasets.mtneuro.stored import PROVENANCE, STORE, StoredRegion, read_provenance, read_regions
+from neurotome.documents import read_json
 from neurotome.errors import DatasetError, unknown
 from neurotome.io import check_grey, read_image, read_labels
 from neurotome.volume import Volume
@@ -45,6 +48,9 @@ TABLE_1: Mapping[str, tuple[int, ...]] = {
     "val": (4101022, 243515, 532764, 2724875),
     "test": (6591602, 456854, 820941, 5237803),
 }
+
+# Mean and standard deviation of the grey values there, as printed; of what the deviation is, is not said.
+TABLE_1_GREY = {"train": ("123.24", "31.018"), "val": ("127.8", "31.699"), "test": ("130.48", "33.324")}
 
 # People drew every thirtieth plane; the labels between were made from them, how is not published.
 DRAWN_BY_HAND = range(140, 471, 30)
@@ -125,18 +131,62 @@ def open_mtneuro(folder: str | Path, variant: str = "4class") -> Dataset:
             "MTNeuro's task2_*.npy files."
         )
     chosen = VARIANTS[variant]
+    name, licence, citation, differences = f"mtneuro-{variant}", LICENCE, CITATION, []
     if (folder / STORE).is_dir():
         provenance = read_provenance(folder)
         sources: Mapping[str, Mapping[str, StoredRegion]] = {
             split: read_regions(folder, provenance, split, chosen.regions_of(split)) for split in provenance["regions"]
         }
+        differences = provenance["verification"]["differences"]
     else:
         sources = read_caches(folder)
+        phantom = read_phantom(folder)
+        if phantom:  # every split is tissue of its own, from nowhere
+            sources = {
+                split: {region: stored._replace(origin_zyx=(0, 0, 0)) for region, stored in regions.items()}
+                for split, regions in sources.items()
+            }
+            name, licence, citation = f"phantom-{name}", phantom["licence"], phantom["citation"]
+        else:
+            differences = [
+                f"{split} has regions of shape {region.image.shape}, expected {(stop - start, EDGE, EDGE)}"
+                for split, (start, stop) in Z_RANGES.items()
+                for region in list(sources.get(split, {}).values())[:1]
+                if region.image.shape != (stop - start, EDGE, EDGE)
+            ]
+    if differences:
+        name = f"unverified-{name}"
+        warnings.warn(
+            f"{folder}: these are not MTNeuro's data, or not all of them: {'; '.join(differences)}. They are called {name}; "
+            "do not compare their scores with published ones.",
+            stacklevel=3,
+        )
     splits = {
         split: tuple(cutout for name in chosen.regions_of(split) for cutout in _cut(regions[name], name, split, chosen))
         for split, regions in sources.items()
     }
-    return Dataset(f"mtneuro-{variant}", chosen.classes, splits, LICENCE, CITATION)
+    for split, cutouts in splits.items():
+        if not cutouts:
+            raise DatasetError(
+                f"{folder}: split {split} has none of the slices that the variant {variant} keeps; where those are is known "
+                "for MTNeuro's own files alone. Use 4class, 4class-with-zi or 3class."
+            )
+    return Dataset(name, chosen.classes, splits, licence, citation)
+
+
+def read_phantom(folder: Path) -> dict[str, str]:
+    """Returns licence and citation where .npy files are those of a phantom, and nothing otherwise."""
+    path = folder / PROVENANCE
+    again = "Delete the folder and make it anew with neurotome phantom --layout mtneuro."
+    content = read_json(path, DatasetError, again) if path.is_file() else {}
+    if content and not all(isinstance(content.get(key), str) for key in ("licence", "citation")):
+        raise DatasetError(f"{path} is damaged: it names no licence or citation. {again}")
+    return content
+
+
+def name_cache(split: str, kind: str, form: str = "2D_4class") -> str:
+    """Returns how MTNeuro's own loader names the file of a split's images or labels."""
+    return f"task2_{form}{split}{kind}.npy"
 
 
 def read_caches(folder: Path) -> dict[str, dict[str, StoredRegion]]:
@@ -149,8 +199,8 @@ def read_caches(folder: Path) -> dict[str, dict[str, StoredRegion]]:
     caches = {}
     for split in Z_RANGES:
         lonely = ""
-        for name in ("2D_4class", "3D_4class", "2D_3class", "3D_3class"):
-            images, labels = (folder / f"task2_{name}{split}{kind}.npy" for kind in ("images", "labels"))
+        for form in ("2D_4class", "3D_4class", "2D_3class", "3D_3class"):
+            images, labels = (folder / name_cache(split, kind, form) for kind in ("images", "labels"))
             if images.is_file() and labels.is_file():
                 caches[split] = _split_regions(images, labels, split)
                 break
@@ -168,20 +218,25 @@ def read_caches(folder: Path) -> dict[str, dict[str, StoredRegion]]:
 
 
 def _split_regions(images_path: Path, labels_path: Path, split: str) -> dict[str, StoredRegion]:
-    start, stop = Z_RANGES[split]
-    depth = stop - start
-    expected = (len(REGIONS) * depth, EDGE, EDGE)
+    """Cuts files into regions; where they are in the whole volume is known for files of MTNeuro's own size alone."""
     images, labels = read_image(images_path).data, read_labels(labels_path)
-    for path, array in ((images_path, images), (labels_path, labels)):
-        if array.shape != expected:
-            raise DatasetError(
-                f"{path}: shape {array.shape}; expected {expected}, {depth} slices of each of {len(REGIONS)} "
-                "regions. Download it again."
-            )
+    depth, rest = divmod(len(images), len(REGIONS))
+    if rest or not depth:
+        raise DatasetError(
+            f"{images_path}: {len(images)} slices; expected as many of each of {len(REGIONS)} regions, one region after the "
+            "other. Download it again."
+        )
+    if labels.shape != images.shape:
+        raise DatasetError(
+            f"{labels_path}: shape {labels.shape}; expected {images.shape}, as the images have. Download it again."
+        )
+    start, stop = Z_RANGES[split]
+    known = images.shape == (len(REGIONS) * (stop - start), EDGE, EDGE)
     regions = {}
     for i, (name, (y, x)) in enumerate(REGIONS.items()):
         part = slice(i * depth, (i + 1) * depth)
-        regions[name] = StoredRegion(images[part], labels[part], (start, y, x), images_path, labels_path)
+        origin_zyx = (start, y, x) if known else (0, 0, 0)
+        regions[name] = StoredRegion(images[part], labels[part], origin_zyx, images_path, labels_path)
     return regions
 
 
@@ -193,7 +248,8 @@ def _cut(region: StoredRegion, name: str, split: str, variant: Variant) -> Itera
     if variant.by_hand:
         parts = [(z - first, z - first + 1, f"{name}_z{z}") for z in DRAWN_BY_HAND if first <= z < first + depth]
     else:
-        parts = [(0, depth - (variant.left_out if split == "train" else 0), name)]
+        stop = depth - (variant.left_out if split == "train" else 0)
+        parts = [(0, stop, name)] if stop > 0 else []
     for start, stop, label in parts:
         volume = Volume(region.image[start:stop], label, VOXEL_SIZE_UM, (first + start, y, x), region.image_path)
         yield Cutout(volume, _merge(region.labels[start:stop], variant.classes))

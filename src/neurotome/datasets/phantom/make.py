@@ -16,9 +16,12 @@ import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
 
-from neurotome.atomic import atomic_folder, write_text
+from neurotome.atomic import atomic_folder, write_json, write_text
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import SPLITS, Cutout, Dataset
+from neurotome.datasets.mtneuro.stored import PROVENANCE
+from neurotome.datasets.mtneuro.variants import REGIONS as MTNEURO_REGIONS
+from neurotome.datasets.mtneuro.variants import name_cache
 from neurotome.datasets.phantom.image import paint_tissue, record_image
 from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, Instrument, Region, draw_instrument, draw_region
 from neurotome.datasets.phantom.tissue import BACKGROUND, Shape, build_tissue, grow_air
@@ -116,13 +119,20 @@ def make_cutout(region: Region, instrument: Instrument, shape: Shape, rng: np.ra
     return image[kept].copy(), labels[kept].copy()
 
 
-def phantom(*, out: Path, settings: Annotated[PhantomSettings, Parameter(name="*")] = PhantomSettings()) -> Path:
+def phantom(
+    *,
+    out: Path,
+    layout: Literal["folder", "mtneuro"] = "folder",
+    settings: Annotated[PhantomSettings, Parameter(name="*")] = PhantomSettings(),
+) -> Path:
     """Writes a synthetic dataset: brain tissue with blood vessels, cells and axons, and its exact labels.
 
-    The folder (`dataset.yaml`, `images/*.tif`, `labels/*.tif`) is there whole or not at all.
+    The folder is there whole or not at all.
 
     Args:
         out: Folder to write; it must be new or empty.
+        layout: folder: dataset.yaml, images/*.tif and labels/*.tif; mtneuro: the files of MTNeuro's own loader, of any size,
+            which open as mtneuro:FOLDER and are named as synthetic.
         settings: Seed, sizes, regions.
 
     Returns:
@@ -130,14 +140,32 @@ def phantom(*, out: Path, settings: Annotated[PhantomSettings, Parameter(name="*
 
     Raises:
         RunError: The folder holds something already, or `out` is a file.
+        SettingsError: The layout is mtneuro, but not all of its regions are to be made.
     """
     out = Path(out)  # text from Python
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} exists already and is not an empty folder; choose another name or delete it.")
+    if layout == "mtneuro" and settings.regions != tuple(MTNEURO_REGIONS):
+        raise SettingsError(
+            f"regions are {', '.join(settings.regions)}, but MTNeuro's layout has {', '.join(MTNEURO_REGIONS)}; leave "
+            "--regions out, or use --layout folder."
+        )
     dataset = make_phantom(settings)
     with atomic_folder(out) as temporary:
-        _write_folder(temporary, dataset)
+        (_write_folder if layout == "folder" else _write_mtneuro)(temporary, dataset)
     return out
+
+
+def _write_mtneuro(folder: Path, dataset: Dataset) -> None:
+    """Writes what MTNeuro's loader saves, the regions of a split one after the other, and that it is synthetic."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, cutouts in dataset.splits.items():
+        np.save(folder / name_cache(split, "images"), np.concatenate([cutout.volume.data for cutout in cutouts]))
+        np.save(
+            folder / name_cache(split, "labels"), np.concatenate([cutout.labels for cutout in cutouts]).astype(np.uint64)
+        )
+    content = {"dataset": "phantom in the layout of MTNeuro task 2", "synthetic": True}
+    write_json(folder / PROVENANCE, {**content, "licence": dataset.licence, "citation": dataset.citation})
 
 
 def _write_folder(folder: Path, dataset: Dataset) -> None:

@@ -1,0 +1,233 @@
+"""Draws of blocks of neighbouring slices or tiles, scored from summed counts, with a variance that is right."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.errors import SettingsError
+
+Floats = NDArray[np.float64]
+Shapes = Sequence[tuple[int, int]]
+"""Rows and columns of each group of units: the slices of a stack in one column, or the tiles of an image."""
+
+FEWEST_UNITS = 5  # fewer say nothing about how much they differ
+KEYS = ("precision", "recall", "f1", "iou")
+NOISE = 0.5  # share of the noise of an autocorrelation, 1 / sqrt(units), below which it is taken as lost
+ROUNDING = 1e-8  # smallest influence; what units that are all alike have is noise of the arithmetic
+STEP = 1e-6  # by which a unit counts more when its influence is measured
+
+
+@dataclass(frozen=True)
+class IntervalSettings:
+    """How the uncertainty of scores is measured."""
+
+    level: float = 0.95
+    """How often an interval should hold the truth."""
+    block: int | Literal["auto"] = "auto"
+    """Neighbouring slices (or tiles along each axis) that are drawn together; auto: by their autocorrelation."""
+    resamples: int = 2000
+    """Draws of blocks."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            raise SettingsError(f"interval.level is {self.level:g}; expected a share between 0 and 1, such as 0.95.")
+        if self.block != "auto" and self.block < 1:
+            raise SettingsError(f"interval.block is {self.block}; expected auto or a number of slices from 1 on.")
+        if self.resamples < 100:
+            raise SettingsError(f"interval.resamples is {self.resamples}; expected at least 100 draws.")
+        if self.seed < 0:
+            raise SettingsError(f"interval.seed is {self.seed}; expected 0 or more.")
+
+
+@dataclass(frozen=True)
+class Units:
+    """Counts of one kind of unit, shape (runs, units, 3, classes): pixels that are right, of the class, and called it."""
+
+    kind: Literal["slices", "tiles"]
+    counts: Floats
+    shapes: Shapes
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What drawn blocks say of some statistics, by methods and metrics."""
+
+    units: Units
+    block: int
+    blocks: float
+    """As how many independent units those at hand count."""
+    deviations: Floats
+    """Draws minus their mean, stretched to the right variance, shape (draws, methods, metrics)."""
+    freedom: float
+
+
+def list_metrics(classes: Sequence[str]) -> list[str]:
+    """Returns the dotted paths of all scores: means first, then accuracy, then classes."""
+    means = [f"{mean}.{key}" for mean in ("macro", "weighted") for key in KEYS]
+    return [*means, "accuracy", *(f"per_class.{name}.{key}" for name in classes for key in KEYS)]
+
+
+def score_counts(counts: Floats) -> Floats:
+    """Returns all scores in the order of `list_metrics`, as `metrics.scores` has them, NaN for None.
+
+    `counts` has shape (..., 3, classes), the result (..., metrics).
+    """
+    hit, true, given = (counts[..., i, :] for i in range(3))
+    present = true + given > 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rates = np.stack(
+            [
+                np.where(given > 0, hit / given, 0.0),
+                np.where(true > 0, hit / true, 0.0),
+                2 * hit / (true + given),
+                hit / (true + given - hit),
+            ],
+            -1,
+        )
+        summed = np.where(present[..., None], rates, 0.0)
+        rates = np.where(present[..., None], rates, np.nan)
+        macro = summed.sum(-2) / present.sum(-1)[..., None]
+        total = true.sum(-1)[..., None]
+        weighted = (summed * true[..., None]).sum(-2) / total
+        accuracy = hit.sum(-1)[..., None] / total
+    return np.concatenate([macro, weighted, accuracy, rates.reshape(*rates.shape[:-2], -1)], -1)
+
+
+def measure_spread(
+    candidates: Sequence[Units],
+    contrast: Floats,
+    places: Sequence[int],
+    settings: IntervalSettings,
+) -> Spread | None:
+    """Draws blocks of units; of slices or tiles, the kind that says more uncertainty.
+
+    Few slices hardly vary if they are neighbours, tiles do; few images that are strangers differ by more than their tiles.
+
+    Args:
+        candidates: Units of the same pixels.
+        contrast: Weights of runs in each statistic, shape (methods, runs).
+        places: The metrics.
+        settings: How.
+
+    Returns:
+        None where there are too few units of any kind.
+    """
+    spreads = [_draw(units, contrast, places, settings) for units in candidates if units.counts.shape[1] >= FEWEST_UNITS]
+    return max(spreads, key=lambda spread: float(np.nansum(np.square(spread.deviations))), default=None)
+
+
+def _draw(units: Units, contrast: Floats, places: Sequence[int], settings: IntervalSettings) -> Spread:
+    """Draws blocks of one kind of unit."""
+    total = units.counts.sum(1)
+    n = units.counts.shape[1]
+    # the slope of every score when a unit counts a little more, shape (runs, units, metrics)
+    slopes = (score_counts(total[:, None] + STEP * units.counts) - score_counts(total)[:, None]) / STEP
+    slopes = np.nan_to_num(np.einsum("mr,rnq->mqn", contrast, slopes))
+    slopes[np.abs(slopes) < ROUNDING] = 0
+    f1s = slopes[:, len(list_metrics(())) + KEYS.index("f1") :: len(KEYS)]
+    block = _choose_block(f1s.reshape(-1, n), units.shapes) if settings.block == "auto" else min(settings.block, n)
+    sides = (block, block if units.kind == "tiles" else 1)
+    volume = sides[0] * sides[1]
+    wanted, freedom = _long_run_variance(slopes[:, places], units.shapes, block)
+    drawn_blocks = max(2, round(n / volume))
+    starts = _sum_blocks(slopes[:, places], units.shapes, sides)
+    plain = (n / (drawn_blocks * volume)) ** 2 * drawn_blocks * np.square(starts).mean(-1)
+    stretch = np.sqrt(np.divide(wanted, plain, out=np.ones_like(wanted), where=plain > 0))
+    counts = np.moveaxis(units.counts, 1, -1)
+    summed = np.moveaxis(_sum_blocks(counts, units.shapes, sides), -1, 0).reshape(n, -1)
+    random = np.random.default_rng(settings.seed)
+    statistics = []
+    for times in _draw_blocks(random, n, drawn_blocks, settings.resamples):
+        scores = score_counts((times @ summed).reshape(len(times), *counts.shape[:-1]))[:, :, places]
+        statistics.append(np.einsum("mr,drq->dmq", contrast, scores))
+    drawn = np.concatenate(statistics)
+    known = ~np.isnan(drawn)  # a draw may lack a class
+    means = np.where(known, drawn, 0).sum(0) / np.maximum(known.sum(0), 1)
+    alone = np.square(slopes[:, places]).sum() * n / (n - 1)
+    blocks = n / max(1.0, float(wanted.sum() / alone)) if alone > 0 else float(n)
+    return Spread(units, block, blocks, (drawn - means) * stretch, freedom)
+
+
+def _draw_blocks(random: np.random.Generator, n: int, blocks: int, resamples: int) -> Iterator[Floats]:
+    """Yields how often each block is drawn, shape (draws, n), a few draws at a time, so that memory is bounded."""
+    for first in range(0, resamples, 250):
+        size = min(250, resamples - first)
+        yield random.multinomial(blocks, np.full(n, 1 / n), size).astype(np.float64)
+
+
+def _choose_block(slopes: Floats, shapes: Shapes) -> int:
+    """Returns the first lag at which the autocorrelation of influences, shape (series, units), is lost in its noise."""
+    n, longest = slopes.shape[1], max(max(shape) for shape in shapes)
+    flat = all(columns == 1 for _, columns in shapes)
+    most = min(longest, max(1, n // 6) if flat else max(1, math.isqrt(n // 6)))  # so that 6 blocks are left
+    covariance = _autocovariance(slopes, shapes, most).sum(0)
+    along = covariance[:, 0] if flat else (covariance[:, 0] + covariance[0]) / 2
+    if along[0] <= 0:
+        return 1
+    below = np.flatnonzero(along[1:] / along[0] < NOISE / math.sqrt(n))
+    return max(1, int(below[0]) if below.size else most)
+
+
+def _long_run_variance(slopes: Floats, shapes: Shapes, block: int) -> tuple[Floats, float]:
+    """Returns the variance of summed influences, shape (..., units), and its degrees of freedom."""
+    n = slopes.shape[-1]
+    reach = 1 if block == 1 else 2 * block
+    covariance = _autocovariance(slopes, shapes, reach)
+    pairs = _autocovariance(np.ones(n), shapes, reach) / n  # how many partners a unit has at each lag
+    rows, columns = (np.arange(size) for size in pairs.shape)
+    pairs *= np.multiply.outer(np.where(rows > 0, 2, 1), np.where(columns > 0, 2, 1))  # lags of both signs
+
+    def add(window: Floats) -> Floats:
+        counted = float((pairs * window).sum())
+        summed: Floats = (covariance * window).sum((-2, -1))
+        return np.asarray(summed / max(1 - counted / n, 1 / n))  # their mean is taken from the same units
+
+    triangle = np.multiply.outer(1 - rows / reach, 1 - columns / reach)
+    flat_top = np.multiply.outer(np.minimum(2 * (1 - rows / reach), 1), np.minimum(2 * (1 - columns / reach), 1))
+    freedom = max(1.0, n / float((pairs * flat_top**2).sum()) - 1)
+    return np.maximum(add(flat_top), add(triangle)), freedom  # the flat top may find less than nothing, the triangle never
+
+
+def _autocovariance(series: Floats, shapes: Shapes, lags: int) -> Floats:
+    """Returns sums of products of units at each lag along y and x, of both signs, shape (..., lags, lags or 1)."""
+    from scipy import fft
+
+    kept = min(lags, max(rows for rows, _ in shapes)), min(lags, max(columns for _, columns in shapes))
+    total = np.zeros((*series.shape[:-1], *kept))
+    for first, (rows, columns) in _walk(shapes):
+        grid = series[..., first : first + rows * columns].reshape(*series.shape[:-1], rows, columns)
+        size = 2 * rows, 2 * columns
+        products = fft.irfft2(np.square(np.abs(fft.rfft2(grid, size))), size)
+        y, x = np.arange(min(kept[0], rows)), np.arange(min(kept[1], columns))
+        for signs in itertools.product((1, -1), repeat=2):
+            weight = 1 / (np.where(y > 0, 1, 2)[:, None] * np.where(x > 0, 1, 2))  # lag 0 comes with both signs
+            total[..., : len(y), : len(x)] += weight * products[..., (signs[0] * y)[:, None], signs[1] * x]
+    return total
+
+
+def _sum_blocks(series: Floats, shapes: Shapes, block: tuple[int, int]) -> Floats:
+    """Returns the sums of the block that begins at each unit, shape (..., units); stacks are closed to circles."""
+    summed = np.empty_like(series)
+    for first, (rows, columns) in _walk(shapes):
+        grid = series[..., first : first + rows * columns].reshape(*series.shape[:-1], rows, columns)
+        for axis, length in ((-2, block[0]), (-1, block[1])):
+            grid = np.sum([np.roll(grid, -step, axis) for step in range(length)], 0)
+        summed[..., first : first + rows * columns] = grid.reshape(*series.shape[:-1], -1)
+    return summed
+
+
+def _walk(shapes: Shapes) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Yields the first unit of each group, and the group's shape."""
+    first = 0
+    for rows, columns in shapes:
+        yield first, (rows, columns)
+        first += rows * columns
