@@ -65,7 +65,7 @@ WRONG = {
 """By method the share of pixels that it gets wrong."""
 
 
-def make_scores(wrong, split, classes=CLASSES, seed=0):
+def make_scores(wrong, split, classes=CLASSES, seed=0, name="toy"):
     """Scores of labels in which a share of pixels is wrong; which slices are hard, all methods share."""
     rng = np.random.default_rng(5)
     hard = 1 + 0.5 * np.sin(np.arange(SLICES)) * rng.random(SLICES)
@@ -76,13 +76,13 @@ def make_scores(wrong, split, classes=CLASSES, seed=0):
         hit = noise.random(truth[z].shape) < wrong * hard[z]
         predicted = np.where(hit, (truth[z] + 1) % len(classes), truth[z])
         images.append((f"s/{z:04d}", truth[z].astype(np.uint8), predicted.astype(np.uint8)))
-    return score_images("toy", split, classes, images)
+    return score_images(name, split, classes, images)
 
 
-def write_run(folder, planned, wrong, classes=CLASSES):
+def write_run(folder, planned, wrong, classes=CLASSES, name="toy"):
     run = Run(folder / "runs" / planned.name)
     for split in planned.splits:
-        run.write_scores(split, make_scores(wrong, split, classes, planned.seed))
+        run.write_scores(split, make_scores(wrong, split, classes, planned.seed, name))
     memory = (400 if "linknet" in planned.label else 500) * MIB
     summary = {"finished": True, "device": "cpu", "precision": "32", "seconds": 60.0, "peak_memory_bytes": memory}
     kind = {"pixels": {}, "method": "forest"} if planned.kind == "pixels" else {"epochs": 1, "steps": 10}
@@ -253,6 +253,27 @@ def test_the_page_is_whole(folder):
         (table,) = re.findall(rf'id="{key}".*?</table>', page, re.DOTALL)
         assert len(set(Cells(table).widths)) == 1
     assert len(page) < 1_000_000
+
+
+def test_the_reports_own_data_can_be_compared(tmp_path):
+    out = tmp_path / "own"
+    for planned in write_grid(out, ENTRIES[:1]).runs:
+        write_run(out, planned, WRONG[planned.method], name="mtneuro-4class-with-zi")
+    page = write_page(out).read_text(encoding="utf-8")
+    assert "cannot be compared" not in page
+    assert 'class="muted"' not in page
+
+
+def test_published_results_stand_beside_ours_on_mtneuro(tmp_path):
+    out = tmp_path / "mtneuro"
+    for planned in write_grid(out, ENTRIES[2:3]).runs:
+        write_run(out, planned, WRONG[planned.method], name="mtneuro-4class")
+    table = find_table(out, "mtneuro")
+    unet = next(row for row in table.rows if row.name == "unet")
+    scores = Run(out / "runs/ours/unet-resnet18/seed-0").read_scores("test")
+    assert [cell.printed for cell in unet.cells] == [0.97, 0.82, 0.87, 0.94, 0.90]
+    assert unet.cells[1].measured["ours"].value == pytest.approx(scores["per_class"]["blood vessel"]["f1"])
+    assert table.rows[1].cells[0].show("ours") == "not run"
 
 
 def test_tables_are_written_as_csv_and_latex(folder):
