@@ -7,11 +7,12 @@ import time
 
 import pytest
 
-from conftest import build, make_dataset
+from conftest import build, make_dataset, run, write_dataset
 from neurotome.errors import ModelError, SettingsError
 from neurotome.experiments import budget
 from neurotome.experiments.adapt import adapt_plan
 from neurotome.experiments.budget import Costs, scale_plan
+from neurotome.experiments.grid import GridResult
 from neurotome.experiments.measure import (
     NetSpeed,
     PixelSpeed,
@@ -77,8 +78,8 @@ def test_all_networks_train_for_the_same_time_within_the_budget(tmp_path, price)
     seconds = [float(run.settings["train"]["max_time"].removesuffix("s")) for run in (first, second)]
     assert seconds[0] == seconds[1] == pytest.approx(133.75, abs=2)
     # the steps that were asked for stay, so that time ends the training
-    for run, share in ((first, 0.5), (second, 2.0)):
-        train = run.build().train
+    for network, share in ((first, 0.5), (second, 2.0)):
+        train = network.build().train
         assert train.steps_per_epoch * train.epochs >= 1000
         assert train.steps_per_epoch < 133.75 / share < 1000
     assert "Every network trains for 2 min" in scaled.scaled[-1]
@@ -205,7 +206,11 @@ def test_what_the_data_cannot_give_is_replaced_and_said(tmp_path, monkeypatch):
         raise ModelError("not in the cache")
 
     monkeypatch.setattr("neurotome.experiments.adapt.build_network", refuse)
-    listed = {"model": {"encoder_weights": "imagenet"}, "sample": {"patch": 256}, "loss": {"class_weights": [0.3, 0.7]}}
+    listed = {
+        "model": {"encoder_weights": "imagenet"},
+        "sample": {"patch": 256},
+        "loss": {"class_weights": [0.1, 0.3, 0.3, 0.2]},
+    }
     plan = make_plan(tmp_path, {"model.encoder": "resnet18"}, {"kind": "pixels"}, listed=listed)
     adapted = adapt_plan(plan, make_dataset())
     run, forest = adapted.runs
@@ -214,3 +219,25 @@ def test_what_the_data_cannot_give_is_replaced_and_said(tmp_path, monkeypatch):
     assert run.build().model.encoder_weights == "none"
     assert len(adapted.scaled) == 3
     assert adapt_plan(make_plan(tmp_path, {"model.encoder": "resnet18"}), make_dataset()).scaled == ()
+
+
+def test_the_command_scales_a_new_grid_and_goes_on_with_an_old_one(tmp_path, price, monkeypatch, capsys):
+    price()
+    write_dataset(tmp_path / "data")
+    plan, started = make_plan(tmp_path, {"model.encoder": ["resnet18", "resnet34"]}, ours=TOY), []
+
+    def note(plan, data, out):
+        started.append(plan)
+        return GridResult(plan, out, (), {})
+
+    monkeypatch.setattr("neurotome.experiments.grid.run_grid", lambda plan, data, out, reports: note(plan, data, out))
+    command = ["grid", tmp_path / "grid.yaml", "--data", tmp_path / "data", "--out", tmp_path / "out"]
+    assert run(*command, "--budget", "soon") == 1
+    assert "budget is 'soon'; expected a time" in capsys.readouterr().err
+    run(*command, "--budget", "5m")
+    assert all(run.build().train.max_seconds for run in started[0].runs)
+    assert "note: Every network trains for" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "grid.json").write_text("{}")  # whose plan run_grid goes on with
+    run(*command, "--budget", "5m")
+    assert started[1] == plan

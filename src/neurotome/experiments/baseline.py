@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Dataset, DatasetOrName
+from neurotome.datasets.statistics import note_splits
 from neurotome.experiments.evaluate import finish, score_splits
 from neurotome.models.model_folder import read_digest
 from neurotome.models.stored_model import read_model
@@ -49,6 +50,7 @@ def baseline(
         NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
     """
     data = open_dataset(dataset)
+    note_splits(data)
     name = dataset.name if isinstance(dataset, Dataset) else str(dataset)
     return finish(fit_and_score(data, name, Path(out), settings, device), data, palette)
 

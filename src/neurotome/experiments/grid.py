@@ -18,6 +18,8 @@ from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset, DatasetOrName
 from neurotome.documents import read_json
 from neurotome.errors import ModelError, RunError
+from neurotome.experiments.adapt import adapt_plan
+from neurotome.experiments.budget import scale_plan
 from neurotome.experiments.child import Worker, check_networks, execute, open_data
 from neurotome.experiments.evaluate import trace_scores
 from neurotome.experiments.leases import Leases
@@ -29,6 +31,7 @@ from neurotome.runs import Run
 from neurotome.runs.contents import read_checked
 from neurotome.runs.run import redo_damaged
 from neurotome.tables import Shown, Table, count
+from neurotome.training.recipe import parse_duration
 
 WAIT_S = 2.0
 
@@ -66,6 +69,7 @@ def grid(
     data: DatasetOrName,
     out: Path,
     folds: int | None = None,
+    budget: str = "",
     reports: bool = False,
 ) -> GridResult:
     """Trains and scores every setting of a grid, each in a run folder of its own.
@@ -78,6 +82,8 @@ def grid(
         data: Folder with dataset.yaml, mtneuro:FOLDER, phantom, or phantom-stream.
         out: Folder of the grid; new, or one of the same grid and data.
         folds: Cross-validate in so many parts instead of using the dataset's splits; in place of the file's folds.
+        budget: Wall-clock time that all runs together may take, such as 45m: epochs, batches, patches and the list of runs
+            are made to fit. Counts when the folder is new; the same command goes on with what was planned then.
         reports: Write each run's report too.
 
     Returns:
@@ -88,6 +94,12 @@ def grid(
             failed, and all others are done.
     """
     planned = read_grid(plan, folds)
+    seconds = parse_duration(budget, "budget")
+    if not (Path(out) / "grid.json").is_file():
+        dataset = open_dataset(data)
+        planned = adapt_plan(planned, dataset)
+        planned = scale_plan(planned, dataset, seconds) if seconds else planned
+        sys.stderr.writelines(f"note: {sentence}\n" for sentence in planned.scaled)
     result = run_grid(planned, data, Path(out), reports=reports)
     if result.failed:
         listed = "\n".join(f"  {name}: {message}" for name, message in result.failed.items())

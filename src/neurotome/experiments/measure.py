@@ -120,7 +120,8 @@ def measure_network(dataset: Dataset, run: PlannedRun) -> NetSpeed:
     ready = time.monotonic()
     sample, channels = settled.recipe.sample, int(settled.recipe.model.in_channels)
     patch = int(sample.patch)
-    is_gpu = choose_device(settled.recipe.train.device).startswith("cuda")
+    device = choose_device(settled.recipe.train.device)
+    is_gpu = device.startswith("cuda")
     sizes = ((FEW, patch), (sample.batch, patch)) if is_gpu else ((FEW, min(SMALL_EDGE, patch)), (FEW, patch))
     times = {}
     for batch, edge in sizes:
@@ -129,7 +130,7 @@ def measure_network(dataset: Dataset, run: PlannedRun) -> NetSpeed:
         times[batch * edge**2] = statistics.median(time_steps(module, groups=2, group=3 if is_gpu else 1).seconds)
     step, pixel = split_time(times)
     image = np.zeros((channels, PIECE, PIECE), np.float32)
-    module.predictor.net.eval()
+    module.predictor.net.to(device).eval()  # after a training Lightning brings it back
     predict = min(_time(lambda: predict_slice(module.predictor, image)) for _ in range(2)) / PIECE**2
     return NetSpeed(ready - began, step, pixel, predict)
 

@@ -97,8 +97,8 @@ class TrainSettings:
         return parse_duration(self.max_time)
 
 
-def parse_duration(text: str) -> float:
-    """Returns the seconds of 90s, 12m, 1.5h or a plain number of seconds; 0 for an empty text.
+def parse_duration(text: str, setting: str = "train.max_time") -> float:
+    """Returns the seconds of 90s, 12m, 1.5h or a plain number of seconds; 0 for an empty text, the value of `setting`.
 
     Raises:
         SettingsError: It is none of these.
@@ -107,7 +107,7 @@ def parse_duration(text: str) -> float:
         return 0.0
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)?", str(text).strip())
     if match is None or float(match[1]) == 0:
-        raise SettingsError(f"train.max_time is {text!r}; expected a time such as 90s, 12m or 2h.")
+        raise SettingsError(f"{setting} is {text!r}; expected a time such as 90s, 12m or 2h.")
     return float(match[1]) * {"s": 1, None: 1, "m": 60, "min": 60, "h": 3600}[match[2]]
 
 
