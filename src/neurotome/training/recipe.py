@@ -13,6 +13,7 @@ from neurotome.errors import SettingsError
 from neurotome.losses import LossSettings
 from neurotome.models.model_folder import Storage
 from neurotome.models.networks import ModelSettings
+from neurotome.predictor import Device, check_device
 from neurotome.training.sampler import SampleSettings
 
 
@@ -85,8 +86,8 @@ class TrainSettings:
     seed: int = 0
     """Seed of the weights, the patches and the augmentation."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train."""
+    device: Device = "auto"
+    """Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps."""
 
     tensorboard: bool = False
     """Write TensorBoard logs too (extra: track)."""
@@ -137,6 +138,7 @@ def check_training(settings: TrainSettings) -> None:
     for name, fine in checks.items():
         if not fine:
             raise SettingsError(f"train.{name} is {getattr(settings, name)}; out of range, see neurotome train --help.")
+    check_device(None, settings.device)
     parse_duration(settings.max_time)
 
 
