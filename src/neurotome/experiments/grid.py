@@ -18,6 +18,8 @@ from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset, DatasetOrName
 from neurotome.documents import read_json
 from neurotome.errors import ModelError, RunError
+from neurotome.experiments.adapt import adapt_plan
+from neurotome.experiments.budget import scale_plan
 from neurotome.experiments.child import Worker, check_networks, execute, open_data
 from neurotome.experiments.evaluate import trace_scores
 from neurotome.experiments.leases import Leases
@@ -29,6 +31,7 @@ from neurotome.runs import Run
 from neurotome.runs.contents import read_checked
 from neurotome.runs.run import redo_damaged
 from neurotome.tables import Shown, Table, count
+from neurotome.training.recipe import parse_duration
 
 WAIT_S = 2.0
 
@@ -66,6 +69,7 @@ def grid(
     data: DatasetOrName,
     out: Path,
     folds: int | None = None,
+    budget: str = "",
     reports: bool = False,
 ) -> GridResult:
     """Trains and scores every setting of a grid, each in a run folder of its own.
@@ -78,6 +82,8 @@ def grid(
         data: Folder with dataset.yaml, mtneuro:FOLDER, phantom, or phantom-stream.
         out: Folder of the grid; new, or one of the same grid and data.
         folds: Cross-validate in so many parts instead of using the dataset's splits; in place of the file's folds.
+        budget: Wall-clock time for the whole grid, such as 45m or 2h: epochs, patches and the list of runs are made to fit
+            it when the grid begins. Without one everything is done as asked.
         reports: Write each run's report too.
 
     Returns:
@@ -87,7 +93,12 @@ def grid(
         NeurotomeError: The grid, the data or the folder cannot be used, and nothing has been changed; or some runs have
             failed, and all others are done.
     """
-    planned = read_grid(plan, folds)
+    planned, seconds = read_grid(plan, folds), parse_duration(budget)
+    if _is_free(Path(out)):  # what has begun goes on as it was planned
+        dataset = open_dataset(data)
+        planned = adapt_plan(planned, dataset)
+        planned = scale_plan(planned, dataset, seconds) if seconds else planned
+        sys.stderr.writelines(f"- {sentence}\n" for sentence in planned.scaled)
     result = run_grid(planned, data, Path(out), reports=reports)
     if result.failed:
         listed = "\n".join(f"  {name}: {message}" for name, message in result.failed.items())
@@ -147,11 +158,7 @@ def list_failures(folder: str | Path) -> dict[str, str]:
 def _claim_folder(plan: Plan, data: Dataset, source: str | Dataset, out: Path, worker: Worker) -> Plan:
     """Returns the plan that is to be run in a folder, which it makes this grid's; RunError if it is something else's."""
     digests = {split: data.fingerprint(split) for split, cutouts in data.splits.items() if cutouts}
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{out}: a file is in the way; choose another folder with --out.")
-    if not (out / "grid.json").is_file():
-        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-            raise RunError(f"{out}: this folder holds something else than a grid; choose a new folder with --out.")
+    if _is_free(out):
         _check_runs(plan, data, source, worker)
         name = source.name if isinstance(source, Dataset) else source
         content = dataclasses.replace(plan, dataset=name, data=digests).to_json()
@@ -183,6 +190,18 @@ def _claim_folder(plan: Plan, data: Dataset, source: str | Dataset, out: Path, w
             f"{out}: holds another grid: {listed}. Choose another folder with --out, or repeat that grid's command."
         )
     return there
+
+
+def _is_free(out: Path) -> bool:
+    """Says whether no grid has begun in a folder; RunError if it holds something else."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: a file is in the way; choose another folder with --out.")
+    if (out / "grid.json").is_file():
+        return False
+    # names that begin with a dot are what killed writers and file managers leave
+    if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()) and not (out / "grid.json").is_file():
+        raise RunError(f"{out}: this folder holds something else than a grid; choose a new folder with --out.")
+    return True
 
 
 def _check_runs(plan: Plan, data: Dataset, source: str | Dataset, worker: Worker) -> None:
