@@ -224,8 +224,8 @@ def test_a_certain_classifier_gets_a_report(tmp_path):
         (folder / kind).mkdir(parents=True)
     labels = np.zeros((40, 40), np.uint8)
     labels[10:30, 10:30] = 1
-    for name in "abc":
-        Image.fromarray(np.where(labels, 200, 40).astype(np.uint8)).save(folder / "images" / f"{name}.png")
+    for number, name in enumerate("abc"):
+        Image.fromarray(np.where(labels, 200, 40 + number).astype(np.uint8)).save(folder / "images" / f"{name}.png")
         Image.fromarray(labels).save(folder / "labels" / f"{name}.png")
     content = {"classes": {0: "dark", 1: "bright"}, "splits": {"train": ["a"], "val": ["b"], "test": ["c"]}}
     (folder / "dataset.yaml").write_text(yaml.safe_dump(content))

@@ -16,6 +16,7 @@ from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.folds import check_folds, make_fold, make_folds
 from neurotome.datasets.leaks import check_leaks
+from neurotome.datasets.statistics import measure_dataset, note_splits
 from neurotome.errors import DatasetError, SettingsError
 from neurotome.io import write_image, write_labels
 from neurotome.volume import Volume
@@ -233,3 +234,17 @@ SECTIONS = Path(__file__).resolve().parents[2] / "shared/data/vnc_sstem"
 def test_serial_sections_are_recognised() -> None:
     (sentence,) = check_leaks(open_dataset(SECTIONS))
     assert "train and val have neighbouring sections: vnc_s09 and vnc_s10 (correlation 0." in sentence
+
+
+def test_a_training_says_what_leaks_and_which_class_a_split_lacks() -> None:
+    train, test = place("cortex", 110, 60), place("cortex", 172, 20)
+    test.labels[:] = 0
+    dataset = Dataset("toy", CLASSES, {"train": (train,), "test": (test,)})
+    with pytest.warns(UserWarning, match="^toy: ") as said:
+        note_splits(dataset)
+    assert [str(note.message).partition(";")[0] for note in said] == [
+        "toy: train and test are neighbours in cortex, z 169 and z 172. Scores of test are better than those of new tissue "
+        "will be",
+        "toy: no pixel of class cell in split test",
+    ]
+    assert check_leaks(dataset)[0] in str(measure_dataset(dataset))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from neurotome.experiments.evaluate import evaluate as evaluate
     from neurotome.experiments.grid import grid as grid
     from neurotome.experiments.plan import read_grid as read_grid
+    from neurotome.experiments.reproduce import reproduce as reproduce
     from neurotome.experiments.search import SearchSettings as SearchSettings
     from neurotome.experiments.search import search as search
     from neurotome.experiments.train import train as train
@@ -63,6 +64,7 @@ _NAMES = {
     "experiments.evaluate": "evaluate",
     "experiments.grid": "grid",
     "experiments.plan": "read_grid",
+    "experiments.reproduce": "reproduce",
     "experiments.search": "SearchSettings search",
     "experiments.train": "train",
     "features": "EncoderSettings FeatureSettings FilterSettings",
@@ -85,7 +87,7 @@ __all__ = sorted(_HOMES)
 
 _COMMANDS = (
     *("baseline", "compare", "demo", "describe", "evaluate", "fetch", "phantom", "predict", "predict_probs"),
-    *("grid", "search", "train"),
+    *("grid", "reproduce", "search", "train"),
 )
 
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "search": ("neurotome.experiments.search", "Find good settings by many short trainings (extra: hpo)."),
     "compare": ("neurotome.experiments.compare", "Draw the scores of several runs side by side."),
     "evaluate": ("neurotome.experiments.evaluate", "Score a trained model on a split of a dataset."),
+    "reproduce": ("neurotome.experiments.reproduce", "The founding report's tables and claims beside what is measured."),
     "predict": ("neurotome.inference.predict", "Label an image, a stack or a folder with a trained model."),
 }
 
@@ -38,7 +39,9 @@ STOPPED = "stopped. Files that were finished are kept, half-written ones are not
 """What is true of every command; `GO_ON` says what to do next."""
 
 GO_ON = {
-    **dict.fromkeys(("demo", "fetch", "train", "baseline", "grid", "search"), "; the same command goes on from there."),
+    **dict.fromkeys(
+        ("demo", "fetch", "train", "baseline", "grid", "search", "reproduce"), "; the same command goes on from there."
+    ),
     "predict": "; the same command with --existing skip does the others.",
 }
 

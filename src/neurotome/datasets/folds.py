@@ -13,6 +13,7 @@ import numpy as np
 from neurotome.datasets.base import SPLITS, Cutout, Dataset
 from neurotome.datasets.leaks import choose_gap
 from neurotome.datasets.splits import Entry, count_up
+from neurotome.datasets.statistics import list_absent
 from neurotome.errors import DatasetError, SettingsError
 
 Part = list[Entry]
@@ -114,21 +115,6 @@ def check_folds(dataset: Dataset, folds: int, gap: int | None = None) -> None:
             "folds have it. Make other folds or groups, or annotate more of it.",
             stacklevel=2,
         )
-
-
-def list_absent(dataset: Dataset) -> dict[str, list[str]]:
-    """Returns for each split that lacks some of the classes that occur in the dataset their names."""
-    counts = {
-        split: np.sum([cutout.label_counts[:, : len(dataset.classes)].sum(axis=0) for cutout in cutouts], axis=0)
-        for split, cutouts in dataset.splits.items()
-        if cutouts
-    }
-    occurs = np.sum(list(counts.values()), axis=0) > 0
-    absent = {
-        split: [name for name, there, count in zip(dataset.classes.names, occurs, found, strict=True) if there and not count]
-        for split, found in counts.items()
-    }
-    return {split: names for split, names in absent.items() if names}
 
 
 def _others(fold: int, folds: int) -> list[int]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset, format_size
+from neurotome.datasets.leaks import check_leaks
 from neurotome.errors import DatasetError
 from neurotome.normalize import measure_grey
 from neurotome.tables import Shown, Table, count
@@ -70,6 +71,34 @@ def list_seen(dataset: Dataset, totals: NDArray[np.int64], warn: bool = True) ->
     return seen
 
 
+def list_absent(dataset: Dataset) -> dict[str, list[str]]:
+    """Returns for each split that lacks some of the classes that occur in the dataset their names."""
+    counts = {
+        split: np.sum([cutout.label_counts[:, : len(dataset.classes)].sum(axis=0) for cutout in cutouts], axis=0)
+        for split, cutouts in dataset.splits.items()
+        if cutouts
+    }
+    occurs = np.sum(list(counts.values()), axis=0) > 0
+    absent = {
+        split: [name for name, there, count in zip(dataset.classes.names, occurs, found, strict=True) if there and not count]
+        for split, found in counts.items()
+    }
+    return {split: names for split, names in absent.items() if names}
+
+
+def note_splits(dataset: Dataset) -> None:
+    """Warns of what leaks from training to scoring, and of classes that val or test lacks."""
+    for sentence in check_leaks(dataset):
+        warnings.warn(f"{dataset.name}: {sentence}", stacklevel=3)
+    for split, names in list_absent(dataset).items():
+        if split != "train":  # of which `list_seen` says it
+            warnings.warn(
+                f"{dataset.name}: no pixel of class {', '.join(names)} in split {split}; expected some of each. Scores of "
+                f"{split} do not say how well it is found: label some, or list other images under splits: {split}.",
+                stacklevel=3,
+            )
+
+
 class Statistics(Shown, dict[str, Any]):
     """What `measure_dataset` returns: JSON values, shown as text, and as tables in a notebook."""
 
@@ -77,6 +106,7 @@ class Statistics(Shown, dict[str, Any]):
         lines = [f"{self['dataset']}: {len(self['classes'])} classes, voxel size {format_size(self['voxel_size_um'])}"]
         lines += [f"{key}: {self[key]}" for key in ("licence", "citation") if self[key]]
         lines += [f"in no split: {', '.join(self['unlisted'])}"] if self["unlisted"] else []
+        lines += self["leaks"]
         pieces: list[str | Table] = ["\n".join(lines)]
         for split, measured in self["splits"].items():
             images, slices, pixels = (count(measured[f"{thing}s"], thing) for thing in ("image", "slice", "pixel"))
@@ -101,7 +131,7 @@ def measure_dataset(dataset: Dataset) -> Statistics:
 
     Returns:
         Ready for JSON: `dataset`, `classes`, `voxel_size_um`, `licence`, `citation`, `histogram_edges` (grey
-        values) and per split in `splits`:
+        values), `leaks` (sentences, see `check_leaks`) and per split in `splits`:
 
         - `images`, `slices`, `pixels`, of which `ignored` have no label; `counts` and `share` (of those labelled) per class;
         - `mean`, `std`, `min`, `max` of all grey values, with float64 sums;
@@ -123,6 +153,7 @@ def measure_dataset(dataset: Dataset) -> Statistics:
         citation=dataset.citation,
         histogram_edges=edges.tolist(),
         unlisted=list(dataset.unlisted),
+        leaks=check_leaks(dataset),
         splits={split: _measure_split(group, dataset.classes, edges) for split, group in dataset.splits.items() if group},
     )
 

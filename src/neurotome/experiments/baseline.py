@@ -6,18 +6,20 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Dataset, DatasetOrName
+from neurotome.datasets.statistics import note_splits
 from neurotome.experiments.evaluate import finish, score_splits
 from neurotome.models.model_folder import read_digest
 from neurotome.models.stored_model import read_model
 from neurotome.pixels.importance import measure_importance
 from neurotome.pixels.train import BaselineSettings, check_baseline, fit_baseline
+from neurotome.predictor import Device
 from neurotome.runs import Run, find_method, record_run
 from neurotome.runs.environment import measure_peak_memory
 from neurotome.runs.run import redo_damaged
@@ -28,7 +30,7 @@ def baseline(
     *,
     out: Path,
     settings: Annotated[BaselineSettings, Parameter(name="*")] = BaselineSettings(),
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    device: Device = "auto",
     palette: Palette = "colour-blind-safe",
 ) -> Path:
     """Trains a pixel classifier, scores it on every split and writes a report.
@@ -39,7 +41,7 @@ def baseline(
         dataset: Folder with dataset.yaml, mtneuro:FOLDER, or phantom.
         out: Run folder; new, or one of the same settings.
         settings: Features, learner and how training pixels are drawn.
-        device: Where an encoder runs.
+        device: Where an encoder runs: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps.
         palette: Colours of the report's pictures.
 
     Returns:
@@ -49,6 +51,7 @@ def baseline(
         NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
     """
     data = open_dataset(dataset)
+    note_splits(data)
     name = dataset.name if isinstance(dataset, Dataset) else str(dataset)
     return finish(fit_and_score(data, name, Path(out), settings, device), data, palette)
 

@@ -82,8 +82,8 @@ def grid(
         data: Folder with dataset.yaml, mtneuro:FOLDER, phantom, or phantom-stream.
         out: Folder of the grid; new, or one of the same grid and data.
         folds: Cross-validate in so many parts instead of using the dataset's splits; in place of the file's folds.
-        budget: Wall-clock time for the whole grid, such as 45m or 2h: epochs, patches and the list of runs are made to fit
-            it when the grid begins. Without one everything is done as asked.
+        budget: Wall-clock time that all runs together may take, such as 45m: epochs, batches, patches and the list of runs
+            are made to fit. Counts when the folder is new; the same command goes on with what was planned then.
         reports: Write each run's report too.
 
     Returns:
@@ -93,12 +93,12 @@ def grid(
         NeurotomeError: The grid, the data or the folder cannot be used, and nothing has been changed; or some runs have
             failed, and all others are done.
     """
-    planned, seconds = read_grid(plan, folds), parse_duration(budget)
+    planned, seconds = read_grid(plan, folds), parse_duration(budget, "budget")
     if _is_free(Path(out)):  # what has begun goes on as it was planned
         dataset = open_dataset(data)
         planned = adapt_plan(planned, dataset)
         planned = scale_plan(planned, dataset, seconds) if seconds else planned
-        sys.stderr.writelines(f"- {sentence}\n" for sentence in planned.scaled)
+        sys.stderr.writelines(f"note: {sentence}\n" for sentence in planned.scaled)
     result = run_grid(planned, data, Path(out), reports=reports)
     if result.failed:
         listed = "\n".join(f"  {name}: {message}" for name, message in result.failed.items())

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Dataset, DatasetOrName
+from neurotome.datasets.statistics import note_splits
 from neurotome.experiments.evaluate import finish, score_splits
 from neurotome.load import load_predictor
 from neurotome.runs import Run, find_method, record_run
@@ -52,6 +53,7 @@ def train(
         NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
     """
     data = open_dataset(dataset, recipe.stream)
+    note_splits(data)
     name = dataset.name if isinstance(dataset, Dataset) else str(dataset)
     return finish(train_and_score(data, name, Path(out), recipe), data, palette)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ def build_report(
     predicted = run.predictions(split).is_dir()
     slides = load_slides(run, dataset, split, spread(ranked, SLIDES)) if predicted else []
     few = len(ranked) <= 2 * EXTREMES
-    page = _fill_template(
+    page = fill_template(
+        "template.html.j2",
         title=title or f"{method} on {dataset.name}",
         run=name,
         method=method,
@@ -199,7 +200,8 @@ def _draw_figures(
     }
 
 
-def _fill_template(**content: Any) -> str:
+def fill_template(template: str, filters: Mapping[str, Callable[..., str]] | None = None, **content: Any) -> str:
+    """Returns a page; every value is escaped. `filters` are those that it has beyond the usual ones."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -214,8 +216,9 @@ def _fill_template(**content: Any) -> str:
         "share": lambda value: "–" if value is None else f"{100 * value:.2f} %",
         "time": format_duration,
         "bytes": lambda size: f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB",
+        **(filters or {}),
     }
-    return environment.get_template("template.html.j2").render(content)
+    return environment.get_template(template).render(content)
 
 
 def _to_css(colour: Sequence[float]) -> str:
