@@ -1,5 +1,6 @@
 """search: resumable at any moment, in several processes, and blind to the split test."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -16,7 +17,7 @@ from PIL import Image
 import neurotome
 from conftest import TINY, make_dataset, run, write_dataset
 from neurotome import figures
-from neurotome.errors import RunError, SettingsError
+from neurotome.errors import DatasetError, RunError, SettingsError
 from neurotome.experiments import search as searching
 from neurotome.experiments.search_space import Choice, Range, apply_values, read_space
 from neurotome.models.networks import ModelSettings
@@ -138,6 +139,47 @@ def test_a_killed_search_goes_on_and_tries_what_it_would_have_tried(tmp_path, qu
     keys = ("trial", "state", "score", "values")
     assert [[row[key] for key in keys] for row in again.rows] == [[row[key] for key in keys] for row in whole.rows]
     assert len(list_trials(tmp_path / "killed")) == 5
+
+
+def test_a_trial_that_kills_its_process_again_and_again_is_given_up_one_that_is_stopped_is_not(tmp_path, quick, monkeypatch):
+    train, calls = searching.train_and_score, []
+
+    def die(dataset, name, out, recipe, **keywords):
+        if out.name == "0001":
+            calls.append(out)
+            raise KilledError if len(calls) > 5 else KeyboardInterrupt
+        return train(dataset, name, out, recipe, **keywords)
+
+    monkeypatch.setattr(searching, "train_and_score", die)
+    for number in range(9):
+        with pytest.raises(KeyboardInterrupt if number < 5 else KilledError):
+            search(tmp_path / "s", trials=3)
+    result = search(tmp_path / "s", trials=3)
+    assert len(calls) == 9
+    assert "trial 1 failed: its process was killed 4 times in the same epoch" in str(result)
+    assert [row["state"] for row in sorted(result.rows, key=lambda row: row["trial"])] == ["complete", "failed", "complete"]
+
+
+def test_trials_are_as_long_as_they_are_said_to_be(tmp_path, quick):
+    def find_length(number, train, **settings):
+        recipe = dataclasses.replace(RECIPE, train=train)
+        search(tmp_path / str(number), recipe=recipe, trials=1, **settings)
+        return quick["0000"][-1].train.max_time
+
+    assert find_length(0, TrainSettings()) == "2m"
+    assert find_length(1, TrainSettings(epochs=3)) == ""
+    assert find_length(2, TrainSettings(max_time="50s")) == "50s"
+    assert find_length(3, TrainSettings(), trial_time="70s") == "70s"
+    with pytest.raises(SettingsError, match="expected one of the two"):
+        find_length(4, TrainSettings(max_time="50s"), trial_time="70s")
+
+
+def test_a_dataset_without_a_split_val_is_refused(tmp_path, quick):
+    data = make_dataset()
+    blind = dataclasses.replace(data, splits={"train": data.splits["train"], "test": data.splits["test"]})
+    with pytest.raises(DatasetError, match="found no split 'val'"):
+        search(tmp_path / "s", data=blind)
+    assert not (tmp_path / "s").exists()
 
 
 def test_more_trials_go_on_from_those_that_are_there(tmp_path, quick):
