@@ -95,7 +95,7 @@ class Rank:
     low: int
     high: int
     share_first: float
-    """Share of draws, of blocks and of seeds, in which it is first."""
+    """Share of draws, of blocks and of seeds, in which it is first; NaN where there is too little to draw."""
 
 
 def estimate(runs: Sequence[Scores], metric: str, settings: IntervalSettings = IntervalSettings()) -> Estimate:
