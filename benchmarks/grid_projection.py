@@ -1,7 +1,7 @@
 """How long the whole grid would take on this device, and which encoder is best at equal time.
 
     python benchmarks/grid_projection.py project --out runs/projection.json
-    python benchmarks/grid_projection.py race --data ../shared/data/vnc_sstem --seconds 25 --out runs/race.json
+    python benchmarks/grid_projection.py race --data ../shared/data/vnc_sstem --seconds 12 --out runs/race.json
 
 `project` trains every network of the grid's recipe `as-reported` for a few whole epochs, with batches, validation and
 checkpoints as they are, on slices of a phantom repeated to MTNeuro's number, and says how long all its runs would take with
@@ -40,12 +40,9 @@ from neurotome.training.prepare import prepare, settle_recipe
 from neurotome.training.recipe import Recipe, TrainSettings
 
 DEPTHS = (269, 29, 50)  # slices of each of MTNeuro's four regions in train, val and test
-NETWORKS = [
-    *(f"{decoder}/resnet18" for decoder in ("unet", "linknet", "fpn", "unetplusplus", "manet", "pspnet", "pan")),
-    *(f"{decoder}/resnet18" for decoder in ("deeplabv3plus", "segformer")),
-    *(f"unet/{encoder}" for encoder in ("resnet26d", "regnety_004", "efficientnet_b0", "mobilenetv3_large_100")),
-    *(f"unet/{encoder}" for encoder in ("convnext_atto", "convnext_nano", "resnet34", "edgenext_small")),
-]
+ENCODERS = ("resnet26d", "regnety_004", "efficientnet_b0", "mobilenetv3_large_100", "convnext_nano", "resnet34")
+DECODERS = ("linknet", "fpn", "unetplusplus", "manet", "pspnet", "pan", "deeplabv3plus", "segformer")
+NETWORKS = ["unet/resnet18", *(f"unet/{name}" for name in ENCODERS), *(f"{name}/resnet18" for name in DECODERS)]
 
 
 def make_data(edge, depth, depths):
@@ -188,7 +185,11 @@ def race(arguments):
     dataset = open_dataset(arguments.data)
     result = {**describe_device(), "data": str(arguments.data), "seconds": arguments.seconds, "networks": {}, "failed": {}}
     scores = {}
+    began = time.monotonic()
     for network in arguments.networks:
+        if time.monotonic() - began > arguments.limit:
+            result["failed"][network] = "not begun within the limit"
+            continue
         decoder, encoder = network.split("/")
         limit = TrainSettings(max_time=f"{arguments.seconds}s", device=arguments.device, val_slices=arguments.val_slices)
         try:
@@ -232,7 +233,7 @@ def main():
         mode.set_defaults(function=function)
         mode.add_argument("--out", type=Path, required=True)
         mode.add_argument("--device", default="auto")
-    projecting.add_argument("--depth", type=int, default=8, help="slices per region and split that are made, then repeated")
+    projecting.add_argument("--depth", type=int, default=4, help="slices per region and split that are made, then repeated")
     projecting.add_argument("--depths", type=int, nargs=3, default=DEPTHS, help="slices per region in train, val and test")
     projecting.add_argument("--edge", type=int, default=256, help="edge of slices and patches")
     projecting.add_argument("--batch", type=int, default=64)
@@ -240,7 +241,8 @@ def main():
     projecting.add_argument("--limit", type=float, default=200, help="seconds after which nothing more is begun")
     projecting.add_argument("--only", default="", help="part of the name of the runs to measure")
     racing.add_argument("--data", default="phantom")
-    racing.add_argument("--seconds", type=float, default=25)
+    racing.add_argument("--seconds", type=float, default=12)
+    racing.add_argument("--limit", type=float, default=270, help="seconds after which no further network is begun")
     racing.add_argument("--seeds", type=int, default=1)
     racing.add_argument("--val-slices", type=int, default=4)
     racing.add_argument("--networks", nargs="+", default=NETWORKS, help="DECODER/ENCODER; the first is the reference")

@@ -43,7 +43,7 @@ def price(monkeypatch):
     """Makes every network take a second per 64 x 64 pixels of a step and nothing else, unless said otherwise."""
 
     def set_price(pixel=1 / 64**2, row=0.0, **slower):
-        learners = PixelSpeed(0.0, row, 0.0, 1)
+        learners = PixelSpeed(0.0, row, 0.0, 0.0)
 
         def cost(runs, dataset, deadline):
             speeds = {budget._key(run): run.settings.get("model", {}).get("encoder") for run in runs}
@@ -89,7 +89,8 @@ def test_all_networks_train_for_the_same_time_within_the_budget(tmp_path, price)
 def test_optional_runs_go_first_and_the_highest_before_the_others(tmp_path, price):
     price()
     entries = [{"model.encoder": encoder, "optional": level} for level, encoder in enumerate(("resnet18", "resnet34"))]
-    plan = make_plan(tmp_path, *entries, {"model.encoder": "resnet50", "optional": 2}, ours=TOY)
+    entries.append({"model.encoder": "resnet50", "optional": 2})
+    plan = make_plan(tmp_path, *entries, ours=TOY)
     # 40 steps of half a second for each: 20 s, so 90 s are enough for three, 50 s for two and 30 s for one
     for seconds, left in ((90, 3), (50, 2), (30, 1)):
         scaled = scale_plan(plan, make_dataset(), seconds)
@@ -97,6 +98,8 @@ def test_optional_runs_go_first_and_the_highest_before_the_others(tmp_path, pric
         assert len(scaled.runs) == left
         assert all(run.build().sample.patch == 32 for run in scaled.runs)
     assert "2 of 3 runs are left out, which are optional: ours/unet-resnet34, ours/unet-resnet50." in scaled.scaled
+    again = make_plan(tmp_path, *entries, {"model.encoder": "resnet18", "seeds": [1, 2], "optional": 3}, ours=TOY)
+    assert "2 of 5 runs are left out, which are optional: 2 further seeds." in scale_plan(again, make_dataset(), 90).scaled
 
 
 def test_batches_and_then_patches_shrink_for_a_whole_recipe(tmp_path, price):
@@ -180,8 +183,7 @@ def test_a_network_and_a_classifier_are_measured(tmp_path, monkeypatch):
     speed = measure_network(make_dataset(), plan.runs[0])
     assert min(speed.prepare, speed.pixel, speed.predict) > 0 <= speed.step
     pixels = measure_pixels(make_dataset(), plan.runs[1])
-    assert min(pixels.pixel, pixels.predict) > 0 <= pixels.row
-    assert pixels.features > 10
+    assert min(pixels.pixel, pixels.predict, pixels.classify) > 0 <= pixels.row
 
 
 def test_steps_are_timed_in_groups_and_after_others():

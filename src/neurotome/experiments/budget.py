@@ -104,7 +104,7 @@ class Costs:
         totals = count_slices(self.dataset).sum(axis=0)
         rows = int(limit_rows(totals, run.settings["pixels_per_class"]).sum())
         learning = speed.pixel * count_pixels(self.dataset, ("train", "val")) + speed.row * rows
-        importance = speed.features * REPEATS * 2_000 * classes * speed.predict
+        importance = REPEATS * 2_000 * classes * speed.classify
         return self.start + learning + importance + self.time_scoring(run)
 
     def count_steps(self, run: PlannedRun) -> int:
@@ -182,6 +182,8 @@ def scale_plan(plan: Plan, dataset: Dataset, seconds: float, device: str = "auto
 
 def measure_costs(runs: Sequence[PlannedRun], dataset: Dataset, deadline: float) -> Costs:
     """Measures every distinct network and pixel classifier, those of runs that are always run first, until a deadline."""
+    import torch
+
     from neurotome.models.net import choose_device
 
     networks, classifiers = dict[str, PlannedRun](), dict[str, PlannedRun]()
@@ -189,6 +191,7 @@ def measure_costs(runs: Sequence[PlannedRun], dataset: Dataset, deadline: float)
         (networks if run.kind == "network" else classifiers).setdefault(_key(run), run)
     learners = measure_all(classifiers, partial(measure_pixels, dataset), "measuring classifiers", deadline)
     nets = measure_all(networks, partial(measure_network, dataset), "measuring networks", deadline)
+    torch.cuda.empty_cache()  # what was measured is gone, and the runs are other processes
     is_gpu = any(choose_device(run.settings["train"]["device"]).startswith("cuda") for run in networks.values())
     return Costs(fill_in(nets, networks), fill_in(learners, classifiers), dataset, START_GPU_S if is_gpu else START_S)
 
@@ -278,11 +281,13 @@ def _choose_runs(runs: list[PlannedRun], costs: Costs, usable: float) -> tuple[l
     if not enough:
         chosen, _ = _descend(kept, costs, usable, {recipe: _list_rungs(kept, recipe) for recipe in _list_recipes(kept)})
     notes = []
-    dropped = [run for run in runs if run.name not in {other.name for other in kept}]
+    names, methods = {run.name for run in kept}, {run.method for run in kept}
+    dropped = [run for run in runs if run.name not in names]
     if dropped:
-        methods = dict.fromkeys(run.method for run in dropped)
-        named = ", ".join(list(methods)[:60])
-        notes.append(f"{len(dropped)} of {count(len(runs), 'run')} are left out, which are optional: {named}.")
+        parts = list(dict.fromkeys(run.method for run in dropped if run.method not in methods))
+        again = sum(run.method in methods for run in dropped)
+        parts += [count(again, "further seed")] if again else []
+        notes.append(f"{len(dropped)} of {count(len(runs), 'run')} are left out, which are optional: {', '.join(parts)}.")
     for recipe in _list_recipes(kept):
         before, after = (next(_rung(r) for r in group if _is_of(r, recipe)) for group in (kept, chosen))
         if after[0] != before[0]:

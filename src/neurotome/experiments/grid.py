@@ -93,9 +93,8 @@ def grid(
         NeurotomeError: The grid, the data or the folder cannot be used, and nothing has been changed; or some runs have
             failed, and all others are done.
     """
-    planned = read_grid(plan, folds)
-    seconds = parse_duration(budget, "budget")
-    if not (Path(out) / "grid.json").is_file():
+    planned, seconds = read_grid(plan, folds), parse_duration(budget, "budget")
+    if _is_free(Path(out)):  # what has begun goes on as it was planned
         dataset = open_dataset(data)
         planned = adapt_plan(planned, dataset)
         planned = scale_plan(planned, dataset, seconds) if seconds else planned
@@ -159,11 +158,7 @@ def list_failures(folder: str | Path) -> dict[str, str]:
 def _claim_folder(plan: Plan, data: Dataset, source: str | Dataset, out: Path, worker: Worker) -> Plan:
     """Returns the plan that is to be run in a folder, which it makes this grid's; RunError if it is something else's."""
     digests = {split: data.fingerprint(split) for split, cutouts in data.splits.items() if cutouts}
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{out}: a file is in the way; choose another folder with --out.")
-    if not (out / "grid.json").is_file():
-        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-            raise RunError(f"{out}: this folder holds something else than a grid; choose a new folder with --out.")
+    if _is_free(out):
         _check_runs(plan, data, source, worker)
         name = source.name if isinstance(source, Dataset) else source
         content = dataclasses.replace(plan, dataset=name, data=digests).to_json()
@@ -195,6 +190,18 @@ def _claim_folder(plan: Plan, data: Dataset, source: str | Dataset, out: Path, w
             f"{out}: holds another grid: {listed}. Choose another folder with --out, or repeat that grid's command."
         )
     return there
+
+
+def _is_free(out: Path) -> bool:
+    """Says whether no grid has begun in a folder; RunError if it holds something else."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: a file is in the way; choose another folder with --out.")
+    if (out / "grid.json").is_file():
+        return False
+    # names that begin with a dot are what killed writers and file managers leave
+    if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()) and not (out / "grid.json").is_file():
+        raise RunError(f"{out}: this folder holds something else than a grid; choose a new folder with --out.")
+    return True
 
 
 def _check_runs(plan: Plan, data: Dataset, source: str | Dataset, worker: Worker) -> None:

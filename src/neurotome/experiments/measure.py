@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from neurotome.datasets.base import Cutout, Dataset
-from neurotome.errors import NeurotomeError
+from neurotome.errors import NeurotomeError, is_out_of_memory
 from neurotome.experiments.plan import PlannedRun
 from neurotome.pixels.train import BaselineSettings
 from neurotome.predictor import predict_slice
@@ -28,6 +28,9 @@ FEW = 2
 
 PIECE = 256
 """Edge of the image that is predicted, or classified, for its time."""
+
+CLASSIFIED = 4000
+"""Pixels with made-up features that a classifier is timed on."""
 
 Key = TypeVar("Key", bound=Hashable)
 Speed = TypeVar("Speed")
@@ -61,14 +64,14 @@ class PixelSpeed:
     Attributes:
         pixel: For each pixel of the images that it learns from.
         row: For each pixel that it learns.
-        predict: To predict a pixel.
-        features: How many it has.
+        predict: To predict a pixel of an image.
+        classify: To predict a pixel whose features are there, as often as there are features.
     """
 
     pixel: float
     row: float
     predict: float
-    features: int
+    classify: float
 
 
 def measure_all(
@@ -87,8 +90,9 @@ def measure_all(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # the run itself will say so
                 found[key] = measure(run)
-        except NeurotomeError:
-            continue
+        except (NeurotomeError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, NeurotomeError) and not is_out_of_memory(error):
+                raise
         finally:
             progress.update(done, run.label)
     progress.finish(f"{len(found)} of {len(runs)} measured")
@@ -107,11 +111,14 @@ def measure_network(dataset: Dataset, run: PlannedRun) -> NetSpeed:
 
     A GPU is measured with whole batches, because it is not busy with small ones.
     """
+    import neurotome.training.module  # noqa: F401  # lightning, whose import is not this network's time
     from neurotome.models.net import choose_device
+    from neurotome.models.networks import import_smp
     from neurotome.training.prepare import prepare, settle_recipe
     from neurotome.training.sampler import PatchSampler
     from neurotome.training.timing import time_steps
 
+    import_smp()
     began = time.monotonic()
     recipe = run.build()
     assert isinstance(recipe, Recipe)
@@ -166,7 +173,9 @@ def measure_pixels(dataset: Dataset, run: PlannedRun) -> PixelSpeed:
     image = predictor.normalization.scale_for(volume).apply(volume.read_context(0, predictor.in_channels))
     predict = _time(lambda: predict_slice(predictor, image)) / volume.data.size
     names = len(predictor.extractor.names)
-    return PixelSpeed(features / count_pixels(piece, ("train", "val")), learning / rows, predict, names)
+    table = np.random.default_rng(0).standard_normal((names, CLASSIFIED), np.float32)
+    classify = _time(lambda: predictor.classifier.predict(table)) / CLASSIFIED * names
+    return PixelSpeed(features / count_pixels(piece, ("train", "val")), learning / rows, predict, classify)
 
 
 def cut_piece(dataset: Dataset) -> Dataset:
