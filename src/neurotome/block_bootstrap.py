@@ -173,7 +173,7 @@ def _draw_blocks(random: np.random.Generator, n: int, blocks: int, resamples: in
 
 
 def _choose_reach(slopes: Floats, shapes: Shapes) -> int:
-    """Returns how far the window over lags reaches, a quarter further than to where the autocorrelation is lost in its noise.
+    """Returns how far the window over lags reaches: a quarter beyond where the autocorrelation is lost in its noise.
 
     `slopes` are the influences of units on some scores, shape (series, units). 1 means that units are independent.
     """
