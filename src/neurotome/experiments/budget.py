@@ -182,6 +182,8 @@ def scale_plan(plan: Plan, dataset: Dataset, seconds: float, device: str = "auto
 
 def measure_costs(runs: Sequence[PlannedRun], dataset: Dataset, deadline: float) -> Costs:
     """Measures every distinct network and pixel classifier, those of runs that are always run first, until a deadline."""
+    import torch
+
     from neurotome.models.net import choose_device
 
     networks, classifiers = dict[str, PlannedRun](), dict[str, PlannedRun]()
@@ -189,6 +191,7 @@ def measure_costs(runs: Sequence[PlannedRun], dataset: Dataset, deadline: float)
         (networks if run.kind == "network" else classifiers).setdefault(_key(run), run)
     learners = measure_all(classifiers, partial(measure_pixels, dataset), "measuring classifiers", deadline)
     nets = measure_all(networks, partial(measure_network, dataset), "measuring networks", deadline)
+    torch.cuda.empty_cache()  # what was measured is gone, and the runs are other processes
     is_gpu = any(choose_device(run.settings["train"]["device"]).startswith("cuda") for run in networks.values())
     return Costs(fill_in(nets, networks), fill_in(learners, classifiers), dataset, START_GPU_S if is_gpu else START_S)
 
