@@ -184,6 +184,13 @@ def test_a_dataset_without_a_split_val_is_refused(tmp_path, quick):
     assert not (tmp_path / "s").exists()
 
 
+def test_a_class_that_the_split_val_lacks_is_noted(tmp_path, quick):
+    data = make_dataset()
+    empty = tuple(dataclasses.replace(cutout, labels=np.zeros_like(cutout.labels)) for cutout in data.splits["val"])
+    with pytest.warns(UserWarning, match="no pixel of class cell in split val"):
+        search(tmp_path / "s", data=dataclasses.replace(data, splits={**data.splits, "val": empty}), trials=1)
+
+
 def test_more_trials_go_on_from_those_that_are_there(tmp_path, quick):
     search(tmp_path / "s", trials=2)
     assert sorted(quick) == ["0000", "0001"]

@@ -19,6 +19,7 @@ from cyclopts import Parameter
 from neurotome.atomic import write_text
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset, DatasetOrName
+from neurotome.datasets.statistics import note_splits
 from neurotome.errors import NeurotomeError, RunError, SettingsError, explain_system_error, is_out_of_memory
 from neurotome.experiments.search_space import Space, apply_values, choose_space, draw_values, find_values, read_space
 from neurotome.experiments.search_trials import DATABASE, KILLS, Trials, check_folder, explain_database
@@ -127,6 +128,7 @@ def search(
     check_folder(out)
     data = _hide_test(open_dataset(dataset, recipe.stream))
     name = dataset.name if isinstance(dataset, Dataset) else str(dataset)
+    note_splits(data)
     settled = settle_recipe(data, base).recipe
     dimensions = read_space(space or choose_space(settled), base)
     identity = {
