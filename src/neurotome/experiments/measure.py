@@ -111,14 +111,15 @@ def measure_network(dataset: Dataset, run: PlannedRun) -> NetSpeed:
 
     A GPU is measured with whole batches, because it is not busy with small ones.
     """
+    from neurotome.models.networks import import_smp
+
+    import_smp()  # first: it mends what lightning imports
     import neurotome.training.module  # noqa: F401  # lightning, whose import is not this network's time
     from neurotome.models.net import choose_device
-    from neurotome.models.networks import import_smp
     from neurotome.training.prepare import prepare, settle_recipe
     from neurotome.training.sampler import PatchSampler
     from neurotome.training.timing import time_steps
 
-    import_smp()
     began = time.monotonic()
     recipe = run.build()
     assert isinstance(recipe, Recipe)
