@@ -321,7 +321,7 @@ class _Work:
     def _is_finished(self, run: PlannedRun) -> bool:
         """Says whether a run is trained, and scored on all its splits as the data and its weights are now."""
         done = Run(self.out / "runs" / run.name)
-        if not done.folder.is_dir() or not done.is_finished:
+        if not done.folder.is_dir() or not done.is_finished or (self.reports and not done.report.is_file()):
             return False
         try:
             weights = read_digest(done.folder)
