@@ -27,10 +27,13 @@ from neurotome.experiments.measure import (
     measure_pixels,
 )
 from neurotome.experiments.plan import Plan, PlannedRun
+from neurotome.models.networks import settle_network
 from neurotome.pixels.importance import REPEATS
 from neurotome.pixels.sample import limit_rows
 from neurotome.progress import format_duration
 from neurotome.tables import count
+from neurotome.training.fit import choose_precision
+from neurotome.training.recipe import Recipe
 
 MEASURING = 0.05
 """Most of the budget that measuring takes."""
@@ -210,10 +213,12 @@ def _settle(run: PlannedRun, dataset: Dataset, device: str) -> PlannedRun:
 
 
 def _key(run: PlannedRun) -> str:
-    if run.kind == "pixels":
-        return f"{run.settings['learner']} on {run.settings['features']}"
-    model = run.settings["model"]
-    return " ".join(str(model[name]) for name in ("decoder", "encoder", "in_channels", "encoder_depth"))
+    """Returns what runs of the same speed share."""
+    settings = run.build()
+    if not isinstance(settings, Recipe):
+        return f"{settings.learner} on {settings.features}"
+    net = settle_network(settings.model)
+    return f"{net.decoder} {net.encoder} {net.in_channels} {net.encoder_depth} {choose_precision(settings.train)}"
 
 
 def _rung(run: PlannedRun) -> Rung:
