@@ -16,6 +16,8 @@ from pathlib import Path
 from neurotome.atomic import write_json
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset, DatasetOrName
+from neurotome.datasets.folds import check_folds
+from neurotome.datasets.statistics import note_splits
 from neurotome.documents import read_json
 from neurotome.errors import ModelError, RunError
 from neurotome.experiments.child import Worker, check_networks, execute, open_data
@@ -66,6 +68,7 @@ def grid(
     data: DatasetOrName,
     out: Path,
     folds: int | None = None,
+    gap: int | None = None,
     reports: bool = False,
 ) -> GridResult:
     """Trains and scores every setting of a grid, each in a run folder of its own.
@@ -78,6 +81,7 @@ def grid(
         data: Folder with dataset.yaml, mtneuro:FOLDER, phantom, or phantom-stream.
         out: Folder of the grid; new, or one of the same grid and data.
         folds: Cross-validate in so many parts instead of using the dataset's splits; in place of the file's folds.
+        gap: Slices left out of training on each side of those that are scored, where folds cut a stack.
         reports: Write each run's report too.
 
     Returns:
@@ -87,7 +91,7 @@ def grid(
         NeurotomeError: The grid, the data or the folder cannot be used, and nothing has been changed; or some runs have
             failed, and all others are done.
     """
-    planned = read_grid(plan, folds)
+    planned = read_grid(plan, folds, gap)
     result = run_grid(planned, data, Path(out), reports=reports)
     if result.failed:
         listed = "\n".join(f"  {name}: {message}" for name, message in result.failed.items())
@@ -190,8 +194,9 @@ def _check_runs(plan: Plan, data: Dataset, source: str | Dataset, worker: Worker
     if not plan.folds:
         for split in ("train", *dict.fromkeys(split for run in plan.runs for split in run.splits)):
             data.split(split)
+        note_splits(data)
     else:
-        open_data(source, plan.runs[0], plan.folds)
+        check_folds(data, plan.folds, plan.gap)
     networks = tuple(run for run in plan.runs if run.kind == "network")
     if networks:
         worker.check(check_networks, (networks, len(data.classes)))
@@ -248,7 +253,9 @@ class _Work:
 
         folder = self.out / "runs" / run.name
         log = self.out / "logs" / f"{_to_file(run.name)}.log"
-        outcome = self.worker.run(execute, (run, self.source, self.plan.folds, folder, self.reports), log, watch)
+        outcome = self.worker.run(
+            execute, (run, self.source, self.plan.folds, self.plan.gap, folder, self.reports), log, watch
+        )
         seconds = time.monotonic() - began
         failure = self._failure(run)
         if outcome.ending == "busy":
@@ -320,7 +327,7 @@ class _Work:
             return trace_scores(self.data, split, weights)
         key = f"{run.fold} {run.settings.get('stream')}"  # what the run's own data depend on
         if key not in self.opened:
-            self.opened[key] = open_data(self.source, run, self.plan.folds)
+            self.opened[key] = open_data(self.source, run, self.plan.folds, self.plan.gap)
         return trace_scores(self.opened[key], split, weights)
 
 
