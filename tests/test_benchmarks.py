@@ -1,14 +1,47 @@
-"""The scripts in benchmarks/ are run by hand; here they are only imported, so that what they use is there."""
+"""The scripts in benchmarks/ are run by hand; here they are imported, so that what they use is there.
+
+One of them, the founding report's listing, is what its recipe is checked against.
+"""
 
 import importlib.util
 from pathlib import Path
 
 import pytest
 
+from neurotome.datasets.phantom.make import PhantomSettings, phantom
+
 SCRIPTS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
+
+
+def load_script(path):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_benchmark_finds_what_it_uses(path):
-    spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    load_script(path)
+
+
+LISTING = load_script(next(path for path in SCRIPTS if path.stem == "founding_report_listing"))
+
+
+@pytest.fixture(scope="module")
+def few_slices(tmp_path_factory):
+    """Tissue of which the first batch lacks a class."""
+    settings = PhantomSettings(
+        height=64, width=64, train_depth=4, val_depth=1, test_depth=1, regions=("cortex", "striatum"), seed=1
+    )
+    return phantom(out=tmp_path_factory.mktemp("phantom") / "data", settings=settings)
+
+
+@pytest.mark.parametrize("loss", LISTING.LOSSES)
+def test_as_reported_has_the_loss_of_the_listing(few_slices, monkeypatch, loss):
+    monkeypatch.setattr("neurotome.models.net.measure_halo", lambda *_: (64, True))
+    losses = LISTING.compare(few_slices, loss, edge=64, batch=2, steps=2)
+    first, second = zip(*(losses[side] for side in ("listing", "neurotome")), strict=True)
+    assert first[1] == pytest.approx(first[0], rel=1e-5)
+    assert second[0] != first[0]
+    assert second[1] == pytest.approx(second[0], rel=5e-2)  # Adam turns the rounding of one step into steps of its own

@@ -7,11 +7,12 @@ import time
 
 import pytest
 
-from conftest import build, make_dataset
+from conftest import build, make_dataset, run, write_dataset
 from neurotome.errors import ModelError, SettingsError
 from neurotome.experiments import budget
 from neurotome.experiments.adapt import adapt_plan
 from neurotome.experiments.budget import Costs, scale_plan
+from neurotome.experiments.grid import GridResult
 from neurotome.experiments.measure import (
     NetSpeed,
     PixelSpeed,
@@ -42,7 +43,7 @@ def price(monkeypatch):
     """Makes every network take a second per 64 x 64 pixels of a step and nothing else, unless said otherwise."""
 
     def set_price(pixel=1 / 64**2, row=0.0, **slower):
-        learners = PixelSpeed(0.0, row, 0.0, 1)
+        learners = PixelSpeed(0.0, row, 0.0, 0.0)
 
         def cost(runs, dataset, deadline):
             speeds = {budget._key(run): run.settings.get("model", {}).get("encoder") for run in runs}
@@ -77,8 +78,8 @@ def test_all_networks_train_for_the_same_time_within_the_budget(tmp_path, price)
     seconds = [float(run.settings["train"]["max_time"].removesuffix("s")) for run in (first, second)]
     assert seconds[0] == seconds[1] == pytest.approx(133.75, abs=2)
     # the steps that were asked for stay, so that time ends the training
-    for run, share in ((first, 0.5), (second, 2.0)):
-        train = run.build().train
+    for network, share in ((first, 0.5), (second, 2.0)):
+        train = network.build().train
         assert train.steps_per_epoch * train.epochs >= 1000
         assert train.steps_per_epoch < 133.75 / share < 1000
     assert "Every network trains for 2 min" in scaled.scaled[-1]
@@ -88,7 +89,8 @@ def test_all_networks_train_for_the_same_time_within_the_budget(tmp_path, price)
 def test_optional_runs_go_first_and_the_highest_before_the_others(tmp_path, price):
     price()
     entries = [{"model.encoder": encoder, "optional": level} for level, encoder in enumerate(("resnet18", "resnet34"))]
-    plan = make_plan(tmp_path, *entries, {"model.encoder": "resnet50", "optional": 2}, ours=TOY)
+    entries.append({"model.encoder": "resnet50", "optional": 2})
+    plan = make_plan(tmp_path, *entries, ours=TOY)
     # 40 steps of half a second for each: 20 s, so 90 s are enough for three, 50 s for two and 30 s for one
     for seconds, left in ((90, 3), (50, 2), (30, 1)):
         scaled = scale_plan(plan, make_dataset(), seconds)
@@ -96,6 +98,8 @@ def test_optional_runs_go_first_and_the_highest_before_the_others(tmp_path, pric
         assert len(scaled.runs) == left
         assert all(run.build().sample.patch == 32 for run in scaled.runs)
     assert "2 of 3 runs are left out, which are optional: ours/unet-resnet34, ours/unet-resnet50." in scaled.scaled
+    again = make_plan(tmp_path, *entries, {"model.encoder": "resnet18", "seeds": [1, 2], "optional": 3}, ours=TOY)
+    assert "2 of 5 runs are left out, which are optional: 2 further seeds." in scale_plan(again, make_dataset(), 90).scaled
 
 
 def test_batches_and_then_patches_shrink_for_a_whole_recipe(tmp_path, price):
@@ -179,8 +183,7 @@ def test_a_network_and_a_classifier_are_measured(tmp_path, monkeypatch):
     speed = measure_network(make_dataset(), plan.runs[0])
     assert min(speed.prepare, speed.pixel, speed.predict) > 0 <= speed.step
     pixels = measure_pixels(make_dataset(), plan.runs[1])
-    assert min(pixels.pixel, pixels.predict) > 0 <= pixels.row
-    assert pixels.features > 10
+    assert min(pixels.pixel, pixels.predict, pixels.classify) > 0 <= pixels.row
 
 
 def test_steps_are_timed_in_groups_and_after_others():
@@ -205,7 +208,11 @@ def test_what_the_data_cannot_give_is_replaced_and_said(tmp_path, monkeypatch):
         raise ModelError("not in the cache")
 
     monkeypatch.setattr("neurotome.experiments.adapt.build_network", refuse)
-    listed = {"model": {"encoder_weights": "imagenet"}, "sample": {"patch": 256}, "loss": {"class_weights": [0.3, 0.7]}}
+    listed = {
+        "model": {"encoder_weights": "imagenet"},
+        "sample": {"patch": 256},
+        "loss": {"class_weights": [0.1, 0.3, 0.3, 0.2]},
+    }
     plan = make_plan(tmp_path, {"model.encoder": "resnet18"}, {"kind": "pixels"}, listed=listed)
     adapted = adapt_plan(plan, make_dataset())
     run, forest = adapted.runs
@@ -214,3 +221,25 @@ def test_what_the_data_cannot_give_is_replaced_and_said(tmp_path, monkeypatch):
     assert run.build().model.encoder_weights == "none"
     assert len(adapted.scaled) == 3
     assert adapt_plan(make_plan(tmp_path, {"model.encoder": "resnet18"}), make_dataset()).scaled == ()
+
+
+def test_the_command_scales_a_new_grid_and_goes_on_with_an_old_one(tmp_path, price, monkeypatch, capsys):
+    price()
+    write_dataset(tmp_path / "data")
+    plan, started = make_plan(tmp_path, {"model.encoder": ["resnet18", "resnet34"]}, ours=TOY), []
+
+    def note(plan, data, out):
+        started.append(plan)
+        return GridResult(plan, out, (), {})
+
+    monkeypatch.setattr("neurotome.experiments.grid.run_grid", lambda plan, data, out, reports: note(plan, data, out))
+    command = ["grid", tmp_path / "grid.yaml", "--data", tmp_path / "data", "--out", tmp_path / "out"]
+    assert run(*command, "--budget", "soon") == 1
+    assert "budget is 'soon'; expected a time" in capsys.readouterr().err
+    run(*command, "--budget", "5m")
+    assert all(run.build().train.max_seconds for run in started[0].runs)
+    assert "note: Every network trains for" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "grid.json").write_text("{}")  # whose plan run_grid goes on with
+    run(*command, "--budget", "5m")
+    assert started[1] == plan

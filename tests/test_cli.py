@@ -255,11 +255,13 @@ def test_unknown_keys_of_a_config_are_refused(dataset, tmp_path, capsys):
 def test_unknown_command_split_and_class(trained, tmp_path, capsys):
     assert run("trian", trained / "data") == 2
     assert "train" in capsys.readouterr().err
-    for option, wrong, meant in (("--split", "tset", "test"), ("--device", "cpy", "cpu")):
-        assert run("evaluate", trained / "run", "--data", trained / "data", option, wrong) == 2
-        message = capsys.readouterr().err
-        assert f'Invalid value "{wrong}" for {option}' in message
-        assert f'"{meant}"' in message
+    assert run("evaluate", trained / "run", "--data", trained / "data", "--split", "tset") == 2
+    message = capsys.readouterr().err
+    assert 'Invalid value "tset" for --split' in message
+    assert '"test"' in message
+    for command in (["evaluate", trained / "run", "--data", trained / "data"], ["predict", trained / "run", "a", "b"]):
+        assert run(*command, "--device", "cpy") == 1
+        assert "unknown device 'cpy'. Did you mean 'cpu'" in capsys.readouterr().err
     assert run("train", "--out", tmp_path / "run") == 2
     assert "--dataset requires an argument" in capsys.readouterr().err
     assert run("train", "one", "two", "--out", tmp_path / "run") == 2

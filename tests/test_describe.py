@@ -24,7 +24,7 @@ from neurotome.report.chosen import (
 )
 from neurotome.report.describe import DRAWS, describe, draw_augmentation
 from neurotome.runs import Run
-from neurotome.training.recipe import Recipe
+from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.volume import Volume
 from tests.conftest import run, write_dataset
 
@@ -144,17 +144,18 @@ def test_the_augmentation_of_a_file_for_training_is_shown(tmp_path):
     assert pictures["off"] == pictures["same"] != pictures["usual"]
 
 
-def test_corners_are_as_dark_as_the_recipe_makes_them():
+@pytest.mark.parametrize("normalization", ["dataset", "range"])
+def test_corners_are_as_dark_as_the_recipe_makes_them(normalization):
     dataset = make_dataset()
     turn = AugmentSettings(
         rotate_degrees=(45, 45), rotate_probability=1, scale_probability=0, elastic_probability=0, intensity_probability=0,
         padding="constant", fill=0, corners="background",
     )  # fmt: skip
-    ((_, _, (after,)),) = list_augmented(dataset, pick_slices(dataset.split("train"), (0,)), {"r": Recipe(augment=turn)}, 0)[
-        0
-    ]
-    mean = measure_dataset(dataset)["splits"]["train"]["mean"]
-    assert abs(int(after[0][0, 0]) - mean) <= 1
+    recipe = Recipe(augment=turn, train=TrainSettings(normalization=normalization))
+    ((_, _, (after,)),) = list_augmented(dataset, pick_slices(dataset.split("train"), (0,)), {"r": recipe}, 0)[0]
+    # 0 is the training data's mean, or black
+    corner = {"dataset": measure_dataset(dataset)["splits"]["train"]["mean"], "range": 0}[normalization]
+    assert abs(int(after[0][0, 0]) - corner) <= 1
     assert after[1][0, 0] == 0
 
 

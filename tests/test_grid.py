@@ -195,7 +195,7 @@ def test_a_stopped_and_a_killed_grid_go_on_and_end_as_an_undisturbed_one(place):
     while len(Run(folder).read_metrics()) <= len(before):
         time.sleep(0.02)
     process.kill()
-    process.wait()
+    process.communicate()
     began = time.monotonic()
     assert give(place, grid) == 0
     assert time.monotonic() - began < 60  # the dead owner is not waited for

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from neurotome.classes import ClassSet
-from neurotome.models.net import UNBOUNDED_HALO, Network, measure_halo
+from neurotome.errors import SettingsError
+from neurotome.models.net import UNBOUNDED_HALO, Network, choose_device, measure_halo
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
@@ -88,6 +89,18 @@ def test_measuring_leaves_the_network_as_it_was() -> None:
     assert net.training
     assert all(parameter.grad is None for parameter in net.parameters())
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_a_gpu_is_chosen_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for count, there in ((1, "1 GPU, cuda:0"), (3, "3 GPUs, cuda:0 to cuda:2")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert choose_device(f"cuda:{count - 1}") == f"cuda:{count - 1}"
+        with pytest.raises(SettingsError, match=f"device 'cuda:{count}' is not on this machine, which has {there}"):
+            choose_device(f"cuda:{count}")
+    for wrong in ("cuda:", "cuda:x", "cuda:-1", "cpu:0", "gpu"):
+        with pytest.raises(SettingsError, match="unknown device"):
+            choose_device(wrong)
 
 
 def test_probabilities_are_the_softmax_of_the_logits() -> None:

@@ -1,7 +1,11 @@
 """search: resumable at any moment, in several processes, and blind to the split test."""
 
+import dataclasses
 import json
+import re
+import signal
 import sqlite3
+import subprocess
 import sys
 
 import numpy as np
@@ -12,7 +16,8 @@ from PIL import Image
 
 import neurotome
 from conftest import TINY, make_dataset, run, write_dataset
-from neurotome.errors import RunError, SettingsError
+from neurotome import figures
+from neurotome.errors import DatasetError, RunError, SettingsError
 from neurotome.experiments import search as searching
 from neurotome.experiments.search_space import Choice, Range, apply_values, read_space
 from neurotome.models.networks import ModelSettings
@@ -38,6 +43,7 @@ def search(out, data=None, recipe=RECIPE, space=SPACE, **settings):
     return neurotome.search(data or make_dataset(), out=out, recipe=recipe, space=space, **settings)
 
 
+@pytest.mark.slow
 def test_three_trials_end_in_settings_that_train_takes(tmp_path, capsys):
     data = write_dataset(tmp_path / "data")
     config = tmp_path / "space.yaml"
@@ -133,6 +139,47 @@ def test_a_killed_search_goes_on_and_tries_what_it_would_have_tried(tmp_path, qu
     keys = ("trial", "state", "score", "values")
     assert [[row[key] for key in keys] for row in again.rows] == [[row[key] for key in keys] for row in whole.rows]
     assert len(list_trials(tmp_path / "killed")) == 5
+
+
+def test_a_trial_that_kills_its_process_again_and_again_is_given_up_one_that_is_stopped_is_not(tmp_path, quick, monkeypatch):
+    train, calls = searching.train_and_score, []
+
+    def die(dataset, name, out, recipe, **keywords):
+        if out.name == "0001":
+            calls.append(out)
+            raise KilledError if len(calls) > 5 else KeyboardInterrupt
+        return train(dataset, name, out, recipe, **keywords)
+
+    monkeypatch.setattr(searching, "train_and_score", die)
+    for number in range(9):
+        with pytest.raises(KeyboardInterrupt if number < 5 else KilledError):
+            search(tmp_path / "s", trials=3)
+    result = search(tmp_path / "s", trials=3)
+    assert len(calls) == 9
+    assert "trial 1 failed: its process was killed 4 times in the same epoch" in str(result)
+    assert [row["state"] for row in sorted(result.rows, key=lambda row: row["trial"])] == ["complete", "failed", "complete"]
+
+
+def test_trials_are_as_long_as_they_are_said_to_be(tmp_path, quick):
+    def find_length(number, train, **settings):
+        recipe = dataclasses.replace(RECIPE, train=train)
+        search(tmp_path / str(number), recipe=recipe, trials=1, **settings)
+        return quick["0000"][-1].train.max_time
+
+    assert find_length(0, TrainSettings()) == "2m"
+    assert find_length(1, TrainSettings(epochs=3)) == ""
+    assert find_length(2, TrainSettings(max_time="50s")) == "50s"
+    assert find_length(3, TrainSettings(), trial_time="70s") == "70s"
+    with pytest.raises(SettingsError, match="expected one of the two"):
+        find_length(4, TrainSettings(max_time="50s"), trial_time="70s")
+
+
+def test_a_dataset_without_a_split_val_is_refused(tmp_path, quick):
+    data = make_dataset()
+    blind = dataclasses.replace(data, splits={"train": data.splits["train"], "test": data.splits["test"]})
+    with pytest.raises(DatasetError, match="found no split 'val'"):
+        search(tmp_path / "s", data=blind)
+    assert not (tmp_path / "s").exists()
 
 
 def test_more_trials_go_on_from_those_that_are_there(tmp_path, quick):
@@ -285,3 +332,81 @@ def test_a_missing_extra_names_its_command(tmp_path, monkeypatch):
     with pytest.raises(neurotome.NeurotomeError, match=r"pip install 'neurotome\[hpo\]'"):
         search(tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+def start(data, out, config, trials, *more):
+    command = [
+        sys.executable,
+        "-m",
+        "neurotome",
+        "search",
+        data,
+        "--out",
+        out,
+        "--config",
+        config,
+        "--trials",
+        trials,
+        *more,
+    ]
+    return subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process, beginning):
+    """Reads what a process says until a line begins so."""
+    for line in process.stderr:
+        if line.startswith(beginning):
+            return
+    raise AssertionError(f"the process ended without a line {beginning}")
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_stopped_and_run_side_by_side_end_in_one_search(tmp_path):
+    data, out, config = write_dataset(tmp_path / "data"), tmp_path / "s", tmp_path / "space.yaml"
+    model = {"decoder": "linknet", "encoder": "mobilenetv3_small_050", "encoder_depth": 3}
+    train = {"epochs": 2, "steps_per_epoch": 1, "device": "cpu"}
+    config.write_text(yaml.safe_dump({"search": SPACE, "model": model, "sample": {"patch": 32, "batch": 2}, "train": train}))
+
+    killed = start(data, out, config, 7)
+    wait_for(killed, "trial 1 ")
+    killed.kill()
+    killed.communicate()
+    stopped = start(data, out, config, 7)
+    wait_for(stopped, "trial 1 ")
+    stopped.send_signal(signal.SIGINT)
+    assert "the same command goes on from there" in stopped.communicate()[1]
+    assert stopped.returncode == 130
+
+    alone, pair = start(data, out, config, 7), start(data, out, config, 7, "--workers", 2)
+    said = [alone.communicate()[1], pair.communicate()[1], *(path.read_text() for path in out.glob("workers/*.log"))]
+    assert (alone.returncode, pair.returncode, len(said)) == (0, 0, 4)
+    begun = [line.split()[1] for text in said for line in text.splitlines() if re.match(r"trial \d+ \(", line)]
+    assert sorted(begun) == ["1", "2", "3", "4", "5", "6"]
+    assert {trial.state.name for trial in list_trials(out)} <= {"COMPLETE", "PRUNED"}
+    assert len(list_trials(out)) == 7
+
+
+def make_row(trial, state, score, **values):
+    return {"trial": trial, "state": state, "score": score, "values": {"rate": None, "loss": None, **values}}
+
+
+def test_the_picture_shows_every_trial_against_every_setting():
+    rows = [
+        make_row(0, "complete", 0.5, rate=1e-3, loss="focal"),
+        make_row(1, "failed", None, rate=1e-4, loss="dice"),
+        make_row(2, "complete", 0.7, rate=1e-2, loss="cross_entropy + dice"),
+        make_row(3, "pruned", 0.3, rate=1e-1, loss="dice"),
+        make_row(4, "complete", 0.6, rate=1e-2, loss="dice"),
+    ]
+    figure = figures.plot_search(rows, ["rate", "loss"], ["rate"])
+    top, rate, loss = figure.axes
+    assert top.get_title(loc="left") == "Best 0.700 by trial 2, settings as given 0.500"
+    running = next(line for line in top.lines if len(line.get_xdata()) > 1)
+    assert list(running.get_xdata()) == [0, 2, 4, 4]
+    assert list(running.get_ydata()) == [0.5, 0.7, 0.7, 0.7]
+    assert (rate.get_xscale(), rate.get_xlabel()) == ("log", "rate (logarithmic)")
+    points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in rate.lines}
+    assert points == {(1e-3, 0.5), (1e-2, 0.7), (1e-1, 0.3), (1e-2, 0.6)}
+    assert [label.get_text() for label in loss.get_xticklabels()] == ["focal", "dice", "cross_entropy\n+ dice"]
+    said = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert {"ended early (its last score)", "failed", "best so far", "settings as given"} <= said

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import tempfile
+import threading
 
 import numpy as np
 import pytest
@@ -130,8 +131,8 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, decoder
         dataset = dataclasses.replace(dataset, splits={split: cutouts[:1] for split, cutouts in dataset.splits.items()})
     run_fit(dataset, tmp_path / "whole", train=settings, **small)
 
-    # within an epoch (a batch is drawn ahead, so during the second step), and between validation slices
-    places = ((preparing.PatchSampler, "draw", 3), (training, "predict_slice", 1))
+    # within an epoch, during the second step, and between validation slices
+    places = ((training, "augment", 2), (training, "predict_slice", 1))
     for number, place in enumerate(places[:epochs]):
         with monkeypatch.context() as patch:
             stop_at(patch, *place, signals=[(signal.SIGINT, signal.SIGTERM)[number]])
@@ -147,7 +148,7 @@ def test_the_command_stops_with_a_message_and_goes_on(tmp_path, monkeypatch, cap
     command = ["train", write_dataset(tmp_path / "data"), "--out", tmp_path / "run", *TINY, "--train.steps-per-epoch", "3"]
     command += ["--train.epochs", "1", "--train.device", "cpu"]
     with monkeypatch.context() as patch:
-        stop_at(patch, preparing.PatchSampler, "draw", 3)
+        stop_at(patch, training, "augment", 2)
         assert run(*command) == 130
     assert "stopping after this step" in capsys.readouterr().err
     kept = Run(tmp_path / "run")
@@ -168,7 +169,7 @@ def test_too_little_memory_for_a_step_says_what_takes_less(tmp_path, monkeypatch
 
 def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    stop_at(monkeypatch, preparing.PatchSampler, "draw", 4, signals=(signal.SIGTERM, signal.SIGINT))
+    stop_at(monkeypatch, training, "augment", 4, signals=(signal.SIGTERM, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         run_fit(make_dataset(), tmp_path / "run", train=TrainSettings(epochs=2, steps_per_epoch=2, device="cpu"), **SMALL)
     kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -304,6 +305,51 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path,
     kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert kept["step"] == 2
     assert all(torch.isfinite(v).all() for v in kept["state_dict"].values())
+
+
+@pytest.mark.parametrize("step", [3, 4, 5])
+def test_on_a_gpu_a_loss_that_is_not_finite_is_found_before_anything_is_kept(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(training.SegmentationModule, "look_every", 2)
+    original = preparing.build_loss
+
+    def build_loss(*args):
+        criterion, calls = original(*args), []
+
+        def loss(logits, labels):
+            calls.append(1)
+            return criterion(logits, labels) * (math.nan if len(calls) == step + 1 else 1.0)
+
+        return loss
+
+    monkeypatch.setattr(preparing, "build_loss", build_loss)
+    settings = TrainSettings(epochs=2, steps_per_epoch=3, device="cpu", keep="last")
+    with pytest.raises(TrainingError, match=f"loss became nan at step {step}"):
+        run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["step"] == 3
+    assert all(torch.isfinite(value).all() for value in load_model(tmp_path / "run").net.state_dict().values())
+    assert Run(tmp_path / "run").read_training()["median_step_seconds"] > 0
+
+
+def test_batches_are_drawn_ahead_in_order_and_errors_come_through(monkeypatch):
+    module = build(make_dataset(), Recipe(train=TrainSettings(epochs=2, steps_per_epoch=4, device="cpu"), **SMALL))
+    drawn, original = [], module.sampler.draw
+
+    def draw(step):
+        drawn.append((step, threading.current_thread().name))
+        if step == 3:
+            raise KilledError
+        return original(step)
+
+    monkeypatch.setattr(module.sampler, "draw", draw)
+    batches = module.draw_batches()
+    for step in range(3):
+        images, labels = next(batches)
+        np.testing.assert_array_equal(images, original(step)[0])
+        np.testing.assert_array_equal(labels, original(step)[1])
+    with pytest.raises(KilledError):
+        next(batches)
+    assert [step for step, _ in drawn] == [0, 1, 2, 3]
+    assert not [thread for thread in threading.enumerate() if thread.name in {name for _, name in drawn}]
 
 
 def test_a_single_class_is_refused_before_anything_is_written(tmp_path):

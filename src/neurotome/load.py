@@ -18,7 +18,7 @@ def load_predictor(path: Path | str, device: str = "auto") -> NetPredictor | Pix
 
     Args:
         path: Run folder, model folder or the name of a packaged model.
-        device: Where a network runs: auto, cpu, cuda or mps.
+        device: Where a network runs: auto, cpu, cuda, cuda:1 (the second GPU) or mps.
 
     Raises:
         ModelError: It is missing, damaged, or of another format.

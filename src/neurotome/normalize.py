@@ -37,9 +37,13 @@ class Scale:
     mean: float
     std: float
 
-    def apply(self, grey: NDArray[Any]) -> NDArray[np.float32]:
-        """Returns scaled grey values as float32, same shape."""
-        return (grey.astype(np.float32) - np.float32(self.mean)) * np.float32(1 / self.std)
+    def apply(self, grey: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Returns scaled grey values as float32, same shape; in `out` if that is given."""
+        scaled = np.empty(grey.shape, np.float32) if out is None else out
+        scaled[...] = grey
+        scaled -= np.float32(self.mean)
+        scaled *= np.float32(1 / self.std)
+        return scaled
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,17 @@ output pixel can see.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
+from cyclopts import Parameter
 from numpy.typing import NDArray
 
 from neurotome.blocks import plan_blocks
 from neurotome.classes import ClassSet
+from neurotome.errors import SettingsError, unknown
 from neurotome.normalize import Normalization
 
 TILE = 1024
@@ -22,6 +25,16 @@ TILE = 1024
 
 WHOLE = 1 << 30
 """Larger than any slice."""
+
+
+def check_device(_: Any, name: str) -> None:
+    """Raises a SettingsError unless a word can be the name of a device; whether this machine has it is not asked."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name):
+        raise SettingsError(unknown("device", name, ("auto", "cpu", "cuda", "cuda:1", "mps")))
+
+
+Device = Annotated[str, Parameter(validator=check_device)]
+"""Where a network runs: auto, cpu, cuda, cuda:1 (the second GPU) or mps."""
 
 
 class Predictor(Protocol):

@@ -158,8 +158,6 @@ def compare_pairs(
         RunError: Two methods were scored on different slices, or one has no such score.
         SettingsError: There is no such metric.
     """
-    from scipy import special
-
     results: dict[str, Difference] = {}
     for name, (first, second) in pairs.items():
         places = _find_metrics([metric], first)
@@ -170,17 +168,36 @@ def compare_pairs(
         effect = float(values[0].mean() - values[1].mean())
         signs = np.repeat([1 / len(values[0]), -1 / len(values[1])], [len(values[0]), len(values[1])])
         spread = measure_spread(_stack(sides), signs[None], places, settings)
-        error, freedom = (float(found[0]) for found in _join(spread, values))
-        low = high = p = None
-        if spread is not None:
-            reach = error * float(special.stdtrit(freedom, (1 + settings.level) / 2))
-            low, high = effect - reach, effect + reach
-            p = float(2 * special.stdtr(freedom, -abs(effect) / error)) if error else float(effect == 0)
-        note = _warn(spread, sides[0])
-        results[name] = Difference(effect, low, high, p, None, spread.blocks if spread else 0.0, note)
+        results[name] = _test(effect, spread, values, _warn(spread, sides[0]), settings)
     tested = {name: result.p for name, result in results.items() if result.p is not None}
     corrected = dict(zip(tested, correct_holm(list(tested.values())), strict=True))
     return {name: replace(result, p_corrected=corrected.get(name)) for name, result in results.items()}
+
+
+def compare_metrics(
+    runs: Sequence[Scores], first: str, second: str, settings: IntervalSettings = IntervalSettings()
+) -> Difference:
+    """Returns one score minus another of the same runs, such as `weighted.f1` minus `macro.f1`.
+
+    Args:
+        runs: As for `estimate`.
+        first: As `metric` for `estimate`.
+        second: The same.
+        settings: How.
+
+    Raises:
+        RunError: There are no runs, or nothing to score.
+        SettingsError: There is no such metric.
+    """
+    (candidates,) = _match({"": runs})
+    values = score_counts(candidates[0].counts.sum(1))[:, places := _find_metrics([first, second], runs)]
+    if np.isnan(values).any():
+        raise RunError(f"found nothing to score {first} and {second} on; expected a run that has both. Choose others.")
+    spread = measure_spread(candidates, np.full((1, len(values)), 1 / len(values)), places, settings)
+    if spread is not None:
+        spread = replace(spread, deviations=spread.deviations[:, :, :1] - spread.deviations[:, :, 1:])
+    gaps = values[:, :1] - values[:, 1:]
+    return _test(float(gaps.mean()), spread, [gaps], _warn(spread, candidates), settings)
 
 
 def rank_methods(
@@ -313,6 +330,21 @@ def _find_metrics(metrics: Sequence[str], runs: Sequence[Scores]) -> list[int]:
 
 
 # from draws to intervals
+
+
+def _test(
+    effect: float, spread: Spread | None, values: Sequence[Floats], note: str, settings: IntervalSettings
+) -> Difference:
+    """Returns a difference with its interval and p-value; otherwise as `_join`."""
+    from scipy import special
+
+    error, freedom = (float(found[0]) for found in _join(spread, values))
+    low = high = p = None
+    if spread is not None:
+        reach = error * float(special.stdtrit(freedom, (1 + settings.level) / 2))
+        low, high = effect - reach, effect + reach
+        p = float(2 * special.stdtr(freedom, -abs(effect) / error)) if error else float(effect == 0)
+    return Difference(effect, low, high, p, None, spread.blocks if spread else 0.0, note)
 
 
 def _join(spread: Spread | None, values: Sequence[Floats]) -> tuple[Floats, Floats]:

@@ -12,13 +12,16 @@ from neurotome.errors import ModelError
 from neurotome.experiments.plan import Plan, PlannedRun
 from neurotome.models.networks import ModelSettings, build_network
 
+REPORTED_WEIGHTS = [0.1, 0.3, 0.3, 0.2]
+"""Of MTNeuro's four classes in the founding report's listing."""
+
 
 def adapt_plan(plan: Plan, dataset: Dataset) -> Plan:
     """Returns a plan that can run on a dataset, with a sentence in `scaled` for each change.
 
-    Patches larger than every image become as large as fit. Class weights given as numbers are for MTNeuro's four classes,
-    and `balanced` on others. Where the ImageNet weights of one encoder cannot be had, no network begins with any, so that
-    all are compared alike.
+    Patches larger than every image become as large as fit. The class weights of the founding report's listing are for
+    MTNeuro's four classes, and `balanced` stands in for them on others. Where the ImageNet weights of one encoder cannot be
+    had, no network begins with any, so that all are compared alike.
     """
     runs, notes = list(plan.runs), list(plan.scaled)
     networks = [run for run in runs if run.kind == "network"]
@@ -30,7 +33,7 @@ def adapt_plan(plan: Plan, dataset: Dataset) -> Plan:
         notes.append(f"Patches of {largest} x {largest} pixels at most, because no training image is larger.")
     if dataset.classes.names != FOUR_CLASSES.names and any(_has_listed_weights(run) for run in networks):
         runs = [change(run, {"loss": {"class_weights": "balanced"}}) if _has_listed_weights(run) else run for run in runs]
-        notes.append("Class weights by pixel counts, because those that are listed are for MTNeuro's four classes.")
+        notes.append("Class weights by pixel counts, because those of the report are for MTNeuro's four classes.")
     if not _has_weights(run.settings["model"] for run in networks):
         runs = [change(run, {"model": {"encoder_weights": "none"}}) if run.kind == "network" else run for run in runs]
         notes.append("All networks begin with random weights, because the ImageNet weights cannot be downloaded here.")
@@ -50,7 +53,7 @@ def _limit_patch(run: PlannedRun, largest: int, edge: int) -> PlannedRun:
 
 
 def _has_listed_weights(run: PlannedRun) -> bool:
-    return run.kind == "network" and not isinstance(run.settings["loss"]["class_weights"], str)
+    return run.kind == "network" and list(run.settings["loss"]["class_weights"]) == REPORTED_WEIGHTS
 
 
 def _has_weights(models: Iterable[Mapping[str, Any]]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -15,6 +15,7 @@ from neurotome.experiments.cross_validate import FoldScores, cross_validate, ref
 from neurotome.experiments.evaluate import finish
 from neurotome.experiments.run_pixels import fit_and_score
 from neurotome.pixels.train import BaselineSettings
+from neurotome.predictor import Device
 
 
 def baseline(
@@ -22,7 +23,7 @@ def baseline(
     *,
     out: Path,
     settings: Annotated[BaselineSettings, Parameter(name="*")] = BaselineSettings(),
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    device: Device = "auto",
     folds: int = 0,
     gap: int | None = None,
     palette: Palette = "colour-blind-safe",
@@ -35,7 +36,8 @@ def baseline(
         dataset: Folder with dataset.yaml, mtneuro:FOLDER, or phantom.
         out: Run folder; new, or one of the same settings.
         settings: Features, learner and how training pixels are drawn.
-        device: Where an encoder runs; with folds, on a GPU if there is one.
+        device: Where an encoder runs: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps; auto with
+            folds.
         folds: Cross-validate instead: divide the images into so many parts, and train for each part on the others. `out`
             is then the folder of a grid of runs, without reports.
         gap: Slices left out of training on each side of those that are scored, where folds cut a stack; by default 5 % of

@@ -104,7 +104,7 @@ class Costs:
         totals = count_slices(self.dataset).sum(axis=0)
         rows = int(limit_rows(totals, run.settings["pixels_per_class"]).sum())
         learning = speed.pixel * count_pixels(self.dataset, ("train", "val")) + speed.row * rows
-        importance = speed.features * REPEATS * 2_000 * classes * speed.predict
+        importance = REPEATS * 2_000 * classes * speed.classify
         return self.start + learning + importance + self.time_scoring(run)
 
     def count_steps(self, run: PlannedRun) -> int:
@@ -278,11 +278,13 @@ def _choose_runs(runs: list[PlannedRun], costs: Costs, usable: float) -> tuple[l
     if not enough:
         chosen, _ = _descend(kept, costs, usable, {recipe: _list_rungs(kept, recipe) for recipe in _list_recipes(kept)})
     notes = []
-    dropped = [run for run in runs if run.name not in {other.name for other in kept}]
+    names, methods = {run.name for run in kept}, {run.method for run in kept}
+    dropped = [run for run in runs if run.name not in names]
     if dropped:
-        methods = dict.fromkeys(run.method for run in dropped)
-        named = ", ".join(list(methods)[:60])
-        notes.append(f"{len(dropped)} of {count(len(runs), 'run')} are left out, which are optional: {named}.")
+        parts = list(dict.fromkeys(run.method for run in dropped if run.method not in methods))
+        again = sum(run.method in methods for run in dropped)
+        parts += [count(again, "further seed")] if again else []
+        notes.append(f"{len(dropped)} of {count(len(runs), 'run')} are left out, which are optional: {', '.join(parts)}.")
     for recipe in _list_recipes(kept):
         before, after = (next(_rung(r) for r in group if _is_of(r, recipe)) for group in (kept, chosen))
         if after[0] != before[0]:

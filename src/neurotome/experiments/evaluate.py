@@ -26,7 +26,7 @@ from neurotome.io import find_image, read_labels
 from neurotome.load import load_predictor
 from neurotome.models.model_folder import add_facts, find_model, read_digest
 from neurotome.outputs import plan_outputs
-from neurotome.predictor import Predictor
+from neurotome.predictor import Device, Predictor
 from neurotome.progress import Progress
 from neurotome.report import build_report, verdict
 from neurotome.runs import Run
@@ -41,7 +41,7 @@ def evaluate(
     data: DatasetOrName,
     split: Literal["train", "val", "test"] = "test",
     out: Path | None = None,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    device: Device = "auto",
 ) -> Scores:
     """Scores a trained model on a split of a dataset.
 
@@ -50,7 +50,7 @@ def evaluate(
         data: Dataset with the same classes as the model.
         split: Which images.
         out: File to write the scores to; new, or one of scores.
-        device: Where it runs; auto takes a GPU if there is one.
+        device: Where it runs: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps.
 
     Returns:
         The scores: a table as text, and the content of `scores/<split>.json` as a mapping.

@@ -20,6 +20,8 @@ from neurotome.datasets.folds import check_folds
 from neurotome.datasets.statistics import note_splits
 from neurotome.documents import read_json
 from neurotome.errors import ModelError, RunError
+from neurotome.experiments.adapt import adapt_plan
+from neurotome.experiments.budget import scale_plan
 from neurotome.experiments.child import Worker, check_networks, execute, open_data
 from neurotome.experiments.evaluate import trace_scores
 from neurotome.experiments.leases import Leases
@@ -31,6 +33,7 @@ from neurotome.runs import Run
 from neurotome.runs.contents import read_checked
 from neurotome.runs.run import redo_damaged
 from neurotome.tables import Shown, Table, count
+from neurotome.training.recipe import parse_duration
 
 WAIT_S = 2.0
 
@@ -69,6 +72,7 @@ def grid(
     out: Path,
     folds: int | None = None,
     gap: int | None = None,
+    budget: str = "",
     reports: bool = False,
 ) -> GridResult:
     """Trains and scores every setting of a grid, each in a run folder of its own.
@@ -82,6 +86,8 @@ def grid(
         out: Folder of the grid; new, or one of the same grid and data.
         folds: Cross-validate in so many parts instead of using the dataset's splits; in place of the file's folds.
         gap: Slices left out of training on each side of those that are scored, where folds cut a stack.
+        budget: Wall-clock time that all runs together may take, such as 45m: epochs, batches, patches and the list of runs
+            are made to fit. Counts when the folder is new; the same command goes on with what was planned then.
         reports: Write each run's report too.
 
     Returns:
@@ -91,7 +97,12 @@ def grid(
         NeurotomeError: The grid, the data or the folder cannot be used, and nothing has been changed; or some runs have
             failed, and all others are done.
     """
-    planned = read_grid(plan, folds, gap)
+    planned, seconds = read_grid(plan, folds, gap), parse_duration(budget, "budget")
+    if _is_free(Path(out)):  # what has begun goes on as it was planned
+        dataset = open_dataset(data)
+        planned = adapt_plan(planned, dataset)
+        planned = scale_plan(planned, dataset, seconds) if seconds else planned
+        sys.stderr.writelines(f"note: {sentence}\n" for sentence in planned.scaled)
     result = run_grid(planned, data, Path(out), reports=reports)
     if result.failed:
         listed = "\n".join(f"  {name}: {message}" for name, message in result.failed.items())
@@ -151,11 +162,7 @@ def list_failures(folder: str | Path) -> dict[str, str]:
 def _claim_folder(plan: Plan, data: Dataset, source: str | Dataset, out: Path, worker: Worker) -> Plan:
     """Returns the plan that is to be run in a folder, which it makes this grid's; RunError if it is something else's."""
     digests = {split: data.fingerprint(split) for split, cutouts in data.splits.items() if cutouts}
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{out}: a file is in the way; choose another folder with --out.")
-    if not (out / "grid.json").is_file():
-        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-            raise RunError(f"{out}: this folder holds something else than a grid; choose a new folder with --out.")
+    if _is_free(out):
         _check_runs(plan, data, source, worker)
         name = source.name if isinstance(source, Dataset) else source
         content = dataclasses.replace(plan, dataset=name, data=digests).to_json()
@@ -187,6 +194,18 @@ def _claim_folder(plan: Plan, data: Dataset, source: str | Dataset, out: Path, w
             f"{out}: holds another grid: {listed}. Choose another folder with --out, or repeat that grid's command."
         )
     return there
+
+
+def _is_free(out: Path) -> bool:
+    """Says whether no grid has begun in a folder; RunError if it holds something else."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: a file is in the way; choose another folder with --out.")
+    if (out / "grid.json").is_file():
+        return False
+    # names that begin with a dot are what killed writers and file managers leave
+    if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()) and not (out / "grid.json").is_file():
+        raise RunError(f"{out}: this folder holds something else than a grid; choose a new folder with --out.")
+    return True
 
 
 def _check_runs(plan: Plan, data: Dataset, source: str | Dataset, worker: Worker) -> None:

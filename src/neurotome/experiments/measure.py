@@ -29,6 +29,9 @@ FEW = 2
 PIECE = 256
 """Edge of the image that is predicted, or classified, for its time."""
 
+CLASSIFIED = 4000
+"""Pixels with made-up features that a classifier is timed on."""
+
 Key = TypeVar("Key", bound=Hashable)
 Speed = TypeVar("Speed")
 
@@ -61,14 +64,14 @@ class PixelSpeed:
     Attributes:
         pixel: For each pixel of the images that it learns from.
         row: For each pixel that it learns.
-        predict: To predict a pixel.
-        features: How many it has.
+        predict: To predict a pixel of an image.
+        classify: To predict a pixel whose features are there, as often as there are features.
     """
 
     pixel: float
     row: float
     predict: float
-    features: int
+    classify: float
 
 
 def measure_all(
@@ -120,7 +123,8 @@ def measure_network(dataset: Dataset, run: PlannedRun) -> NetSpeed:
     ready = time.monotonic()
     sample, channels = settled.recipe.sample, int(settled.recipe.model.in_channels)
     patch = int(sample.patch)
-    is_gpu = choose_device(settled.recipe.train.device).startswith("cuda")
+    device = choose_device(settled.recipe.train.device)
+    is_gpu = device.startswith("cuda")
     sizes = ((FEW, patch), (sample.batch, patch)) if is_gpu else ((FEW, min(SMALL_EDGE, patch)), (FEW, patch))
     times = {}
     for batch, edge in sizes:
@@ -129,7 +133,7 @@ def measure_network(dataset: Dataset, run: PlannedRun) -> NetSpeed:
         times[batch * edge**2] = statistics.median(time_steps(module, groups=2, group=3 if is_gpu else 1).seconds)
     step, pixel = split_time(times)
     image = np.zeros((channels, PIECE, PIECE), np.float32)
-    module.predictor.net.eval()
+    module.predictor.net.to(device).eval()  # after a training Lightning brings it back
     predict = min(_time(lambda: predict_slice(module.predictor, image)) for _ in range(2)) / PIECE**2
     return NetSpeed(ready - began, step, pixel, predict)
 
@@ -165,7 +169,9 @@ def measure_pixels(dataset: Dataset, run: PlannedRun) -> PixelSpeed:
     image = predictor.normalization.scale_for(volume).apply(volume.read_context(0, predictor.in_channels))
     predict = _time(lambda: predict_slice(predictor, image)) / volume.data.size
     names = len(predictor.extractor.names)
-    return PixelSpeed(features / count_pixels(piece, ("train", "val")), learning / rows, predict, names)
+    table = np.random.default_rng(0).standard_normal((names, CLASSIFIED), np.float32)
+    classify = _time(lambda: predictor.classifier.predict(table)) / CLASSIFIED * names
+    return PixelSpeed(features / count_pixels(piece, ("train", "val")), learning / rows, predict, classify)
 
 
 def cut_piece(dataset: Dataset) -> Dataset:

@@ -22,9 +22,9 @@ from neurotome.datasets.base import Dataset, DatasetOrName
 from neurotome.errors import NeurotomeError, RunError, SettingsError, explain_system_error, is_out_of_memory
 from neurotome.experiments.run_network import train_and_score
 from neurotome.experiments.search_space import Space, apply_values, choose_space, draw_values, find_values, read_space
-from neurotome.experiments.search_trials import DATABASE, Trials, check_folder, explain_database
+from neurotome.experiments.search_trials import DATABASE, KILLS, Trials, check_folder, explain_database
 from neurotome.lazy import import_extra
-from neurotome.progress import Progress
+from neurotome.progress import Progress, format_duration
 from neurotome.tables import Shown, Table
 from neurotome.training.prepare import settle_recipe
 from neurotome.training.recipe import Recipe, TrainSettings, parse_duration
@@ -170,10 +170,12 @@ class _Job:
         states, study, number = optuna.trial.TrialState, self.trials.study, trial.number
         values = draw_values(trial, self.space, self.defaults)
         told = ", ".join(f"{key} {_write(value)}" for key, value in values.items())
-        sys.stderr.write(f"trial {number} ({number + 1} of {self.asked}): {told}\n")
+        sys.stderr.write(f"trial {number} ({number + 1} of {self.asked}{self._say_left(number)}): {told}\n")
         reported = set(self.trials.list()[number].intermediate_values)
 
         def report(row: Mapping[str, float | None], done: float) -> None:
+            if trial.user_attrs.get(KILLS):
+                trial.set_user_attr(KILLS, 0)
             # by tenths of the cost: trials of one length in time differ in their number of epochs
             tenth, score = int(10 * done + 1e-9), row["val_macro_f1"]
             if score is None or tenth in reported or tenth >= 10:
@@ -190,6 +192,9 @@ class _Job:
             scores = run.read_scores("val")
             if scores is None or scores["macro"]["f1"] is None:
                 raise RunError("no pixel of the split val has a label, so that nothing tells good from bad.")
+        except KeyboardInterrupt:
+            trial.set_user_attr(KILLS, -1)  # whoever goes on with it will count one more
+            raise
         except optuna.TrialPruned:
             study.tell(trial, state=states.PRUNED)
             sys.stderr.write(f"trial {number}: ended early, behind half of the others\n")
@@ -197,8 +202,7 @@ class _Job:
             if not isinstance(error, NeurotomeError) and not is_out_of_memory(error):
                 raise
             message = str(error) if isinstance(error, NeurotomeError) else str(explain_system_error(error))
-            trial.set_user_attr("message", message)
-            study.tell(trial, state=states.FAIL)
+            self.trials.fail(trial, message)
             sys.stderr.write(f"trial {number} failed: {message}\n")
         else:
             score = scores["macro"]["f1"]
@@ -246,6 +250,13 @@ class _Job:
         others = [row for row in rows if row["state"] != "complete"]
         ended = sum(row["state"] != "running" for row in rows)
         return SearchResult(scored + others, best, picture, self.asked - ended)
+
+    def _say_left(self, number: int) -> str:
+        """Returns how long one process alone still takes, by the trials that have ended."""
+        seconds = [row["seconds"] for row in self.list_rows() if row["seconds"]]
+        if not seconds:
+            return ""
+        return f", about {format_duration((self.asked - number) * sum(seconds) / len(seconds))} left"
 
     def _find_values(self, trial: FrozenTrial) -> dict[str, Any]:
         defaults = self.defaults if trial.number == 0 else {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +25,9 @@ DATABASE, CLAIMS = "search.db", "claims"
 NAME = "neurotome search"
 IDENTITY = "search"
 """The study's attribute that says what is searched, on which data, and how."""
+
+KILLS, MOST_KILLS = "kills", 3
+"""How often a trial was left by a process that died, with no epoch done since, and how often it is gone on with."""
 
 TABLES = ("stud", "trial", "version_info", "alembic_version")
 """What the names of optuna's tables begin with."""
@@ -72,7 +77,13 @@ class Trials:
             for trial in begun:
                 if trial.state == optuna.trial.TrialState.RUNNING and (claim := self._claim(trial.number)):
                     self._choose_sampler(trial.number)
-                    return optuna.trial.Trial(self.study, trial._trial_id), claim
+                    left = optuna.trial.Trial(self.study, trial._trial_id)
+                    kills = 1 + trial.user_attrs.get(KILLS, 0)
+                    if kills <= MOST_KILLS:
+                        left.set_user_attr(KILLS, kills)
+                        return left, claim
+                    with claim:
+                        self.fail(left, f"its process was killed {kills} times in the same epoch, perhaps for its memory.")
             if len(begun) >= asked:
                 return None
             if not self.list():
@@ -82,6 +93,13 @@ class Trials:
             claim = self._claim(new.number)
             assert claim is not None  # nobody else takes one at this moment
             return new, claim
+
+    def fail(self, trial: Trial, message: str) -> None:
+        """Writes down that a trial has failed, and why."""
+        import optuna
+
+        trial.set_user_attr("message", message)
+        self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
     def list(self) -> list[FrozenTrial]:
         """Returns all trials, in order."""
@@ -179,6 +197,8 @@ def explain_database(path: Path, *more: type[Exception]) -> Iterator[None]:
     except (sqlite3.Error, SQLAlchemyError, optuna.exceptions.OptunaError, *more) as error:
         if isinstance(error, optuna.exceptions.TrialPruned):
             raise
+        if "disk is full" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         reason = str(error.__cause__ or error).splitlines()
         raise RunError(
             f"{path}: cannot be used as the file of a search ({reason[0] if reason else type(error).__name__}). Restore it, "

@@ -20,7 +20,7 @@ from neurotome.inference.jobs import Job, Output, list_sources, plan_jobs
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.opening import check_grey, looks_like_colours, open_volume
 from neurotome.outputs import Existing
-from neurotome.predictor import Predictor
+from neurotome.predictor import Device, Predictor
 from neurotome.progress import Progress
 from neurotome.volume import Volume
 
@@ -66,8 +66,8 @@ class PredictSettings:
     existing: Existing = "refuse"
     """What to do where an output is there already; skip finishes a folder that was stopped."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to predict."""
+    device: Device = "auto"
+    """Where to predict: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps."""
 
 
 def predict(

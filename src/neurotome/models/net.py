@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neurotome.errors import SettingsError, unknown
+from neurotome.errors import SettingsError
+from neurotome.predictor import check_device
 
 UNBOUNDED_HALO = 256
 """Halo of networks that pool over the whole image; tiles then only approximate the whole."""
@@ -73,12 +74,17 @@ def has_fast_bf16() -> bool:
 
 def choose_device(name: str) -> str:
     """Returns the device to use; `auto` takes a GPU if there is one, and one that this machine lacks is a SettingsError."""
+    check_device(None, name)
     have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return "cuda" if have["cuda"] else "mps" if have["mps"] else "cpu"
-    if name not in have:
-        raise SettingsError(unknown("device", name, ("auto", *have)))
-    if not have[name]:
+    kind, _, index = name.partition(":")
+    if not have[kind]:
         found = ", ".join(device for device, is_here in have.items() if is_here)
         raise SettingsError(f"device {name!r} is not on this machine; found {found}. Use --device auto.")
+    if index and int(index) >= (count := torch.cuda.device_count()):
+        there = "1 GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
+        raise SettingsError(
+            f"device {name!r} is not on this machine, which has {there}. Use one of these, or --device auto."
+        )
     return name

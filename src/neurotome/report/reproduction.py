@@ -19,7 +19,7 @@ from neurotome.statistics import Difference, Estimate, Rank
 
 PAGE = "reproduction.html"
 LARGEST_PNG = 200_000  # bytes; larger ones, which show images, are compressed for the page
-WIDEST = 1600  # pixels
+WIDEST = 1400  # pixels
 
 CAPTIONS = {
     "samples": "Figure 1. Slices and their labels.",
@@ -127,7 +127,7 @@ def _embed(path: Path) -> dict[str, Any]:
         smaller = picture.convert("RGB")
         smaller.thumbnail((WIDEST, 4 * WIDEST))
         packed = io.BytesIO()
-        smaller.save(packed, "JPEG", quality=82)
+        smaller.save(packed, "JPEG", quality=80)
     return {"source": to_url("jpeg", packed.getvalue()), "width": width}
 
 

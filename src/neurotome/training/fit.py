@@ -77,9 +77,10 @@ def make_trainer(settings: TrainSettings, callback: lightning.Callback, **option
     """Returns what runs the steps, where and in the arithmetic that the settings say; all else is the callback's."""
     import lightning
 
+    kind, _, index = settings.device.partition(":")
     return lightning.Trainer(
-        accelerator="gpu" if settings.device == "cuda" else settings.device,
-        devices=1,
+        accelerator="gpu" if kind == "cuda" else kind,
+        devices=[int(index)] if index else 1,
         precision=choose_precision(settings),
         gradient_clip_val=settings.clip or None,
         callbacks=[callback],
@@ -124,6 +125,7 @@ def choose_precision(settings: TrainSettings) -> Precision:
 
     if settings.precision != "auto":
         return PRECISIONS[settings.precision]
-    if settings.device in ("auto", "cuda") and torch.cuda.is_available():
+    device = choose_device(settings.device)
+    if device.startswith("cuda"):
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    return "bf16-mixed" if choose_device(settings.device) == "cpu" and has_fast_bf16() else "32-true"
+    return "bf16-mixed" if device == "cpu" and has_fast_bf16() else "32-true"

@@ -47,6 +47,7 @@ class Keeper(lightning.Callback):
         self.first_step_seconds: float | None = None
         self.step_seconds: list[float] = []
         self.step_began = 0.0
+        self.steps_begun = 0
 
     def resume(self) -> None:
         """Takes up the training where the run's checkpoint was made, if there is one; raises RunError if it is damaged."""
@@ -87,18 +88,27 @@ class Keeper(lightning.Callback):
         )
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Notes when a step begins."""
-        self.step_began = time.monotonic()
+        """Notes when a step begins, or the first of those that a GPU does without being waited for."""
+        if not self.steps_begun:
+            self.step_began = time.monotonic()
+        self.steps_begun += 1
         if self.first_step_seconds is None:
             self.first_step_seconds = time.time() - psutil.Process().create_time()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Shows progress; ends the epoch when the time is over."""
-        self.step_seconds.append(time.monotonic() - self.step_began)
+        if self.module.checked == len(self.module.losses):
+            self._note_duration()
         self.progress.update(self.module.share_done(), self.describe())
         self.stop_if_asked()
         if self.module.share_of_time() >= 1:
             trainer.should_stop = True
+
+    def _note_duration(self) -> None:
+        """Notes how long a step has taken, when the device has been waited for."""
+        if self.steps_begun:
+            self.step_seconds.append((time.monotonic() - self.step_began) / self.steps_begun)
+        self.steps_begun = 0
 
     def stop_if_asked(self) -> None:
         """Keeps what was done and raises StoppedError, if a signal has asked for that."""
@@ -115,6 +125,8 @@ class Keeper(lightning.Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Keeps the model if it is the best, none can be told or the last is asked for; then checkpoint and tables."""
         module = self.module
+        module.check_losses()
+        self._note_duration()
         module.add_row(module.validate(self.stop_if_asked))
         score = module.history[-1]["val_macro_f1"]
         improved = not module.validation or (score is not None and score > module.best)
@@ -135,7 +147,8 @@ class Keeper(lightning.Callback):
             self.on_epoch(module.history[-1], module.share_done())
 
     def save(self) -> None:
-        """Writes the checkpoint."""
+        """Writes the checkpoint, unless a loss was not finite."""
+        self.module.check_losses()
         self.summary = self.summarise()
         with atomic_path(self.last) as temporary:
             torch.save({**self.module.make_checkpoint(), "summary": self.summary}, temporary)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,8 @@ class SegmentationModule(lightning.LightningModule):
         step: Steps done, in all sessions.
         history: One row per epoch, in checkpoints too, so that metrics.csv is whole after a resume.
         losses: Of the steps since the last row.
+        checked: How many of them have been read and are finite.
+        coming: The next batch, which is being drawn.
         best: Highest validation macro F1 so far.
         stale: Epochs since then.
     """
@@ -89,6 +92,8 @@ class SegmentationModule(lightning.LightningModule):
         self.step = 0
         self.history: list[dict[str, float | None]] = []
         self.losses: list[Tensor] = []
+        self.checked = 0
+        self.coming: Future[tuple[Tensor, Tensor]] | None = None
         self.best = -math.inf
         self.stale = 0
         self.seconds = 0.0
@@ -115,12 +120,19 @@ class SegmentationModule(lightning.LightningModule):
         return ended and not self.losses
 
     def draw_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the batches that the epoch under way still has."""
-        began = int(self.history[-1]["step"] or 0) if self.history else 0
-        end = self.step if self.share_of_time() >= 1 else began + self.steps_per_epoch
-        for step in range(self.step, end):
-            images, labels = self.sampler.draw(step)
-            yield torch.from_numpy(images), torch.from_numpy(labels)
+        """Yields the batches that the epoch under way still has; the next one is drawn while a step runs."""
+        end = self.step if self.share_of_time() >= 1 else self._count_before() + self.steps_per_epoch
+        self.coming = None
+        with ThreadPoolExecutor(1, "draw") as thread:
+            for step in range(self.step, end):
+                batch = self.coming or thread.submit(self._draw, step)
+                self.coming = thread.submit(self._draw, step + 1) if step + 1 < end else None
+                yield batch.result()
+
+    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """Returns a batch, ready to be sent to a GPU while that works."""
+        images, labels = (torch.from_numpy(array) for array in self.sampler.draw(step))
+        return (images.pin_memory(), labels.pin_memory()) if self.device.type == "cuda" else (images, labels)
 
     def train_dataloader(self) -> Any:
         """Returns what gives the batches of an epoch whenever it is iterated over."""
@@ -168,7 +180,7 @@ class SegmentationModule(lightning.LightningModule):
             group["lr"] = self.rate * factor
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Augments a batch on the device and returns its loss; raises TrainingError where that is no finite number."""
+        """Augments a batch on the device and returns its loss; raises TrainingError as `check_losses` does."""
         seed = self.settings.seed * 1_000_003 + self.step
         generator = torch.Generator().manual_seed(seed)
         # only the network runs in mixed precision: rounded to 8 bits, deformations jump and losses lose their small terms
@@ -179,17 +191,35 @@ class SegmentationModule(lightning.LightningModule):
             logits = self.net(images.contiguous(memory_format=torch.channels_last))
         with torch.autocast(self.device.type, enabled=False):
             loss = self.loss(logits.float(), labels)
-        self.last_loss = loss.item()
-        if not math.isfinite(self.last_loss):
-            raise TrainingError(
-                f"the loss became {self.last_loss} at step {self.step}; expected a finite number. The last good "
-                "checkpoint is kept. Lower --train.learning-rate, set --train.clip 1, or use --train.precision 32, in a "
-                "new run folder."
-            )
         self.losses.append(loss.detach())
-        if self.logger is not None:
-            self.logger.log_metrics({"train_loss": self.last_loss}, step=self.step)
+        if len(self.losses) % self.look_every == 0:
+            self.check_losses()
         return loss
+
+    @property
+    def look_every(self) -> int:
+        """Steps after which losses are read; a GPU works on without being waited for until then."""
+        return 20 if self.device.type == "cuda" else 1
+
+    def check_losses(self) -> None:
+        """Reads the losses not read yet, for which it waits for the device; TrainingError if one is not finite."""
+        fresh = self.losses[self.checked :]
+        if not fresh:
+            return
+        for loss in torch.stack(fresh).tolist():
+            step = self._count_before() + self.checked
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss became {loss} at step {step}; expected a finite number. The last good checkpoint is kept. "
+                    "Lower --train.learning-rate, set --train.clip 1, or use --train.precision 32, in a new run folder."
+                )
+            self.last_loss, self.checked = loss, self.checked + 1
+            if self.logger is not None:
+                self.logger.log_metrics({"train_loss": loss}, step=step)
+
+    def _count_before(self) -> int:
+        """Returns the steps before the epoch under way."""
+        return int(self.history[-1]["step"] or 0) if self.history else 0
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Does a step, counts it, and moves the average of the weights."""
@@ -203,6 +233,8 @@ class SegmentationModule(lightning.LightningModule):
 
         `check` is called before each slice and may end the training by an exception.
         """
+        if self.coming is not None:  # where time ended the epoch; a file has one reader at a time
+            wait([self.coming])
         classes, pixels, surprise = self.predictor.classes, 0, 0.0
         counts = np.zeros((len(classes),) * 2, np.int64)
         self.predictor.net.eval()
@@ -228,12 +260,13 @@ class SegmentationModule(lightning.LightningModule):
             "step": self.step,
             "seconds": round(self.elapsed(), 3),
             "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
-            "train_loss": float(torch.stack(self.losses).mean()) if self.losses else None,
+            "train_loss": float(self._stack_losses().mean()) if self.losses else None,
             "val_loss": loss,
             "val_macro_f1": epoch_scores["macro"]["f1"],
         }
         row |= {f"val_f1_{name}": epoch_scores["per_class"][name]["f1"] for name in self.predictor.classes.names}
         self.losses.clear()
+        self.checked = 0
         self.history.append(row)
         if self.logger is not None:
             metrics = {key: value for key, value in row.items() if key.startswith("val_") and value is not None}
@@ -247,11 +280,15 @@ class SegmentationModule(lightning.LightningModule):
             "precision": self.trainer.precision_plugin.state_dict(),
             "step": self.step,
             "history": self.history,
-            "losses": torch.stack(self.losses).cpu() if self.losses else torch.empty(0),
+            "losses": self._stack_losses().cpu() if self.losses else torch.empty(0),
             "best": self.best,
             "stale": self.stale,
             "seconds": self.elapsed(),
         }
+
+    def _stack_losses(self) -> Tensor:
+        """Returns the losses since the last row, of which those from a checkpoint may lie elsewhere."""
+        return torch.stack([loss.to(self.device) for loss in self.losses])
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Takes up the training where a checkpoint was made; many errors of Python and torch if it is not this network's."""
@@ -262,6 +299,7 @@ class SegmentationModule(lightning.LightningModule):
         self.step, self.history, self.best = checkpoint["step"], checkpoint["history"], checkpoint["best"]
         self.stale, self.seconds = checkpoint["stale"], checkpoint["seconds"]
         self.losses = list(checkpoint["losses"])
+        self.checked = len(self.losses)
         self.restored = {key: checkpoint[key] for key in ("optimizer", "precision")}
 
 

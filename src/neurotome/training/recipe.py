@@ -13,6 +13,7 @@ from neurotome.errors import SettingsError
 from neurotome.losses import LossSettings
 from neurotome.models.model_folder import Storage
 from neurotome.models.networks import ModelSettings
+from neurotome.predictor import Device, check_device
 from neurotome.training.sampler import SampleSettings
 
 
@@ -85,8 +86,8 @@ class TrainSettings:
     seed: int = 0
     """Seed of the weights, the patches and the augmentation."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train."""
+    device: Device = "auto"
+    """Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps."""
 
     tensorboard: bool = False
     """Write TensorBoard logs too (extra: track)."""
@@ -97,8 +98,8 @@ class TrainSettings:
         return parse_duration(self.max_time)
 
 
-def parse_duration(text: str) -> float:
-    """Returns the seconds of 90s, 12m, 1.5h or a plain number of seconds; 0 for an empty text.
+def parse_duration(text: str, setting: str = "train.max_time") -> float:
+    """Returns the seconds of 90s, 12m, 1.5h or a plain number of seconds; 0 for an empty text, the value of `setting`.
 
     Raises:
         SettingsError: It is none of these.
@@ -107,7 +108,7 @@ def parse_duration(text: str) -> float:
         return 0.0
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)?", str(text).strip())
     if match is None or float(match[1]) == 0:
-        raise SettingsError(f"train.max_time is {text!r}; expected a time such as 90s, 12m or 2h.")
+        raise SettingsError(f"{setting} is {text!r}; expected a time such as 90s, 12m or 2h.")
     return float(match[1]) * {"s": 1, None: 1, "m": 60, "min": 60, "h": 3600}[match[2]]
 
 
@@ -137,6 +138,7 @@ def check_training(settings: TrainSettings) -> None:
     for name, fine in checks.items():
         if not fine:
             raise SettingsError(f"train.{name} is {getattr(settings, name)}; out of range, see neurotome train --help.")
+    check_device(None, settings.device)
     parse_duration(settings.max_time)
 
 

@@ -107,17 +107,19 @@ class Pool:
             for x in _tile_starts(cutout.volume.shape[2], self.edge)
         ]
 
-    def cut(self, place: Place, in_channels: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Returns scaled grey values, shape (in_channels, edge, edge), and labels, shape (edge, edge), of a place."""
+    def cut(self, place: Place, image: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
+        """Writes a place's scaled grey values to `image` (in_channels, edge, edge), its labels to `labels` (edge, edge)."""
         c, z, y, x = place
         rows, columns = slice(y, y + self.edge), slice(x, x + self.edge)
-        image = self.scales[c].apply(self.cutouts[c].volume.read_context(z, in_channels, rows, columns))
-        labels = self.cutouts[c].read_labels(z, rows, columns)
-        below, right = self.edge - labels.shape[0], self.edge - labels.shape[1]
+        known = self.cutouts[c].read_labels(z, rows, columns)
+        height, width = known.shape
+        inside = image[:, :height, :width]
+        self.scales[c].apply(self.cutouts[c].volume.read_context(z, len(image), rows, columns), inside)
+        labels[:height, :width] = known
+        below, right = self.edge - height, self.edge - width
         if below or right:
-            image = np.pad(image, ((0, 0), (0, below), (0, right)), mode="symmetric")
-            labels = np.pad(labels, ((0, below), (0, right)), constant_values=self.classes.ignore)
-        return image, labels
+            image[...] = np.pad(inside, ((0, 0), (0, below), (0, right)), mode="symmetric")
+            labels[height:], labels[:, width:] = self.classes.ignore, self.classes.ignore
 
 
 class PatchSampler:
@@ -180,9 +182,12 @@ class PatchSampler:
 
         Only the last batch of a sequential pass has fewer than `batch` patches.
         """
-        patches = [pool.cut(place, self.in_channels) for pool, place in self._list_places(step)]
-        images, labels = zip(*patches, strict=True)
-        return np.stack(images), np.stack(labels)
+        places, edge = self._list_places(step), self.pools[0].edge
+        images = np.empty((len(places), self.in_channels, edge, edge), np.float32)
+        labels = np.empty((len(places), edge, edge), np.uint8)
+        for (pool, place), image, known in zip(places, images, labels, strict=True):
+            pool.cut(place, image, known)
+        return images, labels
 
     def draw_volumes(self, step: int, depth: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Returns 3D patches: scaled images (n, 1, depth, patch, patch) and labels (n, depth, patch, patch).
@@ -200,11 +205,13 @@ class PatchSampler:
             )
         if self.in_channels != 1:
             raise SettingsError(f"in_channels is {self.in_channels}; 3D patches have their neighbours as depth: use 1.")
-        layers = [
-            [pool.cut((c, z + i, y, x), 1) for i in range(depth)] for pool, (c, z, y, x) in self._list_places(step, depth)
-        ]
-        images = np.stack([np.stack([image for image, _ in patch], axis=1) for patch in layers])
-        return images, np.stack([np.stack([labels for _, labels in patch]) for patch in layers])
+        places, edge = self._list_places(step, depth), self.pools[0].edge
+        images = np.empty((len(places), 1, depth, edge, edge), np.float32)
+        labels = np.empty((len(places), depth, edge, edge), np.uint8)
+        for (pool, (c, z, y, x)), image, known in zip(places, images, labels, strict=True):
+            for layer in range(depth):
+                pool.cut((c, z + layer, y, x), image[:, layer], known[layer])
+        return images, labels
 
     def _list_places(self, step: int, depth: int | None = None) -> list[tuple[Pool, Place]]:
         """Returns where the patches of a batch begin, of 3D ones if there is a depth."""

@@ -51,7 +51,7 @@ def time_steps(module: SegmentationModule, groups: int = 3, group: int = 1, warm
                     torch.cuda.synchronize(module.device)
                 ends.append(time.monotonic())
 
-    module.step, module.steps_per_epoch = 0, warmup + groups * group
+    module.step, module.checked, module.steps_per_epoch = 0, 0, warmup + groups * group
     module.losses.clear()
     is_cuda = torch.cuda.is_available()
     if is_cuda:
