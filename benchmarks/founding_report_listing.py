@@ -139,13 +139,13 @@ def train(arguments: argparse.Namespace) -> None:
 
 def compare(folder: Path, name: str, edge: int, batch: int, steps: int) -> dict[str, list[float]]:
     """Returns the losses of the first steps by this script, by itself in another memory layout, and by neurotome."""
+    import lightning
     import segmentation_models_pytorch as smp
 
     from neurotome import open_dataset
     from neurotome.documents import find_config
     from neurotome.keywords import replace_settings
-    from neurotome.runs import Run
-    from neurotome.training.fit import fit
+    from neurotome.training.fit import make_trainer, tame_lightning
     from neurotome.training.prepare import prepare, settle_recipe
     from neurotome.training.recipe import Recipe
 
@@ -156,7 +156,7 @@ def compare(folder: Path, name: str, edge: int, batch: int, steps: int) -> dict[
     asked["model"]["encoder_weights"] = "none"
     asked["augment"]["enabled"] = False
     asked["sample"] |= {"patch": edge, "batch": batch}
-    asked["train"] |= {"epochs": steps, "steps_per_epoch": 1, "device": "cpu"}  # so that every step has a row of its own
+    asked["train"] |= {"epochs": 1, "steps_per_epoch": steps, "device": "cpu"}
     dataset = open_dataset(folder)
     module = prepare(dataset, settle_recipe(dataset, replace_settings(Recipe(), asked)))
     first = {key: value.clone() for key, value in module.net.core.state_dict().items()}
@@ -167,9 +167,17 @@ def compare(folder: Path, name: str, edge: int, batch: int, steps: int) -> dict[
         net.load_state_dict(first)
         running = run_steps(net, build_loss(name), images, labels, batch, asked["train"]["learning_rate"], False, layout)
         losses[side] = [next(running) for _ in range(steps)]
-    fit(module, Run(folder.parent / name.replace(" ", "-")))
-    losses["neurotome"] = [float(row["train_loss"] or 0) for row in module.history]
-    return losses
+    criterion, noted = module.loss, []
+
+    def note(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        value = criterion(logits, labels)
+        noted.append(value.item())
+        return value
+
+    module.loss = note
+    with tame_lightning():
+        make_trainer(module.settings, lightning.Callback(), max_epochs=1, logger=False).fit(module)
+    return losses | {"neurotome": noted}
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -169,6 +169,15 @@ def test_speeds_are_measured_within_their_time_and_filled_in(tmp_path):
     assert fill_in({}, runs) == {}
 
 
+def test_networks_of_the_same_build_and_arithmetic_are_measured_once(tmp_path):
+    stated = {"model": {"decoder": "unet", "encoder": "resnet18", "in_channels": 1}, "train": {"precision": "32"}}
+    entries = {"label": "a"}, {"label": "b", "train.precision": "bf16"}
+    plan = make_plan(tmp_path, *entries, ours={"train": {"precision": "32"}}, stated=stated)
+    keys = [budget._key(run) for run in plan.runs]
+    assert keys[0] == keys[1] == "unet resnet18 1 5 32-true"
+    assert keys[2] == keys[3] == "unet resnet18 1 5 bf16-mixed"
+
+
 def test_the_time_of_a_step_is_split_into_what_pixels_add_and_the_rest():
     assert split_time({100: 2.0, 300: 4.0}) == pytest.approx((1.0, 0.01))
     assert split_time({100: 5.0, 300: 4.0}) == (0.0, 4.0 / 300)

@@ -15,6 +15,7 @@ from neurotome.figures.scores import plot_methods, summarise
 from neurotome.pixels.train import BaselineSettings
 from neurotome.runs import Run, record_run
 from neurotome.scoring import score_images
+from neurotome.statistics import estimate
 from neurotome.volume import Volume
 
 CLASSES = ClassSet(("background", "vessel"))
@@ -90,7 +91,9 @@ def test_runs_that_differ_in_their_seed_are_one_method(make_run, tmp_path):
     assert [path.name for path in written] == ["methods.png", "comparison.json", "comparison.md"]
     methods = json.loads(written[1].read_text())["methods"]
     single = [run.read_scores("test")["macro"]["f1"] for run in forest]
-    assert methods[0]["macro"]["f1"] == pytest.approx({"mean": sum(single) / 2, "low": min(single), "high": max(single)})
+    measured = methods[0]["macro"]["f1"]
+    assert measured.pop("interval") is None  # a single tile
+    assert measured == pytest.approx({"mean": sum(single) / 2, "low": min(single), "high": max(single)})
     assert methods[0]["training_seconds"] == {"mean": 10.5, "low": 10.0, "high": 11.0}
     table = written[2].read_text()
     assert "| rf on filters | 2 |" in table
@@ -208,20 +211,50 @@ def test_what_cannot_be_compared_is_refused(make_run, tmp_path):
     assert not out.exists()
 
 
-def test_bars_of_several_seeds_by_hand():
-    def score(value):
-        means = {"precision": value, "recall": None, "f1": value, "iou": value}
-        return {
-            "macro": means,
-            "weighted": means,
-            "intervals": {mean: {key: [0.1, 0.9] for key in means} for mean in ("macro", "weighted")},
-        }
+def make_stack(seed, right):
+    """Scores of 30 slices of which a share of pixels is right, with labels that are the same for every seed."""
+    truth = np.random.default_rng(0).integers(0, 2, (30, 8, 8))
+    kept = np.random.default_rng(seed).random(truth.shape) < right
+    predicted = np.where(kept, truth, 1 - truth)
+    slices = [(f"s/{z:04d}", *pair) for z, pair in enumerate(zip(truth, predicted, strict=True))]
+    return score_images("toy", "test", CLASSES, slices)
 
+
+def test_methods_are_compared_with_the_best_on_the_same_slices(make_run, tmp_path):
+    runs = [make_run("good0", network()), make_run("good1", network(seed=1)), make_run("bad", network("fpn"))]
+    runs.append(make_run("near", network("linknet")))
+    for run, (seed, right) in zip(runs, ((1, 0.9), (2, 0.9), (3, 0.6), (4, 0.89)), strict=True):
+        run.write_scores("test", make_stack(seed, right))
+    written = compare(*(run.folder for run in runs), out=tmp_path / "out", interval={"resamples": 400})
+    content = json.loads(written[1].read_text())
+    good, bad, near = ("unet, resnet18", "fpn, resnet18", "linknet, resnet18")
+    assert content["best"] == good
+    assert content["interval"]["resamples"] == 400
+    assert [rank["name"] for rank in content["ranks"]] == [good, near, bad]
+    assert content["ranks"][2]["low"] == content["ranks"][2]["high"] == 3
+    assert content["ranks"][2]["share_first"] == 0
+    behind = {one["method"]: one for one in content["differences"]}
+    means = {one["method"]: one["macro"]["f1"] for one in content["methods"]}
+    for name, one in behind.items():
+        assert one["effect"] == pytest.approx(means[name]["mean"] - means[good]["mean"])
+        assert one["low"] < one["effect"] < one["high"]
+        assert means[name]["interval"][0] < means[name]["mean"] < means[name]["interval"][1]
+    assert behind[bad]["p_corrected"] == pytest.approx(2 * behind[bad]["p"])
+    assert behind[bad]["high"] < 0
+    assert behind[near]["p_corrected"] > 0.05
+    table = written[2].read_text()
+    assert f"| 3 | {bad} | {behind[bad]['effect']:+.3f} [{behind[bad]['low']:+.3f}, {behind[bad]['high']:+.3f}] |" in table
+    assert "by Holm for 2 comparisons" in table
+
+
+def test_bars_are_means_with_their_intervals():
+    runs = {"seeds": [make_stack(1, 0.9), make_stack(2, 0.8)], "one": [make_stack(3, 0.7)]}
+    figure = plot_methods(runs)
+    drawn = [line.get_segments()[0][:, 1].tolist() for line in figure.axes[0].collections]
+    for number, key in enumerate(("precision", "recall", "f1")):
+        found = [estimate(scores, f"macro.{key}") for scores in runs.values()]
+        assert [drawn[number], drawn[3 + number]] == [[one.low, one.high] for one in found]
+    assert "slices and seeds" in figure.axes[0].get_xlabel()
     assert summarise([0.2, 0.6]) == (pytest.approx(0.4), (0.2, 0.6))
     assert summarise([0.2]) == (0.2, None)
     assert summarise([None, None]) == (None, None)
-    figure = plot_methods({"seeds": [score(0.2), score(0.6)], "one": [score(0.5)]})
-    whiskers = [line.get_segments()[0][:, 1].tolist() for line in figure.axes[0].collections]
-    assert whiskers == [[0.2, 0.6], [0.2, 0.6], [0.1, 0.9], [0.1, 0.9]]  # of precision and F1, of seeds and of blocks
-    heights = [bar.get_height() for bar in figure.axes[0].patches]
-    assert heights == pytest.approx([0.4, 0.4, 0.5, 0.5])

@@ -128,8 +128,8 @@ class TestSaveFigure:
     def test_does_not_import_pyplot(self):
         code = (
             "import sys; from neurotome import figures; from neurotome.classes import ClassSet;"
-            "figures.plot_methods({'m': [{k: dict(precision=1, recall=1, f1=1) for k in ('macro', 'weighted')}"
-            " | {'intervals': {m: dict(precision=None, recall=None, f1=None) for m in ('macro', 'weighted')}}]});"
+            "from neurotome.scoring import score_images; import numpy as np; labels = np.zeros((4, 4), int);"
+            "figures.plot_methods({'m': [score_images('d', 's', ClassSet(('a', 'b')), [('x', labels, labels)])]});"
             "sys.exit('matplotlib.pyplot' in sys.modules)"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -100,6 +100,13 @@ def write_grid(folder, entries=ENTRIES, seeds=(0,)):
     return plan
 
 
+@pytest.fixture(autouse=True)
+def _without_figures(request, monkeypatch):
+    """Drawing takes longer than all else; one test of the whole command does it."""
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr("neurotome.experiments.reproduce.draw_figures", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A grid folder whose runs are all scored."""
@@ -283,6 +290,10 @@ def test_tables_are_written_as_csv_and_latex(folder):
     assert float(row["difference as-reported"]) == pytest.approx(float(row["measured as-reported"]) - 0.89)
     missing = next(row for row in rows if row["row"] == "UNet34")
     assert missing["measured as-reported"] == ""
+    ranked = list(csv.DictReader(io.StringIO((folder / "tables/networks.csv").read_text())))
+    assert ranked[0]["method"] == "ours/unet-resnet18"
+    assert float(ranked[1]["difference"]) < 0
+    assert len((folder / "tables/networks.tex").read_text().splitlines()) == 12 + 7
     latex = (folder / "tables/table-04.tex").read_text()
     body = [line for line in latex.splitlines() if line.startswith(("UNet", "LinkNet"))]
     # a name, then for each of four columns printed, two recipes and the difference

@@ -17,11 +17,13 @@ from PIL import Image
 import neurotome
 from conftest import TINY, make_dataset, run, write_dataset
 from neurotome import figures
+from neurotome.augment import AugmentSettings
 from neurotome.errors import DatasetError, RunError, SettingsError
 from neurotome.experiments import search as searching
-from neurotome.experiments.search_space import Choice, Range, apply_values, read_space
+from neurotome.experiments.search_space import Choice, Range, apply_values, choose_space, find_values, read_space
 from neurotome.models.networks import ModelSettings
 from neurotome.runs import Run
+from neurotome.training.prepare import settle_recipe
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 
@@ -182,6 +184,13 @@ def test_a_dataset_without_a_split_val_is_refused(tmp_path, quick):
     assert not (tmp_path / "s").exists()
 
 
+def test_a_class_that_the_split_val_lacks_is_noted(tmp_path, quick):
+    data = make_dataset()
+    empty = tuple(dataclasses.replace(cutout, labels=np.zeros_like(cutout.labels)) for cutout in data.splits["val"])
+    with pytest.warns(UserWarning, match="no pixel of class cell in split val"):
+        search(tmp_path / "s", data=dataclasses.replace(data, splits={**data.splits, "val": empty}), trials=1)
+
+
 def test_more_trials_go_on_from_those_that_are_there(tmp_path, quick):
     search(tmp_path / "s", trials=2)
     assert sorted(quick) == ["0000", "0001"]
@@ -256,6 +265,19 @@ def test_a_space_is_read_by_the_types_of_the_settings():
         "augment.enabled": Choice((True, False)),
         "loss.class_weights": Choice(("none", "1,2")),
     }
+
+
+def test_what_is_searched_unless_said_lies_around_the_given_settings():
+    usual = settle_recipe(make_dataset(), Recipe(sample=SampleSettings(patch=32))).recipe
+    space = read_space(choose_space(usual), Recipe())
+    assert list(space) == [
+        *("train.learning_rate", "loss.terms", "loss.class_weights", "augment.strength", "model.encoder"),
+    ]
+    assert space["train.learning_rate"] == Range(3e-4, 3e-2, log=True, whole=False)
+    assert all(dimension.holds(find_values(usual, space)[name]) for name, dimension in space.items())
+    # the network comes with the weights, and what is not augmented has no strength
+    plain = dataclasses.replace(usual, init="microct-base", augment=AugmentSettings(enabled=False))
+    assert list(choose_space(plain)) == ["train.learning_rate", "loss.terms", "loss.class_weights"]
 
 
 def test_nothing_is_written_where_the_search_cannot_be(tmp_path, quick):
@@ -410,3 +432,29 @@ def test_the_picture_shows_every_trial_against_every_setting():
     assert [label.get_text() for label in loss.get_xticklabels()] == ["focal", "dice", "cross_entropy\n+ dice"]
     said = {text.get_text() for text in figure.legends[0].get_texts()}
     assert {"ended early (its last score)", "failed", "best so far", "settings as given"} <= said
+
+
+def test_workers_share_cores_and_devices(tmp_path, monkeypatch):
+    environments = []
+
+    class Ended:
+        returncode = 0
+
+        def __init__(self, command, env, **_):
+            assert command[-2:] == ["--workers", "1"]
+            environments.append((env["CUDA_VISIBLE_DEVICES"], env["OMP_NUM_THREADS"]))
+
+        def poll(self):
+            return 0
+
+        wait = poll
+
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    recipe = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, device="auto"))
+    with pytest.raises(RunError, match="no trial has succeeded; none has ended"):
+        search(tmp_path / "s", data=write_dataset(tmp_path / "data"), recipe=recipe, workers=3)
+    assert environments == [("4", "2"), ("7", "2"), ("4", "2")]

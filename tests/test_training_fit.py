@@ -330,6 +330,11 @@ def test_on_a_gpu_a_loss_that_is_not_finite_is_found_before_anything_is_kept(tmp
     assert Run(tmp_path / "run").read_training()["median_step_seconds"] > 0
 
 
+def test_a_loss_that_was_not_read_yet_is_not_shown(tmp_path):
+    module = build(make_dataset(), Recipe(train=TrainSettings(epochs=1, steps_per_epoch=1, device="cpu"), **SMALL))
+    assert keeper.Keeper(Run(tmp_path), module).describe() == "step 0"
+
+
 def test_batches_are_drawn_ahead_in_order_and_errors_come_through(monkeypatch):
     module = build(make_dataset(), Recipe(train=TrainSettings(epochs=2, steps_per_epoch=4, device="cpu"), **SMALL))
     drawn, original = [], module.sampler.draw

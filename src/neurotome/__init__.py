@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from neurotome.pixels.learners import LogisticSettings as LogisticSettings
     from neurotome.pixels.train import BaselineSettings as BaselineSettings
     from neurotome.report.describe import describe as describe
+    from neurotome.statistics import IntervalSettings as IntervalSettings
     from neurotome.training.recipe import Recipe as Recipe
     from neurotome.training.recipe import TrainSettings as TrainSettings
     from neurotome.training.sampler import SampleSettings as SampleSettings
@@ -76,6 +77,7 @@ _NAMES = {
     "pixels.learners": "BoostingSettings ForestSettings LogisticSettings",
     "pixels.train": "BaselineSettings",
     "report.describe": "describe",
+    "statistics": "IntervalSettings",
     "training.recipe": "Recipe TrainSettings",
     "training.sampler": "SampleSettings",
 }

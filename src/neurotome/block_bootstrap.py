@@ -19,7 +19,8 @@ Shapes = Sequence[tuple[int, int]]
 
 FEWEST_UNITS = 5  # fewer say nothing about how much they differ
 KEYS = ("precision", "recall", "f1", "iou")
-NOISE = 0.5  # share of the noise of an autocorrelation, 1 / sqrt(units), below which it is taken as lost
+F1 = KEYS.index("f1")
+NOISE = 1.0  # of an autocorrelation, times 1 / sqrt(units): below it is taken as lost
 ROUNDING = 1e-8  # smallest influence; what units that are all alike have is noise of the arithmetic
 STEP = 1e-6  # by which a unit counts more when its influence is measured
 
@@ -64,7 +65,9 @@ class Spread:
     units: Units
     block: int
     blocks: float
-    """As how many independent units those at hand count."""
+    """As how many independent units those at hand count, for macro F1."""
+    variance: float
+    """Of macro F1."""
     deviations: Floats
     """Draws minus their mean, stretched to the right variance, shape (draws, methods, metrics)."""
     freedom: float
@@ -122,7 +125,7 @@ def measure_spread(
         None where there are too few units of any kind.
     """
     spreads = [_draw(units, contrast, places, settings) for units in candidates if units.counts.shape[1] >= FEWEST_UNITS]
-    return max(spreads, key=lambda spread: float(np.nansum(np.square(spread.deviations))), default=None)
+    return max(spreads, key=lambda spread: spread.variance, default=None)
 
 
 def _draw(units: Units, contrast: Floats, places: Sequence[int], settings: IntervalSettings) -> Spread:
@@ -133,11 +136,15 @@ def _draw(units: Units, contrast: Floats, places: Sequence[int], settings: Inter
     slopes = (score_counts(total[:, None] + STEP * units.counts) - score_counts(total)[:, None]) / STEP
     slopes = np.nan_to_num(np.einsum("mr,rnq->mqn", contrast, slopes))
     slopes[np.abs(slopes) < ROUNDING] = 0
-    f1s = slopes[:, len(list_metrics(())) + KEYS.index("f1") :: len(KEYS)]
-    block = _choose_block(f1s.reshape(-1, n), units.shapes) if settings.block == "auto" else min(settings.block, n)
+    f1s, macro_f1 = slopes[:, len(list_metrics(())) + F1 :: len(KEYS)], slopes[:, [F1]]
+    if settings.block == "auto":
+        reach = _choose_reach(f1s.reshape(-1, n), units.shapes)
+    else:
+        reach = 1 if settings.block == 1 else 2 * min(settings.block, n)
+    block = math.ceil(reach / 2)
     sides = (block, block if units.kind == "tiles" else 1)
     volume = sides[0] * sides[1]
-    wanted, freedom = _long_run_variance(slopes[:, places], units.shapes, block)
+    wanted, freedom = _long_run_variance(slopes[:, places], units.shapes, reach)
     drawn_blocks = max(2, round(n / volume))
     starts = _sum_blocks(slopes[:, places], units.shapes, sides)
     plain = (n / (drawn_blocks * volume)) ** 2 * drawn_blocks * np.square(starts).mean(-1)
@@ -152,9 +159,10 @@ def _draw(units: Units, contrast: Floats, places: Sequence[int], settings: Inter
     drawn = np.concatenate(statistics)
     known = ~np.isnan(drawn)  # a draw may lack a class
     means = np.where(known, drawn, 0).sum(0) / np.maximum(known.sum(0), 1)
-    alone = np.square(slopes[:, places]).sum() * n / (n - 1)
-    blocks = n / max(1.0, float(wanted.sum() / alone)) if alone > 0 else float(n)
-    return Spread(units, block, blocks, (drawn - means) * stretch, freedom)
+    variance = float(_long_run_variance(macro_f1, units.shapes, reach)[0].sum())
+    alone = float(np.square(macro_f1).sum()) * n / (n - 1)
+    blocks = n / max(1.0, variance / alone) if alone > 0 else float(n)
+    return Spread(units, block, blocks, variance, (drawn - means) * stretch, freedom)
 
 
 def _draw_blocks(random: np.random.Generator, n: int, blocks: int, resamples: int) -> Iterator[Floats]:
@@ -164,23 +172,26 @@ def _draw_blocks(random: np.random.Generator, n: int, blocks: int, resamples: in
         yield random.multinomial(blocks, np.full(n, 1 / n), size).astype(np.float64)
 
 
-def _choose_block(slopes: Floats, shapes: Shapes) -> int:
-    """Returns the first lag at which the autocorrelation of influences, shape (series, units), is lost in its noise."""
+def _choose_reach(slopes: Floats, shapes: Shapes) -> int:
+    """Returns how far the window over lags reaches: a quarter beyond where the autocorrelation is lost in its noise.
+
+    `slopes` are the influences of units on some scores, shape (series, units). 1 means that units are independent.
+    """
     n, longest = slopes.shape[1], max(max(shape) for shape in shapes)
-    flat = all(columns == 1 for _, columns in shapes)
-    most = min(longest, max(1, n // 6) if flat else max(1, math.isqrt(n // 6)))  # so that 6 blocks are left
-    covariance = _autocovariance(slopes, shapes, most).sum(0)
-    along = covariance[:, 0] if flat else (covariance[:, 0] + covariance[0]) / 2
+    in_line = all(columns == 1 for _, columns in shapes)
+    most = max(1, min(2 * longest, n // 5 if in_line else math.isqrt(n // 9)))  # leaves some degrees of freedom
+    covariance = _autocovariance(slopes, shapes, most + 1).sum(0)
+    along = covariance[:, 0] if in_line else (covariance[:, 0] + covariance[0]) / 2
     if along[0] <= 0:
         return 1
-    below = np.flatnonzero(along[1:] / along[0] < NOISE / math.sqrt(n))
-    return max(1, int(below[0]) if below.size else most)
+    lost = np.flatnonzero(along[1:] / along[0] < NOISE / math.sqrt(n))
+    lag = 1 + int(lost[0]) if lost.size else len(along)
+    return 1 if lag == 1 else min(most, math.ceil(1.25 * lag))
 
 
-def _long_run_variance(slopes: Floats, shapes: Shapes, block: int) -> tuple[Floats, float]:
+def _long_run_variance(slopes: Floats, shapes: Shapes, reach: int) -> tuple[Floats, float]:
     """Returns the variance of summed influences, shape (..., units), and its degrees of freedom."""
     n = slopes.shape[-1]
-    reach = 1 if block == 1 else 2 * block
     covariance = _autocovariance(slopes, shapes, reach)
     pairs = _autocovariance(np.ones(n), shapes, reach) / n  # how many partners a unit has at each lag
     rows, columns = (np.arange(size) for size in pairs.shape)

@@ -17,7 +17,7 @@ from neurotome.metrics import confusion, scores
 from neurotome.statistics import FEWEST_SLICES, estimate_all, find_stack
 from neurotome.tables import Shown, Table, count
 
-TILES = 144  # of an image: about 36 blocks of 2 x 2 neighbours
+TILES = 256  # of an image: about 64 blocks of 2 x 2 neighbours
 SMALLEST_TILE = 16  # pixels
 
 AGGREGATIONS = (

@@ -27,10 +27,13 @@ from neurotome.experiments.measure import (
     measure_pixels,
 )
 from neurotome.experiments.plan import Plan, PlannedRun
+from neurotome.models.networks import settle_network
 from neurotome.pixels.importance import REPEATS
 from neurotome.pixels.sample import limit_rows
 from neurotome.progress import format_duration
 from neurotome.tables import count
+from neurotome.training.fit import choose_precision
+from neurotome.training.recipe import Recipe
 
 MEASURING = 0.05
 """Most of the budget that measuring takes."""
@@ -182,6 +185,8 @@ def scale_plan(plan: Plan, dataset: Dataset, seconds: float, device: str = "auto
 
 def measure_costs(runs: Sequence[PlannedRun], dataset: Dataset, deadline: float) -> Costs:
     """Measures every distinct network and pixel classifier, those of runs that are always run first, until a deadline."""
+    import torch
+
     from neurotome.models.net import choose_device
 
     networks, classifiers = dict[str, PlannedRun](), dict[str, PlannedRun]()
@@ -189,6 +194,7 @@ def measure_costs(runs: Sequence[PlannedRun], dataset: Dataset, deadline: float)
         (networks if run.kind == "network" else classifiers).setdefault(_key(run), run)
     learners = measure_all(classifiers, partial(measure_pixels, dataset), "measuring classifiers", deadline)
     nets = measure_all(networks, partial(measure_network, dataset), "measuring networks", deadline)
+    torch.cuda.empty_cache()  # what was measured is gone, and the runs are other processes
     is_gpu = any(choose_device(run.settings["train"]["device"]).startswith("cuda") for run in networks.values())
     return Costs(fill_in(nets, networks), fill_in(learners, classifiers), dataset, START_GPU_S if is_gpu else START_S)
 
@@ -207,10 +213,12 @@ def _settle(run: PlannedRun, dataset: Dataset, device: str) -> PlannedRun:
 
 
 def _key(run: PlannedRun) -> str:
-    if run.kind == "pixels":
-        return f"{run.settings['learner']} on {run.settings['features']}"
-    model = run.settings["model"]
-    return " ".join(str(model[name]) for name in ("decoder", "encoder", "in_channels", "encoder_depth"))
+    """Returns what runs of the same speed share."""
+    settings = run.build()
+    if not isinstance(settings, Recipe):
+        return f"{settings.learner} on {settings.features}"
+    net = settle_network(settings.model)
+    return f"{net.decoder} {net.encoder} {net.in_channels} {net.encoder_depth} {choose_precision(settings.train)}"
 
 
 def _rung(run: PlannedRun) -> Rung:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +18,7 @@ from neurotome.outputs import plan_outputs
 from neurotome.report import build_report
 from neurotome.runs import Run
 from neurotome.runs.record import compare_data, list_settings
+from neurotome.statistics import Estimate, IntervalSettings, compare_pairs, estimate_all, rank_methods
 
 KEYS = ("precision", "recall", "f1")
 
@@ -29,11 +32,13 @@ def compare(
     split: Literal["train", "val", "test"] = "test",
     names: Annotated[Sequence[str], Parameter(consume_multiple=True)] = (),
     report: DatasetOrName | None = None,
+    interval: IntervalSettings = IntervalSettings(),
 ) -> list[Path]:
     """Draws the scores of runs side by side: macro and weighted precision, recall and F1, baselines beside networks.
 
-    Runs that differ in nothing but their seed are one method, shown as their mean and range. Methods of one name are told
-    apart by every setting in which they differ.
+    Runs that differ in nothing but their seed are one method, shown as their mean and its interval over slices and seeds.
+    Methods of one name are told apart by every setting in which they differ. Each is compared with the best on the same
+    slices, and p is corrected for the number of comparisons.
 
     Args:
         runs: Run folders that were scored on the same data.
@@ -42,6 +47,7 @@ def compare(
         names: What to call them, one name for each method or for each run; runs of one name are one method.
         report: The dataset of the runs; if given, the report of the first run is written again with the others beside it,
             all of them, and the first run's method, on this split.
+        interval: How intervals and differences are measured.
 
     Returns:
         What was written.
@@ -62,10 +68,13 @@ def compare(
     methods = group_runs(opened, names)
     grouped = {name: [scores[run] for run in members] for name, members in methods.items()}
     first = scores[opened[0]]
-    rows = [_summarise(name, members, scores) for name, members in methods.items()]
-    figures.save_figure(figures.plot_methods(grouped), paths[0])
-    write_json(paths[1], {"dataset": first["dataset"], "split": split, "classes": first["classes"], "methods": rows})
-    write_text(paths[2], _format_table(first["dataset"], split, rows))
+    rows = [_summarise(name, members, scores, interval) for name, members in methods.items()]
+    differences = _compare_with_best(grouped, interval)
+    figures.save_figure(figures.plot_methods(grouped, interval), paths[0])
+    compared = {"methods": rows, **differences, "interval": dataclasses.asdict(interval)}
+    write_json(paths[1], {"dataset": first["dataset"], "split": split, "classes": first["classes"], **compared})
+    table = _format_table(first["dataset"], split, rows, interval.level)
+    write_text(paths[2], table + _format_differences(differences, interval.level))
     if report is not None:
         own = next(name for name, members in methods.items() if opened[0] in members)
         others = {name: members for name, members in grouped.items() if name != own}
@@ -144,8 +153,45 @@ def _name_methods(runs: Sequence[Run]) -> list[str]:
     return [f"{name} ({folder})" if names.count(name) > 1 else name for name, folder in zip(names, folders, strict=True)]
 
 
-def _format_table(dataset: str, split: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the comparison as a table in Markdown."""
+def _compare_with_best(methods: Mapping[str, Sequence[Mapping[str, Any]]], interval: IntervalSettings) -> dict[str, Any]:
+    """Returns by macro F1 the order of the methods, how stable it is, and how far each is behind the best."""
+    scored = {name: runs for name, runs in methods.items() if all(run["macro"]["f1"] is not None for run in runs)}
+    if len(scored) < 2:
+        return {"ranks": [], "best": None, "differences": []}
+    ranks = rank_methods(scored, settings=interval)
+    best = ranks[0].name
+    pairs = {rank.name: (scored[rank.name], scored[best]) for rank in ranks[1:]}
+    found = compare_pairs(pairs, settings=interval)
+    differences = [{"method": name, **dataclasses.asdict(difference)} for name, difference in found.items()]
+    rows = [dataclasses.asdict(rank) for rank in ranks]
+    for row in rows:
+        row["share_first"] = None if math.isnan(row["share_first"]) else row["share_first"]
+    return {"ranks": rows, "best": best, "differences": differences}
+
+
+def _format_differences(compared: Mapping[str, Any], level: float) -> str:
+    """Returns how far each method is behind the best as a table in Markdown, nothing for a single method."""
+    if compared["best"] is None:
+        return ""
+    behind = {difference["method"]: difference for difference in compared["differences"]}
+    head = ["place", "method", f"macro F1 minus that of {compared['best']}", "p", "p corrected", "first in", "places"]
+    lines = ["", "On the same slices, the best first", "", f"| {' | '.join(head)} |", "|-" * len(head) + "|"]
+    notes: list[str] = []
+    for rank in compared["ranks"]:
+        cells = [str(rank["rank"]), rank["name"], "", "", ""]
+        if (one := behind.get(rank["name"])) is not None:
+            cells[2] = f"{one['effect']:+.3f}" + ("" if one["low"] is None else f" [{one['low']:+.3f}, {one['high']:+.3f}]")
+            cells[3:] = ["–" if one[key] is None else f"{one[key]:.2g}" for key in ("p", "p_corrected")]
+            notes += [one["note"]] if one["note"] and one["note"] not in notes else []
+        share = "–" if rank["share_first"] is None else f"{100 * rank['share_first']:.0f} % of draws"
+        cells += [share, f"{rank['low']} to {rank['high']}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"[{100 * level:g} % interval]; p: of no difference; corrected: by Holm for {len(behind)} comparisons."]
+    return "\n".join([*lines, *(f"Note: {note}." for note in notes)]) + "\n"
+
+
+def _format_table(dataset: str, split: str, rows: Sequence[Mapping[str, Any]], level: float) -> str:
+    """Returns the scores of the methods as a table in Markdown."""
     scores = {f"{mean} {key.replace('f1', 'F1')}": (mean, key) for mean in ("macro", "weighted") for key in KEYS}
     head = ["method", "runs", *scores, "mean IoU", "accuracy", "training s", "prediction Mpixel/s"]
     lines = [f"{dataset}, split {split}", "", f"| {' | '.join(head)} |", "|-" * len(head) + "|"]
@@ -154,31 +200,45 @@ def _format_table(dataset: str, split: str, rows: Sequence[Mapping[str, Any]]) -
         cells += [_show(row["macro"]["iou"]), _show(row["accuracy"])]
         cells += [_show(row["training_seconds"], 0), _show(row["scoring_mpixel_per_s"], 2)]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"(lowest to highest run) [{100 * level:g} % interval of the mean, over slices and seeds]"]
     return "\n".join(lines) + "\n"
 
 
-def _summarise(name: str, members: Sequence[Run], scores: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns mean, lowest and highest of each score over the runs of a method."""
+def _summarise(
+    name: str, members: Sequence[Run], scores: Mapping[Run, Mapping[str, Any]], interval: IntervalSettings
+) -> dict[str, Any]:
+    """Returns mean, lowest and highest of each score over the runs of a method, and the interval of the mean."""
     runs = [scores[run] for run in members]
+    keys = (*KEYS, "iou")
+    metrics = ["accuracy", *(f"{mean}.{key}" for mean in ("macro", "weighted") for key in keys)]
+    found = estimate_all(runs, metrics, interval)
     summaries = [run.read_training() or {} for run in members]
     means = {
-        mean: {key: _spread([run[mean][key] for run in runs]) for key in (*KEYS, "iou")} for mean in ("macro", "weighted")
+        mean: {key: _spread([run[mean][key] for run in runs], found[f"{mean}.{key}"]) for key in keys}
+        for mean in ("macro", "weighted")
     }
     work = {
         key: _spread([summary.get(measured) for summary in summaries])
         for key, measured in (("training_seconds", "seconds"), ("scoring_mpixel_per_s", "scoring_mpixel_per_s"))
     }
-    accuracy = _spread([run["accuracy"] for run in runs])
-    return {"method": name, "runs": [str(run) for run in members], **means, "accuracy": accuracy, **work}
+    accuracy = _spread([run["accuracy"] for run in runs], found["accuracy"])
+    note = found["macro.f1"].note
+    return {"method": name, "runs": [str(run) for run in members], **means, "accuracy": accuracy, "note": note, **work}
 
 
-def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
+def _spread(values: Sequence[float | None], found: Estimate | None = None) -> dict[str, Any] | None:
     known = [value for value in values if value is not None]
-    return {"mean": sum(known) / len(known), "low": min(known), "high": max(known)} if known else None
+    if not known:
+        return None
+    spread = {"mean": sum(known) / len(known), "low": min(known), "high": max(known)}
+    return spread if found is None else {**spread, "interval": None if found.low is None else [found.low, found.high]}
 
 
-def _show(value: Mapping[str, float] | None, digits: int = 3) -> str:
+def _show(value: Mapping[str, Any] | None, digits: int = 3) -> str:
     if value is None:
         return "–"
     mean, low, high = (f"{value[key]:.{digits}f}" for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})" if value["high"] > value["low"] else mean
+    text = f"{mean} ({low} to {high})" if value["high"] > value["low"] else mean
+    if (bounds := value.get("interval")) is not None:
+        text += f" [{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
+    return text

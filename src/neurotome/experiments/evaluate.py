@@ -33,6 +33,7 @@ from neurotome.runs import Run
 from neurotome.runs.contents import check_scores, read_checked
 from neurotome.runs.run import redo_damaged
 from neurotome.scoring import Scores, score_images
+from neurotome.statistics import IntervalSettings
 
 
 def evaluate(
@@ -42,6 +43,7 @@ def evaluate(
     split: Literal["train", "val", "test"] = "test",
     out: Path | None = None,
     device: Device = "auto",
+    interval: IntervalSettings = IntervalSettings(),
 ) -> Scores:
     """Scores a trained model on a split of a dataset.
 
@@ -51,6 +53,7 @@ def evaluate(
         split: Which images.
         out: File to write the scores to; new, or one of scores.
         device: Where it runs: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps.
+        interval: How intervals are measured.
 
     Returns:
         The scores: a table as text, and the content of `scores/<split>.json` as a mapping.
@@ -75,7 +78,7 @@ def evaluate(
             f"{', '.join(dataset.classes.names)}. Choose a dataset with the model's classes, or train on this one."
         )
     made_from = trace_scores(dataset, split, read_digest(Path(model)))
-    scores = Scores({**score_split(predictor, dataset, split), "made_from": made_from})
+    scores = Scores({**score_split(predictor, dataset, split, interval=interval), "made_from": made_from})
     if out is not None:
         write_json(out, scores)
     return scores
@@ -131,6 +134,7 @@ def score_split(
     split: str,
     predictions: Path | None = None,
     uncertainty: Path | None = None,
+    interval: IntervalSettings = IntervalSettings(),
 ) -> dict[str, Any]:
     """Predicts the images of a split and scores them slice by slice.
 
@@ -158,7 +162,7 @@ def score_split(
                 yield cutout.name if depth == 1 else f"{cutout.name}/{z:04d}", cutout.read_labels(z), labels
             done += cutout.volume.data.size / 1e6
 
-    scores = score_images(dataset.name, split, dataset.classes, predict_all())
+    scores = score_images(dataset.name, split, dataset.classes, predict_all(), interval)
     progress.finish(f"macro F1 {scores['macro']['f1']:.3f}" if scores["macro"]["f1"] is not None else "")
     return scores
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from neurotome.datasets.base import Cutout, Dataset
-from neurotome.errors import NeurotomeError
+from neurotome.errors import NeurotomeError, is_out_of_memory
 from neurotome.experiments.plan import PlannedRun
 from neurotome.pixels.train import BaselineSettings
 from neurotome.predictor import predict_slice
@@ -90,8 +90,9 @@ def measure_all(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # the run itself will say so
                 found[key] = measure(run)
-        except NeurotomeError:
-            continue
+        except (NeurotomeError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, NeurotomeError) and not is_out_of_memory(error):
+                raise
         finally:
             progress.update(done, run.label)
     progress.finish(f"{len(found)} of {len(runs)} measured")
@@ -110,6 +111,10 @@ def measure_network(dataset: Dataset, run: PlannedRun) -> NetSpeed:
 
     A GPU is measured with whole batches, because it is not busy with small ones.
     """
+    from neurotome.models.networks import import_smp
+
+    import_smp()  # first: it mends what lightning imports
+    import neurotome.training.module  # noqa: F401  # lightning, whose import is not this network's time
     from neurotome.models.net import choose_device
     from neurotome.training.prepare import prepare, settle_recipe
     from neurotome.training.sampler import PatchSampler
@@ -157,9 +162,9 @@ def measure_pixels(dataset: Dataset, run: PlannedRun) -> PixelSpeed:
     settings = run.build()
     assert isinstance(settings, BaselineSettings)
     piece = cut_piece(dataset)
-    began = time.monotonic()
-    predictor = fit_baseline(piece, dataclasses.replace(settings, pixels_per_class=1))
-    features = time.monotonic() - began
+    fewest = dataclasses.replace(settings, pixels_per_class=1)
+    fit_baseline(piece, fewest)  # imports what is not this classifier's time
+    features = _time(lambda: fit_baseline(piece, fewest))
     few = dataclasses.replace(settings, pixels_per_class=min(settings.pixels_per_class or 1000, 1000))
     began = time.monotonic()
     predictor = fit_baseline(piece, few)

@@ -79,7 +79,7 @@ def run_all(out: Path, data: DatasetOrName | None, budget: str, grid: str) -> No
         dataset = open_dataset(source)
         plan = adapt_plan(plan, dataset)
         if budget:
-            plan = scale_plan(plan, dataset, parse_duration(budget))
+            plan = scale_plan(plan, dataset, parse_duration(budget, "budget"))
     run_grid(plan, source, out)
 
 

@@ -19,6 +19,7 @@ from cyclopts import Parameter
 from neurotome.atomic import write_text
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset, DatasetOrName
+from neurotome.datasets.statistics import note_splits
 from neurotome.errors import NeurotomeError, RunError, SettingsError, explain_system_error, is_out_of_memory
 from neurotome.experiments.run_network import train_and_score
 from neurotome.experiments.search_space import Space, apply_values, choose_space, draw_values, find_values, read_space
@@ -127,6 +128,7 @@ def search(
     check_folder(out)
     data = _hide_test(open_dataset(dataset, recipe.stream))
     name = dataset.name if isinstance(dataset, Dataset) else str(dataset)
+    note_splits(data)
     settled = settle_recipe(data, base).recipe
     dimensions = read_space(space or choose_space(settled), base)
     identity = {
@@ -301,13 +303,13 @@ def _start_workers(job: _Job, name: str, workers: int) -> None:
     """
     out = job.trials.folder
     command = [sys.executable, "-m", "neurotome", "search", name, "--out", str(out), "--config", str(out / "search.yaml")]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}  # more would stand in each other's way
+    shares = _share_machine(workers, job.base.train.device)
     (out / "workers").mkdir(exist_ok=True)
     logs = [out / "workers" / f"{number}.log" for number in range(1, workers + 1)]
     processes = []
     progress = Progress("searching", job.asked, "trial")
     try:
-        for log in logs:
+        for log, share in zip(logs, shares, strict=True):
             with log.open("w") as stream:
                 processes.append(
                     subprocess.Popen(
@@ -315,7 +317,7 @@ def _start_workers(job: _Job, name: str, workers: int) -> None:
                         stdout=stream,
                         stderr=stream,
                         stdin=subprocess.DEVNULL,
-                        env={**threads, **os.environ},
+                        env={**os.environ, **share},
                         start_new_session=True,  # Ctrl-C is for this process, which then asks them once
                     )
                 )
@@ -340,6 +342,19 @@ def _start_workers(job: _Job, name: str, workers: int) -> None:
         raise RunError(f"{failed[0]}: a worker ended with an error: {_read_end(failed[0])}")
     for log in failed:
         sys.stderr.write(f"a worker ended with an error, see {log}: {_read_end(log)}\n")
+
+
+def _share_machine(workers: int, device: str) -> list[dict[str, str]]:
+    """Returns what each worker's environment says of its part: some of the cores, and one of the GPUs in turn."""
+    import torch
+
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))  # more are in the way
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
+    return [
+        {"OMP_NUM_THREADS": threads, **({"CUDA_VISIBLE_DEVICES": visible[number % gpus]} if gpus > 1 else {})}
+        for number in range(workers)
+    ]
 
 
 def _read_end(log: Path) -> str:

@@ -84,7 +84,7 @@ def choose_space(base: Recipe) -> dict[str, list[str]]:
     """Returns what is searched where nobody says: around settled settings, what acts most and costs no more time."""
     rate = float(base.train.learning_rate)
     space: dict[str, list[str]] = {
-        "train.learning_rate": [repr(rate / 10), repr(rate * 10), "log"],
+        "train.learning_rate": [f"{rate / 10:.6g}", f"{rate * 10:.6g}", "log"],
         "loss.terms": list(dict.fromkeys((base.loss.terms, *LOSSES))),
         "loss.class_weights": ["none", "balanced"],
     }

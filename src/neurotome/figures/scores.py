@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from neurotome.classes import ClassSet
 from neurotome.figures.bars import Bar, bars_width, draw_bars, plot_class_bars
 from neurotome.figures.style import INK, PALE_GREY, STYLE, Rgb, can_spell, draw_legend, label_classes, say_title
+from neurotome.statistics import Estimate, IntervalSettings, estimate_all
 
 SCORES = {"precision": "Precision", "recall": "Recall", "f1": "F1", "iou": "IoU"}
 SCALE = "score, pooled over all pixels"
@@ -83,15 +84,19 @@ def plot_confusion(scores: Mapping[str, Any], classes: ClassSet) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def plot_methods(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+def plot_methods(
+    scores: Mapping[str, Sequence[Mapping[str, Any]]], interval: IntervalSettings = IntervalSettings()
+) -> Figure:
     """Draws macro and weighted means of several methods side by side, as in Figure 4 of the founding report.
 
-    A method with several runs, such as of several seeds, is drawn as their mean with whiskers from the lowest to the
-    highest; a single run has whiskers where it has intervals.
+    Whiskers are the intervals of the mean over runs, where there is enough to measure them.
 
     Args:
         scores: By the method's name, the content of `scores/<split>.json` of each of its runs.
+        interval: How intervals are measured.
     """
+    paths = {(mean, key): f"{mean}.{key}" for mean in MEANS for key in KEYS}
+    found = {name: estimate_all(runs, list(paths.values()), interval) for name, runs in scores.items()}
     shades = matplotlib.colormaps["cividis"](np.linspace(0.15, 0.95, max(len(scores), 2)))
     colours: list[Rgb] = [(float(r), float(g), float(b)) for r, g, b, _ in shades[: len(scores)]]
     # one below the other where side by side would be too wide for a page
@@ -99,13 +104,13 @@ def plot_methods(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     figure = Figure(figsize=(bars_width((3 if many else 6) * len(scores)), 7.4 if many else 4.2))
     panels = figure.subplots(*((2, 1) if many else (1, 2)), sharey=True)
     for axes, (mean, title) in zip(panels, MEANS.items(), strict=True):
-        bars = {name: [_summarise_mean(runs, mean, key) for key in KEYS] for name, runs in scores.items()}
+        bars = {name: [_to_bar(estimates[paths[mean, key]]) for key in KEYS] for name, estimates in found.items()}
         draw_bars(axes, [SCORES[key] for key in KEYS], bars, colours)
         axes.set_title(title)
-    notes = ["whiskers: lowest and highest of several seeds"] if any(len(runs) > 1 for runs in scores.values()) else []
-    if any(len(runs) == 1 and runs[0]["intervals"]["macro"]["f1"] for runs in scores.values()):
-        notes.append(f"single runs: {WHISKERS.removeprefix('whiskers: ')}" if notes else WHISKERS)
-    panels[-1 if many else 0].set_xlabel("\n".join(notes), fontsize=9)
+    whiskers = any(one.low is not None for estimates in found.values() for one in estimates.values())
+    seeds = "slices and seeds" if any(len(runs) > 1 for runs in scores.values()) else "slices"
+    if whiskers:
+        panels[-1 if many else 0].set_xlabel(f"whiskers: {100 * interval.level:g} % interval over {seeds}", fontsize=9)
     for axes in panels[: 2 if many else 1]:
         axes.set_ylabel(SCALE)
     names = [name if can_spell(name) else f"method {number}" for number, name in enumerate(scores, 1)]
@@ -113,11 +118,8 @@ def plot_methods(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     return figure
 
 
-def _summarise_mean(runs: Sequence[Mapping[str, Any]], mean: str, key: str) -> Bar:
-    height, reach = summarise([run[mean][key] for run in runs])
-    if len(runs) == 1:
-        reach = runs[0]["intervals"][mean][key]
-    return height, reach
+def _to_bar(found: Estimate) -> Bar:
+    return found.value, None if found.low is None or found.high is None else (found.low, found.high)
 
 
 def summarise(values: Sequence[float | None]) -> Bar:

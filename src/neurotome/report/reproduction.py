@@ -13,7 +13,7 @@ from neurotome.atomic import write_text
 from neurotome.progress import format_duration
 from neurotome.report.judged import Judged, Pair, show_signed
 from neurotome.report.page import fill_template
-from neurotome.report.side_table import NOT_RUN, SideTable
+from neurotome.report.side_table import NOT_RUN, SideTable, write_csv, write_latex
 from neurotome.report.slides import to_url
 from neurotome.statistics import Difference, Estimate, Rank
 
@@ -92,6 +92,8 @@ def write_reproduction(content: Reproduction, out: Path) -> Path:
     for table in content.tables:
         write_text(out / "tables" / f"{table.key}.csv", table.to_csv())
         write_text(out / "tables" / f"{table.key}.tex", table.to_latex())
+    if content.ranking:
+        _write_ranking(content.ranking, out / "tables")
     pictures = []
     for key, caption in CAPTIONS.items():
         path = out / "figures" / f"{key}.png"
@@ -113,6 +115,25 @@ def write_reproduction(content: Reproduction, out: Path) -> Path:
     )
     write_text(out / PAGE, page)
     return out / PAGE
+
+
+def _write_ranking(ranking: Sequence[Ranked], folder: Path) -> None:
+    """Writes all methods as `networks.csv`, unrounded, and `networks.tex`."""
+    head = ["method", "runs", "macro F1", "low", "high", "rank", "rank low", "rank high", "share first"]
+    head += ["difference", "difference low", "difference high", "p corrected", "training s", "memory MiB", "Mpixel per s"]
+    lines, texts = [], []
+    for row in ranking:
+        other = row.difference
+        compared = (other.effect, other.low, other.high, other.p_corrected) if other else (None,) * 4
+        place = (row.rank.rank, row.rank.low, row.rank.high, row.rank.share_first if row.rank.share_first >= 0 else None)
+        lines.append([row.name, row.runs, row.f1.value, row.f1.low, row.f1.high, *place, *compared])
+        lines[-1] += [row.seconds, row.memory, row.speed]
+        interval = "" if row.f1.low is None else f" [{row.f1.low:.3f}–{row.f1.high:.3f}]"
+        difference = "–" if other is None else show_signed(other.effect, "F1")
+        texts.append([row.name, f"{row.f1.value:.3f}{interval}", f"{place[0]} ({place[1]}–{place[2]})", difference])
+    write_text(folder / "networks.csv", write_csv([head, *lines]))
+    latex = write_latex("All methods, split test", ["method", "macro F1", "rank", "difference"], texts)
+    write_text(folder / "networks.tex", latex)
 
 
 def _embed(path: Path) -> dict[str, Any]:

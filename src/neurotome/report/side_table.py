@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -104,12 +104,9 @@ class SideTable:
 
     def to_csv(self) -> str:
         """Returns a row per row and column: printed, then of each source what was measured, its interval and difference."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         parts = ("measured", "low", "high", "difference")
-        writer.writerow(
-            ["row", "column", "printed", *(f"{part} {name}" for name in self.sources.values() for part in parts)]
-        )
+        head = ["row", "column", "printed", *(f"{part} {name}" for name in self.sources.values() for part in parts)]
+        lines: list[list[object]] = []
         for row in self.rows:
             for column, cell in zip(self.columns, row.cells, strict=True):
                 values: list[object] = [row.name, column, cell.printed]
@@ -117,8 +114,8 @@ class SideTable:
                     found = cell.measured[source]
                     values += (None,) * 3 if found is None else (found.value, found.low, found.high)
                     values.append(cell.find_difference(source))
-                writer.writerow(["" if value is None else value for value in values])
-        return text.getvalue()
+                lines.append(values)
+        return write_csv([head, *lines])
 
     def to_latex(self) -> str:
         """Returns a `tabular` that needs no package: for each column printed, measured with interval, and difference."""
@@ -143,6 +140,21 @@ class SideTable:
                 cells.append(cell.show_difference(first).replace("−", "$-$"))
             lines.append(" & ".join(cells).replace(ABSENT, "--") + r" \\")
         return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
+
+
+def write_csv(lines: Iterable[Iterable[object]]) -> str:
+    """Returns lines as CSV; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([["" if value is None else value for value in line] for line in lines])
+    return text.getvalue()
+
+
+def write_latex(title: str, head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Returns lines of text as a `tabular` that needs no package, the first column flush left."""
+    rows = [" & ".join(map(to_latex, line)) + r" \\" for line in (head, *lines)]
+    columns = "l" + "r" * (len(head) - 1)
+    body = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", rows[0], r"\hline", *rows[1:], r"\hline", r"\end{tabular}"]
+    return "\n".join([f"% {title}", *body, ""])
 
 
 def to_latex(text: str) -> str:

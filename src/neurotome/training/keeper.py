@@ -120,7 +120,8 @@ class Keeper(lightning.Callback):
         """Returns step, loss and validation scores in words."""
         scored = [row["val_macro_f1"] for row in self.module.history if row["val_macro_f1"] is not None]
         best = f", val macro F1 {scored[-1]:.3f} (best {max(scored):.3f})" if scored else ""
-        return f"step {self.module.step}, loss {self.module.last_loss:.3f}{best}"
+        loss = self.module.last_loss
+        return f"step {self.module.step}{'' if math.isnan(loss) else f', loss {loss:.3f}'}{best}"
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Keeps the model if it is the best, none can be told or the last is asked for; then checkpoint and tables."""
