@@ -300,6 +300,17 @@ def test_values_of_wrong_types_are_refused_or_harmless(trained):
     assert refused > 100
 
 
+def test_scores_without_confusions_of_images_are_to_be_made_again(trained):
+    path = trained.folder / "scores/test.json"
+    content = json.loads(path.read_text())
+    del content["per_image"]["confusion"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        RunError, match=r"not what neurotome writes \(no 'confusion'\)\. Delete it and give the run's command"
+    ):
+        trained.read_scores("test")
+
+
 def test_damaged_files_that_can_be_made_again_do_not_stop_a_run(trained):
     (trained.folder / "training.json").write_bytes(b"\xff\x00")
     (trained.folder / "environment.json").write_bytes(b"\xff\x00")

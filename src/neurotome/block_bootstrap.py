@@ -137,11 +137,13 @@ def _draw(units: Units, contrast: Floats, places: Sequence[int], settings: Inter
     slopes = np.nan_to_num(np.einsum("mr,rnq->mqn", contrast, slopes))
     slopes[np.abs(slopes) < ROUNDING] = 0
     f1s, macro_f1 = slopes[:, len(list_metrics(())) + F1 :: len(KEYS)], slopes[:, [F1]]
+    most = _limit_reach(units)
     if settings.block == "auto":
-        reach = _choose_reach(f1s.reshape(-1, n), units.shapes)
+        reach = _choose_reach(f1s.reshape(-1, n), units.shapes, most)
+        block = math.ceil(reach / 2)
     else:
-        reach = 1 if settings.block == 1 else 2 * min(settings.block, n)
-    block = math.ceil(reach / 2)
+        block = min(settings.block, n)
+        reach = 1 if block == 1 else min(2 * block, most)
     sides = (block, block if units.kind == "tiles" else 1)
     volume = sides[0] * sides[1]
     wanted, freedom = _long_run_variance(slopes[:, places], units.shapes, reach)
@@ -172,21 +174,26 @@ def _draw_blocks(random: np.random.Generator, n: int, blocks: int, resamples: in
         yield random.multinomial(blocks, np.full(n, 1 / n), size).astype(np.float64)
 
 
-def _choose_reach(slopes: Floats, shapes: Shapes) -> int:
-    """Returns how far the window over lags reaches: a quarter beyond where the autocorrelation is lost in its noise.
+def _limit_reach(units: Units) -> int:
+    """Returns how far a window over lags may reach and leave some degrees of freedom."""
+    n = units.counts.shape[1]
+    longest = max(max(shape) for shape in units.shapes)
+    return max(1, min(2 * longest, n // 5 if units.kind == "slices" else math.isqrt(n // 9)))
+
+
+def _choose_reach(slopes: Floats, shapes: Shapes, most: int) -> int:
+    """Returns how far the window over lags reaches: a tenth beyond where the autocorrelation is lost in its noise.
 
     `slopes` are the influences of units on some scores, shape (series, units). 1 means that units are independent.
     """
-    n, longest = slopes.shape[1], max(max(shape) for shape in shapes)
-    in_line = all(columns == 1 for _, columns in shapes)
-    most = max(1, min(2 * longest, n // 5 if in_line else math.isqrt(n // 9)))  # leaves some degrees of freedom
+    n, in_line = slopes.shape[1], all(columns == 1 for _, columns in shapes)
     covariance = _autocovariance(slopes, shapes, most + 1).sum(0)
     along = covariance[:, 0] if in_line else (covariance[:, 0] + covariance[0]) / 2
     if along[0] <= 0:
         return 1
     lost = np.flatnonzero(along[1:] / along[0] < NOISE / math.sqrt(n))
     lag = 1 + int(lost[0]) if lost.size else len(along)
-    return 1 if lag == 1 else min(most, math.ceil(1.25 * lag))
+    return 1 if lag == 1 else min(most, math.ceil(1.1 * lag))
 
 
 def _long_run_variance(slopes: Floats, shapes: Shapes, reach: int) -> tuple[Floats, float]:

@@ -105,8 +105,9 @@ def measure_intervals(content: Mapping[str, Any], settings: IntervalSettings = I
     bounds = {metric: None if one.low is None else [one.low, one.high] for metric, one in found.items()}
     means = {mean: {key: bounds[f"{mean}.{key}"] for key in KEYS} for mean in ("macro", "weighted")}
     size = f"{first.block} x {first.block}" if first.unit == "tiles" else str(first.block)
+    drawn = f"blocks of {size} neighbouring {first.unit}" if first.block > 1 else first.unit
     method = (
-        f"bootstrap over blocks of {size} neighbouring {first.unit} ({first.units} in all, which count as "
+        f"bootstrap over {drawn} ({first.units} in all, which count as "
         f"{first.blocks:.0f} independent ones), {settings.resamples} draws, Student's t"
     )
     return {
