@@ -29,8 +29,8 @@ from threadpoolctl import threadpool_limits
 
 from neurotome import compare, open_dataset, train
 from neurotome.datasets.statistics import count_slices
-from neurotome.experiments.baseline import name_method
 from neurotome.experiments.evaluate import score_split
+from neurotome.experiments.run_pixels import name_method
 from neurotome.features import EncoderSettings
 from neurotome.features.base import check_patch
 from neurotome.models.model_folder import read_digest

@@ -98,7 +98,7 @@ def test_killed_run_goes_on(data, runs, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("neurotome.experiments.baseline.score_splits", stop)
+    monkeypatch.setattr("neurotome.experiments.run_pixels.score_splits", stop)
     assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 130
     weights = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     monkeypatch.undo()
@@ -247,7 +247,7 @@ def test_out_of_memory_says_what_takes_less(data, tmp_path, monkeypatch, capsys)
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("neurotome.experiments.baseline.fit_baseline", fail)
+    monkeypatch.setattr("neurotome.experiments.run_pixels.fit_baseline", fail)
     assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 1
     message = capsys.readouterr().err
     assert "--max-memory" in message
@@ -266,7 +266,7 @@ def test_folder_in_which_nothing_was_trained_takes_other_settings(data, tmp_path
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("neurotome.experiments.baseline.fit_baseline", fail)
+        patch.setattr("neurotome.experiments.run_pixels.fit_baseline", fail)
         assert run("baseline", data, "--out", out, *SMALL, "--learner", "lr") == 1
     assert "training failed" in capsys.readouterr().err
     assert run("baseline", data, "--out", tmp_path / "none", *SMALL, "--max-memory", "200") == 1
@@ -284,8 +284,8 @@ def test_training_that_failed_at_once_takes_other_settings(data, tmp_path, monke
     def fail(*_):
         raise RunError("no space")
 
-    monkeypatch.setattr("neurotome.experiments.train.fit", fail)
-    monkeypatch.setattr("neurotome.experiments.train.prepare", lambda *_: object())
+    monkeypatch.setattr("neurotome.experiments.run_network.fit", fail)
+    monkeypatch.setattr("neurotome.experiments.run_network.prepare", lambda *_: object())
     for patch in (32, 64):
         assert run("train", data, "--out", tmp_path / "run", "--sample.patch", patch) == 1
         assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["sample"]["patch"] == patch

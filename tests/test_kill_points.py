@@ -13,8 +13,8 @@ import pytest
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
-from neurotome.experiments.baseline import fit_and_score
-from neurotome.experiments.train import train_and_score
+from neurotome.experiments.run_network import train_and_score
+from neurotome.experiments.run_pixels import fit_and_score
 from neurotome.models.model_folder import read_digest
 from neurotome.models.networks import ModelSettings
 from neurotome.pixels.learners import ForestSettings

@@ -327,6 +327,16 @@ def test_nothing_run_yet_gives_a_page(tmp_path):
     assert all(one.answer == "not measured" for one in judge_claims(Measured(out)))
 
 
+def test_a_grid_of_pixel_classifiers_gives_a_page(tmp_path):
+    out = tmp_path / "pixels"
+    for planned in write_grid(out, ENTRIES[3:]).runs:
+        write_run(out, planned, WRONG[planned.method])
+    text = Cells(write_page(out).read_text(encoding="utf-8")).text
+    assert "2 of 2" in text
+    assert "pixels/rf" in text
+    assert {one.answer for one in judge_claims(Measured(out))} == {"not measured"}
+
+
 def test_damaged_scores_count_as_not_run(folder, tmp_path):
     out = tmp_path / "damaged"
     plan = write_grid(out)

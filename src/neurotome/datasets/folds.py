@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from neurotome.datasets.base import SPLITS, Cutout, Dataset
-from neurotome.datasets.leaks import choose_gap
+from neurotome.datasets.leaks import check_leaks, choose_gap
 from neurotome.datasets.splits import Entry, count_up
 from neurotome.datasets.statistics import list_absent
 from neurotome.errors import DatasetError, SettingsError
@@ -99,14 +99,17 @@ def make_folds(
 
 
 def check_folds(dataset: Dataset, folds: int, gap: int | None = None) -> None:
-    """Checks that folds can be made, and warns once where some lack a class.
+    """Checks that folds can be made, and warns once where some lack a class, and once where some leak.
 
     Raises:
         NeurotomeError: See `make_fold`.
     """
+    made = make_folds(dataset, folds, gap)
+    if leaking := [sentences for fold in made if (sentences := check_leaks(fold))]:
+        warnings.warn(f"{dataset.name}: {len(leaking)} of {folds} folds leak, such as: {leaking[0][-1]}", stacklevel=2)
     lacking = [
         f"fold {number} has none of {', '.join(absent)} in {split}"
-        for number, fold in enumerate(make_folds(dataset, folds, gap))
+        for number, fold in enumerate(made)
         for split, absent in list_absent(fold).items()
     ]
     if lacking:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,17 +9,13 @@ from cyclopts import Parameter
 
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
-from neurotome.datasets.base import SPLITS, Dataset, DatasetOrName
+from neurotome.datasets.base import Dataset, DatasetOrName
 from neurotome.datasets.statistics import note_splits
-from neurotome.experiments.evaluate import finish, score_splits
-from neurotome.models.model_folder import read_digest
-from neurotome.models.stored_model import read_model
-from neurotome.pixels.importance import measure_importance
-from neurotome.pixels.train import BaselineSettings, check_baseline, fit_baseline
+from neurotome.experiments.cross_validate import FoldScores, cross_validate, refuse_gap
+from neurotome.experiments.evaluate import finish
+from neurotome.experiments.run_pixels import fit_and_score
+from neurotome.pixels.train import BaselineSettings
 from neurotome.predictor import Device
-from neurotome.runs import Run, find_method, record_run
-from neurotome.runs.environment import measure_peak_memory
-from neurotome.runs.run import redo_damaged
 
 
 def baseline(
@@ -31,8 +24,10 @@ def baseline(
     out: Path,
     settings: Annotated[BaselineSettings, Parameter(name="*")] = BaselineSettings(),
     device: Device = "auto",
+    folds: int = 0,
+    gap: int | None = None,
     palette: Palette = "colour-blind-safe",
-) -> Path:
+) -> Path | FoldScores:
     """Trains a pixel classifier, scores it on every split and writes a report.
 
     The same command given again goes on where it was stopped; once all is done it changes nothing.
@@ -41,71 +36,24 @@ def baseline(
         dataset: Folder with dataset.yaml, mtneuro:FOLDER, or phantom.
         out: Run folder; new, or one of the same settings.
         settings: Features, learner and how training pixels are drawn.
-        device: Where an encoder runs: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps.
+        device: Where an encoder runs: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps; auto with
+            folds.
+        folds: Cross-validate instead: divide the images into so many parts, and train for each part on the others. `out`
+            is then the folder of a grid of runs, without reports.
+        gap: Slices left out of training on each side of those that are scored, where folds cut a stack; by default 5 % of
+            the stack, but at least 1 and at most 8.
         palette: Colours of the report's pictures.
 
     Returns:
-        The report, `out/report.html`.
+        The report, `out/report.html`; with folds the scores over all of them.
 
     Raises:
         NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
     """
+    if folds:
+        return cross_validate(settings, dataset, Path(out), folds, gap)
+    refuse_gap(gap)
     data = open_dataset(dataset)
     note_splits(data)
     name = dataset.name if isinstance(dataset, Dataset) else str(dataset)
     return finish(fit_and_score(data, name, Path(out), settings, device), data, palette)
-
-
-def fit_and_score(
-    dataset: Dataset,
-    name: str,
-    out: Path,
-    settings: BaselineSettings,
-    device: str = "auto",
-    splits: Sequence[str] = SPLITS,
-    method: str = "",
-) -> Run:
-    """Does what `baseline` does, but for the report, with a dataset that `config.yaml` calls `name`.
-
-    Scores the splits that are named and there; the run's record calls it `method`, without one as `name_method` does.
-    """
-    from neurotome.models.net import choose_device
-    from neurotome.pixels.saving import build_pixels, save_pixels
-
-    dataset.split("train")
-    config = {"dataset": name, **dataclasses.asdict(settings)}
-    model = settings.encoder.model if settings.features == "encoder" else ""
-    origin = find_method(model), read_digest(Path(model)) if model else None
-    record = record_run("pixels", method or name_method(settings), config, dataset, settings.seed, *origin)
-    run = Run(out)
-    run.check(config, record)
-    place = choose_device(device)
-    has_model = (run.model / "model.safetensors").is_file()
-    predictor = redo_damaged(lambda: build_pixels(read_model(run.model), place)) if has_model else None
-    trained = predictor is not None
-    if not trained:
-        check_baseline(dataset, settings)
-    with run.claim(config, record):
-        if predictor is None:
-            sys.stderr.write(f"training {settings.learner} on {settings.features}\n")
-            predictor = fit_baseline(dataset, settings, place)
-            save_pixels(predictor, run.model)
-            training = predictor.facts["training"]
-            sys.stderr.write(f"{sum(training['pixels'].values()):,} pixels, {training['seconds']:.1f} s\n")
-        if redo_damaged(run.read_importance) is None:
-            run.write_importance(measure_importance(predictor, dataset, settings.seed))
-        if redo_damaged(run.read_training) is None:
-            # what an earlier process did, this one has not measured and leaves null
-            measured = {"scoring_mpixel_per_s": None, "peak_memory_bytes": None if trained else measure_peak_memory()}
-            place_and_kind = {"device": place, "precision": "32-true"}
-            run.write_training({"finished": True, **predictor.facts["training"], **measured, **place_and_kind})
-        score_splits(predictor, dataset, run, splits, uncertainty=True)
-    return run
-
-
-def name_method(settings: BaselineSettings) -> str:
-    """Returns what a pixel classifier is called, such as `rf on filters`."""
-    encoder = settings.encoder
-    if settings.features == "encoder" and not encoder.model:
-        return f"{settings.learner} on {encoder.name} with weights {encoder.weights}"
-    return f"{settings.learner} on {settings.features}"

@@ -142,7 +142,7 @@ def scale_plan(plan: Plan, dataset: Dataset, seconds: float, device: str = "auto
     """
     began = time.monotonic()
     if plan.folds:
-        dataset = make_fold(dataset, 0, plan.folds)
+        dataset = make_fold(dataset, 0, plan.folds, plan.gap)
     asked = [_settle(run, dataset, device) for run in plan.runs]
     costs = measure_costs(asked, dataset, began + MEASURING * seconds)
     runs = [run for run in asked if costs.knows(run)]

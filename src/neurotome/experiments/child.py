@@ -35,24 +35,24 @@ class Outcome:
     message: str = ""
 
 
-def open_data(dataset: str | Dataset, run: PlannedRun | None, folds: int = 0) -> Dataset:
+def open_data(dataset: str | Dataset, run: PlannedRun | None, folds: int = 0, gap: int | None = None) -> Dataset:
     """Opens a grid's dataset as a run sees it: its own tissue where that is made by settings, its own fold."""
     recipe = run.build() if run is not None else None
     data = open_dataset(dataset, recipe.stream) if isinstance(recipe, Recipe) else open_dataset(dataset)
     if run is not None and run.fold is not None:
         from neurotome.datasets.folds import make_fold
 
-        data = make_fold(data, run.fold, folds)
+        data = make_fold(data, run.fold, folds, gap)
     return data
 
 
-def execute(run: PlannedRun, dataset: str | Dataset, folds: int, folder: Path, reports: bool) -> None:
+def execute(run: PlannedRun, dataset: str | Dataset, folds: int, gap: int | None, folder: Path, reports: bool) -> None:
     """Trains and scores a run in its folder, or goes on with it; any error of its kind."""
-    from neurotome.experiments.baseline import fit_and_score
     from neurotome.experiments.evaluate import finish
-    from neurotome.experiments.train import train_and_score
+    from neurotome.experiments.run_network import train_and_score
+    from neurotome.experiments.run_pixels import fit_and_score
 
-    settings, data = run.build(), open_data(dataset, run, folds)
+    settings, data = run.build(), open_data(dataset, run, folds, gap)
     name = dataset.name if isinstance(dataset, Dataset) else dataset
     if isinstance(settings, Recipe):
         done = train_and_score(data, name, folder, settings, run.splits, run.method)
@@ -133,7 +133,7 @@ def _choose_context(networks: bool) -> ForkServerContext | SpawnContext:
     """Returns how processes are made; a process that has spoken to a GPU cannot be forked, so there each begins anew."""
     if "forkserver" in multiprocessing.get_all_start_methods() and not Path("/dev/nvidiactl").exists():
         context = multiprocessing.get_context("forkserver")
-        usual = ["neurotome.experiments.baseline", "neurotome.pixels.saving"]
+        usual = ["neurotome.experiments.run_pixels", "neurotome.pixels.saving"]
         context.set_forkserver_preload(["neurotome.experiments.preloaded"] if networks else usual)
         return context
     return multiprocessing.get_context("spawn")

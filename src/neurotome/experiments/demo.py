@@ -19,7 +19,7 @@ from neurotome.datasets.phantom.make import PhantomSettings, make_phantom, phant
 from neurotome.documents import read_json
 from neurotome.errors import RunError
 from neurotome.experiments.evaluate import score_split
-from neurotome.experiments.train import train_and_score
+from neurotome.experiments.run_network import train_and_score
 from neurotome.inference.predict import PredictSettings, predict
 from neurotome.io import write_image
 from neurotome.pixels.train import fit_baseline, fit_majority

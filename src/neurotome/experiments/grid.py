@@ -16,6 +16,8 @@ from pathlib import Path
 from neurotome.atomic import write_json
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset, DatasetOrName
+from neurotome.datasets.folds import check_folds
+from neurotome.datasets.statistics import note_splits
 from neurotome.documents import read_json
 from neurotome.errors import ModelError, RunError
 from neurotome.experiments.adapt import adapt_plan
@@ -69,6 +71,7 @@ def grid(
     data: DatasetOrName,
     out: Path,
     folds: int | None = None,
+    gap: int | None = None,
     budget: str = "",
     reports: bool = False,
 ) -> GridResult:
@@ -82,6 +85,7 @@ def grid(
         data: Folder with dataset.yaml, mtneuro:FOLDER, phantom, or phantom-stream.
         out: Folder of the grid; new, or one of the same grid and data.
         folds: Cross-validate in so many parts instead of using the dataset's splits; in place of the file's folds.
+        gap: Slices left out of training on each side of those that are scored, where folds cut a stack.
         budget: Wall-clock time that all runs together may take, such as 45m: epochs, batches, patches and the list of runs
             are made to fit. Counts when the folder is new; the same command goes on with what was planned then.
         reports: Write each run's report too.
@@ -93,7 +97,7 @@ def grid(
         NeurotomeError: The grid, the data or the folder cannot be used, and nothing has been changed; or some runs have
             failed, and all others are done.
     """
-    planned, seconds = read_grid(plan, folds), parse_duration(budget, "budget")
+    planned, seconds = read_grid(plan, folds, gap), parse_duration(budget, "budget")
     if _is_free(Path(out)):  # what has begun goes on as it was planned
         dataset = open_dataset(data)
         planned = adapt_plan(planned, dataset)
@@ -209,8 +213,9 @@ def _check_runs(plan: Plan, data: Dataset, source: str | Dataset, worker: Worker
     if not plan.folds:
         for split in ("train", *dict.fromkeys(split for run in plan.runs for split in run.splits)):
             data.split(split)
+        note_splits(data)
     else:
-        open_data(source, plan.runs[0], plan.folds)
+        check_folds(data, plan.folds, plan.gap)
     networks = tuple(run for run in plan.runs if run.kind == "network")
     if networks:
         worker.check(check_networks, (networks, len(data.classes)))
@@ -267,7 +272,9 @@ class _Work:
 
         folder = self.out / "runs" / run.name
         log = self.out / "logs" / f"{_to_file(run.name)}.log"
-        outcome = self.worker.run(execute, (run, self.source, self.plan.folds, folder, self.reports), log, watch)
+        outcome = self.worker.run(
+            execute, (run, self.source, self.plan.folds, self.plan.gap, folder, self.reports), log, watch
+        )
         seconds = time.monotonic() - began
         failure = self._failure(run)
         if outcome.ending == "busy":
@@ -321,7 +328,7 @@ class _Work:
     def _is_finished(self, run: PlannedRun) -> bool:
         """Says whether a run is trained, and scored on all its splits as the data and its weights are now."""
         done = Run(self.out / "runs" / run.name)
-        if not done.folder.is_dir() or not done.is_finished:
+        if not done.folder.is_dir() or not done.is_finished or (self.reports and not done.report.is_file()):
             return False
         try:
             weights = read_digest(done.folder)
@@ -339,7 +346,7 @@ class _Work:
             return trace_scores(self.data, split, weights)
         key = f"{run.fold} {run.settings.get('stream')}"  # what the run's own data depend on
         if key not in self.opened:
-            self.opened[key] = open_data(self.source, run, self.plan.folds)
+            self.opened[key] = open_data(self.source, run, self.plan.folds, self.plan.gap)
         return trace_scores(self.opened[key], split, weights)
 
 

@@ -27,7 +27,7 @@ from neurotome.training.recipe import Recipe, check_training
 Kind = Literal["network", "pixels"]
 
 SCORED = ("val", "test")
-GRID_KEYS = ("recipes", "runs", "seeds", "folds")
+GRID_KEYS = ("recipes", "runs", "seeds", "folds", "gap")
 ENTRY_KEYS = ("kind", "recipe", "label", "optional", "splits", "seeds")
 EXPECTED = "Expected runs: [{model.decoder: [unet, linknet]}], and if need be recipes, seeds and folds."
 LABELS = {"network": "{decoder}-{encoder}", "pixels": "{learner}"}
@@ -73,6 +73,7 @@ class Plan:
         asked: For each run of the file, as it was before anything was scaled, a digest of what it is; tells grids apart.
         dataset: What `open_dataset` opens, "" while it is not chosen.
         folds: Parts of a cross-validation, 0 for none.
+        gap: Slices left out between training and scoring where folds cut a stack, None for the usual number.
         scaled: Sentences that say what a budget changed.
         data: SHA-256 of each split's content, empty while the dataset is not chosen.
     """
@@ -81,6 +82,7 @@ class Plan:
     asked: Mapping[str, str]
     dataset: str = ""
     folds: int = 0
+    gap: int | None = None
     scaled: tuple[str, ...] = ()
     data: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -100,7 +102,7 @@ class Plan:
         return cls(**{**values, "runs": runs, "scaled": tuple(content["scaled"])})
 
 
-def read_grid(path: str | Path, folds: int | None = None) -> Plan:
+def read_grid(path: str | Path, folds: int | None = None, gap: int | None = None) -> Plan:
     """Reads a grid of settings.
 
     Every entry of `runs` is the product of its lists: a setting's dotted name with a value or a list of values (a value
@@ -109,6 +111,7 @@ def read_grid(path: str | Path, folds: int | None = None) -> Plan:
     Args:
         path: A YAML file, or the name of one that comes with neurotome, such as `founding_report/grid`.
         folds: Parts of a cross-validation, in place of the file's.
+        gap: Slices left out of training where folds cut a stack, in place of the file's.
 
     Returns:
         The plan, without a dataset.
@@ -127,15 +130,18 @@ def read_grid(path: str | Path, folds: int | None = None) -> Plan:
         raise SettingsError(f"{file}: runs is {show(entries)}; expected a list of settings. {EXPECTED}")
     seeds = _read_seeds(content.get("seeds", [0]), str(file))
     folds = content.get("folds", 0) if folds is None else folds
-    if not isinstance(folds, int) or isinstance(folds, bool) or folds < 0 or folds == 1:
-        raise SettingsError(f"{file}: folds is {show(folds)}; expected 0 for the dataset's own splits, or at least 2 parts.")
+    if type(folds) is not int or (folds < 3 and folds != 0):
+        raise SettingsError(f"{file}: folds is {show(folds)}; expected 0 for the dataset's own splits, or at least 3 parts.")
+    gap = content.get("gap") if gap is None else gap
+    if gap is not None and (type(gap) is not int or gap < 0 or not folds):
+        raise SettingsError(f"{file}: gap is {show(gap)}; expected a number of slices beside folds, or no gap.")
     settings = {name: _read_recipe(value, f"{file}: recipe {name}") for name, value in recipes.items()}
     runs: dict[str, PlannedRun] = {}
     names: dict[str, str] = {}  # by digest
     asked: dict[str, str] = {}
     for number, entry in enumerate(entries, start=1):
         for run in _expand(entry, f"{file}: entry {number} of runs", settings, seeds, folds):
-            digest = _digest(run)
+            digest = _digest(run, gap)
             name = names.setdefault(digest, run.name)
             if asked.setdefault(name, digest) != digest:
                 raise SettingsError(
@@ -145,7 +151,20 @@ def read_grid(path: str | Path, folds: int | None = None) -> Plan:
             known = runs.get(name, run)
             splits = tuple(split for split in SPLITS if split in known.splits + run.splits)
             runs[name] = dataclasses.replace(known, splits=splits, optional=min(known.optional, run.optional))
-    return Plan(tuple(runs.values()), asked, folds=folds)
+    return Plan(tuple(runs.values()), asked, folds=folds, gap=gap)
+
+
+def list_folds(kind: Kind, label: str, settings: Mapping[str, Any], folds: int, gap: int | None) -> Plan:
+    """Returns the plan of one method on every fold, scored on the fold's test part; SettingsError if it cannot work."""
+    recipe = "pixels" if kind == "pixels" else "default"
+    seed = settings["seed"] if kind == "pixels" else settings["train"]["seed"]
+    method = f"{recipe}/{label}"
+    runs = tuple(
+        PlannedRun(f"{method}/seed-{seed}-fold-{fold}", method, recipe, label, kind, settings, seed, fold, ("test",))
+        for fold in range(folds)
+    )
+    build_settings(kind, settings, label)
+    return Plan(runs, {run.name: _digest(run, gap) for run in runs}, folds=folds, gap=gap)
 
 
 def build_settings(kind: Kind, settings: Mapping[str, Any], where: str) -> Recipe | BaselineSettings:
@@ -308,6 +327,6 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _digest(run: PlannedRun) -> str:
-    content = [run.kind, run.recipe, run.settings, run.seed, run.fold]
+def _digest(run: PlannedRun, gap: int | None) -> str:
+    content = [run.kind, run.recipe, run.settings, run.seed, run.fold, *([] if gap is None else [gap])]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
-from neurotome.datasets.base import SPLITS, Dataset, DatasetOrName
+from neurotome.datasets.base import Dataset, DatasetOrName
 from neurotome.datasets.statistics import note_splits
-from neurotome.experiments.evaluate import finish, score_splits
-from neurotome.load import load_predictor
-from neurotome.runs import Run, find_method, record_run
-from neurotome.runs.run import redo_damaged
-from neurotome.training.fit import fit
-from neurotome.training.prepare import prepare, settle_recipe
-from neurotome.training.recipe import Recipe, parse_duration
-
-if TYPE_CHECKING:
-    from neurotome.training.keeper import OnEpoch
-
-GROWING: dict[str, Callable[[Any], float]] = {"train.epochs": float, "train.max_time": parse_duration}
-"""Settings by which a run can be prolonged, and how large a value of theirs is."""
+from neurotome.experiments.cross_validate import FoldScores, cross_validate, refuse_gap
+from neurotome.experiments.evaluate import finish
+from neurotome.experiments.run_network import train_and_score
+from neurotome.training.recipe import Recipe
 
 
 def train(
@@ -33,8 +22,10 @@ def train(
     *,
     out: Path,
     recipe: Annotated[Recipe, Parameter(name="*")] = Recipe(),
+    folds: int = 0,
+    gap: int | None = None,
     palette: Palette = "colour-blind-safe",
-) -> Path:
+) -> Path | FoldScores:
     """Trains a network, scores it on every split and writes a report.
 
     The same command given again goes on where it was stopped; once all is done it changes nothing. With more epochs or more
@@ -44,47 +35,22 @@ def train(
         dataset: Folder with dataset.yaml, mtneuro:FOLDER, phantom, or phantom-stream.
         out: Run folder; new, or one of the same settings.
         recipe: Settings of model, sample, augment, loss, train and stream, and the model to start from.
+        folds: Cross-validate instead: divide the images into so many parts, and train for each part on the others. `out`
+            is then the folder of a grid of runs, without reports.
+        gap: Slices left out of training on each side of those that are scored, where folds cut a stack; by default 5 % of
+            the stack, but at least 1 and at most 8.
         palette: Colours of the report's pictures.
 
     Returns:
-        The report, `out/report.html`.
+        The report, `out/report.html`; with folds the scores over all of them.
 
     Raises:
         NeurotomeError: The data, a setting or the run folder cannot be used; nothing has been changed then.
     """
+    if folds:
+        return cross_validate(recipe, dataset, Path(out), folds, gap)
+    refuse_gap(gap)
     data = open_dataset(dataset, recipe.stream)
     note_splits(data)
     name = dataset.name if isinstance(dataset, Dataset) else str(dataset)
     return finish(train_and_score(data, name, Path(out), recipe), data, palette)
-
-
-def train_and_score(
-    dataset: Dataset,
-    name: str,
-    out: Path,
-    recipe: Recipe,
-    splits: Sequence[str] = SPLITS,
-    method: str = "",
-    on_epoch: OnEpoch | None = None,
-) -> Run:
-    """Does what `train` does, but for the report, with a dataset that `config.yaml` calls `name`.
-
-    Scores the splits that are named and there; the run's record calls it `method`, without one decoder and encoder.
-    `on_epoch` is told of each epoch, see `fit`.
-    """
-    settled = settle_recipe(dataset, recipe)
-    config = {"dataset": name, **dataclasses.asdict(settled.recipe)}
-    method = method or f"{settled.recipe.model.decoder}, {settled.recipe.model.encoder}"
-    origin = find_method(recipe.init), settled.init_sha256
-    record = record_run("network", method, config, dataset, recipe.train.seed, *origin)
-    run = Run(out)
-    longer = run.check(config, record, GROWING)
-    # a damaged table of epochs is written again from the checkpoint, as a damaged summary is
-    rows = redo_damaged(run.read_metrics)
-    module = None if run.is_finished and rows and not longer else prepare(dataset, settled)
-    with run.claim(config, record, GROWING):
-        if module is not None:
-            fit(module, run, on_epoch)
-            del module  # the optimiser's memory is not needed for scoring
-        score_splits(load_predictor(run.folder, recipe.train.device), dataset, run, splits)
-    return run

@@ -1,0 +1,55 @@
+"""train_and_score: a network trained and scored in its run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neurotome.datasets.base import SPLITS, Dataset
+from neurotome.experiments.evaluate import score_splits
+from neurotome.load import load_predictor
+from neurotome.runs import Run, find_method, record_run
+from neurotome.runs.run import redo_damaged
+from neurotome.training.fit import fit
+from neurotome.training.prepare import prepare, settle_recipe
+from neurotome.training.recipe import Recipe, parse_duration
+
+if TYPE_CHECKING:
+    from neurotome.training.keeper import OnEpoch
+
+GROWING: dict[str, Callable[[Any], float]] = {"train.epochs": float, "train.max_time": parse_duration}
+"""Settings by which a run can be prolonged, and how large a value of theirs is."""
+
+
+def train_and_score(
+    dataset: Dataset,
+    name: str,
+    out: Path,
+    recipe: Recipe,
+    splits: Sequence[str] = SPLITS,
+    method: str = "",
+    on_epoch: OnEpoch | None = None,
+) -> Run:
+    """Does what `train` does, but for the report, with a dataset that `config.yaml` calls `name`.
+
+    Scores the splits that are named and there; the run's record calls it `method`, without one decoder and encoder.
+    `on_epoch` is told of each epoch, see `fit`.
+    """
+    settled = settle_recipe(dataset, recipe)
+    config = {"dataset": name, **dataclasses.asdict(settled.recipe)}
+    method = method or f"{settled.recipe.model.decoder}, {settled.recipe.model.encoder}"
+    origin = find_method(recipe.init), settled.init_sha256
+    record = record_run("network", method, config, dataset, recipe.train.seed, *origin)
+    run = Run(out)
+    longer = run.check(config, record, GROWING)
+    # a damaged table of epochs is written again from the checkpoint, as a damaged summary is
+    rows = redo_damaged(run.read_metrics)
+    module = None if run.is_finished and rows and not longer else prepare(dataset, settled)
+    with run.claim(config, record, GROWING):
+        if module is not None:
+            fit(module, run, on_epoch)
+            del module  # the optimiser's memory is not needed for scoring
+        score_splits(load_predictor(run.folder, recipe.train.device), dataset, run, splits)
+    return run
