@@ -4,7 +4,7 @@ Difficulty and contents of a slice follow first-order autoregressions along z, s
 autocorrelation time, are known: n (1 - rho) / (1 + rho). Pixels are drawn from the confusion of the slice. The truth is the
 score of endlessly many slices. Tiles are the same in y and x.
 
-    python benchmarks/coverage.py                  1000 stacks of each kind, about five minutes on a core
+    python benchmarks/coverage.py                  1000 stacks of each kind, about ten minutes on a core
     python benchmarks/coverage.py --stacks 200
 """
 

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import psutil
 import pytest
 import yaml
+from PIL import Image
 from pyarrow import parquet
 
 from conftest import run, write_dataset
@@ -92,6 +94,40 @@ def test_a_grid_is_run_once_and_summarised(place):
     assert [row["f1"] for row in read_summary(place)] == [row["f1"] for row in rows]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the splits that are made are written down, and said
+def test_folds_test_every_image_and_a_class_may_be_absent(place):
+    path = place / "toy" / "dataset.yaml"
+    content = yaml.safe_load(path.read_text())
+    content.pop("splits")
+    path.write_text(yaml.safe_dump(content))
+    labels = place / "toy" / "labels" / "b.png"
+    plane = np.asarray(Image.open(labels)).copy()
+    plane[plane == 2] = 255  # no cell, and no pixel of which it may be thought one
+    Image.fromarray(plane).save(labels)
+    grid = write_grid(place, {**PIXELS, "learner": "lr", "splits": ["test"]}, folds=4)
+    assert give(place, grid) == 0
+    rows = read_summary(place)
+    assert [int(row["fold"]) for row in rows if row["class"] == "macro"] == [0, 1, 2, 3]
+    tested = {}
+    for row in rows:
+        scores = Run(place / "out" / "runs" / row["run"]).read_scores("test")
+        tested[row["fold"]] = scores["per_image"]["name"]
+        if row["class"] == "cell":
+            assert (row["f1"] == "") == (scores["per_image"]["name"] == ["b"])
+            assert row["support"] == ("0" if scores["per_image"]["name"] == ["b"] else "210")
+    assert sorted(tested.values()) == [["a"], ["b"], ["c"], ["d"]]
+
+
+@pytest.mark.slow
+def test_reports_are_written_where_they_are_asked_for(place):
+    grid = write_grid(place, {**PIXELS, "learner": "lr"})
+    report = place / "out" / "runs" / "pixels" / "lr" / "seed-0" / "report.html"
+    assert give(place, grid) == 0
+    assert not report.exists()
+    assert give(place, grid, "--reports") == 0  # of finished runs too
+    assert report.is_file()
+
+
 def test_a_failed_run_is_reported_and_the_others_are_done(place, capsys):
     grid = write_grid(place, BROKEN, PIXELS)
     assert give(place, grid) == 1
@@ -120,15 +156,15 @@ def test_folders_of_something_else_are_refused(place, capsys):
     assert give(place, write_grid(place, PIXELS)) == 0
     capsys.readouterr()
     fewer = write_grid(place, {**PIXELS, "learner": "lr"}, name="fewer.yaml")
-    refuse("holds another grid: 1 run are only there (pixels/rf/seed-0)", grid=fewer)
+    refuse("holds another grid: only there: 1 run (pixels/rf/seed-0)", grid=fewer)
     other = write_grid(place, {**PIXELS, "pixels_per_class": 9}, name="other.yaml")
-    refuse("2 runs differ in their settings (pixels/lr/seed-0, pixels/rf/seed-0)", grid=other)
+    refuse("other settings: 2 runs (pixels/lr/seed-0, pixels/rf/seed-0)", grid=other)
     (place / "mine").mkdir()
     (place / "mine" / "thesis.txt").write_text("mine")
     refuse("this folder holds something else than a grid", out="mine")
     refuse("a file is in the way", out="mine/thesis.txt")
     (place / "toy" / "images" / "d.png").write_bytes((place / "toy" / "images" / "c.png").read_bytes())
-    refuse("1 split of the dataset differ (test)")
+    refuse("other data: 1 split (test)")
     grid = place / "out" / "grid.json"
     grid.write_text(json.dumps({**json.loads(grid.read_text()), "runs": [{}]}))
     refuse("grid.json: not what neurotome writes")
@@ -160,6 +196,7 @@ def test_several_processes_share_a_folder(place):
     assert list(list_failures(place / "out")) == []
 
 
+@pytest.mark.slow
 def test_two_grids_in_one_folder_at_once(place):
     grids = [write_grid(place, {**PIXELS, "learner": name}, name=f"{name}.yaml") for name in ("lr", "rf")]
     processes = [start(place, grid) for grid in grids]
@@ -207,6 +244,7 @@ def test_a_stopped_and_a_killed_grid_go_on_and_end_as_an_undisturbed_one(place):
     assert resumed == whole
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_a_failure_with_its_signal(place):
     grid = write_grid(place, {**LONGER, "train": {**LONGER["train"], "epochs": 4000}}, {**PIXELS, "learner": "lr"})
     process = start(place, grid)

@@ -17,7 +17,7 @@ from neurotome.errors import RunError
 from neurotome.experiments.claims import judge_claims
 from neurotome.experiments.measured import Measured
 from neurotome.experiments.plan import read_grid
-from neurotome.experiments.reproduce import choose_data, write_page
+from neurotome.experiments.reproduce import choose_data, find_best, write_page
 from neurotome.experiments.side_by_side import list_tables
 from neurotome.runs import Run
 from neurotome.scoring import score_images
@@ -327,6 +327,16 @@ def test_nothing_run_yet_gives_a_page(tmp_path):
     assert all(one.answer == "not measured" for one in judge_claims(Measured(out)))
 
 
+def test_a_grid_of_pixel_classifiers_gives_a_page(tmp_path):
+    out = tmp_path / "pixels"
+    for planned in write_grid(out, ENTRIES[3:]).runs:
+        write_run(out, planned, WRONG[planned.method])
+    text = Cells(write_page(out).read_text(encoding="utf-8")).text
+    assert "2 of 2" in text
+    assert "pixels/rf" in text
+    assert {one.answer for one in judge_claims(Measured(out))} == {"not measured"}
+
+
 def test_damaged_scores_count_as_not_run(folder, tmp_path):
     out = tmp_path / "damaged"
     plan = write_grid(out)
@@ -337,6 +347,10 @@ def test_damaged_scores_count_as_not_run(folder, tmp_path):
     with pytest.warns(UserWarning, match=r"test\.json"):
         write_page(out)
     assert plan.runs[0].name in (out / "reproduction.html").read_text(encoding="utf-8")
+
+
+def test_figure_5_shows_the_network_that_is_best_on_val(folder):
+    assert find_best(Measured(folder)).name == "ours/unet-resnet18"
 
 
 def test_several_seeds_are_one_method(tmp_path):

@@ -120,6 +120,10 @@ def test_worse_methods_and_those_within_the_interval(tmp_path):
     assert verdict(run, {"majority": [score(wrong=9)]})[0].startswith("Better than majority: it reaches macro F1 0.")
     unsure = make_run(tmp_path / "unsure", score(wrong=0, spread=2))
     assert verdict(unsure, {"forest": [score(wrong=4)]})[0].startswith("No clear winner: forest reaches macro F1 0.")
+    assert "the 95 % interval of the difference is -0." in verdict(unsure, {"forest": [score(wrong=4)]})[0]
+    # both are unsure, but the forest is better on every image
+    better = verdict(make_run(tmp_path / "paired", score(wrong=1, spread=1)), {"forest": [score(wrong=0, spread=1)]})
+    assert better[0].startswith("forest is better: macro F1 0.")
     (only,) = verdict(run, {"of other images": [score(split="val")]})
     assert "6 slices count as 6 independent ones; below 20 the interval may be too narrow" in only
     assert verdict(make_run(tmp_path / "many", score(30, wrong=2)), {"of other images": [score(split="val")]}) == []

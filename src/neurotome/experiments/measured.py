@@ -20,6 +20,9 @@ T = TypeVar("T")
 Key = tuple[int, int | None]
 """Seed and fold."""
 
+REPORTED = "as-reported"
+"""The recipe whose numbers printed ones are compared with."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -112,7 +115,7 @@ class Measured:
     def recipes(self) -> tuple[str, ...]:
         """The recipes of networks, in the order of the plan; the report's own first."""
         names = dict.fromkeys(method.recipe for method in self.methods.values() if method.kind == "network")
-        return tuple(sorted(names, key=lambda name: name != "as-reported"))
+        return tuple(sorted(names or [REPORTED], key=lambda name: name != REPORTED))
 
     @property
     def missing(self) -> tuple[str, ...]:

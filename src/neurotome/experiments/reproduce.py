@@ -189,9 +189,10 @@ def draw_figures(measured: Measured, dataset: Dataset | None, best: Method | Non
         recipes = {
             method.recipe: method.build() for method in reversed(measured.methods.values()) if method.kind == "network"
         }
-        shown = {name: recipes[name] for name in measured.recipes}
+        shown = {name: recipes[name] for name in measured.recipes if name in recipes}
         drawing["samples"] = partial(draw_samples, dataset, classes)
-        drawing["augmentation"] = partial(draw_augmented, dataset, classes, shown)
+        if shown:
+            drawing["augmentation"] = partial(draw_augmented, dataset, classes, shown)
         if best is not None:
             drawing["predictions"] = partial(draw_predictions, best.first_run, dataset, classes)
     for name, draw in drawing.items():

@@ -17,6 +17,7 @@ from neurotome.progress import format_duration
 from neurotome.report.slides import Slide, encode_layers, load_slides, rank_images, spread, to_url
 from neurotome.report.verdict import Scores, read_scores, verdict
 from neurotome.runs import Run
+from neurotome.statistics import estimate
 
 SLIDES, EXAMPLES, EXTREMES = 8, 3, 5
 
@@ -190,10 +191,9 @@ def _draw_figures(
             {
                 "name": name,
                 "runs": len(runs),
-                # of a single run the interval alone, which has a column of its own
                 "cells": [summarise([scores[mean][key] for scores in runs]) for mean in MEANS for key in KEYS]
                 + [summarise([scores["accuracy"] for scores in runs])],
-                "interval": runs[0]["intervals"]["macro"]["f1"] if len(runs) == 1 else None,
+                "interval": None if (found := estimate(runs, "macro.f1")).low is None else (found.low, found.high),
             }
             for name, runs in compared.items()
         ],

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from neurotome.runs import Run
+from neurotome.statistics import compare_pairs
 from neurotome.tables import count
 
 RISEN = 0.01  # macro F1 that counts as better: less is the noise between epochs
@@ -81,20 +82,22 @@ def _judge_training(rows: Sequence[Mapping[str, float | None]], config: Mapping[
 
 
 def _judge_others(scores: Scores, comparisons: Mapping[str, Sequence[Scores]]) -> list[str]:
-    """Returns how a run stands beside the best other method scored on the same split."""
+    """Returns how a run stands beside the best other method on the same slices, by their paired difference."""
     own = scores["macro"]["f1"]
-    others = {}
+    others, same = {}, {}
     for name, runs in comparisons.items():
-        f1s = [run["macro"]["f1"] for run in runs if run["split"] == scores["split"]]
+        same[name] = [run for run in runs if run["split"] == scores["split"]]
+        f1s = [run["macro"]["f1"] for run in same[name]]
         if f1s and None not in f1s:
             others[name] = sum(f1s) / len(f1s)
     if own is None or not others:
         return []
     name, best = max(others.items(), key=lambda other: other[1])
     numbers = f"macro F1 {best:.3f} on split {scores['split']}, this run {own:.3f}"
-    interval = scores["intervals"]["macro"]["f1"]
-    if interval and interval[0] <= best <= interval[1]:
-        return [f"No clear winner: {name} reaches {numbers}, whose 95 % interval is {interval[0]:.3f} to {interval[1]:.3f}."]
+    (found,) = compare_pairs({f"{name} beside this run": (same[name], [scores])}).values()
+    if found.low is not None and found.high is not None and found.low <= 0 <= found.high:
+        bounds = f"{found.low:+.3f} to {found.high:+.3f}"
+        return [f"No clear winner: {name} reaches {numbers}; the 95 % interval of the difference is {bounds}."]
     if best >= own:
         return [f"{name} is better: {numbers}. Use it, or train this one longer."]
     return [f"Better than {name}: it reaches {numbers}."]
