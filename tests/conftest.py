@@ -23,7 +23,18 @@ def compute_features(patch, extractor):
     return extractor.prepare(patch)(slice(0, height), slice(0, width))
 
 
-LONGEST = ("cli", "training_fit", "fine_tune", "kill_points", "configs", "figures", "demo", "microct_base", "mtneuro_fetch")
+LONGEST = (
+    "grid",
+    "cli",
+    "training_fit",
+    "fine_tune",
+    "kill_points",
+    "configs",
+    "figures",
+    "demo",
+    "microct_base",
+    "mtneuro_fetch",
+)
 
 
 def pytest_collection_modifyitems(items):

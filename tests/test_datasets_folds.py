@@ -128,6 +128,16 @@ def test_a_fold_without_a_class_is_named() -> None:
         check_folds(rare, 4)
 
 
+def test_folds_that_leak_are_said_once_with_test_before_val() -> None:
+    dataset = make_open(make_whole("stack", 100))
+    check_folds(dataset, 5)
+    with pytest.warns(
+        UserWarning, match="toy: 5 of 5 folds leak, such as: train and test are neighbours in stack_z"
+    ) as said:
+        check_folds(dataset, 5, gap=1)
+    assert len(said) == 1
+
+
 def place(name: str, z: int, slices: int, y: int = 0, path: str | None = None) -> Cutout:
     whole = make_whole(name, slices, seed=z)
     where = None if path is None else Path(path)

@@ -156,15 +156,15 @@ def test_folders_of_something_else_are_refused(place, capsys):
     assert give(place, write_grid(place, PIXELS)) == 0
     capsys.readouterr()
     fewer = write_grid(place, {**PIXELS, "learner": "lr"}, name="fewer.yaml")
-    refuse("holds another grid: 1 run are only there (pixels/rf/seed-0)", grid=fewer)
+    refuse("holds another grid: only there: 1 run (pixels/rf/seed-0)", grid=fewer)
     other = write_grid(place, {**PIXELS, "pixels_per_class": 9}, name="other.yaml")
-    refuse("2 runs differ in their settings (pixels/lr/seed-0, pixels/rf/seed-0)", grid=other)
+    refuse("other settings: 2 runs (pixels/lr/seed-0, pixels/rf/seed-0)", grid=other)
     (place / "mine").mkdir()
     (place / "mine" / "thesis.txt").write_text("mine")
     refuse("this folder holds something else than a grid", out="mine")
     refuse("a file is in the way", out="mine/thesis.txt")
     (place / "toy" / "images" / "d.png").write_bytes((place / "toy" / "images" / "c.png").read_bytes())
-    refuse("1 split of the dataset differ (test)")
+    refuse("other data: 1 split (test)")
     grid = place / "out" / "grid.json"
     grid.write_text(json.dumps({**json.loads(grid.read_text()), "runs": [{}]}))
     refuse("grid.json: not what neurotome writes")

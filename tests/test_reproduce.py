@@ -17,7 +17,7 @@ from neurotome.errors import RunError
 from neurotome.experiments.claims import judge_claims
 from neurotome.experiments.measured import Measured
 from neurotome.experiments.plan import read_grid
-from neurotome.experiments.reproduce import choose_data, write_page
+from neurotome.experiments.reproduce import choose_data, find_best, write_page
 from neurotome.experiments.side_by_side import list_tables
 from neurotome.runs import Run
 from neurotome.scoring import score_images
@@ -347,6 +347,10 @@ def test_damaged_scores_count_as_not_run(folder, tmp_path):
     with pytest.warns(UserWarning, match=r"test\.json"):
         write_page(out)
     assert plan.runs[0].name in (out / "reproduction.html").read_text(encoding="utf-8")
+
+
+def test_figure_5_shows_the_network_that_is_best_on_val(folder):
+    assert find_best(Measured(folder)).name == "ours/unet-resnet18"
 
 
 def test_several_seeds_are_one_method(tmp_path):

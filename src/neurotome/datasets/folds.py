@@ -106,7 +106,8 @@ def check_folds(dataset: Dataset, folds: int, gap: int | None = None) -> None:
     """
     made = make_folds(dataset, folds, gap)
     if leaking := [sentences for fold in made if (sentences := check_leaks(fold))]:
-        warnings.warn(f"{dataset.name}: {len(leaking)} of {folds} folds leak, such as: {leaking[0][-1]}", stacklevel=2)
+        example = max(itertools.chain(*leaking), key=lambda sentence: "Scores of test" in sentence)
+        warnings.warn(f"{dataset.name}: {len(leaking)} of {folds} folds leak, such as: {example}", stacklevel=2)
     lacking = [
         f"fold {number} has none of {', '.join(absent)} in {split}"
         for number, fold in enumerate(made)

@@ -50,8 +50,8 @@ SMALL_BATCH, SMALL_PATCH = 8, 64
 VALIDATING = 0.1
 """Most of a network's time that validation takes."""
 
-EPOCHS = 10
-"""Most epochs of a training that ends by time."""
+EPOCHS, EPOCH_S = 10, 20.0
+"""Most epochs of a training that ends by time, and the least seconds of one: each writes a checkpoint."""
 
 START_S, START_GPU_S = 2.0, 12.0
 """Seconds that a run's process takes to begin and to write its files; one that uses a GPU imports everything anew."""
@@ -360,7 +360,8 @@ def _limit(run: PlannedRun, costs: Costs, seconds: float) -> PlannedRun:
     limited["val_slices"] = 0 if kept >= slices else kept
     if asked > steps:
         cost = each * kept / slices if slices else 0.0
-        epochs = max(1, min(EPOCHS, int(VALIDATING * seconds / cost) if cost else EPOCHS, steps))
+        often = int(min(VALIDATING * seconds / cost if cost else EPOCHS, seconds / EPOCH_S))
+        epochs = max(1, min(EPOCHS, often, steps))
         limited["steps_per_epoch"] = math.ceil(steps / epochs)
         limited["epochs"] = math.ceil(asked / limited["steps_per_epoch"])
     return change(run, {"train": limited})

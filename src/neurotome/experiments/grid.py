@@ -178,15 +178,14 @@ def _claim_folder(plan: Plan, data: Dataset, source: str | Dataset, out: Path, w
             temporary.unlink(missing_ok=True)
     there = open_grid(out)
     differing = {
-        "are only there": [name for name in there.asked if name not in plan.asked],
-        "are only asked for": [name for name in plan.asked if name not in there.asked],
-        "differ in their settings": [n for n, digest in plan.asked.items() if there.asked.get(n, digest) != digest],
-        "of the dataset differ": [s for s in {**digests, **there.data} if digests.get(s) != there.data.get(s)],
+        "only there": [name for name in there.asked if name not in plan.asked],
+        "only asked for": [name for name in plan.asked if name not in there.asked],
+        "other settings": [n for n, digest in plan.asked.items() if there.asked.get(n, digest) != digest],
+        "other data": [s for s in {**digests, **there.data} if digests.get(s) != there.data.get(s)],
     }
-    kinds = {key: "split" if "dataset" in key else "run" for key in differing}
     listed = "; ".join(
-        f"{count(len(names), kinds[key])} {key} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-        for key, names in differing.items()
+        f"{what}: {count(len(names), 'split' if names is differing['other data'] else 'run')} ({_name_some(names)})"
+        for what, names in differing.items()
         if names
     )
     if listed:
@@ -348,6 +347,10 @@ class _Work:
         if key not in self.opened:
             self.opened[key] = open_data(self.source, run, self.plan.folds, self.plan.gap)
         return trace_scores(self.opened[key], split, weights)
+
+
+def _name_some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
 def _to_file(name: str) -> str:
