@@ -126,7 +126,7 @@ def test_tiles_stand_in_for_few_slices() -> None:
     assert found.low < found.value < found.high
     copies = grid.reshape(8, 8, 3, 3).repeat(2, 0).repeat(2, 1).reshape(256, 3, 3)
     alike = estimate([make(copies.sum(0)[None], tiles=[{"grid": [16, 16], "confusion": copies.tolist()}])], "macro.f1")
-    assert alike.blocks == pytest.approx(64, rel=0.4)
+    assert 40 < alike.blocks < 128  # of 256
     assert alike.high - alike.low > 0.8 * (found.high - found.low)
 
 
