@@ -91,7 +91,7 @@ def test_copies_of_slices_count_once() -> None:
     """Every slice four times in a row tells no more than once."""
     confusions = draw(1, 60)
     once, copied = (estimate([make(each)], "macro.f1") for each in (confusions, np.repeat(confusions, 4, 0)))
-    assert once.block == 1
+    assert once.blocks > 40
     assert copied.block > 1
     assert copied.units == 240
     assert copied.blocks == pytest.approx(60, rel=0.35)
@@ -105,9 +105,9 @@ def test_stacks_are_no_neighbours_but_single_images_are() -> None:
     apart = [f"stack{z % 4}/{z // 4:04d}" for z in range(240)]
     order = sorted(range(240), key=lambda z: apart[z])
     spread = estimate([make(confusions[order], [apart[z] for z in order])], "macro.f1")
-    assert spread.block == 1  # copies lie in other stacks
+    assert spread.blocks > 200  # copies lie in other stacks
     listed = estimate([make(confusions, [f"image{z}" for z in range(240)])], "macro.f1")
-    assert listed.block > 1
+    assert listed.blocks < 100
 
 
 def test_few_blocks_are_warned_of() -> None:
