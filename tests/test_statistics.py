@@ -87,6 +87,30 @@ def test_accuracy_of_equal_slices_has_the_interval_of_a_mean() -> None:
     assert found.p_corrected == found.p
 
 
+def test_blocks_of_two_slices_by_a_plain_loop() -> None:
+    right = np.array([52, 55, 60, 71, 68, 66, 55, 63, 58, 66, 49, 61, 70, 64, 59, 52, 47, 50, 58, 63])
+    n = len(right)
+    first = np.array([[[count, 100 - count], [0, 0]] for count in right])
+    second = np.array([[[50, 50], [0, 0]]] * n)
+    chosen = IntervalSettings(block=2, resamples=50_000)
+    found = compare_pairs({"p": ([make(first)], [make(second)])}, "accuracy", chosen)["p"]
+    influence = (right - right.mean()) / 100 / n
+    variances = []
+    for window in ((1, 1, 1, 0.5), (1, 0.75, 0.5, 0.25)):  # flat top and triangle over four lags
+        total = counted = squared = 0.0
+        for i in range(n):
+            for j in range(n):
+                if abs(i - j) < 4:
+                    weight = window[abs(i - j)]
+                    total += weight * influence[i] * influence[j]
+                    counted += weight / n
+                    squared += weight**2 / n
+        variances.append((total / (1 - counted / n), n / squared - 1))
+    variance, freedom = max(value for value, _ in variances), variances[0][1]
+    reach = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+    assert (found.low, found.high) == pytest.approx((found.effect - reach, found.effect + reach), abs=0.01 * reach)
+
+
 def test_copies_of_slices_count_once() -> None:
     """Every slice four times in a row tells no more than once."""
     confusions = draw(1, 60)
