@@ -20,7 +20,6 @@ Shapes = Sequence[tuple[int, int]]
 FEWEST_UNITS = 5  # fewer say nothing about how much they differ
 KEYS = ("precision", "recall", "f1", "iou")
 F1 = KEYS.index("f1")
-NOISE = 1.0  # of an autocorrelation, times 1 / sqrt(units): below it is taken as lost
 ROUNDING = 1e-8  # smallest influence; what units that are all alike have is noise of the arithmetic
 STEP = 1e-6  # by which a unit counts more when its influence is measured
 
@@ -178,22 +177,22 @@ def _limit_reach(units: Units) -> int:
     """Returns how far a window over lags may reach and leave some degrees of freedom."""
     n = units.counts.shape[1]
     longest = max(max(shape) for shape in units.shapes)
-    return max(1, min(2 * longest, n // 5 if units.kind == "slices" else math.isqrt(n // 9)))
+    return max(1, min(2 * longest, n // 4 if units.kind == "slices" else math.isqrt(n // 5)))
 
 
 def _choose_reach(slopes: Floats, shapes: Shapes, most: int) -> int:
-    """Returns how far the window over lags reaches: a tenth beyond where the autocorrelation is lost in its noise.
+    """Returns how far the window over lags reaches: twice as far as to where the autocorrelation is no more positive.
 
     `slopes` are the influences of units on some scores, shape (series, units). 1 means that units are independent.
     """
-    n, in_line = slopes.shape[1], all(columns == 1 for _, columns in shapes)
+    in_line = all(columns == 1 for _, columns in shapes)
     covariance = _autocovariance(slopes, shapes, most + 1).sum(0)
     along = covariance[:, 0] if in_line else (covariance[:, 0] + covariance[0]) / 2
     if along[0] <= 0:
         return 1
-    lost = np.flatnonzero(along[1:] / along[0] < NOISE / math.sqrt(n))
+    lost = np.flatnonzero(along[1:] <= 0)
     lag = 1 + int(lost[0]) if lost.size else len(along)
-    return 1 if lag == 1 else min(most, math.ceil(1.1 * lag))
+    return 1 if lag == 1 else min(most, 2 * lag)
 
 
 def _long_run_variance(slopes: Floats, shapes: Shapes, reach: int) -> tuple[Floats, float]:
@@ -202,7 +201,6 @@ def _long_run_variance(slopes: Floats, shapes: Shapes, reach: int) -> tuple[Floa
     covariance = _autocovariance(slopes, shapes, reach)
     pairs = _autocovariance(np.ones(n), shapes, reach) / n  # how many partners a unit has at each lag
     rows, columns = (np.arange(size) for size in pairs.shape)
-    pairs *= np.multiply.outer(np.where(rows > 0, 2, 1), np.where(columns > 0, 2, 1))  # lags of both signs
 
     def add(window: Floats) -> Floats:
         counted = float((pairs * window).sum())

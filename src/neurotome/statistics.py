@@ -4,8 +4,8 @@ Neighbouring slices are nearly copies of each other, so that slices drawn one by
 
 1. a score is a function of summed counts of pixels. What a slice adds to it, its influence, is the slope of the score when
    the slice counts a little more (Efron 1982, doi:10.1137/1.9781611970319, infinitesimal jackknife);
-2. the autocorrelation of the influences on the classes' F1 is followed to the first lag at which it is lost in its noise, as
-   by Politis (2003, doi:10.1111/1467-9892.00330), and a tenth beyond; the block is half as long as that;
+2. the autocorrelation of the influences on the classes' F1 is followed to the first lag at which it is not positive, as by
+   Geyer (1992, doi:10.1214/ss/1177011137), which is the block's length;
 3. blocks are drawn with replacement from all stacks, each stack closed to a circle (Politis & Romano 1992), and every draw
    is scored from its summed counts;
 4. the variance of the draws lacks the correlation that blocks cut, and a few blocks vary too little. It is multiplied by the
