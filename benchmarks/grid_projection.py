@@ -31,7 +31,7 @@ from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Cutout
 from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
 from neurotome.experiments.evaluate import score_split
-from neurotome.experiments.plan import read_grid
+from neurotome.experiments.grids.plan import read_grid
 from neurotome.load import load_predictor
 from neurotome.models.networks import ModelSettings
 from neurotome.runs import Run

@@ -10,11 +10,11 @@ import pytest
 
 from conftest import build, make_dataset, run, write_dataset
 from neurotome.errors import ModelError, SettingsError
-from neurotome.experiments import budget
-from neurotome.experiments.adapt import adapt_plan
-from neurotome.experiments.budget import Costs, scale_plan
-from neurotome.experiments.grid import GridResult
-from neurotome.experiments.measure import (
+from neurotome.experiments.grids import budget
+from neurotome.experiments.grids.adapt import adapt_plan
+from neurotome.experiments.grids.budget import Costs, scale_plan
+from neurotome.experiments.grids.grid import GridResult
+from neurotome.experiments.grids.measure import (
     NetSpeed,
     PixelSpeed,
     cut_piece,
@@ -24,7 +24,7 @@ from neurotome.experiments.measure import (
     measure_pixels,
     split_time,
 )
-from neurotome.experiments.plan import read_grid
+from neurotome.experiments.grids.plan import read_grid
 from neurotome.models.networks import ModelSettings
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
@@ -217,7 +217,7 @@ def test_what_the_data_cannot_give_is_replaced_and_said(tmp_path, monkeypatch):
         assert settings.encoder_weights == "imagenet"
         raise ModelError("not in the cache")
 
-    monkeypatch.setattr("neurotome.experiments.adapt.build_network", refuse)
+    monkeypatch.setattr("neurotome.experiments.grids.adapt.build_network", refuse)
     listed = {
         "model": {"encoder_weights": "imagenet"},
         "sample": {"patch": 256},
@@ -242,7 +242,7 @@ def test_the_command_scales_a_new_grid_and_goes_on_with_an_old_one(tmp_path, pri
         started.append(plan)
         return GridResult(plan, out, (), {})
 
-    monkeypatch.setattr("neurotome.experiments.grid.run_grid", lambda plan, data, out, reports: note(plan, data, out))
+    monkeypatch.setattr("neurotome.experiments.grids.grid.run_grid", lambda plan, data, out, reports: note(plan, data, out))
     command = ["grid", tmp_path / "grid.yaml", "--data", tmp_path / "data", "--out", tmp_path / "out"]
     assert run(*command, "--budget", "soon") == 1
     assert "budget is 'soon'; expected a time" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import yaml
 
 import neurotome
 from conftest import run, write_dataset
-from neurotome.experiments.plan import read_grid
+from neurotome.experiments.grids.plan import read_grid
 
 FILES = sorted((Path(neurotome.__file__).parent / "configs").rglob("*.yaml"))
 CONFIGS = [path for path in FILES if path.stem != "grid"]  # a grid is many runs

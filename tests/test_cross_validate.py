@@ -10,7 +10,7 @@ import yaml
 import neurotome
 from conftest import TINY, run
 from neurotome.errors import DatasetError, SettingsError
-from neurotome.experiments.grid import open_grid
+from neurotome.experiments.grids.grid import open_grid
 from neurotome.io import read_labels, write_image, write_labels
 from neurotome.metrics import scores
 

@@ -17,8 +17,8 @@ from pyarrow import parquet
 
 from conftest import run, write_dataset
 from neurotome.errors import RunError
-from neurotome.experiments.grid import list_failures, open_grid
-from neurotome.experiments.plan import read_grid
+from neurotome.experiments.grids.grid import list_failures, open_grid
+from neurotome.experiments.grids.plan import read_grid
 from neurotome.runs import Run
 
 PIXELS = {"kind": "pixels", "learner": ["lr", "rf"], "features": "identity", "forest.trees": 2}

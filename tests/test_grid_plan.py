@@ -5,7 +5,7 @@ import json
 import pytest
 
 from neurotome.errors import SettingsError
-from neurotome.experiments.plan import Plan, read_grid
+from neurotome.experiments.grids.plan import Plan, read_grid
 from neurotome.pixels.train import BaselineSettings
 from neurotome.training.recipe import Recipe
 

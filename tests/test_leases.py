@@ -9,8 +9,8 @@ import threading
 import psutil
 import pytest
 
-from neurotome.experiments import leases as module
-from neurotome.experiments.leases import Leases
+from neurotome.experiments.grids import leases as module
+from neurotome.experiments.grids.leases import Leases
 
 
 def forge(folder, number=1, **changed):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from neurotome.experiments.published import SCORES, read_mtneuro, read_report
+from neurotome.experiments.reproduction.published import SCORES, read_mtneuro, read_report
 
 TABLES = {table.number: table for table in read_report()}
 PIXELS = {row.split: row.values for row in TABLES[1].rows}

@@ -14,11 +14,11 @@ from conftest import run, write_dataset
 from neurotome.atomic import write_json
 from neurotome.classes import ClassSet
 from neurotome.errors import RunError
-from neurotome.experiments.claims import judge_claims
-from neurotome.experiments.measured import Measured
-from neurotome.experiments.plan import read_grid
-from neurotome.experiments.reproduce import choose_data, find_best, write_page
-from neurotome.experiments.side_by_side import list_tables
+from neurotome.experiments.grids.plan import read_grid
+from neurotome.experiments.reproduction.claims import judge_claims
+from neurotome.experiments.reproduction.measured import Measured
+from neurotome.experiments.reproduction.reproduce import choose_data, find_best, write_page
+from neurotome.experiments.reproduction.side_by_side import list_tables
 from neurotome.runs import Run
 from neurotome.scoring import score_images
 from neurotome.statistics import IntervalSettings, compare_metrics
@@ -104,7 +104,7 @@ def write_grid(folder, entries=ENTRIES, seeds=(0,)):
 def _without_figures(request, monkeypatch):
     """Drawing takes longer than all else; one test of the whole command does it."""
     if not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr("neurotome.experiments.reproduce.draw_figures", lambda *_: None)
+        monkeypatch.setattr("neurotome.experiments.reproduction.reproduce.draw_figures", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

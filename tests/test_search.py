@@ -19,8 +19,8 @@ from conftest import TINY, make_dataset, run, write_dataset
 from neurotome import figures
 from neurotome.augment import AugmentSettings
 from neurotome.errors import DatasetError, RunError, SettingsError
-from neurotome.experiments import search as searching
-from neurotome.experiments.search_space import Choice, Range, apply_values, choose_space, find_values, read_space
+from neurotome.experiments.searches import search as searching
+from neurotome.experiments.searches.space import Choice, Range, apply_values, choose_space, find_values, read_space
 from neurotome.models.networks import ModelSettings
 from neurotome.runs import Run
 from neurotome.training.prepare import settle_recipe

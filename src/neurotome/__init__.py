@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from neurotome.experiments.demo import DemoSettings as DemoSettings
     from neurotome.experiments.demo import demo as demo
     from neurotome.experiments.evaluate import evaluate as evaluate
-    from neurotome.experiments.grid import grid as grid
-    from neurotome.experiments.plan import read_grid as read_grid
-    from neurotome.experiments.reproduce import reproduce as reproduce
-    from neurotome.experiments.search import SearchSettings as SearchSettings
-    from neurotome.experiments.search import search as search
+    from neurotome.experiments.grids.grid import grid as grid
+    from neurotome.experiments.grids.plan import read_grid as read_grid
+    from neurotome.experiments.reproduction.reproduce import reproduce as reproduce
+    from neurotome.experiments.searches.search import SearchSettings as SearchSettings
+    from neurotome.experiments.searches.search import search as search
     from neurotome.experiments.train import train as train
     from neurotome.features import EncoderSettings as EncoderSettings
     from neurotome.features import FeatureSettings as FeatureSettings
@@ -63,10 +63,10 @@ _NAMES = {
     "experiments.compare": "compare",
     "experiments.demo": "DemoSettings demo",
     "experiments.evaluate": "evaluate",
-    "experiments.grid": "grid",
-    "experiments.plan": "read_grid",
-    "experiments.reproduce": "reproduce",
-    "experiments.search": "SearchSettings search",
+    "experiments.grids.grid": "grid",
+    "experiments.grids.plan": "read_grid",
+    "experiments.reproduction.reproduce": "reproduce",
+    "experiments.searches.search": "SearchSettings search",
     "experiments.train": "train",
     "features": "EncoderSettings FeatureSettings FilterSettings",
     "inference.predict": "PredictSettings predict predict_probs",

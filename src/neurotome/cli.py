@@ -27,11 +27,14 @@ COMMANDS = {
     "phantom": ("neurotome.datasets.phantom.make", "Write a synthetic dataset in the likeness of brain microCT."),
     "train": ("neurotome.experiments.train", "Train a network, score it on every split, write a report."),
     "baseline": ("neurotome.experiments.baseline", "Train a pixel classifier, score it on every split, write a report."),
-    "grid": ("neurotome.experiments.grid", "Train and score every setting of a grid; several processes may share it."),
-    "search": ("neurotome.experiments.search", "Find good settings by many short trainings (extra: hpo)."),
+    "grid": ("neurotome.experiments.grids.grid", "Train and score every setting of a grid; several processes may share it."),
+    "search": ("neurotome.experiments.searches.search", "Find good settings by many short trainings (extra: hpo)."),
     "compare": ("neurotome.experiments.compare", "Draw the scores of several runs side by side."),
     "evaluate": ("neurotome.experiments.evaluate", "Score a trained model on a split of a dataset."),
-    "reproduce": ("neurotome.experiments.reproduce", "The founding report's tables and claims beside what is measured."),
+    "reproduce": (
+        "neurotome.experiments.reproduction.reproduce",
+        "The founding report beside what is measured.",
+    ),
     "predict": ("neurotome.inference.predict", "Label an image, a stack or a folder with a trained model."),
 }
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from neurotome.datasets.base import DatasetOrName
 from neurotome.errors import RunError, SettingsError
-from neurotome.experiments.grid import run_grid
-from neurotome.experiments.plan import list_folds
+from neurotome.experiments.grids.grid import run_grid
+from neurotome.experiments.grids.plan import list_folds
 from neurotome.models.networks import settle_network
 from neurotome.pixels.train import BaselineSettings
 from neurotome.runs import Run

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from neurotome.atomic import atomic_path, write_text
-from neurotome.experiments.plan import Plan, PlannedRun
+from neurotome.experiments.grids.plan import Plan, PlannedRun
 from neurotome.runs import Run
 from neurotome.runs.record import flatten
 from neurotome.runs.run import redo_damaged

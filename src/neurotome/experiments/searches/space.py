@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from neurotome.augment import scale_augment
 from neurotome.errors import SettingsError, show, unknown
-from neurotome.experiments.plan import build_settings
+from neurotome.experiments.grids.plan import build_settings
 from neurotome.keywords import replace_settings
 from neurotome.models.networks import find_encoder, import_smp
 from neurotome.runs.record import flatten

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset
 from neurotome.errors import BusyError, ModelError, NeurotomeError, explain_system_error
-from neurotome.experiments.plan import PlannedRun
+from neurotome.experiments.grids.plan import PlannedRun
 from neurotome.training.recipe import Recipe
 
 Ending = Literal["done", "failed", "stopped", "busy"]
@@ -134,7 +134,7 @@ def _choose_context(networks: bool) -> ForkServerContext | SpawnContext:
     if "forkserver" in multiprocessing.get_all_start_methods() and not Path("/dev/nvidiactl").exists():
         context = multiprocessing.get_context("forkserver")
         usual = ["neurotome.experiments.run_pixels", "neurotome.pixels.saving"]
-        context.set_forkserver_preload(["neurotome.experiments.preloaded"] if networks else usual)
+        context.set_forkserver_preload(["neurotome.experiments.grids.preloaded"] if networks else usual)
         return context
     return multiprocessing.get_context("spawn")
 

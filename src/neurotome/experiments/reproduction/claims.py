@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from neurotome.experiments.measured import Measured, Method, compare_methods
-from neurotome.experiments.side_by_side import find_memory
+from neurotome.experiments.reproduction.measured import Measured, Method, compare_methods
+from neurotome.experiments.reproduction.side_by_side import find_memory
 from neurotome.report.judged import Judged, Pair
 from neurotome.statistics import Difference, compare_metrics, correct_holm
 

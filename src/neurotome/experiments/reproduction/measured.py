@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from neurotome.errors import RunError
-from neurotome.experiments.grid import list_failures, open_grid
-from neurotome.experiments.plan import PlannedRun
+from neurotome.experiments.grids.grid import list_failures, open_grid
+from neurotome.experiments.grids.plan import PlannedRun
 from neurotome.runs import Run
 from neurotome.statistics import Difference, Estimate, compare_pairs, estimate_all
 from neurotome.training.recipe import Recipe

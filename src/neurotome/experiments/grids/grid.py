@@ -20,13 +20,13 @@ from neurotome.datasets.folds import check_folds
 from neurotome.datasets.statistics import note_splits
 from neurotome.documents import read_json
 from neurotome.errors import ModelError, RunError
-from neurotome.experiments.adapt import adapt_plan
-from neurotome.experiments.budget import scale_plan
-from neurotome.experiments.child import Worker, check_networks, execute, open_data
 from neurotome.experiments.evaluate import trace_scores
-from neurotome.experiments.leases import Leases
-from neurotome.experiments.plan import Plan, PlannedRun, read_grid
-from neurotome.experiments.summary import Summary
+from neurotome.experiments.grids.adapt import adapt_plan
+from neurotome.experiments.grids.budget import scale_plan
+from neurotome.experiments.grids.child import Worker, check_networks, execute, open_data
+from neurotome.experiments.grids.leases import Leases
+from neurotome.experiments.grids.plan import Plan, PlannedRun, read_grid
+from neurotome.experiments.grids.summary import Summary
 from neurotome.models.model_folder import read_digest
 from neurotome.progress import Progress, format_duration
 from neurotome.runs import Run

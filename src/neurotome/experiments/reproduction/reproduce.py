@@ -15,14 +15,14 @@ from neurotome.datasets.base import Dataset, DatasetOrName
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.documents import read_json
 from neurotome.errors import NeurotomeError, RunError
-from neurotome.experiments.adapt import adapt_plan
-from neurotome.experiments.budget import scale_plan
-from neurotome.experiments.claims import DECODERS, ENCODERS, judge_claims, to_pair
-from neurotome.experiments.grid import open_grid, run_grid
-from neurotome.experiments.measured import Measured, Method, compare_methods
-from neurotome.experiments.plan import read_grid
-from neurotome.experiments.published import SCORES
-from neurotome.experiments.side_by_side import REPORTS_DATA, find_memory, list_tables
+from neurotome.experiments.grids.adapt import adapt_plan
+from neurotome.experiments.grids.budget import scale_plan
+from neurotome.experiments.grids.grid import open_grid, run_grid
+from neurotome.experiments.grids.plan import read_grid
+from neurotome.experiments.reproduction.claims import DECODERS, ENCODERS, judge_claims, to_pair
+from neurotome.experiments.reproduction.measured import Measured, Method, compare_methods
+from neurotome.experiments.reproduction.published import SCORES
+from neurotome.experiments.reproduction.side_by_side import REPORTS_DATA, find_memory, list_tables
 from neurotome.report.chosen import draw_augmented, draw_predictions, draw_samples
 from neurotome.report.judged import Pair
 from neurotome.report.reproduction import Ranked, Reproduction, list_facts, write_reproduction

@@ -16,8 +16,8 @@ from neurotome.datasets.base import Dataset
 from neurotome.datasets.folds import make_fold
 from neurotome.datasets.statistics import count_slices
 from neurotome.errors import SettingsError
-from neurotome.experiments.adapt import change
-from neurotome.experiments.measure import (
+from neurotome.experiments.grids.adapt import change
+from neurotome.experiments.grids.measure import (
     NetSpeed,
     PixelSpeed,
     count_pixels,
@@ -26,7 +26,7 @@ from neurotome.experiments.measure import (
     measure_network,
     measure_pixels,
 )
-from neurotome.experiments.plan import Plan, PlannedRun
+from neurotome.experiments.grids.plan import Plan, PlannedRun
 from neurotome.models.networks import settle_network
 from neurotome.pixels.importance import REPEATS
 from neurotome.pixels.sample import limit_rows

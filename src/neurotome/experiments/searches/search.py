@@ -22,8 +22,8 @@ from neurotome.datasets.base import Dataset, DatasetOrName
 from neurotome.datasets.statistics import note_splits
 from neurotome.errors import NeurotomeError, RunError, SettingsError, explain_system_error, is_out_of_memory
 from neurotome.experiments.run_network import train_and_score
-from neurotome.experiments.search_space import Space, apply_values, choose_space, draw_values, find_values, read_space
-from neurotome.experiments.search_trials import DATABASE, KILLS, Trials, check_folder, explain_database
+from neurotome.experiments.searches.space import Space, apply_values, choose_space, draw_values, find_values, read_space
+from neurotome.experiments.searches.trials import DATABASE, KILLS, Trials, check_folder, explain_database
 from neurotome.lazy import import_extra
 from neurotome.progress import Progress, format_duration
 from neurotome.tables import Shown, Table

@@ -9,7 +9,7 @@ from typing import Any
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.mtneuro.variants import FOUR_CLASSES
 from neurotome.errors import ModelError
-from neurotome.experiments.plan import Plan, PlannedRun
+from neurotome.experiments.grids.plan import Plan, PlannedRun
 from neurotome.models.networks import ModelSettings, build_network
 
 REPORTED_WEIGHTS = [0.1, 0.3, 0.3, 0.2]

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from neurotome.experiments.measured import Measured, Method
-from neurotome.experiments.published import PrintedRow, PrintedTable, read_mtneuro, read_report
+from neurotome.experiments.reproduction.measured import Measured, Method
+from neurotome.experiments.reproduction.published import PrintedRow, PrintedTable, read_mtneuro, read_report
 from neurotome.report.side_table import Cell, Form, SideRow, SideTable
 from neurotome.statistics import Estimate
 
