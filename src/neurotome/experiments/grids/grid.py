@@ -97,13 +97,7 @@ def grid(
         NeurotomeError: The grid, the data or the folder cannot be used, and nothing has been changed; or some runs have
             failed, and all others are done.
     """
-    planned, seconds = read_grid(plan, folds, gap), parse_duration(budget, "budget")
-    if _is_free(Path(out)):  # what has begun goes on as it was planned
-        dataset = open_dataset(data)
-        planned = adapt_plan(planned, dataset)
-        planned = scale_plan(planned, dataset, seconds) if seconds else planned
-        sys.stderr.writelines(f"note: {sentence}\n" for sentence in planned.scaled)
-    result = run_grid(planned, data, Path(out), reports=reports)
+    result = run_grid(fit_plan(read_grid(plan, folds, gap), data, Path(out), budget), data, Path(out), reports=reports)
     if result.failed:
         listed = "\n".join(f"  {name}: {message}" for name, message in result.failed.items())
         sys.stderr.write(f"\n{result}\n\n")
@@ -112,6 +106,17 @@ def grid(
             "The others are done. The same command tries the failed ones again."
         )
     return result
+
+
+def fit_plan(plan: Plan, data: DatasetOrName, out: Path, budget: str) -> Plan:
+    """Returns a plan that data, machine and budget allow, and says what was changed; that of a begun folder stays."""
+    seconds = parse_duration(budget, "budget")
+    if _is_free(out):
+        dataset = open_dataset(data)
+        plan = adapt_plan(plan, dataset)
+        plan = scale_plan(plan, dataset, seconds) if seconds else plan
+        sys.stderr.writelines(f"note: {sentence}\n" for sentence in plan.scaled)
+    return plan
 
 
 def run_grid(plan: Plan, dataset: DatasetOrName, out: Path, *, reports: bool = False) -> GridResult:

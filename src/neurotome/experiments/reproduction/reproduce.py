@@ -15,9 +15,7 @@ from neurotome.datasets.base import Dataset, DatasetOrName
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.documents import read_json
 from neurotome.errors import NeurotomeError, RunError
-from neurotome.experiments.grids.adapt import adapt_plan
-from neurotome.experiments.grids.budget import scale_plan
-from neurotome.experiments.grids.grid import open_grid, run_grid
+from neurotome.experiments.grids.grid import fit_plan, open_grid, run_grid
 from neurotome.experiments.grids.plan import read_grid
 from neurotome.experiments.reproduction.claims import DECODERS, ENCODERS, judge_claims, to_pair
 from neurotome.experiments.reproduction.measured import Measured, Method, compare_methods
@@ -27,7 +25,6 @@ from neurotome.report.chosen import draw_augmented, draw_predictions, draw_sampl
 from neurotome.report.judged import Pair
 from neurotome.report.reproduction import Ranked, Reproduction, list_facts, write_reproduction
 from neurotome.statistics import rank_methods
-from neurotome.training.recipe import parse_duration
 
 if TYPE_CHECKING:
     from neurotome.figures import Figure, Setting
@@ -73,14 +70,8 @@ def reproduce(
 def run_all(out: Path, data: DatasetOrName | None, budget: str, grid: str) -> None:
     """Runs a grid in a folder, or goes on with what the folder holds; failed runs do not raise."""
     plan = read_grid(grid)
-    begun = (out / "grid.json").is_file()
-    source = open_grid(out).dataset if begun and data is None else choose_data(data)
-    if not begun:  # otherwise the folder's own plan is gone on with
-        dataset = open_dataset(source)
-        plan = adapt_plan(plan, dataset)
-        if budget:
-            plan = scale_plan(plan, dataset, parse_duration(budget, "budget"))
-    run_grid(plan, source, out)
+    source = open_grid(out).dataset if data is None and (out / "grid.json").is_file() else choose_data(data)
+    run_grid(fit_plan(plan, source, out, budget), source, out)
 
 
 def write_page(out: Path, data: DatasetOrName | None = None) -> Path:
