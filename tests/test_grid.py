@@ -16,8 +16,9 @@ from PIL import Image
 from pyarrow import parquet
 
 from conftest import run, write_dataset
+from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
 from neurotome.errors import RunError
-from neurotome.experiments.grids.grid import list_failures, open_grid
+from neurotome.experiments.grids.grid import list_failures, open_grid, run_grid
 from neurotome.experiments.grids.plan import read_grid
 from neurotome.runs import Run
 
@@ -58,6 +59,17 @@ def read_summary(place, out="out"):
 
 def read_times(place):
     return {path: path.stat().st_mtime_ns for path in (place / "out" / "runs").rglob("*") if path.is_file()}
+
+
+@pytest.mark.filterwarnings("ignore:.*class:UserWarning")  # so little tissue lacks some
+def test_the_phantom_is_made_once_for_all_runs(place, monkeypatch):
+    tiny = make_phantom(PhantomSettings(height=32, width=32, train_depth=2, val_depth=1, test_depth=1, regions=("vp",)))
+    monkeypatch.setattr("neurotome.experiments.grids.grid.open_dataset", lambda _: tiny)  # a run would make another one
+    result = run_grid(read_grid(write_grid(place, {**PIXELS, "learner": "lr"})), "phantom", place / "out")
+    assert (result.finished, result.failed) == (("pixels/lr/seed-0",), {})
+    done = Run(place / "out" / "runs" / "pixels/lr/seed-0")
+    assert done.read_config()["dataset"] == open_grid(place / "out").dataset == "phantom"
+    assert sum(map(sum, done.read_scores("test")["confusion"])) == 32 * 32
 
 
 def test_a_grid_is_run_once_and_summarised(place):

@@ -124,7 +124,7 @@ def run_grid(plan: Plan, dataset: DatasetOrName, out: Path, *, reports: bool = F
 
     Args:
         plan: What is asked. Where `out` holds the same grid, its own plan, which a budget may have scaled, is gone on with.
-        dataset: What `open_dataset` opens. Each run opens it anew, so a Dataset must be one that can be pickled.
+        dataset: What `open_dataset` opens. Each run opens it anew or is handed it: a Dataset must be picklable.
         out: The grid's folder.
         reports: Write each run's report.
 
@@ -134,7 +134,8 @@ def run_grid(plan: Plan, dataset: DatasetOrName, out: Path, *, reports: bool = F
     """
     worker = Worker(networks=any(run.kind == "network" for run in plan.runs))
     data = open_dataset(dataset)
-    source = dataset if isinstance(dataset, Dataset) else str(dataset)
+    # the phantom is made as it is opened, which takes seconds; made once, it is handed to every run
+    source = data if isinstance(dataset, Dataset) or str(dataset) == "phantom" else str(dataset)
     if isinstance(source, Dataset):
         try:
             pickle.dumps(source)
