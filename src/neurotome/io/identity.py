@@ -120,7 +120,8 @@ def _find_files(path: Path) -> tuple[str, list[Any], list[tuple[int, Path]], int
         return "folder", [names], [(number, slices[number]) for number in _spread(len(slices))], len(slices)
     import zarr
 
-    node, place = zarr.open(str(path), mode="r"), path
+    node: Any = zarr.open(str(path), mode="r")
+    place = path
     if not isinstance(node, zarr.Array):
         attributes: Any = dict(node.attrs)
         level = attributes.get("ome", attributes)["multiscales"][0]["datasets"][0]["path"]
