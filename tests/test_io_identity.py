@@ -7,7 +7,7 @@ import zarr
 from PIL import Image
 
 from neurotome.errors import ImageError
-from neurotome.io.identity import check_unchanged, identify_input, keep_lasting
+from neurotome.io.identity import check_unchanged, identify_input, compare_by
 
 VOXELS = np.arange(4 * 20 * 24, dtype=np.uint16).reshape(4, 20, 24) % 251
 
@@ -67,7 +67,7 @@ def test_what_is_moved_renamed_and_touched_is_the_same(image, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     moved = tmp_path / "elsewhere" / f"other{path.suffix}"
     shutil.copytree(path, moved) if path.is_dir() else shutil.copy(path, moved)
-    assert keep_lasting(identify_input(moved)) == keep_lasting(before)
+    assert compare_by(identify_input(moved)) == compare_by(before)
     check_unchanged(path, before)
 
 
@@ -75,7 +75,7 @@ def test_a_changed_byte_makes_it_another(image):
     path, files = image
     before = identify_input(path)
     flip(files[-1])
-    assert keep_lasting(identify_input(path)) != keep_lasting(before)
+    assert compare_by(identify_input(path)) != compare_by(before)
     with pytest.raises(ImageError, match=r"changed while it was read: its content\. The blocks done until now are kept"):
         check_unchanged(path, before)
 
@@ -87,7 +87,7 @@ def test_what_is_written_while_it_is_read_is_named(image):
     name = files[0].relative_to(path) if path.is_dir() else path.name
     with pytest.raises(ImageError, match=rf"a file was written \({name}\)"):
         check_unchanged(path, before)
-    assert keep_lasting(identify_input(path)) == keep_lasting(before)
+    assert compare_by(identify_input(path)) == compare_by(before)
 
 
 def test_what_is_lost_while_it_is_read_is_said(image):

@@ -45,7 +45,7 @@ class BlockLedger:
 
         Args:
             folder: Where it lies; made if need be.
-            fingerprint: All that changes a voxel, as JSON: model, settings, input (`identity.keep_lasting`), grid.
+            fingerprint: All that changes a voxel, as JSON: model, settings, input (`identity.compare_by`), grid.
             writer: A name that no other process uses, for the file of this one.
             chosen: What `auto` chose, recorded if the ledger is begun now; `head["chosen"]` is what counts.
 

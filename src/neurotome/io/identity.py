@@ -75,8 +75,8 @@ def identify_input(path: str | Path) -> Mapping[str, Any]:
     }
 
 
-def keep_lasting(identity: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the part of an identity that stays when an image is moved, renamed or touched, for a fingerprint."""
+def compare_by(identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns what an image is compared by when a job goes on: the part of its identity that outlives moves and touches."""
     return {key: identity[key] for key in ("kind", "files", "bytes", "sha256")}
 
 
