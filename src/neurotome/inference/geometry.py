@@ -202,8 +202,8 @@ def plan_geometry(
         host = threads * count_block_bytes(smallest, volume.data.dtype.itemsize, len(predictor.classes))
         raise SettingsError(
             f"{volume.path or volume.name}: {'the tile asked for' if tile != 'auto' else 'even the smallest tile'} of "
-            f"{' x '.join(map(str, smallest.grid.tile_zyx))} voxels with a halo of {halo} pixels takes {forward / 1e6:.0f} MB to "
-            f"predict and {host / 1e6:.0f} MB for {threads} blocks under way; found {memory_bytes / 1e6:.0f} MB"
+            f"{' x '.join(map(str, smallest.grid.tile_zyx))} voxels with a halo of {halo} pixels takes {forward / 1e6:.0f} "
+            f"MB to predict and {host / 1e6:.0f} MB for {threads} blocks under way; found {memory_bytes / 1e6:.0f} MB"
             + (f", and {device_bytes / 1e6:.0f} MB on the device" if device_bytes is not None else "")
             + ". Raise --max-memory, or give a larger --tolerance, a smaller --tile or fewer --threads."
         )
@@ -219,7 +219,7 @@ def plan_geometry(
 def estimate_memory(
     geometry: Geometry, *, itemsize: int, classes: int, bytes_per_pixel: float, threads: int, on_device: bool = False
 ) -> int:
-    """Returns the memory in bytes that blocks take at once, beside the program itself; without the forward pass on a device."""
+    """Returns the bytes that blocks take at once, beside the program itself; `on_device`: without the forward pass."""
     forward = 0 if on_device else count_forward_bytes(geometry, bytes_per_pixel)
     return forward + threads * count_block_bytes(geometry, itemsize, classes)
 
@@ -294,7 +294,7 @@ def _list_tiles(shape_zyx: Triple, axes: str, stride: int, tile: int | Literal["
             step = math.lcm(stride, EDGE)
             parts = {min(round(1.2**i), -(-size // step)) for i in range(32)} | {*range(1, 9)}
             options.append(sorted({-(-size // (part * step)) * step for part in parts}, reverse=True))
-    return sorted(product(*options), key=math.prod, reverse=True)
+    return sorted(((z, y, x) for z, y, x in product(*options)), key=math.prod, reverse=True)
 
 
 def _list_batches(start: Geometry, tile_zyx: Triple) -> list[Geometry]:

@@ -27,7 +27,8 @@ class BlockLabels:
 
     Attributes:
         labels: Ids as they are stored, uint8, shape of the block's box (z, y, x); `NOT_PREDICTED` where not asked, or air.
-        confidence: 255 x the probability of the label, uint8, same shape, `NOT_PREDICTED` where the labels are; None if not asked.
+        confidence: 255 x the probability of the label, uint8, same shape, `NOT_PREDICTED` where the labels are; None if not
+            asked for.
         air_tiles: Numbers of the tiles that were asked for and not computed, because nothing is there.
     """
 
@@ -108,7 +109,7 @@ class Region:
         return self.voxels[_shift(box, self.box)]
 
     def cut_planes(self, geometry: Geometry, axis: str, planes: slice, rows: slice, columns: slice) -> NDArray[Any]:
-        """Returns planes with their neighbours as channels (n, channels, y, x); beyond the ends the last plane is repeated."""
+        """Returns planes with their neighbours as channels (n, channels, y, x); beyond the ends the last one is repeated."""
         along, down, across = PLANE[axis]
         view = self.voxels.transpose(along, down, across)
         rows, columns = (_shift((span,), (self.box[d],))[0] for span, d in ((rows, down), (columns, across)))
@@ -179,18 +180,11 @@ def _label_tile(
     along, down, across = PLANE[geometry.axes]
     rows, columns = geometry.plan_span(box[down], down, 1), geometry.plan_span(box[across], across, 1)
     patches = region.cut_planes(geometry, geometry.axes, box[along], rows.read, columns.read)
-    crop = _shift((box[down], box[across]), (rows.read, columns.read))
+    crop = _shift((box[down],), (rows.read,))[0], _shift((box[across],), (columns.read,))[0]
     with lock:
-        chosen, sure = _label_patches(predictor, patches, scale, crop, confidence)
+        chosen, sure = predictor.label_patches(patches, scale, crop, confidence)
     order = np.argsort(PLANE[geometry.axes])
     return chosen.transpose(order), None if sure is None else sure.transpose(order)
-
-
-def _label_patches(
-    predictor: Predictor, grey: NDArray[Any], scale: Scale, crop: tuple[slice, ...], confidence: bool
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    probs = predictor.predict_probs(scale.apply(grey))[(slice(None), slice(None), *crop)]
-    return probs.argmax(1).astype(np.uint8), _to_confidence(probs.max(1)) if confidence else None
 
 
 def _to_confidence(probs: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -41,8 +41,8 @@ def choose_factors(volume: Volume, axis: str, expected_um: Sequence[float] | Non
         raise ImageError(
             f"{volume.path or volume.name}: voxel size {own_y:.4g} x {own_x:.4g} um, but the model expects {wanted_y:.4g} x "
             f"{wanted_x:.4g} um ({' x '.join('zyx'[d] for d in PLANE[axis][1:])}), a factor of "
-            f"{max(factors, key=lambda f: abs(math.log(f))):.3g}; expected {1 / MOST_RESIZED:g} to {MOST_RESIZED:g}. Give the "
-            "image's voxel size with --voxel-size-um."
+            f"{max(factors, key=lambda f: abs(math.log(f))):.3g}; expected {1 / MOST_RESIZED:g} to {MOST_RESIZED:g}. Give "
+            "the image's voxel size with --voxel-size-um."
         )
     if all(1 / SIZE_TOLERANCE <= factor <= SIZE_TOLERANCE for factor in factors):
         return 1.0, 1.0
