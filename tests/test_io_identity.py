@@ -7,7 +7,7 @@ import zarr
 from PIL import Image
 
 from neurotome.errors import ImageError
-from neurotome.io.identity import check_unchanged, identify_input, compare_by
+from neurotome.io.identity import check_unchanged, compare_by, identify_input
 
 VOXELS = np.arange(4 * 20 * 24, dtype=np.uint16).reshape(4, 20, 24) % 251
 
