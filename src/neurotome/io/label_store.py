@@ -47,7 +47,8 @@ class BlockArray:
         self.path, self.level, self.version = path, level, version
         self.shape_zyx: tuple[int, int, int] = tuple(array.shape)  # type: ignore[assignment]
         self.block_zyx: tuple[int, int, int] = tuple(block_zyx)  # type: ignore[assignment]
-        self._array, self._chunk = array, array.shards or array.chunks
+        self.chunk_zyx: tuple[int, int, int] = tuple(array.chunks)  # type: ignore[assignment]
+        self._array, self._file_zyx = array, array.shards or array.chunks
 
     def write_block(self, place: Place, values: NDArray[np.uint8]) -> str:
         """Writes a block in place of whatever is there; its files are on disk when this returns.
@@ -90,6 +91,15 @@ class BlockArray:
                     digest.update(part)
         return digest.hexdigest()
 
+    def stamp(self, place: Place) -> str:
+        """Returns a digest of names, sizes and times of the files of any box: whether they changed, at little cost."""
+        digest = hashlib.sha256()
+        for file in self._list_files(place):
+            if file.is_file():
+                found = file.stat()
+                digest.update(f"{file.relative_to(self.path).as_posix()} {found.st_size} {found.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
     def read(self, place: Place) -> NDArray[np.uint8]:
         """Returns the voxels of any box; ImageError if a chunk in it is damaged."""
         with name_failures(self.path / self.level):
@@ -98,7 +108,7 @@ class BlockArray:
     def _list_files(self, place: Place) -> list[Path]:
         """Returns the files that a box may have, sorted by name; whether they exist is another question."""
         folder = self.path / self.level / ("c" if self.version == "0.5" else "")
-        ranges = [range(part.start // step, -(-part.stop // step)) for part, step in zip(place, self._chunk, strict=True)]
+        ranges = [range(part.start // step, -(-part.stop // step)) for part, step in zip(place, self._file_zyx, strict=True)]
         return sorted(folder.joinpath(*map(str, index)) for index in product(*ranges))
 
     def _check_block(self, place: Place) -> None:
