@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from neurotome import __version__
 from neurotome.documents import read_yaml
 from neurotome.engines.base import Attempt, Build, EngineSettings, Outcome, Pending, TimeLimit
 from neurotome.engines.ending import Ending
@@ -201,9 +200,7 @@ def open_cluster(settings: EngineSettings) -> Iterator[Cluster]:
         SettingsError: Slurm's options are wrong.
         RunError: No scheduler answers, or Slurm takes no job.
     """
-    import dask
-    import distributed
-
+    distributed, dask = (import_extra(name, "cluster") for name in ("distributed", "dask"))
     assert settings.workers != "auto"
     assert settings.threads != "auto"
     own = {
@@ -262,12 +259,12 @@ def _start_slurm(path: Path, workers: int) -> tuple[Any, int | None]:
 
 def _check_versions(client: Any) -> None:
     """Refuses workers that run another version: results must not depend on who computed them."""
-    found = client.run(tell_version, on_error="return")
-    others = {address: told for address, told in found.items() if told != __version__}
+    expected, found = tell_version(), client.run(tell_version, on_error="return")
+    others = {address: told for address, told in found.items() if told != expected}
     for address, told in others.items():
         what = f"neurotome {told}" if isinstance(told, str) else f"no neurotome that works ({told})"
         raise RunError(
-            f"the worker at {address} has {what}; expected {__version__}, as here ({len(others)} of {len(found)} workers "
+            f"the worker at {address} has {what}; expected {expected}, as here ({len(others)} of {len(found)} workers "
             "differ). Install the same version there, and start the workers again."
         )
 

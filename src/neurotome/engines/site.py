@@ -10,12 +10,12 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from neurotome import __version__
 from neurotome.engines.base import Work, describe, list_gpus
 from neurotome.engines.ending import Ending, attempt_task, describe_hanging
 
@@ -58,7 +58,7 @@ _SITES: dict[str, _Site] = {}
 _HELD: list[int] = []  # descriptors of lock files, open as long as the process lives
 
 
-class Plugin(WorkerPlugin):  # type: ignore[misc]  # distributed's types are not read
+class Plugin(WorkerPlugin):
     """Tells every worker of a job, also one that joins later."""
 
     def __init__(self, token: str, build: bytes, threads: int, cores: int | None) -> None:
@@ -79,7 +79,7 @@ class Plugin(WorkerPlugin):  # type: ignore[misc]  # distributed's types are not
 
 def tell_version() -> str:
     """Returns the version of neurotome in this process."""
-    return __version__
+    return metadata.version("neurotome")
 
 
 def do_task(token: str, task: int, limit_s: float, alone: bool) -> Ending:
