@@ -61,7 +61,7 @@ def find_damaged_chunk(array: Any, layout: Layout, place: Place) -> Path | None:
         part = asked.get(axis, slice(layout.fixed.get(axis, 0), layout.fixed.get(axis, 0) + 1))
         spans.append(range(part.start // step, -(-part.stop // step)))
     for index in product(*spans):
-        file = Path(array.store.root) / array.path / array.metadata.encode_chunk_key(index)
+        file: Path = Path(array.store.root) / array.path / array.metadata.encode_chunk_key(index)
         if file.exists():
             try:
                 array[tuple(slice(i * step, (i + 1) * step) for i, step in zip(index, steps, strict=True))]

@@ -17,7 +17,7 @@ from neurotome.errors import ImageError
 from neurotome.io.axes import Choice, Layout, choose_axes, find_unit, guess_axes, keep_plausible
 from neurotome.io.lazy_array import LazyArray, Place, Source
 from neurotome.io.listing import find_chunk_zyx, find_damaged_chunk, list_zarr_chunks
-from neurotome.io.zarr_store import open_or_create, synced_store
+from neurotome.io.zarr_store import open_or_create, synced_store, whole_files
 from neurotome.volume import Size
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ def open_zarr(path: Path, choice: Choice) -> Source:
     """Opens an OME-Zarr 0.4 or 0.5 at its full resolution, or a plain Zarr array (z, y, x); chunks are read on demand."""
     import zarr
 
-    node = zarr.open(str(path), mode="r")
+    node = zarr.open(whole_files(path), mode="r")
     if isinstance(node, zarr.Array):
-        named = getattr(node.metadata, "dimension_names", None) or node.attrs.get("_ARRAY_DIMENSIONS") or (None,)
+        named: Any = getattr(node.metadata, "dimension_names", None) or node.attrs.get("_ARRAY_DIMENSIONS") or (None,)
         axes_named = "".join(named) if all(isinstance(name, str) for name in named) else guess_axes(node.ndim)
         return Source(_wrap(path, node, choose_axes(path, axes_named, node.shape, choice)))
     attributes: dict[str, Any] = dict(node.attrs)
