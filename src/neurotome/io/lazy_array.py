@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import ImageError, NeurotomeError
+from neurotome.io.chunks import ChunkMap
 from neurotome.volume import Size
 
 Place = tuple[slice, slice, slice]
@@ -38,6 +39,8 @@ class LazyArray:
         """Keeps `read`, which returns the voxels of a place: three slices with start and stop."""
         self.path, self.shape, self.dtype = path, shape, np.dtype(dtype).newbyteorder("=")
         self.reopen: Callable[[], Source] | None = None  # for another process
+        self.chunk_zyx: tuple[int, int, int] | None = None  # voxels that are decompressed together, where there are some
+        self.find_chunks: Callable[[], ChunkMap | None] | None = None  # lists what is stored, see io.chunks
         self._read, self._process = read, os.getpid()
 
     @property
@@ -73,7 +76,7 @@ class LazyArray:
         return np.asarray(self[:], dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_read": None, "_process": 0}
+        return {**self.__dict__, "_read": None, "find_chunks": None, "_process": 0}
 
     def _read_place(self, place: Place) -> NDArray[Any]:
         if self._process != os.getpid():  # an open file must not be shared with a parent process

@@ -5,6 +5,7 @@ Metadata after the NGFF specification 0.5, https://ngff.openmicroscopy.org/0.5/:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurotome.errors import ImageError
-from neurotome.io.axes import Choice, choose_axes, find_unit, keep_plausible
-from neurotome.io.lazy_array import Source
+from neurotome.io.axes import Choice, Layout, choose_axes, find_unit, keep_plausible
+from neurotome.io.lazy_array import LazyArray, Source
+from neurotome.io.listing import find_chunk_zyx, list_zarr_chunks
 from neurotome.io.zarr_store import open_or_create, synced_store
 from neurotome.volume import Size
 
@@ -89,7 +91,7 @@ def open_zarr(path: Path, choice: Choice) -> Source:
     node = zarr.open(str(path), mode="r")
     if isinstance(node, zarr.Array):
         names = "".join(getattr(node.metadata, "dimension_names", None) or "zyx"[-node.ndim :])
-        return Source(choose_axes(path, names, node.shape, choice).wrap(path, node))
+        return Source(_wrap(path, node, choose_axes(path, names, node.shape, choice)))
     attributes: dict[str, Any] = dict(node.attrs)
     described = attributes.get("ome", attributes)
     multiscales = described.get("multiscales") if isinstance(described, dict) else None
@@ -116,4 +118,11 @@ def open_zarr(path: Path, choice: Choice) -> Source:
     channels = [str(channel.get("label", "")) for channel in described.get("omero", {}).get("channels", ())]
     array: Any = node[level["path"]]
     layout = choose_axes(path, "".join(units), array.shape, choice, channels)
-    return Source(layout.wrap(path, array), keep_plausible(known))
+    return Source(_wrap(path, array, layout), keep_plausible(known))
+
+
+def _wrap(path: Path, array: zarr.Array[Any], layout: Layout) -> LazyArray:
+    data = layout.wrap(path, array)
+    data.chunk_zyx = find_chunk_zyx(layout, array.chunks)
+    data.find_chunks = functools.partial(list_zarr_chunks, array, layout)
+    return data
