@@ -46,6 +46,25 @@ class Cutout:
         """Returns labels of one slice as uint8, shape (y, x); only what is asked for is read and narrowed."""
         return np.asarray(self.labels[z, rows, columns]).astype(np.uint8)
 
+    def find_pixel(self, z: int, class_id: int, number: int) -> tuple[int, int]:
+        """Returns (y, x) of a pixel of a class in a slice: which of them, `number` says, counted from 0."""
+        labels = self.read_labels(z)
+        y, x = divmod(int(np.flatnonzero(labels.reshape(-1) == class_id)[number]), labels.shape[1])
+        return y, x
+
+    def cut(self, name: str, place: Place) -> Cutout:
+        """Returns a part (z, y, x) under another name; nothing is read."""
+        volume = self.volume
+        z, y, x = place
+        part = Volume(view(volume.data, place), name, volume.voxel_size_um, (z.start, y.start, x.start), volume.path)
+        return Cutout(part, view(self.labels, place))
+
+    @property
+    def slice_names(self) -> list[str]:
+        """How scores and pictures call its slices: by their numbers in the stack, if there are several."""
+        numbers = self.volume.numbers.tolist()
+        return [f"{self.name}/{z:04d}" for z in numbers] if len(numbers) > 1 else [self.name]
+
     @cached_property
     def label_counts(self) -> NDArray[np.int64]:
         """Pixels of each slice per label value, int64, shape (slices, 256); read once, slice by slice."""
