@@ -77,9 +77,9 @@ class Cutout:
         volume = self.volume
         pixels = hashlib.sha256(repr((volume.shape, str(volume.data.dtype))).encode())
         labels = hashlib.sha256()
-        for z in range(volume.shape[0]):
-            pixels.update(np.ascontiguousarray(volume.data[z]).tobytes())
-            labels.update(self.read_labels(z).tobytes())
+        for plane, truth in zip(volume.data, self.labels, strict=True):
+            pixels.update(np.ascontiguousarray(plane).tobytes())
+            labels.update(np.ascontiguousarray(truth, np.uint8).tobytes())
         voxel_size_um = [float(edge) for edge in volume.voxel_size_um or ()] or None
         return {"pixels": pixels.hexdigest(), "labels": labels.hexdigest(), "voxel_size_um": voxel_size_um}
 
@@ -233,4 +233,5 @@ def view(source: NDArray[Any], place: Place = (slice(None),) * 3, table: NDArray
 
     dtype = source.dtype if table is None else table.dtype
     lazy = LazyArray(getattr(source, "path", Path()), (z_size, y_size, x_size), dtype, read)
+    lazy.chunk_zyx = getattr(source, "chunk_zyx", None)
     return cast("NDArray[Any]", lazy)  # as which it behaves wherever volumes are used

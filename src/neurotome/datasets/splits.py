@@ -52,9 +52,10 @@ class Entry(NamedTuple):
                 )
         z, y, x = (slice(*self.ranges.get(axis, (0, size))) for axis, size in zip(AXES, shape, strict=True))
         if not any(z.start <= number < z.stop for number in volume.numbers):
+            there = ", ".join(map(str, volume.numbers[:8])) + ", ..." * (len(volume.numbers) > 8)
             raise DatasetError(
-                f"{config}: z {z.start}..{z.stop} of {self.image_id} is asked for, but its labelled slices are "
-                f"{', '.join(map(str, volume.numbers[:8]))}{', ...' * (len(volume.numbers) > 8)}; expected one of them in it."
+                f"{config}: z {z.start}..{z.stop} of {self.image_id} is asked for, but its labelled slices are {there}; "
+                "expected one of them in it."
             )
         return whole.cut(self.name, (z, y, x))
 

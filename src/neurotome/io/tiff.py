@@ -84,10 +84,11 @@ def open_tiff(path: Path, choice: Choice, *, labels: bool) -> Source:
         invert = _check_colours(path, page, samples, labels=labels)
         size = _read_size(file)
         if series.dataoffset is not None and samples == 1:
-            read = _map_pixels(path, series, np.dtype(file.byteorder + page.dtype.char), layout)
+            read, chunk = _map_pixels(path, series, np.dtype(file.byteorder + page.dtype.char), layout), None
         else:
-            read = _plan_pages(path, series, layout, labels)
+            read, chunk = _plan_pages(path, series, layout, labels), (1, *layout.shape_zyx[1:])
     data = LazyArray(path, layout.shape_zyx, page.dtype, (lambda place: ~read(place)) if invert else read)
+    data.chunk_zyx = chunk
     return Source(data, size, tuple(notes))
 
 
