@@ -29,7 +29,7 @@ SHAPE = (24, 40, 48)
 RNG = np.random.default_rng(0)
 LABELS = np.zeros(SHAPE, np.uint8)
 LABELS[:, 8:24, 10:30] = 1
-LABELS[::3, 30:36, 5:40] = 2
+LABELS[::4, 30:36, 5:40] = 2
 GREY = (np.array([100, 180, 30])[LABELS] + RNG.normal(0, 8, SHAPE)).clip(0, 255).astype(np.uint8)
 LABELLED = [3, 12, 20]
 SPARSE = np.full(SHAPE, 255, np.uint8)
@@ -86,6 +86,7 @@ def write_folder(folder: Path) -> Path:
 
 def test_patches_of_a_volume_are_those_of_the_same_files_in_a_folder(dense: Path, tmp_path: Path) -> None:
     mine, theirs = open_dataset(dense), open_dataset(write_folder(tmp_path / "folder"))
+    assert mine.name == theirs.name == "toy"
     for got, expected in zip(draw(mine), draw(theirs), strict=True):
         np.testing.assert_array_equal(got, expected)
     for split in ("train", "val"):

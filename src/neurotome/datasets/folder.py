@@ -108,8 +108,8 @@ def open_folder(path: str | Path) -> Dataset:
     voxel_size_um = None if edges_um is None else (float(edges_um[0]), float(edges_um[1]), float(edges_um[2]))
     wholes = _read_pairs(folder, sorted(ids - set(volumes)), files, classes, voxel_size_um)
     cache = TileCache(CACHE_BYTES)
-    for name in sorted(ids & set(volumes)):
-        wholes[name] = open_listed(volumes[name], folder, classes, voxel_size_um, cache)
+    for image_id in sorted(ids & set(volumes)):
+        wholes[image_id] = open_listed(volumes[image_id], folder, classes, voxel_size_um, cache)
     is_made = splits is None
     splits = splits or make_splits(list(wholes.values()), len(classes), str(folder), groups)
     unlisted = tuple(sorted(known - _list_used(splits)))

@@ -108,7 +108,7 @@ class VolumeCutout(Cutout):
         """Returns the labelled slices within a part (z, y, x); only if it is narrower in y or x are labels counted anew."""
         volume, (z, y, x) = self.volume, place
         kept = np.flatnonzero((volume.numbers >= z.start) & (volume.numbers < z.stop))
-        labels: Any = PickedSlices(self.labels, kept, self.labels.path)
+        labels: Any = PickedSlices(self.labels, kept, volume.data.path)
         whole, tiles = volume.stack, self.tiles[kept]
         if (y.start, x.start, y.stop, x.stop) != (0, 0, *volume.shape[1:]):
             window = (slice(None), y, x)
