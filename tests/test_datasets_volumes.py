@@ -147,6 +147,17 @@ def test_a_label_volume_with_few_labelled_slices_is_the_same_as_a_list_of_them(s
         np.testing.assert_array_equal(got, expected)
 
 
+def test_slices_may_be_the_files_of_a_folder(sparse: Path) -> None:
+    for number, plane in enumerate(LABELS[LABELLED], start=8):  # s8, s9, s10
+        write_labels(sparse / "slices" / f"s{number}.png", plane)
+    for z, plane in enumerate(GREY):
+        write_image(sparse / "grey" / f"{z}.tif", plane)
+    write_config(sparse, [{"name": "block", "image": "grey", "labels": "slices/", "z": LABELLED}], {"train": ["block"]})
+    (cutout,) = open_dataset(sparse).split("train")
+    np.testing.assert_array_equal(cutout.labels[:], LABELS[LABELLED])
+    np.testing.assert_array_equal(cutout.volume.read_context(2, 3), GREY[19:22])
+
+
 def test_label_slices_may_stand_in_any_order(sparse: Path) -> None:
     turned = [LABELLED[i] for i in (2, 0, 1)]
     write_labels(sparse / "turned.tif", LABELS[turned])

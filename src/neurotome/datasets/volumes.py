@@ -35,6 +35,7 @@ from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.opening import open_labels, open_volume
 from neurotome.io.picked import PickedSlices, TileCache
 from neurotome.progress import Progress
+from neurotome.sampling import is_large
 from neurotome.volume import Size, Volume
 
 CACHE_BYTES = 1 << 30
@@ -46,10 +47,8 @@ COUNTED_BYTES = 64 << 20
 COUNTED_EDGE = 256
 """Edge in pixels of the tiles, rounded up to whole chunks, of which it is known how many pixels each class has there."""
 
-EXACT_VOXELS = 1 << 28
-"""Cutouts of more voxels are identified by a sample; reading 1 TB would take hours."""
-
 SAMPLED_EDGE, SAMPLED_BOXES = 64, 64
+"""Edge in voxels and number of the boxes by which a large cutout is told from others; reading 1 TB would take hours."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,8 @@ class VolumeCutout(Cutout):
 
     @cached_property
     def digests(self) -> Mapping[str, Any]:
-        """As of any cutout; above `EXACT_VOXELS`, of boxes spread evenly over it and of the labels in every slice."""
-        if self.volume.data.size <= EXACT_VOXELS:
+        """As of any cutout; of a large one (`sampling.is_large`), of boxes spread evenly over it and of the labels in every slice."""
+        if not is_large(self.volume.data):
             return super().digests
         shape = self.volume.shape
         pixels = hashlib.sha256(repr((shape, str(self.volume.data.dtype))).encode())
@@ -213,8 +212,8 @@ def open_listed(
         ImageError: A file is missing or cannot be used.
     """
     image_path, labels_path = folder / listed.image, folder / listed.labels
-    volume = open_volume(image_path, channel=listed.channel, time=listed.time, voxel_size_um=voxel_size_um)
-    stored = open_labels(labels_path)
+    volume = open_volume(image_path, channel=listed.channel, time=listed.time, voxel_size_um=voxel_size_um, stack=True)
+    stored = open_labels(labels_path, stack=True)
     check_fit(listed, volume, stored.shape, labels_path)
     numbers = np.arange(volume.shape[0]) if listed.z is None else np.array(sorted(listed.z))
     order = numbers if listed.z is None else np.argsort(listed.z)
@@ -313,6 +312,6 @@ def count_labels(labels: Any, classes: ClassSet, tile_yx: tuple[int, int], title
             counts[z : z + len(box), row, first + column] = found[:, : len(classes)]
         done += box.size / 1e6
         progress.update(done)
-    if labels.size > EXACT_VOXELS:
+    if is_large(labels):
         progress.finish()
     return counts
