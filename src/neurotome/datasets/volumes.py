@@ -120,7 +120,7 @@ class VolumeCutout(Cutout):
 
     @cached_property
     def digests(self) -> Mapping[str, Any]:
-        """As of any cutout; of a large one (`sampling.is_large`), of boxes spread evenly over it and of the labels in every slice."""
+        """As of any cutout; those of a large one are of boxes spread evenly over it and of the labels' number per slice."""
         if not is_large(self.volume.data):
             return super().digests
         shape = self.volume.shape
