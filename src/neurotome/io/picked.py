@@ -86,7 +86,7 @@ class TileCache:
             return out
 
         wrapped = LazyArray(source.path, source.shape, source.dtype, read)
-        wrapped.chunk_zyx, wrapped.find_chunks = chunk, source.find_chunks
+        wrapped.chunk_zyx, wrapped.listing = chunk, source.find_chunks
         return wrapped
 
 
