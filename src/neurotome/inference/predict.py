@@ -6,68 +6,24 @@ import dataclasses
 import math
 import warnings
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
 
-from neurotome.classes import Palette
 from neurotome.errors import ImageError, SettingsError
 from neurotome.inference.jobs import Job, Output, list_sources, plan_jobs
+from neurotome.inference.predict_settings import PredictSettings
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.opening import check_grey, looks_like_colours, open_volume
-from neurotome.outputs import Existing
-from neurotome.predictor import Device, Predictor
+from neurotome.predictor import Predictor
 from neurotome.progress import Progress
 from neurotome.volume import Volume
 
 MOST_LISTED = 20
 """Images of a folder that could not be predicted and are listed with their reasons."""
-
-
-@dataclass(frozen=True)
-class PredictSettings:
-    """How a model is applied."""
-
-    tile: int | Literal["auto"] = "auto"
-    """Edge of a tile in pixels; larger images are predicted in overlapping tiles. auto: the edge that suits the model."""
-
-    halo: int | Literal["auto"] = "auto"
-    """Pixels read around a tile; auto: as many as the model can see, so that tiles equal the whole image."""
-
-    overlay: bool = False
-    """Write OUTPUT_overlay.png (a .tif for stacks), the image with the classes laid over it, and OUTPUT_legend.png."""
-
-    show: tuple[str, ...] = ()
-    """Classes that the overlay shows; all but the first if none is named."""
-
-    confidence: bool = False
-    """Write OUTPUT_confidence.png (a .tif for stacks): the probability of the chosen class times 255."""
-
-    palette: Palette = "colour-blind-safe"
-    """Colours of the overlay and of label files that have colours."""
-
-    invert: bool = False
-    """Flip the grey values first: for images in which vessels and cells are brighter than the tissue around them."""
-
-    voxel_size_um: float | Literal["auto"] = "auto"
-    """Edge of the image's pixels in micrometres; auto: what the file says. Where the model's differs, slices are resampled
-    to it and the labels brought back."""
-
-    channel: int | Literal["auto"] = "auto"
-    """Which channel of an image of several, from 0; auto: the only one."""
-
-    time: int | Literal["auto"] = "auto"
-    """Which time of an image of several, from 0; auto: the only one."""
-
-    existing: Existing = "refuse"
-    """What to do where an output is there already; skip finishes a folder that was stopped."""
-
-    device: Device = "auto"
-    """Where to predict: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps."""
 
 
 def predict(
@@ -95,7 +51,6 @@ def predict(
         RunError: An output is there already, or is an input; nothing has been read then.
         SettingsError: A setting is out of range.
     """
-    _check_settings(settings)
     image = Path(input) if isinstance(input, (str, Path)) else _open(input, settings)
     jobs, legend = _plan(image, output, settings)
     if not jobs and legend is None:
@@ -158,7 +113,6 @@ def predict_probs(
     from neurotome.inference.slices import predict_slices
     from neurotome.load import load_predictor
 
-    _check_settings(settings)
     volume = _open(image, settings)
     predictor = load_predictor(Path(model), settings.device) if isinstance(model, (str, Path)) else model
     volume = _prepare(predictor, volume, settings)
@@ -225,12 +179,3 @@ def _note_unknown_size(volume: Volume, expected_um: tuple[float, float, float] |
         stacklevel=3,
     )
     return True
-
-
-def _check_settings(settings: PredictSettings) -> None:
-    if settings.tile != "auto" and settings.tile < 32:
-        raise SettingsError(f"tile is {settings.tile}; expected at least 32 pixels, or auto.")
-    if settings.halo != "auto" and settings.halo < 0:
-        raise SettingsError(f"halo is {settings.halo}; expected 0 pixels or more, or auto.")
-    if settings.voxel_size_um != "auto" and not 0 < settings.voxel_size_um < math.inf:
-        raise SettingsError(f"voxel_size_um is {settings.voxel_size_um}; expected micrometres, or auto.")

@@ -1,0 +1,110 @@
+"""VolumeJob: all that a process needs to label blocks of one volume, so that it can be sent anywhere."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.inference.geometry import Geometry
+from neurotome.io.lazy_array import LazyArray, Place
+from neurotome.io.opening import open_volume
+from neurotome.normalize import Scale
+from neurotome.volume import Size, Volume
+
+LEDGER = Path("0", "ledger")
+"""Where the ledger lies in a label store: inside the array, where readers that list groups do not look."""
+
+
+@dataclass(frozen=True)
+class VolumeSource:
+    """Which voxels are read, and how.
+
+    Attributes:
+        path: The image.
+        channel, time: Which of several; None where there is one.
+        voxel_size_um: What a person says; None: what the file says.
+        flip: Sum of the lowest and the highest grey value where the contrast is inverted, from which grey values are
+            subtracted, with those two as limits.
+    """
+
+    path: str
+    channel: int | None = None
+    time: int | None = None
+    voxel_size_um: Size | None = None
+    flip: tuple[float, float] | None = None
+
+    def open(self) -> Volume:
+        """Opens the volume, lazily; ImageError as `open_volume`."""
+        volume = open_volume(
+            Path(self.path), channel=self.channel, time=self.time, voxel_size_um=self.voxel_size_um
+        )
+        return volume if self.flip is None else flip_grey(volume, *self.flip)
+
+
+def flip_grey(volume: Volume, low: float, high: float) -> Volume:
+    """Returns a volume whose grey values are flipped between two of them when they are read; same dtype."""
+
+    def read(place: Place) -> NDArray[Any]:
+        grey = np.asarray(volume.data[place])
+        lowest, highest = grey.dtype.type(low), grey.dtype.type(high)
+        flipped: NDArray[Any] = (highest - grey.clip(lowest, highest)) + lowest  # in this order every step fits the dtype
+        return flipped
+
+    where = volume.path or Path(volume.name)
+    return replace(volume, data=LazyArray(where, volume.shape, volume.data.dtype, read))
+
+
+@dataclass(frozen=True)
+class VolumeJob:
+    """What is computed and where it goes; the same for every block, process and machine of a run.
+
+    Attributes:
+        model: Path or name of the model, and its digest, so that no worker computes with another.
+        device, back_end: Where and with what a network runs.
+        source: The volume.
+        scale: Its grey scale, measured once.
+        geometry: Tiles, halo and blocks.
+        labels: The label store; its ledger lies in `LEDGER`.
+        confidence: The store of the chosen class's probability, or None.
+        fingerprint: What the ledger was begun with.
+        air_below: Tiles of darker grey values only are not computed.
+        wanted: Which tiles are wanted, packed by `pack_tiles`; None: all.
+        workers: Processes on a machine, which share its cores.
+    """
+
+    model: str
+    model_sha256: str
+    device: str
+    back_end: str
+    source: VolumeSource
+    scale: Scale
+    geometry: Geometry
+    labels: str
+    confidence: str | None
+    fingerprint: Mapping[str, Any]
+    air_below: float | None = None
+    wanted: bytes | None = field(default=None, repr=False)
+    workers: int = 1
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger's folder."""
+        return Path(self.labels) / LEDGER
+
+
+def pack_tiles(wanted: NDArray[np.bool_]) -> bytes | None:
+    """Returns a flag per tile in few bytes, None where all are set."""
+    return None if wanted.all() else zlib.compress(np.packbits(wanted).tobytes(), 1)
+
+
+def unpack_tiles(packed: bytes | None, count: int) -> NDArray[np.bool_]:
+    """Returns the flags that `pack_tiles` packed."""
+    if packed is None:
+        return np.ones(count, bool)
+    return np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=count).astype(bool)
