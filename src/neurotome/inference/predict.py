@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from neurotome.errors import ImageError, SettingsError
 from neurotome.inference.jobs import Job, Output, list_sources, plan_jobs
 from neurotome.inference.predict_settings import PredictSettings
-from neurotome.io.lazy_array import LazyArray, Place
+from neurotome.inference.volume_job import find_extremes, flip_grey
+from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.opening import check_grey, looks_like_colours, open_volume
 from neurotome.predictor import Predictor
 from neurotome.progress import Progress
@@ -32,8 +33,12 @@ def predict(
     output: str | Path | None = None,
     *,
     settings: Annotated[PredictSettings, Parameter(name="*")] = PredictSettings(),
-) -> NDArray[np.uint8] | list[Path]:
-    """Labels images with a trained model, in memory that does not grow with the number of slices.
+    volume: Annotated[VolumeSettings, Parameter(name="*")] = VolumeSettings(),
+) -> NDArray[np.uint8] | list[Path] | dict[str, str]:
+    """Labels images with a trained model, in memory that does not grow with their number of slices.
+
+    Where the output is an OME-Zarr (OUT.zarr, or IMAGE.zarr/labels/NAME), a volume of any size is labelled block by block: a
+    run that was killed goes on where it was, and several processes or machines may share it.
 
     Args:
         model: Run folder, model folder or the name of a packaged model.
@@ -41,9 +46,11 @@ def predict(
         output: Label file (.png, .tif, .npy or .zarr), or for a folder the folder to write label files to; not needed for
             an array.
         settings: How the model is applied.
+        volume: How a volume is done whose labels go into an OME-Zarr.
 
     Returns:
-        For an array its labels as they are stored, uint8, same shape; otherwise the label files written.
+        For an array its labels as they are stored, uint8, same shape; otherwise the label files written, or for a dry run what
+        a run would take.
 
     Raises:
         ModelError: The model cannot be loaded.
@@ -51,6 +58,12 @@ def predict(
         RunError: An output is there already, or is an input; nothing has been read then.
         SettingsError: A setting is out of range.
     """
+    if isinstance(input, (str, Path)) and output is not None:
+        from neurotome.inference.volumes import is_volume_output, predict_volume
+
+        if is_volume_output(Path(output)):
+            return predict_volume(str(model), Path(input), Path(output), settings, volume)
+    volume.refuse_given("name an output that ends in .zarr, or IMAGE.zarr/labels/NAME")
     image = Path(input) if isinstance(input, (str, Path)) else _open(input, settings)
     jobs, legend = _plan(image, output, settings)
     if not jobs and legend is None:
@@ -66,7 +79,7 @@ def predict(
     noted = False
     for number, job in enumerate(jobs, start=1):
         try:
-            volume = job.source if isinstance(job.source, Volume) else _open(job.source, settings)
+            opened = job.source if isinstance(job.source, Volume) else _open(job.source, settings)
             noted = noted or _note_unknown_size(volume, predictor.voxel_size_um)
             title = f"predicting {volume.name}" + (f" ({number} of {len(jobs)})" if len(jobs) > 1 else "")
             progress = Progress(title, math.prod(volume.shape) / 1e6, "Mpixel")
@@ -158,15 +171,7 @@ def _prepare(predictor: Predictor, volume: Volume, settings: PredictSettings) ->
 
 def invert_grey(volume: Volume) -> Volume:
     """Returns a volume whose grey values are flipped between its lowest and its highest when they are read; same dtype."""
-    extremes = [(plane.min(), plane.max()) for plane in volume.data]
-    low, high = min(lowest for lowest, _ in extremes), max(highest for _, highest in extremes)
-
-    def read(place: Place) -> NDArray[Any]:
-        flipped: NDArray[Any] = (high - np.asarray(volume.data[place])) + low  # in this order every step fits into the dtype
-        return flipped
-
-    where = volume.path or Path(volume.name)
-    return dataclasses.replace(volume, data=LazyArray(where, volume.shape, volume.data.dtype, read))
+    return flip_grey(volume, *find_extremes(volume))
 
 
 def _note_unknown_size(volume: Volume, expected_um: tuple[float, float, float] | None) -> bool:

@@ -29,8 +29,7 @@ class VolumeSource:
         path: The image.
         channel, time: Which of several; None where there is one.
         voxel_size_um: What a person says; None: what the file says.
-        flip: Sum of the lowest and the highest grey value where the contrast is inverted, from which grey values are
-            subtracted, with those two as limits.
+        flip: Lowest and highest grey value, between which all are flipped where the contrast is inverted.
     """
 
     path: str
@@ -45,6 +44,12 @@ class VolumeSource:
             Path(self.path), channel=self.channel, time=self.time, voxel_size_um=self.voxel_size_um
         )
         return volume if self.flip is None else flip_grey(volume, *self.flip)
+
+
+def find_extremes(volume: Volume) -> tuple[float, float]:
+    """Returns the lowest and the highest grey value of a volume, between which a flip takes place."""
+    extremes = [(plane.min(), plane.max()) for plane in volume.data]
+    return float(min(lowest for lowest, _ in extremes)), float(max(highest for _, highest in extremes))
 
 
 def flip_grey(volume: Volume, low: float, high: float) -> Volume:

@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.errors import ImageError, SettingsError
+from neurotome.engines import settle_engine
+from neurotome.errors import SettingsError
 from neurotome.inference.geometry import Geometry, estimate_memory, plan_geometry
+from neurotome.inference.halo import choose_halo
+from neurotome.inference.predict_settings import PredictSettings
+from neurotome.inference.selection import Selection, select_tiles
 from neurotome.inference.volume_job import LEDGER, VolumeJob, VolumeSource, find_extremes, pack_tiles
 from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger, read_head
+from neurotome.io.chunks import list_chunks
 from neurotome.io.identity import compare_by, identify_input
+from neurotome.io.opening import open_labels
+from neurotome.models.back_ends.choose import choose_back_end
+from neurotome.models.back_ends.memory import measure_bytes_per_pixel
 from neurotome.models.model_folder import read_digest
 from neurotome.normalize import Scale
-from neurotome.quantities import read_bytes
+from neurotome.predictor import Predictor
+from neurotome.quantities import format_bytes, read_bytes
+from neurotome.runs.environment import measure_peak_memory
 from neurotome.volume import Volume
-
-if TYPE_CHECKING:
-    from neurotome.inference.predict import PredictSettings
-    from neurotome.predictor import Predictor
 
 MOST_MEMORY = 8_000_000_000
 """Bytes a worker may take where nobody says: more makes tiles hardly cheaper."""
 
-THREADS = 2
-"""Blocks a worker has in hand where nobody says: one is computed while another is read or written."""
-
 PLANNED_THREADS = 4
 """Tiles are planned for so many threads, so that they, and the labels, do not depend on how many there are."""
+
+BYTES_STEP = 1.25
+PROGRAM_STEP = 1 << 28
 
 SAMPLE_EDGE = 512
 """Pixels of the patch on which back ends are compared."""
@@ -109,14 +115,21 @@ def plan_volume(
     if "geometry" not in chosen:
         predictor = _choose(predictor, volume, chosen, settings, options, memory)
     geometry = Geometry.from_json(chosen["geometry"])
-    threads = THREADS if options.threads == "auto" else options.threads
-    bound = estimate_memory(geometry, predictor, volume, threads=threads, bytes_per_pixel=chosen["bytes_per_pixel"])
+    threads = settle_engine(options.engine, device).threads
+    assert threads != "auto"
+    bound = chosen["program_bytes"] + estimate_memory(
+        geometry,
+        bytes_per_pixel=chosen["bytes_per_pixel"],
+        threads=threads,
+        itemsize=volume.data.dtype.itemsize,
+        classes=len(predictor.classes),
+    )
     if bound > memory:
         raise SettingsError(
-            f"max_memory is {options.max_memory}, but tiles that were planned before take {bound / 1e9:.2g} GB. Give more, "
-            "fewer --threads, or begin anew with --overwrite."
+            f"max_memory is {options.max_memory}, but tiles that were planned before take {format_bytes(bound)} with {threads} "
+            "threads. Give more, use fewer --threads, or begin anew with --overwrite."
         )
-    selection = _select(geometry, volume, options, predictor)
+    selection = _select(geometry, volume, options)
     scale = chosen["scale"]
     job = VolumeJob(
         model=str(model),
@@ -154,32 +167,49 @@ def _choose(
     memory_bytes: int,
 ) -> Predictor:
     """Settles scale, back end, halo and geometry, writes them into `chosen`, and returns the predictor of that back end."""
-    from neurotome.inference.halo import choose_halo
-
     scale = predictor.normalization.scale_for(volume)
     chosen["scale"] = {"mean": scale.mean, "std": scale.std, "source": getattr(scale, "source", "")}
-    chosen["back_end"] = options.back_end if options.back_end != "auto" else "torch"
-    bytes_per_pixel = 2000.0
+    chosen["back_end"], chosen["back_end_measured"] = options.back_end, "as asked for"
+    if options.back_end == "auto":
+        predictor, reports = choose_back_end(predictor, scale.apply(_cut_patch(predictor, volume)))
+        chosen["back_end"] = next((report.name for report in reports if report.chosen), "torch")
+        chosen["back_end_measured"] = " ".join(str(report) for report in reports) or "the only one for this model"
     if settings.halo != "auto":
-        halo, measured = settings.halo, "as given"
+        halo, measured = settings.halo, "as asked for"
     elif options.tolerance == 0 or not predictor.bounded:
         halo, measured = max(predictor.halo_zyx[1:]), "all that the model can see"
     else:
         choice = choose_halo(predictor, volume, scale, axes=options.axes, tolerance=options.tolerance)
         halo, measured = choice.halo, choice.measured
+    # rounded, so that what differs from one measurement to the next does not change the tiles
+    bytes_per_pixel = float(BYTES_STEP ** math.ceil(math.log(measure_bytes_per_pixel(predictor), BYTES_STEP)))
+    program = -(-measure_used_memory() // PROGRAM_STEP) * PROGRAM_STEP
     geometry = plan_geometry(
         predictor,
         volume,
         axes=options.axes,
         halo=halo,
         tile=settings.tile,
-        memory_bytes=memory_bytes,
+        memory_bytes=memory_bytes - program,
         bytes_per_pixel=bytes_per_pixel,
         threads=PLANNED_THREADS,
         chunk_zyx=getattr(volume.data, "chunk_zyx", None),
     )
-    chosen |= {"halo": halo, "halo_measured": measured, "bytes_per_pixel": bytes_per_pixel, "geometry": geometry.to_json()}
+    chosen |= {
+        "halo": halo,
+        "halo_measured": measured,
+        "bytes_per_pixel": bytes_per_pixel,
+        "program_bytes": program,
+        "geometry": geometry.to_json(),
+    }
     return predictor
+
+
+def _cut_patch(predictor: Predictor, volume: Volume) -> NDArray[Any]:
+    """Returns grey values (1, in_channels, y, x) from the middle of a volume, on which back ends are compared."""
+    z, y, x = volume.shape
+    rows, columns = (slice(max(0, (n - SAMPLE_EDGE) // 2), min(n, (n + SAMPLE_EDGE) // 2)) for n in (y, x))
+    return volume.read_context(z // 2, predictor.in_channels, rows, columns)[None]
 
 
 def _choose_memory(text: str) -> int:
@@ -200,9 +230,15 @@ def measure_memory() -> int:
     return min(physical, int(allowed)) if allowed.isdigit() else int(physical)
 
 
+def measure_used_memory() -> int:
+    """Returns the memory that this process has now, in bytes; its peak where the system does not tell."""
+    status = Path("/proc/self/statm")
+    if status.is_file():
+        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return measure_peak_memory()
+
+
 def _select(geometry: Geometry, volume: Volume, options: VolumeSettings) -> Selection:
     """Returns the tiles that are wanted: within box and mask, and where chunks are stored."""
     mask = Volume(open_labels(Path(options.mask)), "mask", path=Path(options.mask)) if options.mask else None
-    return select_tiles(
-        geometry.grid, bbox=options.bbox, mask=mask, chunks=list_chunks(volume.data), reach_zyx=(0, 0, 0)
-    )
+    return select_tiles(geometry.grid, bbox=options.bbox, mask=mask, chunks=list_chunks(volume.data))
