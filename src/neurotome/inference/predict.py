@@ -33,7 +33,7 @@ def predict(
     output: str | Path | None = None,
     *,
     settings: Annotated[PredictSettings, Parameter(name="*")] = PredictSettings(),
-    volume: Annotated[VolumeSettings, Parameter(name="*")] = VolumeSettings(),
+    options: Annotated[VolumeSettings, Parameter(name="*")] = VolumeSettings(),
 ) -> NDArray[np.uint8] | list[Path] | dict[str, str]:
     """Labels images with a trained model, in memory that does not grow with their number of slices.
 
@@ -46,7 +46,7 @@ def predict(
         output: Label file (.png, .tif, .npy or .zarr), or for a folder the folder to write label files to; not needed for
             an array.
         settings: How the model is applied.
-        volume: How a volume is done whose labels go into an OME-Zarr.
+        options: How a volume is done whose labels go into an OME-Zarr.
 
     Returns:
         For an array its labels as they are stored, uint8, same shape; otherwise the label files written, or for a dry run what
@@ -62,8 +62,8 @@ def predict(
         from neurotome.inference.volumes import is_volume_output, predict_volume
 
         if is_volume_output(Path(output)):
-            return predict_volume(str(model), Path(input), Path(output), settings, volume)
-    volume.refuse_given("name an output that ends in .zarr, or IMAGE.zarr/labels/NAME")
+            return predict_volume(str(model), Path(input), Path(output), settings, options)
+    options.refuse_given("name an output that ends in .zarr, or IMAGE.zarr/labels/NAME")
     image = Path(input) if isinstance(input, (str, Path)) else _open(input, settings)
     jobs, legend = _plan(image, output, settings)
     if not jobs and legend is None:
@@ -79,7 +79,7 @@ def predict(
     noted = False
     for number, job in enumerate(jobs, start=1):
         try:
-            opened = job.source if isinstance(job.source, Volume) else _open(job.source, settings)
+            volume = job.source if isinstance(job.source, Volume) else _open(job.source, settings)
             noted = noted or _note_unknown_size(volume, predictor.voxel_size_um)
             title = f"predicting {volume.name}" + (f" ({number} of {len(jobs)})" if len(jobs) > 1 else "")
             progress = Progress(title, math.prod(volume.shape) / 1e6, "Mpixel")

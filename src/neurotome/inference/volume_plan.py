@@ -172,8 +172,8 @@ def _choose(
     chosen["back_end"], chosen["back_end_measured"] = options.back_end, "as asked for"
     if options.back_end == "auto":
         predictor, reports = choose_back_end(predictor, scale.apply(_cut_patch(predictor, volume)))
-        chosen["back_end"] = next((report.name for report in reports if report.chosen), "torch")
-        chosen["back_end_measured"] = " ".join(str(report) for report in reports) or "the only one for this model"
+        chosen["back_end"] = getattr(predictor, "engine_name", "torch")
+        chosen["back_end_measured"] = " ".join(report.sentence for report in reports) or "the only one for this model"
     if settings.halo != "auto":
         halo, measured = settings.halo, "as asked for"
     elif options.tolerance == 0 or not predictor.bounded:

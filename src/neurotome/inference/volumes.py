@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from neurotome.atomic import hold_output
+from neurotome.classes import Palette
 from neurotome.engines import open_engine, settle_engine
 from neurotome.errors import RunError, SettingsError
 from neurotome.inference.block_worker import BlockWorker, name_writer
@@ -77,7 +78,7 @@ def predict_volume(
         ledger = BlockLedger(out / LEDGER, plan.job.fingerprint, writer=name_writer(), chosen=plan.chosen)
         if ledger.head["chosen"] != json.loads(json.dumps(plan.chosen)):  # another job was first, and its choices hold
             plan = plan_volume(model, source, out, confidence, settings, replace(options, overwrite=False))
-        labels = _create_stores(plan, options)
+        labels = _create_stores(plan, settings.palette, options)
         failed = _run(plan, ledger, options)
         if failed:
             listed = [f"block {block} at {_say_place(plan, block)}: {message}" for block, message in failed[:MOST_LISTED]]
@@ -147,7 +148,7 @@ def _say_place(plan: VolumePlan, block: int) -> str:
     return f"z {z.start}:{z.stop}, y {y.start}:{y.stop}, x {x.start}:{x.stop}"
 
 
-def _create_stores(plan: VolumePlan, options: VolumeSettings) -> LabelStore:
+def _create_stores(plan: VolumePlan, palette: Palette, options: VolumeSettings) -> LabelStore:
     """Creates the stores, or opens them again, with all that the labels depend on in their attributes."""
     job, volume, grid = plan.job, plan.volume, plan.job.geometry.grid
     attributes = {"inference": describe_run(plan)}
@@ -156,7 +157,7 @@ def _create_stores(plan: VolumePlan, options: VolumeSettings) -> LabelStore:
         return create_label_store(
             Path(path),
             grid.shape_zyx,
-            classes=plan.predictor.classes if is_labels else None,
+            classes=plan.predictor.classes.with_palette(palette) if is_labels else None,
             block_zyx=grid.block_zyx,
             voxel_size_um=volume.voxel_size_um,
             origin_zyx=volume.origin_zyx,
