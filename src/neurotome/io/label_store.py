@@ -113,12 +113,12 @@ class LabelStore(BlockArray):
     @property
     def attributes(self) -> dict[str, Any]:
         """What neurotome keeps beside the standard's metadata, as it is on disk now."""
-        return dict(_open_group(self.path, self.version).attrs.asdict()["neurotome"])
+        return dict(_read_attributes(_open_group(self.path, self.version))["neurotome"])
 
     @property
     def is_labels(self) -> bool:
         """False for a grey map."""
-        return self.attributes["kind"] == "labels"
+        return bool(self.attributes["kind"] == "labels")
 
     @property
     def voxel_size_um(self) -> Size | None:
@@ -134,7 +134,7 @@ class LabelStore(BlockArray):
     def set_attributes(self, **neurotome: Any) -> None:
         """Adds to `attributes`, JSON; what has the same name is replaced."""
         group = _open_group(self.path, self.version)
-        group.update_attributes({"neurotome": {**group.attrs.asdict()["neurotome"], **neurotome}})
+        group.update_attributes({"neurotome": {**_read_attributes(group)["neurotome"], **neurotome}})
 
     def set_levels(self, levels: Mapping[str, Sequence[int]], *, method: str) -> None:
         """Lists the arrays in the metadata, once the coarser ones are whole; `levels` as for `describe_multiscale`."""
@@ -148,7 +148,7 @@ class LabelStore(BlockArray):
         return open_block_array(self.path, level, shape_zyx, block_zyx, None, self.version, is_labels=self.is_labels)
 
     def _ome(self) -> dict[str, Any]:
-        attributes = _open_group(self.path, self.version).attrs.asdict()
+        attributes = _read_attributes(_open_group(self.path, self.version))
         return dict(attributes["ome"] if self.version == "0.5" else attributes)
 
 
@@ -232,7 +232,7 @@ def open_label_store(path: str | Path) -> LabelStore:
 
     with name_failures(path):
         array = zarr.open_array(synced_store(path), path=LEVEL, mode="r+")
-        array = array.with_config({"write_empty_chunks": False})  # type: ignore[arg-type]
+        array = array.with_config({"write_empty_chunks": False})
     return LabelStore(path, LEVEL, array, attributes["neurotome"]["block_zyx"], version)
 
 
@@ -337,7 +337,12 @@ def _read_group(path: Path) -> tuple[Version, dict[str, Any]] | None:
         node = zarr.open(str(path), mode="r")
     if not isinstance(node, zarr.Group):
         raise RunError(f"{path}: found a Zarr array; expected an OME-Zarr, which is a group. Choose another output.")
-    return ("0.5" if node.metadata.zarr_format == 3 else "0.4"), node.attrs.asdict()
+    return ("0.5" if node.metadata.zarr_format == 3 else "0.4"), _read_attributes(node)
+
+
+def _read_attributes(group: zarr.Group) -> dict[str, Any]:
+    attributes: dict[str, Any] = dict(group.attrs.asdict())  # zarr's own type of JSON says nothing about what is in it
+    return attributes
 
 
 def _open_group(path: Path, version: Version) -> zarr.Group:
@@ -357,7 +362,7 @@ def _list_in_image(path: Path, version: Version) -> None:
         try:
             with hold_folder(path.parent):
                 group = _open_group(path.parent, version)
-                attributes = group.attrs.asdict()
+                attributes = _read_attributes(group)
                 described = dict(attributes.get("ome", {})) if version == "0.5" else attributes
                 if path.name not in described.get("labels", []) or (version == "0.5" and "version" not in described):
                     listed = {"labels": list(dict.fromkeys([*described.get("labels", []), path.name]))}

@@ -73,10 +73,11 @@ def open_or_create(
     from numcodecs import Blosc
     from zarr.codecs import BloscCodec, Crc32cCodec
 
-    store, config = synced_store(root), {"write_empty_chunks": empty_files, "order": "C"}
+    store = synced_store(root)
+    config: Any = {"write_empty_chunks": empty_files, "order": "C"}
     shards, chunks = (None, tuple(block)) if chunk is None else (tuple(block), tuple(chunk))
     if (root / path / ("zarr.json" if version == "0.5" else ".zarray")).exists():
-        array = zarr.open_array(store, path=path, mode="r+").with_config(config)  # type: ignore[arg-type]
+        array: zarr.Array[Any] = zarr.open_array(store, path=path, mode="r+").with_config(config)
         if (array.shape, array.dtype, array.chunks, array.shards) != (tuple(shape), dtype, chunks, shards):
             raise RunError(
                 f"{root / path}: found an array of shape {array.shape}, {array.dtype}, in blocks of "
