@@ -17,7 +17,7 @@ from neurotome.errors import ModelError
 from neurotome.inference.labelling import BlockLabels, label_block
 from neurotome.inference.volume_job import VolumeJob, unpack_tiles
 from neurotome.io.block_ledger import BlockLedger
-from neurotome.io.label_store import open_label_store
+from neurotome.io.label_store import NOT_PREDICTED, open_label_store
 from neurotome.load import load_predictor
 from neurotome.models.model_folder import read_digest
 
@@ -81,6 +81,7 @@ class BlockWorker:
             "seconds": round(time.monotonic() - began, 3),
         }
         if self.confidence is not None and found.confidence is not None:
+            found.confidence[found.labels == NOT_PREDICTED] = 0  # as every grey map of the store has it
             facts["confidence_sha256"] = self.confidence.write_block(place, found.confidence)
         self.ledger.add(block, **facts)
         return facts
