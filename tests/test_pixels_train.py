@@ -26,8 +26,8 @@ from neurotome.pixels.learners import BoostingSettings, ForestSettings, Logistic
 from neurotome.pixels.predictor import PixelPredictor, iterate_windows, list_windows
 from neurotome.pixels.sample import draw_pixels, limit_rows, spread_rows
 from neurotome.pixels.train import BaselineSettings, fit_baseline, fit_majority
-from neurotome.quantities import read_bytes
 from neurotome.predictor import predict_slice
+from neurotome.quantities import read_bytes
 from neurotome.volume import Volume
 from tests.conftest import compute_features
 

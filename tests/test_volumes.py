@@ -37,9 +37,7 @@ PLAIN = VolumeSettings(back_end="torch", tolerance=0, threads=1)
 
 def make_model(folder: Path, in_channels: int = 1) -> Path:
     torch.manual_seed(3)
-    settings = ModelSettings(
-        decoder="linknet", encoder="resnet18", encoder_depth=3, in_channels=in_channels
-    )
+    settings = ModelSettings(decoder="linknet", encoder="resnet18", encoder_depth=3, in_channels=in_channels)
     net = build_network(settings, 3)
     with torch.no_grad():
         for _ in range(3):

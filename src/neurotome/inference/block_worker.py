@@ -7,7 +7,6 @@ import platform
 import secrets
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,9 @@ class BlockWorker:
         if job.device == "cpu" and job.workers > 1:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.workers))
         if read_digest(job.model) != job.model_sha256:
-            raise ModelError(f"{job.model}: has changed since the volume was begun; expected weights {job.model_sha256[:12]}.")
+            raise ModelError(
+                f"{job.model}: has changed since the volume was begun; expected weights {job.model_sha256[:12]}."
+            )
         self.job = job
         self.predictor = load_predictor(Path(job.model), job.device, job.back_end)
         self.volume = job.source.open()

@@ -128,6 +128,11 @@ def plan_span(core: slice, size: int, factor: float, halo: int, stride: int) -> 
     return Span(read, model_read, model_core, model_size)
 
 
+def find_stride(predictor: Predictor) -> int:
+    """Returns the pixels at whose multiples reads begin."""
+    return math.lcm(*predictor.stride_zyx[1:])
+
+
 def _triple(numbers: Any) -> Triple:
     z, y, x = (int(number) for number in numbers)
     return z, y, x
@@ -173,7 +178,7 @@ def plan_geometry(
     if axes not in AXES:
         raise SettingsError(unknown("axes", axes, AXES))
     factors = tuple(choose_factors(volume, axis, predictor.voxel_size_um) for axis in axes)
-    stride = math.lcm(*predictor.stride_zyx[1:])
+    stride = find_stride(predictor)
     start = Geometry(axes, Grid(volume.shape, (1, 1, 1), (1, 1, 1)), halo, stride, predictor.in_channels // 2, 1, factors)
 
     def fits(geometry: Geometry) -> bool:

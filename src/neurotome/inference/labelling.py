@@ -27,8 +27,7 @@ class BlockLabels:
 
     Attributes:
         labels: Ids as they are stored, uint8, shape of the block's box (z, y, x); `NOT_PREDICTED` where not asked, or air.
-        confidence: 255 x the probability of the label, uint8, same shape, `NOT_PREDICTED` where the labels are; None if not
-            asked for.
+        confidence: 255 x the probability of the label, uint8, same shape, 0 where nothing was predicted; None if not asked.
         air_tiles: Numbers of the tiles that were asked for and not computed, because nothing is there.
     """
 
@@ -71,7 +70,7 @@ def label_block(
     place = grid.place(block)
     shape = [span.stop - span.start for span in place]
     labels = np.full(shape, NOT_PREDICTED, np.uint8)
-    certainty = np.full(shape, NOT_PREDICTED, np.uint8) if confidence else None
+    certainty = np.zeros(shape, np.uint8) if confidence else None
     air: list[int] = []
     boxes = [grid.tile_place(tile) for tile in tiles]
     if not boxes:

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.inference.geometry import Geometry
+from neurotome.io.chunks import ChunkMap, list_chunks
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.opening import open_volume
 from neurotome.normalize import Scale
+from neurotome.sampling import is_large, sample_boxes
 from neurotome.volume import Size, Volume
 
 LEDGER = Path("0", "ledger")
@@ -41,28 +43,37 @@ class VolumeSource:
     def open(self) -> Volume:
         """Opens the volume, lazily; ImageError as `open_volume`."""
         volume = open_volume(
-            Path(self.path), channel=self.channel, time=self.time, voxel_size_um=self.voxel_size_um
+            Path(self.path), channel=self.channel, time=self.time, voxel_size_um=self.voxel_size_um, stack=True
         )
         return volume if self.flip is None else flip_grey(volume, *self.flip)
 
 
 def find_extremes(volume: Volume) -> tuple[float, float]:
-    """Returns the lowest and the highest grey value of a volume, between which a flip takes place."""
+    """Returns the lowest and the highest grey value of a volume; of a large one those of a sample, `sampling.sample_boxes`."""
+    if is_large(volume.data):
+        sample = sample_boxes(volume.data)
+        return sample.low, sample.high
     extremes = [(plane.min(), plane.max()) for plane in volume.data]
     return float(min(lowest for lowest, _ in extremes)), float(max(highest for _, highest in extremes))
 
 
-def flip_grey(volume: Volume, low: float, high: float) -> Volume:
-    """Returns a volume whose grey values are flipped between two of them when they are read; same dtype."""
+def flip_grey(volume: Volume, lowest: float, highest: float) -> Volume:
+    """Returns a volume whose grey values are flipped between two of them when they are read, others becoming one; same dtype."""
+    low, high = volume.data.dtype.type(lowest), volume.data.dtype.type(highest)
 
     def read(place: Place) -> NDArray[Any]:
-        grey = np.asarray(volume.data[place])
-        lowest, highest = grey.dtype.type(low), grey.dtype.type(high)
-        flipped: NDArray[Any] = (highest - grey.clip(lowest, highest)) + lowest  # in this order every step fits the dtype
+        grey = np.asarray(volume.data[place]).clip(low, high)
+        flipped: NDArray[Any] = (high - grey) + low  # in this order every step fits into the dtype
         return flipped
 
-    where = volume.path or Path(volume.name)
-    return replace(volume, data=LazyArray(where, volume.shape, volume.data.dtype, read))
+    def list_flipped() -> ChunkMap | None:
+        chunks = list_chunks(volume.data)
+        return chunks and replace(chunks, fill=highest + lowest - float(np.clip(chunks.fill, lowest, highest)))
+
+    flipped = LazyArray(volume.path or Path(volume.name), volume.shape, volume.data.dtype, read)
+    flipped.chunk_zyx = getattr(volume.data, "chunk_zyx", None)
+    flipped.listing = list_flipped
+    return replace(volume, data=flipped)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,9 @@ def plan_volume(
     back_end = chosen.get("back_end", "torch" if options.back_end == "auto" else options.back_end)
     predictor: Predictor = load_predictor(Path(model), device, back_end)
     if 255 - predictor.classes.first_id < len(predictor.classes):
-        raise SettingsError(f"{model}: has {len(predictor.classes)} classes; expected fewer, because 255 means not predicted.")
+        raise SettingsError(
+            f"{model}: has {len(predictor.classes)} classes; expected fewer, because 255 means not predicted."
+        )
     if not chosen:
         predictor.normalization.note_unlike(volume)
         if settings.invert:
@@ -168,7 +170,7 @@ def _choose(
 ) -> Predictor:
     """Settles scale, back end, halo and geometry, writes them into `chosen`, and returns the predictor of that back end."""
     scale = predictor.normalization.scale_for(volume)
-    chosen["scale"] = {"mean": scale.mean, "std": scale.std, "source": getattr(scale, "source", "")}
+    chosen["scale"] = {"mean": scale.mean, "std": scale.std, "source": scale.source}
     chosen["back_end"], chosen["back_end_measured"] = options.back_end, "as asked for"
     if options.back_end == "auto":
         predictor, reports = choose_back_end(predictor, scale.apply(_cut_patch(predictor, volume)))

@@ -6,14 +6,13 @@ import contextlib
 import math
 import shutil
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neurotome.engines import open_engine, settle_engine
+from neurotome.engines import settle_engine
 from neurotome.inference.labelling import label_block
 from neurotome.inference.volume_plan import VolumePlan
 from neurotome.inference.volume_settings import VolumeSettings

@@ -60,7 +60,7 @@ def open_hdf5(path: Path, inner: str, choice: Choice) -> Source:
     data = layout.wrap(path, dataset)
     if dataset.chunks is not None:
         data.chunk_zyx = find_chunk_zyx(layout, dataset.chunks)
-        data.find_chunks = functools.partial(list_hdf5_chunks, dataset, layout)
+        data.listing = functools.cache(lambda: list_hdf5_chunks(dataset, layout))
     return Source(data, known)
 
 

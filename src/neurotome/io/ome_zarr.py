@@ -138,5 +138,5 @@ def open_zarr(path: Path, choice: Choice) -> Source:
 def _wrap(path: Path, array: zarr.Array[Any], layout: Layout) -> LazyArray:
     data = layout.wrap(path, array)
     data.chunk_zyx = find_chunk_zyx(layout, array.chunks)
-    data.find_chunks = functools.partial(list_zarr_chunks, array, layout)
+    data.listing = functools.cache(lambda: list_zarr_chunks(array, layout))
     return data
