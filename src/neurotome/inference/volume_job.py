@@ -15,6 +15,7 @@ from neurotome.inference.geometry import Geometry
 from neurotome.io.chunks import ChunkMap, list_chunks
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.opening import open_volume
+from neurotome.models.back_ends.attach import BackEnd
 from neurotome.normalize import Scale
 from neurotome.sampling import is_large, sample_boxes
 from neurotome.volume import Size, Volume
@@ -97,7 +98,7 @@ class VolumeJob:
     model: str
     model_sha256: str
     device: str
-    back_end: str
+    back_end: BackEnd
     source: VolumeSource
     scale: Scale
     geometry: Geometry

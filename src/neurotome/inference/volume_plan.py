@@ -90,7 +90,7 @@ def plan_volume(
     opened = VolumeSource(str(source), channel, time, None if edge == "auto" else (edge, edge, edge))
     volume = opened.open()
     identity = identify_input(source)
-    fingerprint = {
+    fingerprint: dict[str, Any] = {
         "model_sha256": read_digest(model),
         "input": compare_by(identity),
         "settings": _list_settings(settings, options),

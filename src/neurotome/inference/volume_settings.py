@@ -6,15 +6,14 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from neurotome.engines import EngineSettings
 from neurotome.errors import SettingsError, unknown
+from neurotome.models.back_ends.attach import BackEnd
 from neurotome.quantities import read_bytes
 
 Axes = Literal["z", "y", "x", "zyx"]
-
-BACK_ENDS = ("auto", "torch", "onnxruntime", "openvino", "openvino-int8")
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class VolumeSettings:
     max_memory: str = "auto"
     """Memory of a worker, such as 2GB; tiles are as large as it allows. auto: half of the machine's, at most 8 GB."""
 
-    back_end: str = "auto"
+    back_end: BackEnd = "auto"
     """What computes a network: torch, onnxruntime, openvino or openvino-int8; auto: the fastest of those installed that agrees
     with torch on this volume. openvino-int8 is less accurate, and by how much is said."""
 
@@ -77,8 +76,8 @@ class VolumeSettings:
     """Version of OME-Zarr that is written: 0.5 in sharded Zarr 3, or 0.4 in Zarr 2 for older viewers."""
 
     def __post_init__(self) -> None:
-        if self.back_end not in BACK_ENDS:
-            raise SettingsError(unknown("back end", self.back_end, BACK_ENDS))
+        if self.back_end not in get_args(BackEnd):
+            raise SettingsError(unknown("back end", self.back_end, get_args(BackEnd)))
         if not 0 <= self.tolerance <= 1:
             raise SettingsError(f"tolerance is {self.tolerance}; expected a difference of probabilities, 0 to 1.")
         if self.air_below is not None and not math.isfinite(self.air_below):
