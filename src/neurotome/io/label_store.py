@@ -47,7 +47,8 @@ class BlockArray:
         self.path, self.level, self.version = path, level, version
         self.shape_zyx: tuple[int, int, int] = tuple(array.shape)  # type: ignore[assignment]
         self.block_zyx: tuple[int, int, int] = tuple(block_zyx)  # type: ignore[assignment]
-        self._array, self._chunk = array, array.shards or array.chunks
+        self.chunk_zyx: tuple[int, int, int] = tuple(array.chunks)  # type: ignore[assignment]
+        self._array, self._file_zyx = array, array.shards or array.chunks
 
     def write_block(self, place: Place, values: NDArray[np.uint8]) -> str:
         """Writes a block in place of whatever is there; its files are on disk when this returns.
@@ -68,11 +69,15 @@ class BlockArray:
         shape = tuple(part.stop - part.start for part in place)
         if values.shape != shape or values.dtype != np.uint8:
             raise ValueError(f"{self.path}: {values.dtype} of shape {values.shape}; expected uint8 of shape {shape}")
+        self.delete_block(place)
+        self._array[place] = values
+        return self.digest_block(place)
+
+    def delete_block(self, place: Place) -> None:
+        """Deletes a block's files, whole or half-written; it is read as the fill value then."""
         for file in self._list_files(place):
             for left in (file, *file.parent.glob(f".{file.name}.*.partial")):
                 left.unlink(missing_ok=True)
-        self._array[place] = values
-        return self.digest_block(place)
 
     def digest_block(self, place: Place) -> str:
         """Returns the sha256 of a block's files as they are on disk, `NO_FILES` if it has none.
@@ -90,6 +95,15 @@ class BlockArray:
                     digest.update(part)
         return digest.hexdigest()
 
+    def stamp(self, place: Place) -> str:
+        """Returns a digest of names, sizes and times of the files of any box: whether they changed, at little cost."""
+        digest = hashlib.sha256()
+        for file in self._list_files(place):
+            if file.is_file():
+                found = file.stat()
+                digest.update(f"{file.relative_to(self.path).as_posix()} {found.st_size} {found.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
     def read(self, place: Place) -> NDArray[np.uint8]:
         """Returns the voxels of any box; ImageError if a chunk in it is damaged."""
         with name_failures(self.path / self.level):
@@ -98,7 +112,7 @@ class BlockArray:
     def _list_files(self, place: Place) -> list[Path]:
         """Returns the files that a box may have, sorted by name; whether they exist is another question."""
         folder = self.path / self.level / ("c" if self.version == "0.5" else "")
-        ranges = [range(part.start // step, -(-part.stop // step)) for part, step in zip(place, self._chunk, strict=True)]
+        ranges = [range(part.start // step, -(-part.stop // step)) for part, step in zip(place, self._file_zyx, strict=True)]
         return sorted(folder.joinpath(*map(str, index)) for index in product(*ranges))
 
     def _check_block(self, place: Place) -> None:
@@ -286,6 +300,19 @@ def describe_labels(classes: ClassSet) -> dict[str, Any]:
         "colors": [{"label-value": value, "rgba": list(rgba)} for value, _, rgba in entries],
         "properties": [{"label-value": value, "name": name} for value, name, _ in entries],
     }
+
+
+def count_ids(labels: NDArray[np.uint8]) -> dict[int, int]:
+    """Returns how many voxels have each id that occurs; labels are (z, y, x)."""
+    counts = sum((np.bincount(plane.ravel(), minlength=256) for plane in labels), np.zeros(256, np.int64))
+    return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+
+
+def name_confidence(labels: Path) -> Path:
+    """Returns where the confidence of labels goes: beside them, or beside the image in which they lie."""
+    image = find_image_of(labels)
+    name = f"{name_image(labels)}_confidence.zarr"
+    return labels.with_name(name) if image is None else image.with_name(f"{name_image(image)}_{name}")
 
 
 def find_image_of(path: Path) -> Path | None:
