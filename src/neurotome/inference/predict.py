@@ -48,8 +48,8 @@ def predict(
         options: How a volume is done whose labels go into an OME-Zarr.
 
     Returns:
-        For an array its labels as they are stored, uint8, same shape; otherwise the label files written, or for a dry run what
-        a run would take.
+        For an array its labels as they are stored, uint8, same shape; otherwise the label files written, or for a dry run
+        what a run would take.
 
     Raises:
         ModelError: The model cannot be loaded.

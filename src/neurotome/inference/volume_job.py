@@ -15,8 +15,8 @@ from neurotome.inference.geometry import Geometry
 from neurotome.io.chunks import ChunkMap, list_chunks
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.opening import open_volume
-from neurotome.models.back_ends.attach import BackEnd
 from neurotome.normalize import Scale
+from neurotome.predictor import BackEnd
 from neurotome.sampling import is_large, sample_boxes
 from neurotome.volume import Size, Volume
 
@@ -50,7 +50,7 @@ class VolumeSource:
 
 
 def find_extremes(volume: Volume) -> tuple[float, float]:
-    """Returns the lowest and the highest grey value of a volume; of a large one those of a sample, `sampling.sample_boxes`."""
+    """Returns the lowest and the highest grey value of a volume; of a large one those of a sample (`sampling`)."""
     if is_large(volume.data):
         sample = sample_boxes(volume.data)
         return sample.low, sample.high
@@ -59,7 +59,7 @@ def find_extremes(volume: Volume) -> tuple[float, float]:
 
 
 def flip_grey(volume: Volume, lowest: float, highest: float) -> Volume:
-    """Returns a volume whose grey values are flipped between two of them when they are read, others becoming one; same dtype."""
+    """Returns a volume whose grey values are flipped between two, others becoming one, when they are read; same dtype."""
     low, high = volume.data.dtype.type(lowest), volume.data.dtype.type(highest)
 
     def read(place: Place) -> NDArray[Any]:

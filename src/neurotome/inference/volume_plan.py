@@ -128,8 +128,8 @@ def plan_volume(
     )
     if bound > memory:
         raise SettingsError(
-            f"max_memory is {options.max_memory}, but tiles that were planned before take {format_bytes(bound)} with {threads} "
-            "threads. Give more, use fewer --threads, or begin anew with --overwrite."
+            f"max_memory is {options.max_memory}, but tiles that were planned before take {format_bytes(bound)} with "
+            f"{threads} threads. Give more, use fewer --threads, or begin anew with --overwrite."
         )
     selection = _select(geometry, volume, options)
     scale = chosen["scale"]

@@ -35,8 +35,8 @@ def describe_plan(plan: VolumePlan, blocks: int, left: int) -> list[str]:
     size, tile, block = (" x ".join(map(str, sizes)) for sizes in (grid.shape_zyx, grid.tile_zyx, grid.block_zyx))
     done = f", {blocks - left} of them done before" if left < blocks else ""
     return [
-        f"volume {plan.volume.name}: {size} voxels (z, y, x), axes {job.geometry.axes}; {blocks} blocks of {block} in tiles of "
-        f"{tile}{done}.",
+        f"volume {plan.volume.name}: {size} voxels (z, y, x), axes {job.geometry.axes}; {blocks} blocks of {block} in "
+        f"tiles of {tile}{done}.",
         *plan.notes,
         f"halo {chosen['halo']} pixels: {chosen['halo_measured']}.",
         f"back end {plan.predictor.back_end}: {chosen['back_end_measured']}.",

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from neurotome.engines import EngineSettings
 from neurotome.errors import SettingsError, unknown
-from neurotome.models.back_ends.attach import BackEnd
+from neurotome.predictor import BackEnd
 from neurotome.quantities import read_bytes
 
 Axes = Literal["z", "y", "x", "zyx"]
@@ -41,8 +41,8 @@ class VolumeSettings:
     """Memory of a worker, such as 2GB; tiles are as large as it allows. auto: half of the machine's, at most 8 GB."""
 
     back_end: BackEnd = "auto"
-    """What computes a network: torch, onnxruntime, openvino or openvino-int8; auto: the fastest of those installed that agrees
-    with torch on this volume. openvino-int8 is less accurate, and by how much is said."""
+    """What computes a network: torch, onnxruntime, openvino or openvino-int8; auto: the fastest of those installed that
+    agrees with torch on this volume. openvino-int8 is less accurate, and by how much is said."""
 
     workers: int | Literal["auto"] = "auto"
     """Processes; auto: one for each GPU, and one on CPUs. The same labels come out however many there are."""
@@ -51,7 +51,8 @@ class VolumeSettings:
     """Blocks that a worker has in hand at once: some are read or written while one is computed. auto: 2, with a GPU 4."""
 
     scheduler: str = ""
-    """Address of a dask scheduler, tcp://HOST:PORT, to whose workers blocks are sent; local starts one here (extra: cluster)."""
+    """Address of a dask scheduler, tcp://HOST:PORT, to whose workers blocks are sent; local starts one here
+    (extra: cluster)."""
 
     slurm: str = ""
     """YAML file of SLURMCluster options with which dask workers are started (extra: cluster)."""

@@ -63,8 +63,8 @@ def predict_volume(
         raise SettingsError("--overlay and --show: not for a volume. Open the labels and the image together in a viewer.")
     if settings.existing != "refuse":
         raise SettingsError(
-            f"--existing {settings.existing}: not for a volume. The same command goes on where it was, and --overwrite begins "
-            "anew."
+            f"--existing {settings.existing}: not for a volume. The same command goes on where it was, and --overwrite "
+            "begins anew."
         )
     settle_engine(options.engine, settings.device)
     confidence = _name_confidence(out) if settings.confidence else None
@@ -196,8 +196,8 @@ def _check_outputs(source: Path, out: Path, confidence: Path | None, options: Vo
             raise RunError(f"{path}: is there already, and is no output of predict. Choose another output.")
     if out.exists() and any(out.iterdir()) and not options.overwrite and not (out / LEDGER).is_dir():
         raise RunError(
-            f"{out}: is there already, without a ledger of what was predicted, so nobody knows by what. Choose another output, "
-            "or say --overwrite."
+            f"{out}: is there already, without a ledger of what was predicted, so nobody knows by what. Choose another "
+            "output, or say --overwrite."
         )
 
 
