@@ -19,6 +19,7 @@ from neurotome.io.block_ledger import BlockLedger
 from neurotome.io.label_store import NOT_PREDICTED, open_label_store
 from neurotome.load import load_predictor
 from neurotome.models.model_folder import read_digest
+from neurotome.runs.environment import measure_peak_memory
 
 
 class BlockWorker:
@@ -67,7 +68,7 @@ class BlockWorker:
         )
 
     def __call__(self, block: int) -> dict[str, Any]:
-        """Labels a block, writes its files, then its line in the ledger, and returns what the line says."""
+        """Labels a block, writes its files, then its line in the ledger; returns what that says, and the memory that was held."""
         began = time.monotonic()
         grid = self.job.geometry.grid
         place, tiles = grid.place(block), grid.tiles(block)
@@ -85,7 +86,7 @@ class BlockWorker:
             found.confidence[found.labels == NOT_PREDICTED] = 0  # as every grey map of the store has it
             facts["confidence_sha256"] = self.confidence.write_block(place, found.confidence)
         self.ledger.add(block, **facts)
-        return facts
+        return {**facts, "peak_bytes": measure_peak_memory()}
 
 
 def name_writer() -> str:

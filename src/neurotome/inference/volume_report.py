@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,42 @@ import numpy as np
 
 from neurotome.engines import settle_engine
 from neurotome.inference.labelling import label_block
+from neurotome.inference.seams import describe_seams, measure_seams
 from neurotome.inference.volume_plan import VolumePlan
 from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger
-from neurotome.io.label_store import NOT_PREDICTED, LabelStore
+from neurotome.io.label_store import NOT_PREDICTED, open_label_store
+from neurotome.io.pyramid import build_pyramid
 from neurotome.progress import format_duration
 from neurotome.quantities import format_bytes
 from neurotome.runs.environment import describe_environment
+
+
+@dataclass
+class JobResult:
+    """What one job did.
+
+    Attributes:
+        voxels: Of the blocks that it computed.
+        seconds: From the first to the last.
+        peak_bytes: The most memory that a process held, as far as workers told.
+        failed: Blocks that were set aside, with their reasons.
+    """
+
+    voxels: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    failed: list[tuple[int, str]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, float]:
+        """Returns numbers for the report."""
+        rate = self.voxels / self.seconds / 1e6 if self.seconds else 0.0
+        return {
+            "voxels": self.voxels,
+            "seconds": round(self.seconds, 2),
+            "mvoxel_per_s": round(rate, 3),
+            "peak_memory_bytes": self.peak_bytes,
+        }
 
 
 def say(sentence: str) -> None:
@@ -114,29 +144,56 @@ def describe_run(plan: VolumePlan) -> dict[str, Any]:
     }
 
 
-def finish(plan: VolumePlan, ledger: BlockLedger, labels: LabelStore, options: VolumeSettings) -> None:
-    """Makes the coarser levels, measures the seams, and writes and prints the report."""
-    grid, classes = plan.job.geometry.grid, plan.predictor.classes
-    counts: dict[int, int] = {}
-    seconds, air = 0.0, 0
+def finish(plan: VolumePlan, ledger: BlockLedger, job: JobResult, options: VolumeSettings) -> None:
+    """Makes the coarser levels, measures the seams, and writes and prints the report.
+
+    Raises:
+        RunError: Blocks of a coarser level failed.
+    """
+    grid = plan.job.geometry.grid
+    labels = open_label_store(plan.job.labels)
+    began = time.monotonic()
+    with open_engine(options.engine, "cpu") as engine:
+        for path in filter(None, (plan.job.labels, plan.job.confidence)):
+            build_pyramid(open_label_store(path), engine.run)
+    pyramid_seconds = time.monotonic() - began
+    seams = describe_seams(measure_seams(labels.read, grid.shape_zyx, grid.tile_zyx))
+    report = {
+        **_count(plan, ledger),
+        "skipped": plan.notes,
+        "job": job.to_json(),
+        "pyramid_seconds": round(pyramid_seconds, 1),
+        "seams": seams,
+        "failures": {str(block): failure["message"] for block, failure in ledger.failures.items()},
+    }
+    labels.set_attributes(report=report)
+    shares = ", ".join(f"{name} {share:.2%}" for name, share in report["shares"].items())
+    say(f"labels: {shares} of {report['predicted']:,} voxels; {report['not_predicted_share']:.2%} of the volume not predicted.")
+    if job.voxels:
+        say(f"{job.voxels / 1e6:.4g} Mvoxel in {format_duration(job.seconds)}, {job.voxels / job.seconds / 1e6:.3g} Mvoxel/s.")
+    say(f"{seams['sentence']}.")
+
+
+def _count(plan: VolumePlan, ledger: BlockLedger) -> dict[str, Any]:
+    """Returns what the ledger says of all blocks together."""
+    classes, counts = plan.predictor.classes, dict[int, int]()
+    blocks, air, seconds = 0, 0, 0.0
     for _, entry in ledger.find_all():
         for stored_id, voxels in entry["counts"].items():
             counts[stored_id] = counts.get(stored_id, 0) + voxels
-        seconds += entry.get("seconds", 0.0)
-        air += entry.get("air", 0)
+        blocks, air, seconds = blocks + 1, air + entry.get("air", 0), seconds + entry.get("seconds", 0.0)
     predicted = sum(voxels for stored_id, voxels in counts.items() if stored_id != NOT_PREDICTED)
-    total = math.prod(grid.shape_zyx)
+    total = math.prod(plan.job.geometry.grid.shape_zyx)
     shares = {
-        name: counts.get(stored_id, 0) / max(1, predicted)
+        name: round(counts.get(stored_id, 0) / max(1, predicted), 6)
         for stored_id, name in enumerate(classes.names, start=classes.first_id)
     }
-    report = {
+    return {
         "voxels": total,
         "predicted": predicted,
         "not_predicted_share": 1 - predicted / total,
         "air_tiles": air,
-        "blocks": sum(1 for _ in ledger.find_all()),
+        "blocks": blocks,
         "block_seconds": round(seconds, 1),
-        "shares": {name: round(share, 6) for name, share in shares.items()},
+        "shares": shares,
     }
-    labels.set_attributes(report=report)
