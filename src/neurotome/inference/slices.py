@@ -19,7 +19,7 @@ from neurotome.inference.resampling import choose_factors, count_resampled
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.sink import Sink, create_image, create_labels
 from neurotome.normalize import Scale
-from neurotome.predictor import TILE, Predictor, predict_slice
+from neurotome.predictor import Predictor, choose_cores, predict_slice
 from neurotome.volume import Volume
 
 
@@ -48,11 +48,12 @@ def predict_slices(
     """
     factors = choose_factors(volume, "z", predictor.voxel_size_um)
     shape = count_resampled(volume.shape[1], factors[0]), count_resampled(volume.shape[2], factors[1])
-    edge = (predictor.preferred_tile or TILE) if tile == "auto" else tile
-    if max(shape) > edge and not predictor.bounded:
+    edge, margin = None if tile == "auto" else tile, None if halo == "auto" else halo
+    rows, columns = choose_cores(predictor, shape, edge, margin)
+    if (rows < shape[0] or columns < shape[1]) and not predictor.bounded:
         warnings.warn(
-            f"{volume.path or volume.name}: this network looks at the whole image at once, so tiles of {edge} pixels only "
-            f"approximate it. Raise tile above {max(shape)} if memory allows.",
+            f"{volume.path or volume.name}: this network looks at the whole image at once, so tiles of {rows} x {columns} "
+            f"pixels only approximate it. Raise tile above {max(shape)} if memory allows.",
             stacklevel=2,
         )
     scale = predictor.normalization.scale_for(volume)
@@ -68,7 +69,7 @@ def predict_slices(
         image: Any = _open_context(volume, z, predictor.in_channels, scale)
         if shape != volume.shape[1:]:
             image = resize(image[:, :, :], shape)
-        probs = predict_slice(predictor, image, edge, None if halo == "auto" else halo, count)
+        probs = predict_slice(predictor, image, edge, margin, count)
         yield resize(probs, volume.shape[1:])
 
 
