@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from itertools import product
 from math import prod
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from cyclopts import Parameter
@@ -34,6 +34,9 @@ def check_device(_: Any, name: str) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name):
         raise SettingsError(unknown("device", name, ("auto", "cpu", "cuda", "cuda:1", "mps")))
 
+
+BackEnd = Literal["auto", "torch", "onnxruntime", "openvino", "openvino-int8"]
+"""What computes a network; auto: the fastest of those installed."""
 
 Device = Annotated[str, Parameter(validator=check_device)]
 """Where a network runs: auto, cpu, cuda, cuda:1 (the second GPU) or mps."""
