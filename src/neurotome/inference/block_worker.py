@@ -65,10 +65,11 @@ class BlockWorker:
             confidence=self.confidence is not None,
             lock=self.lock,
             air_below=job.air_below,
+            fill=job.fill,
         )
 
     def __call__(self, block: int) -> dict[str, Any]:
-        """Labels a block, writes its files, then its line in the ledger; returns what that says, and the memory that was held."""
+        """Labels a block, writes its files, then its line in the ledger; returns what that says."""
         began = time.monotonic()
         grid = self.job.geometry.grid
         place, tiles = grid.place(block), grid.tiles(block)

@@ -18,7 +18,7 @@ from neurotome.errors import SettingsError
 from neurotome.inference.geometry import Geometry, estimate_memory, plan_geometry
 from neurotome.inference.halo import choose_halo
 from neurotome.inference.predict_settings import PredictSettings
-from neurotome.inference.selection import Selection, select_tiles
+from neurotome.inference.selection import select_tiles
 from neurotome.inference.volume_job import LEDGER, VolumeJob, VolumeSource, find_extremes, pack_tiles
 from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger, read_head
@@ -87,7 +87,7 @@ def plan_volume(
     device = str(choose_device(settings.device))
     edge = settings.voxel_size_um
     channel, time = (None if choice == "auto" else choice for choice in (settings.channel, settings.time))
-    opened = VolumeSource(str(source), channel, time, None if edge == "auto" else (edge, edge, edge))
+    opened = VolumeSource(str(source.absolute()), channel, time, None if edge == "auto" else (edge, edge, edge))
     volume = opened.open()
     identity = identify_input(source)
     fingerprint: dict[str, Any] = {
@@ -131,20 +131,23 @@ def plan_volume(
             f"max_memory is {options.max_memory}, but tiles that were planned before take {format_bytes(bound)} with "
             f"{threads} threads. Give more, use fewer --threads, or begin anew with --overwrite."
         )
-    selection = _select(geometry, volume, options)
+    chunks = list_chunks(volume.data)
+    mask = Volume(open_labels(Path(options.mask), stack=True), "mask", path=Path(options.mask)) if options.mask else None
+    selection = select_tiles(geometry.grid, bbox=options.bbox, mask=mask, chunks=chunks)
     scale = chosen["scale"]
     job = VolumeJob(
-        model=str(model),
+        model=str(Path(model).absolute()) if Path(model).exists() else model,
         model_sha256=fingerprint["model_sha256"],
         device=device,
         back_end=chosen["back_end"],
         source=opened,
         scale=Scale(scale["mean"], scale["std"]),
         geometry=geometry,
-        labels=str(labels),
-        confidence=str(confidence) if confidence else None,
+        labels=str(labels.absolute()),
+        confidence=str(confidence.absolute()) if confidence else None,
         fingerprint=fingerprint,
         air_below=options.air_below,
+        fill=chunks.fill if chunks else 0.0,
         wanted=pack_tiles(selection.wanted),
         workers=1 if options.workers == "auto" else options.workers,
     )
@@ -171,15 +174,17 @@ def _choose(
     """Settles scale, back end, halo and geometry, writes them into `chosen`, and returns the predictor of that back end."""
     scale = predictor.normalization.scale_for(volume)
     chosen["scale"] = {"mean": scale.mean, "std": scale.std, "source": scale.source}
-    chosen["back_end"], chosen["back_end_measured"] = options.back_end, "as asked for"
-    if options.back_end == "auto":
-        predictor, reports = choose_back_end(predictor, scale.apply(_cut_patch(predictor, volume)))
-        chosen["back_end"] = getattr(predictor, "engine_name", "torch")
-        chosen["back_end_measured"] = " ".join(report.sentence for report in reports) or "the only one for this model"
+    predictor, reports = choose_back_end(predictor, scale.apply(_cut_patch(predictor, volume)), (options.back_end,))
+    chosen["back_end"] = next((report.back_end for report in reports if report.chosen), "torch")
+    chosen["ranges"] = next((report.ranges for report in reports if report.chosen), None)
+    chosen["back_end_measured"] = f"Computed by {predictor.back_end}." + "".join(
+        f" {report.sentence}." for report in reports
+    )
     if settings.halo != "auto":
-        halo, measured = settings.halo, "as asked for"
+        halo, measured = settings.halo, f"The halo is {settings.halo} pixels, as asked for."
     elif options.tolerance == 0 or not predictor.bounded:
-        halo, measured = max(predictor.halo_zyx[1:]), "all that the model can see"
+        halo = max(predictor.halo_zyx[1:])
+        measured = f"The halo is {halo} pixels, all that the model can see."
     else:
         choice = choose_halo(predictor, volume, scale, axes=options.axes, tolerance=options.tolerance)
         halo, measured = choice.halo, choice.measured
@@ -238,9 +243,3 @@ def measure_used_memory() -> int:
     if status.is_file():
         return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return measure_peak_memory()
-
-
-def _select(geometry: Geometry, volume: Volume, options: VolumeSettings) -> Selection:
-    """Returns the tiles that are wanted: within box and mask, and where chunks are stored."""
-    mask = Volume(open_labels(Path(options.mask)), "mask", path=Path(options.mask)) if options.mask else None
-    return select_tiles(geometry.grid, bbox=options.bbox, mask=mask, chunks=list_chunks(volume.data))

@@ -19,7 +19,7 @@ from neurotome.inference.block_worker import BlockWorker, name_writer
 from neurotome.inference.predict_settings import PredictSettings
 from neurotome.inference.volume_job import LEDGER, VolumeJob, pack_tiles
 from neurotome.inference.volume_plan import VolumePlan, plan_volume
-from neurotome.inference.volume_report import JobResult, describe_plan, describe_run, finish, say, try_out
+from neurotome.inference.volume_report import JobResult, describe_plan, describe_run, estimate, finish, say, try_out
 from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger
 from neurotome.io.files import find_suffix, name_image
@@ -31,6 +31,9 @@ from neurotome.progress import Progress
 
 MOST_LISTED = 20
 """Failed blocks that are listed with their reasons."""
+
+FEWEST_ESTIMATED = 8
+"""Blocks from which on a tile is computed beforehand, to say how long they will take."""
 
 CHECK_S = 60.0
 """Seconds between two looks at whether the input has changed."""
@@ -107,6 +110,8 @@ def _run(plan: VolumePlan, ledger: BlockLedger, options: VolumeSettings) -> JobR
     result = JobResult()
     if not tasks:
         return result
+    if len(tasks) >= FEWEST_ESTIMATED:
+        say(f"This takes {estimate(plan, options, tasks, tiles=1).sentence}.")
     progress = Progress(f"predicting {plan.volume.name}", sum(sizes.values()) / 1e6, "Mvoxel")
     began = checked = time.monotonic()
     with open_engine(options.engine, job.device) as engine:
