@@ -85,14 +85,15 @@ def open_or_create(
                 "command or version; choose another --out, or delete it."
             )
         return array
+    level = 1 if shuffle == "bitshuffle" else 3  # sorted labels become no smaller by more work
     options: dict[str, Any] = {
-        "compressors": (BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=3, shuffle=shuffle), Crc32cCodec()),
+        "compressors": (BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=level, shuffle=shuffle), Crc32cCodec()),
         "dimension_names": ("z", "y", "x"),
     }
     if version == "0.4":
         sorting = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}[shuffle]
         options = {
-            "compressors": Blosc(cname="zstd", clevel=3, shuffle=sorting),
+            "compressors": Blosc(cname="zstd", clevel=level, shuffle=sorting),
             "chunk_key_encoding": {"name": "v2", "separator": "/"},
             "zarr_format": 2,
         }
