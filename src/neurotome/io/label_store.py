@@ -69,11 +69,15 @@ class BlockArray:
         shape = tuple(part.stop - part.start for part in place)
         if values.shape != shape or values.dtype != np.uint8:
             raise ValueError(f"{self.path}: {values.dtype} of shape {values.shape}; expected uint8 of shape {shape}")
+        self.delete_block(place)
+        self._array[place] = values
+        return self.digest_block(place)
+
+    def delete_block(self, place: Place) -> None:
+        """Deletes a block's files, whole or half-written; it is read as the fill value then."""
         for file in self._list_files(place):
             for left in (file, *file.parent.glob(f".{file.name}.*.partial")):
                 left.unlink(missing_ok=True)
-        self._array[place] = values
-        return self.digest_block(place)
 
     def digest_block(self, place: Place) -> str:
         """Returns the sha256 of a block's files as they are on disk, `NO_FILES` if it has none.
@@ -296,6 +300,19 @@ def describe_labels(classes: ClassSet) -> dict[str, Any]:
         "colors": [{"label-value": value, "rgba": list(rgba)} for value, _, rgba in entries],
         "properties": [{"label-value": value, "name": name} for value, name, _ in entries],
     }
+
+
+def count_ids(labels: NDArray[np.uint8]) -> dict[int, int]:
+    """Returns how many voxels have each id that occurs; labels are (z, y, x)."""
+    counts = sum((np.bincount(plane.ravel(), minlength=256) for plane in labels), np.zeros(256, np.int64))
+    return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+
+
+def name_confidence(labels: Path) -> Path:
+    """Returns where the confidence of labels goes: beside them, or beside the image in which they lie."""
+    image = find_image_of(labels)
+    name = f"{name_image(labels)}_confidence.zarr"
+    return labels.with_name(name) if image is None else image.with_name(f"{name_image(image)}_{name}")
 
 
 def find_image_of(path: Path) -> Path | None:

@@ -10,9 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import os
-import platform
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +20,7 @@ from numpy.typing import NDArray
 
 from neurotome.blocks import Grid
 from neurotome.errors import RunError
-from neurotome.io.block_ledger import BlockLedger
+from neurotome.io.block_ledger import BlockLedger, name_writer
 from neurotome.io.label_store import NOT_PREDICTED, BlockArray, LabelStore, open_label_store
 from neurotome.io.lazy_array import Place
 from neurotome.volume import Size
@@ -126,7 +123,7 @@ class LevelWorker:
         self._ledger = BlockLedger(
             Path(store) / level.path / "ledger",
             {"made_of": finer.path, "step": list(level.step), "block": list(level.block_zyx), "is_labels": self._is_labels},
-            writer=f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}",
+            writer=name_writer(),
         )
 
     def __call__(self, block: int) -> bool:

@@ -46,6 +46,31 @@ def synced_store(root: Path) -> LocalStore:
     return SyncedStore(root)
 
 
+def whole_files(root: Path) -> LocalStore:
+    """Returns a store for reading that refuses files that end too early.
+
+    zarr takes an empty shard, or a chunk that begins behind the end of its shard, for one that was never written, and
+    returns the fill value.
+    """
+    from zarr.abc.store import RangeByteRequest
+    from zarr.storage import LocalStore
+
+    def check(key: str, found: Buffer | None, wanted: Any) -> Buffer | None:
+        expected = wanted.end - wanted.start if isinstance(wanted, RangeByteRequest) else 1
+        if found is not None and len(found) < expected:
+            raise ValueError(f"{key} ends after {len(found)} of {expected} bytes")
+        return found
+
+    class WholeFiles(LocalStore):
+        async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Buffer | None:
+            return check(key, await super().get(key, prototype, byte_range), byte_range)
+
+        def get_sync(self, key: str, *, prototype: Any = None, byte_range: Any = None) -> Buffer | None:
+            return check(key, super().get_sync(key, prototype=prototype, byte_range=byte_range), byte_range)
+
+    return WholeFiles(root, read_only=True)
+
+
 def open_or_create(
     root: Path,
     path: str,
