@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from neurotome.blocks import Grid
 from neurotome.errors import RunError
+from neurotome.io.block_array import BlockArray
 from neurotome.io.block_ledger import BlockLedger, name_writer
-from neurotome.io.label_store import NOT_PREDICTED, BlockArray, LabelStore, open_label_store
+from neurotome.io.label_store import NOT_PREDICTED, LabelStore, open_label_store
 from neurotome.io.lazy_array import Place
 from neurotome.volume import Size
 
