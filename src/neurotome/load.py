@@ -9,9 +9,9 @@ from neurotome.models.model_folder import build_predictor, find_model
 from neurotome.models.stored_model import PIXELS, read_model
 
 if TYPE_CHECKING:
-    from neurotome.models.back_ends.attach import BackEnd
     from neurotome.models.net_predictor import NetPredictor
     from neurotome.pixels.predictor import PixelPredictor
+    from neurotome.predictor import BackEnd
 
 
 def load_predictor(path: Path | str, device: str = "auto", back_end: BackEnd = "torch") -> NetPredictor | PixelPredictor:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from neurotome.models.net_predictor import NetPredictor
-
-BackEnd = Literal["auto", "torch", "onnxruntime", "openvino", "openvino-int8"]
+from neurotome.predictor import BackEnd
 
 
 def attach_back_end(predictor: NetPredictor, back_end: BackEnd) -> NetPredictor:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.models.back_ends.attach import BackEnd
-from neurotome.predictor import Predictor
+from neurotome.predictor import BackEnd, Predictor
 
 
 @dataclass(frozen=True)
