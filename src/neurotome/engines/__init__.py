@@ -22,8 +22,23 @@ def open_engine(settings: EngineSettings, device: str = "auto") -> Iterator[Engi
         SettingsError: A value is impossible.
         RunError: A cluster cannot be reached.
     """
-    from neurotome.engines.serial import Serial
-
     settled = settle_engine(settings, device)
+    assert settled.workers != "auto"
     assert settled.threads != "auto"
-    yield Serial(settled.threads, settled.retries)
+    if settled.scheduler or settled.slurm:
+        from neurotome.lazy import import_extra
+
+        import_extra("distributed", "cluster")
+        from neurotome.engines.cluster import open_cluster
+
+        with open_cluster(settled) as cluster:
+            yield cluster
+        return
+    if settled.workers == 1 and settled.block_timeout_s == "auto":
+        from neurotome.engines.serial import Serial
+
+        yield Serial(settled.threads, settled.retries)
+        return
+    from neurotome.engines.processes import Processes
+
+    yield Processes(settled.workers, settled.threads, settled.retries, settled.block_timeout_s, list_gpus(device))

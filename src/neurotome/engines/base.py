@@ -57,7 +57,7 @@ class Outcome:
         task: Its number.
         result: What the function returned; None if it failed.
         error: The last attempt's message if it was set aside, otherwise None.
-        attempts: How often it was begun, but for attempts that ended through another's fault.
+        attempts: How often it was begun, but for attempts that ended through another's fault where that is known.
         seconds: Duration of the last attempt.
     """
 
@@ -98,7 +98,7 @@ class Pending:
     """What is left to do: tasks that are to be tried again before new ones, suspects for a worker of their own.
 
     A suspect was in work when its process ended. Beside others it would take them along again, and which of them is at
-    fault would never be known.
+    fault would never be known: what is set aside because its process ended had that process to itself.
     """
 
     def __init__(self, tasks: Iterable[int], retries: int) -> None:
@@ -106,6 +106,15 @@ class Pending:
         self._retries = retries
         self._again: deque[Attempt] = deque()
         self._suspects: deque[Attempt] = deque()
+
+    def is_empty(self) -> bool:
+        """Says whether nothing is left, suspects included."""
+        if not self._again and not self._suspects:
+            attempt = self.take()
+            if attempt is None:
+                return True
+            self._again.append(attempt)
+        return False
 
     def take(self) -> Attempt | None:
         """Returns the next attempt; None if there is none but suspects."""
@@ -121,6 +130,11 @@ class Pending:
     def give_back(self, attempt: Attempt) -> None:
         """Takes back what ended through no fault of its own."""
         self._again.append(attempt)
+
+    def doubt(self, attempt: Attempt, *, counts: bool = True) -> None:
+        """Makes a suspect of what was in work beside others when its process ended; it is not set aside for that."""
+        number = min(attempt.number + 1, self._retries + 1) if counts else attempt.number
+        self._suspects.append(Attempt(attempt.task, number))
 
     def fail(self, attempt: Attempt, error: str, seconds: float, *, suspect: bool = False) -> Outcome | None:
         """Notes that an attempt failed; returns the outcome if it was the last one."""
