@@ -53,4 +53,5 @@ def export_onnx(net: Network, in_channels: int) -> bytes:
             quiet.setLevel(level)
     if program is None:
         raise ValueError("torch exported nothing")
-    return program.model_proto.SerializeToString()
+    content: bytes = program.model_proto.SerializeToString()
+    return content

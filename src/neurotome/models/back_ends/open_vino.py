@@ -63,8 +63,8 @@ def measure_ranges(predictor: NetPredictor, patches: NDArray[np.float32]) -> Ran
         found.append([float(results[number]) for number in range(first, len(model.outputs))])
         return images
 
-    for patch in torch.from_numpy(patches).split(1):
-        predictor.net.run_padded(note, patch)
+    for patch in patches:
+        predictor.net.run_padded(note, torch.from_numpy(patch[None]))
     limits = np.array(found).reshape(len(patches), -1, 2)
     return list(zip(limits[..., 0].min(0).tolist(), limits[..., 1].max(0).tolist(), strict=True))
 
