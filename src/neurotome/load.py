@@ -9,9 +9,9 @@ from neurotome.models.model_folder import build_predictor, find_model
 from neurotome.models.stored_model import PIXELS, read_model
 
 if TYPE_CHECKING:
-    from neurotome.models.back_ends.attach import BackEnd, Ranges
     from neurotome.models.net_predictor import NetPredictor
     from neurotome.pixels.predictor import PixelPredictor
+    from neurotome.predictor import BackEnd, Ranges
 
 
 def load_predictor(

@@ -8,8 +8,8 @@ output pixel can see.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Annotated, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from cyclopts import Parameter
@@ -32,6 +32,12 @@ def check_device(_: Any, name: str) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name):
         raise SettingsError(unknown("device", name, ("auto", "cpu", "cuda", "cuda:1", "mps")))
 
+
+BackEnd = Literal["auto", "torch", "onnxruntime", "openvino", "openvino-int8"]
+"""What computes a network. auto: the fastest installed one whose labels are torch's; openvino-int8: in 8 bit, with a stated loss."""
+
+Ranges = Sequence[Sequence[float]]
+"""The smallest and the largest value that each convolution of a network reads, which openvino-int8 needs."""
 
 Device = Annotated[str, Parameter(validator=check_device)]
 """Where a network runs: auto, cpu, cuda, cuda:1 (the second GPU) or mps."""

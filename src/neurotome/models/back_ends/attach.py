@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
 from neurotome.errors import ModelError, SettingsError, unknown
 from neurotome.models.net_predictor import NetPredictor, Runtime
-
-BackEnd = Literal["auto", "torch", "onnxruntime", "openvino", "openvino-int8"]
-"""What runs a network. auto: the fastest that agrees with torch; openvino-int8: in 8 bit, with a loss that is stated."""
-
-Ranges = list[tuple[float, float]]
-"""The smallest and the largest grey or feature that each convolution of a network reads, for 8 bit."""
+from neurotome.predictor import BackEnd, Ranges
 
 NEEDED = {"onnxruntime": ("onnx", ("onnx", "onnxscript", "onnxruntime")), "openvino": ("openvino", ("openvino",))}
 """By back end: the extra that installs it, and the packages."""

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import ModelError
-from neurotome.predictor import Predictor
+from neurotome.predictor import BackEnd, Predictor, Ranges
 
 if TYPE_CHECKING:
-    from neurotome.models.back_ends.attach import BackEnd, Ranges
     from neurotome.models.net_predictor import NetPredictor
 
 AUTOMATIC: tuple[BackEnd, ...] = ("torch", "onnxruntime", "openvino")

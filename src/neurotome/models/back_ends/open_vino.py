@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neurotome.models.back_ends.attach import Ranges
 from neurotome.models.back_ends.folded import fold_network
 from neurotome.models.net import Network
 from neurotome.models.net_predictor import NetPredictor, Run, Runtime
+from neurotome.predictor import Ranges
 
 LEVELS = 256
 """Steps of a feature in 8 bit; weights, which are symmetric about 0, have one less."""
