@@ -99,8 +99,7 @@ def plan_volume(
     chosen: dict[str, Any] = {}
     if not options.overwrite and read_head(labels / LEDGER) is not None:
         chosen = dict(BlockLedger(labels / LEDGER, fingerprint, writer="none").head["chosen"])  # refuses another fingerprint
-    back_end = chosen.get("back_end", "torch" if options.back_end == "auto" else options.back_end)
-    predictor: Predictor = load_predictor(Path(model), device, back_end)
+    predictor: Predictor = load_predictor(Path(model), device, chosen.get("back_end", "torch"), chosen.get("ranges"))
     if 255 - predictor.classes.first_id < len(predictor.classes):
         raise SettingsError(
             f"{model}: has {len(predictor.classes)} classes; expected fewer, because 255 means not predicted."
@@ -140,6 +139,7 @@ def plan_volume(
         model_sha256=fingerprint["model_sha256"],
         device=device,
         back_end=chosen["back_end"],
+        ranges=chosen["ranges"],
         source=opened,
         scale=Scale(scale["mean"], scale["std"]),
         geometry=geometry,
@@ -174,12 +174,14 @@ def _choose(
     """Settles scale, back end, halo and geometry, writes them into `chosen`, and returns the predictor of that back end."""
     scale = predictor.normalization.scale_for(volume)
     chosen["scale"] = {"mean": scale.mean, "std": scale.std, "source": scale.source}
-    predictor, reports = choose_back_end(predictor, scale.apply(_cut_patch(predictor, volume)), (options.back_end,))
-    chosen["back_end"] = next((report.back_end for report in reports if report.chosen), "torch")
-    chosen["ranges"] = next((report.ranges for report in reports if report.chosen), None)
-    chosen["back_end_measured"] = f"Computed by {predictor.back_end}." + "".join(
-        f" {report.sentence}." for report in reports
-    )
+    predictor, reports = choose_back_end(predictor, scale.apply(_cut_patch(predictor, volume)), [options.back_end])
+    chosen |= {"back_end": "torch", "ranges": None, "back_end_measured": f"Computed by {predictor.back_end}."}
+    if reports:
+        best = next(report for report in reports if report.chosen)
+        chosen |= {"back_end": best.back_end, "ranges": best.ranges}
+        chosen["back_end_measured"] = f"Computed by {predictor.back_end}. Tried on a tile of this volume: " + "; ".join(
+            report.sentence for report in reports
+        )
     if settings.halo != "auto":
         halo, measured = settings.halo, f"The halo is {settings.halo} pixels, as asked for."
     elif options.tolerance == 0 or not predictor.bounded:

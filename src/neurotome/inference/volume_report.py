@@ -207,13 +207,10 @@ def finish(plan: VolumePlan, ledger: BlockLedger, job: JobResult, options: Volum
     }
     labels.set_attributes(report=report)
     shares = ", ".join(f"{name} {share:.2%}" for name, share in report["shares"].items())
-    say(
-        f"labels: {shares} of {report['predicted']:,} voxels; {report['not_predicted_share']:.2%} of the volume not predicted."
-    )
+    say(f"Labels: {shares} of {report['predicted']:,} voxels; {report['not_predicted_share']:.2%} were not predicted.")
     if job.voxels:
-        say(
-            f"{job.voxels / 1e6:.4g} Mvoxel in {format_duration(job.seconds)}, {job.voxels / job.seconds / 1e6:.3g} Mvoxel/s."
-        )
+        rate = job.voxels / job.seconds / 1e6
+        say(f"{job.voxels / 1e6:.4g} Mvoxel in {format_duration(job.seconds)}, {rate:.3g} Mvoxel/s.")
     say(f"{seams['sentence']}.")
 
 

@@ -86,8 +86,8 @@ def predict_volume(
         if done.failed:
             listed = [f"block {block} at {_say_place(plan, block)}: {why}" for block, why in done.failed[:MOST_LISTED]]
             raise RunError(
-                f"{out}: {len(done.failed)} of {len(plan.blocks)} blocks failed and are set aside; the others are done. The same "
-                "command tries these again:\n" + "\n".join(listed + ["..."] * (len(done.failed) > MOST_LISTED))
+                f"{out}: {len(done.failed)} of {len(plan.blocks)} blocks failed and are set aside; the others are done. The "
+                "same command tries these again:\n" + "\n".join(listed + ["..."] * (len(done.failed) > MOST_LISTED))
             )
         ledger.refresh()
         left = sum(not _is_done(plan, ledger, block) for block in plan.blocks.tolist())
