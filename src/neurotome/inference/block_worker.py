@@ -19,6 +19,7 @@ from neurotome.io.block_ledger import BlockLedger
 from neurotome.io.label_store import NOT_PREDICTED, open_label_store
 from neurotome.load import load_predictor
 from neurotome.models.model_folder import read_digest
+from neurotome.predictor import Predictor
 from neurotome.runs.environment import measure_peak_memory
 
 
@@ -28,8 +29,8 @@ class BlockWorker:
     Only the forward pass is under a lock, so that threads read, decompress, compress and write while one computes.
     """
 
-    def __init__(self, job: VolumeJob) -> None:
-        """Opens all that a job names.
+    def __init__(self, job: VolumeJob, predictor: Predictor | None = None) -> None:
+        """Opens all that a job names, but for a predictor that is there already.
 
         Raises:
             ModelError: The model is not the one that the job was planned with.
@@ -44,7 +45,7 @@ class BlockWorker:
                 f"{job.model}: has changed since the volume was begun; expected weights {job.model_sha256[:12]}."
             )
         self.job = job
-        self.predictor = load_predictor(Path(job.model), job.device, job.back_end, job.ranges)
+        self.predictor: Predictor = predictor or load_predictor(Path(job.model), job.device, job.back_end, job.ranges)
         self.volume = job.source.open()
         self.labels = open_label_store(Path(job.labels))
         self.confidence = open_label_store(Path(job.confidence)) if job.confidence else None

@@ -14,6 +14,7 @@ from pathlib import Path
 from neurotome.atomic import hold_output
 from neurotome.classes import Palette
 from neurotome.engines import open_engine, settle_engine
+from neurotome.engines.serial import Serial
 from neurotome.errors import RunError, SettingsError
 from neurotome.inference.block_worker import BlockWorker, name_writer
 from neurotome.inference.predict_settings import PredictSettings
@@ -115,7 +116,9 @@ def _run(plan: VolumePlan, ledger: BlockLedger, options: VolumeSettings) -> JobR
     progress = Progress(f"predicting {plan.volume.name}", sum(sizes.values()) / 1e6, "Mvoxel")
     began = checked = time.monotonic()
     with open_engine(options.engine, job.device) as engine:
-        for outcome in engine.run(functools.partial(BlockWorker, job), tasks):
+        # what runs here need not be loaded and compiled again
+        build = functools.partial(BlockWorker, job, plan.predictor if isinstance(engine, Serial) else None)
+        for outcome in engine.run(build, tasks):
             if outcome.error is None:
                 result.voxels += sizes[outcome.task]
                 result.peak_bytes = max(result.peak_bytes, outcome.result["peak_bytes"] if outcome.result else 0)
