@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,27 +177,28 @@ def _choose(
         predictor, reports = choose_back_end(predictor, scale.apply(_cut_patch(predictor, volume)))
         chosen["back_end"] = getattr(predictor, "engine_name", "torch")
         chosen["back_end_measured"] = " ".join(report.sentence for report in reports) or "the only one for this model"
-    if settings.halo != "auto":
-        halo, measured = settings.halo, "as asked for"
-    elif options.tolerance == 0 or not predictor.bounded:
-        halo, measured = max(predictor.halo_zyx[1:]), "all that the model can see"
-    else:
-        choice = choose_halo(predictor, volume, scale, axes=options.axes, tolerance=options.tolerance)
-        halo, measured = choice.halo, choice.measured
     # rounded, so that what differs from one measurement to the next does not change the tiles
     bytes_per_pixel = float(BYTES_STEP ** math.ceil(math.log(measure_bytes_per_pixel(predictor), BYTES_STEP)))
     program = -(-measure_used_memory() // PROGRAM_STEP) * PROGRAM_STEP
-    geometry = plan_geometry(
+    plan = functools.partial(
+        plan_geometry,
         predictor,
         volume,
         axes=options.axes,
-        halo=halo,
         tile=settings.tile,
         memory_bytes=memory_bytes - program,
         bytes_per_pixel=bytes_per_pixel,
         threads=PLANNED_THREADS,
         chunk_zyx=getattr(volume.data, "chunk_zyx", None),
     )
+    if settings.halo != "auto":
+        halo, measured = settings.halo, "as asked for"
+    elif predictor.bounded and _has_whole_planes(plan, full := max(predictor.halo_zyx[1:])):
+        halo, measured = full, "all that the model can see; tiles are as large as slices"
+    else:
+        choice = choose_halo(predictor, volume, scale, axes=options.axes, tolerance=options.tolerance)
+        halo, measured = choice.halo, choice.measured
+    geometry = plan(halo=halo)
     chosen |= {
         "halo": halo,
         "halo_measured": measured,
@@ -205,6 +207,14 @@ def _choose(
         "geometry": geometry.to_json(),
     }
     return predictor
+
+
+def _has_whole_planes(plan: Callable[..., Geometry], halo: int) -> bool:
+    """Says whether memory allows tiles without seams, so that no halo need be measured."""
+    try:
+        return plan(halo=halo).covers_planes()
+    except SettingsError:  # a smaller halo may fit
+        return False
 
 
 def _cut_patch(predictor: Predictor, volume: Volume) -> NDArray[Any]:
