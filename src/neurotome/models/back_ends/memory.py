@@ -31,6 +31,16 @@ def measure_bytes_per_pixel(predictor: Predictor) -> float:
     return max(SAFETY * (large - small) / (640**2 - 256**2), 8.0 * predictor.in_channels)
 
 
+def measure_device_bytes(device: str) -> int | None:
+    """Returns the memory that is free on a GPU, less a fifth that its allocator loses; None for what shares the host's."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(torch.device(device))
+    return int(0.8 * free)
+
+
 def _measure_peak(predictor: Predictor, edge: int) -> int | None:
     patches = np.random.default_rng(0).standard_normal((1, predictor.in_channels, edge, edge), np.float32)
     if getattr(predictor, "device", None) is not None and predictor.device.type == "cuda":  # type: ignore[attr-defined]
