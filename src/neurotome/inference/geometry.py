@@ -29,8 +29,8 @@ MOST_PLANES = 8
 """Planes of a forward pass."""
 
 MOST_PIXELS = 1 << 24
-"""Pixels of a forward pass, unless a person asks for more: halos cost little then, and libraries for convolutions have limits
-at 2^31 values."""
+"""Pixels of a forward pass, unless a person asks for more: halos cost little then, and libraries for convolutions have
+limits at 2^31 values."""
 
 USUAL_BLOCK = 1 << 26
 """Voxels of a block that are aimed at; twice as many where the input's chunks are then decoded once only."""
