@@ -18,7 +18,7 @@ from neurotome.errors import SettingsError
 from neurotome.inference.geometry import Geometry, estimate_memory, plan_geometry
 from neurotome.inference.halo import choose_halo
 from neurotome.inference.predict_settings import PredictSettings
-from neurotome.inference.selection import Selection, select_tiles
+from neurotome.inference.selection import Selection, parse_bbox, select_tiles
 from neurotome.inference.volume_job import LEDGER, VolumeJob, VolumeSource, find_extremes, pack_tiles
 from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger, read_head
@@ -89,6 +89,7 @@ def plan_volume(
     channel, time = (None if choice == "auto" else choice for choice in (settings.channel, settings.time))
     opened = VolumeSource(str(source), channel, time, None if edge == "auto" else (edge, edge, edge))
     volume = opened.open()
+    parse_bbox(options.bbox, volume.shape)
     identity = identify_input(source)
     fingerprint: dict[str, Any] = {
         "model_sha256": read_digest(model),
@@ -244,5 +245,5 @@ def measure_used_memory() -> int:
 
 def _select(geometry: Geometry, volume: Volume, options: VolumeSettings) -> Selection:
     """Returns the tiles that are wanted: within box and mask, and where chunks are stored."""
-    mask = Volume(open_labels(Path(options.mask)), "mask", path=Path(options.mask)) if options.mask else None
+    mask = Volume(open_labels(Path(options.mask), stack=True), "mask", path=Path(options.mask)) if options.mask else None
     return select_tiles(geometry.grid, bbox=options.bbox, mask=mask, chunks=list_chunks(volume.data))
