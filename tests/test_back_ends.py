@@ -166,8 +166,9 @@ def test_the_fastest_that_agrees_is_chosen(predictor: NetPredictor, monkeypatch:
     chosen, reports = choose_back_end(predictor, make_patches(1, 1, 32, 32))
     assert chosen.back_end == "torch, cpu, float32"
     assert [report.back_end for report in reports] == ["torch", "openvino"]
-    chosen, reports = choose_back_end(predictor, make_patches(1, 1, 32, 32), ["openvino"])
+    chosen, _ = choose_back_end(predictor, make_patches(1, 1, 32, 32), ["openvino"])
     assert chosen.back_end == "openvino, cpu, float32"
+    assert choose_back_end(predictor, make_patches(1, 1, 32, 32), voxels=1000)[0].back_end == "torch, cpu, float32"
 
 
 def test_a_network_that_cannot_be_converted_is_told(predictor: NetPredictor, monkeypatch: pytest.MonkeyPatch) -> None:

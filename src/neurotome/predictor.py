@@ -36,7 +36,7 @@ def check_device(_: Any, name: str) -> None:
 
 
 BackEnd = Literal["auto", "torch", "onnxruntime", "openvino", "openvino-int8"]
-"""What computes a network. auto: the fastest installed one with torch's labels; openvino-int8: in 8 bit, with a stated loss."""
+"""What computes a network. auto: the fastest installed one that agrees with torch; openvino-int8: 8 bit, with a loss."""
 
 Ranges = Sequence[Sequence[float]]
 """The smallest and the largest value that each convolution of a network reads, which openvino-int8 needs."""

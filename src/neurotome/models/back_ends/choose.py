@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 AUTOMATIC: tuple[BackEnd, ...] = ("torch", "onnxruntime", "openvino")
 """What auto chooses from; 8 bit is taken only when it is asked for."""
 
+FEWEST_VOXELS = 20_000_000
+"""Below, converting and timing take longer than they can save."""
+
 LEAST_AGREEMENT = 0.9999
 """Share of pixels with torch's label from which another back end counts as equal."""
 
@@ -70,7 +73,10 @@ class BackEndReport:
 
 
 def choose_back_end(
-    predictor: Predictor, patches: NDArray[np.float32], candidates: Sequence[BackEnd] = ("auto",)
+    predictor: Predictor,
+    patches: NDArray[np.float32],
+    candidates: Sequence[BackEnd] = ("auto",),
+    voxels: int = FEWEST_VOXELS,
 ) -> tuple[Predictor, list[BackEndReport]]:
     """Times the back ends that are installed on patches of the user's image, and compares each with torch.
 
@@ -79,6 +85,7 @@ def choose_back_end(
         patches: Scaled grey values, shape (n, in_channels, y, x), of the size that will be predicted; for openvino-int8 they
             are also what its ranges are measured on.
         candidates: auto: torch and all that are installed. One that is named alone is taken even if its labels differ.
+        voxels: How many will be predicted; where they are few, auto is torch.
 
     Returns:
         The predictor with the fastest of those that agree (on `LEAST_AGREEMENT` of the pixels), and a report on each.
@@ -91,6 +98,8 @@ def choose_back_end(
 
     if not isinstance(predictor, NetPredictor):
         return predictor, []
+    if "auto" in candidates and voxels < FEWEST_VOXELS:
+        candidates = ["torch"]
     attached, reports = _attach_all(predictor, patches, candidates)
     if len(attached) == 1:
         return attached["torch"][0], reports
