@@ -18,7 +18,7 @@ from neurotome.errors import SettingsError
 from neurotome.inference.geometry import Geometry, estimate_memory, plan_geometry
 from neurotome.inference.halo import choose_halo
 from neurotome.inference.predict_settings import PredictSettings
-from neurotome.inference.selection import Selection, select_tiles
+from neurotome.inference.selection import Selection, parse_bbox, select_tiles
 from neurotome.inference.volume_job import LEDGER, VolumeJob, VolumeSource, find_extremes, pack_tiles
 from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger, read_head
@@ -89,6 +89,7 @@ def plan_volume(
     channel, time = (None if choice == "auto" else choice for choice in (settings.channel, settings.time))
     opened = VolumeSource(str(source), channel, time, None if edge == "auto" else (edge, edge, edge))
     volume = opened.open()
+    parse_bbox(options.bbox, volume.shape)
     identity = identify_input(source)
     fingerprint: dict[str, Any] = {
         "model_sha256": read_digest(model),
@@ -99,8 +100,7 @@ def plan_volume(
     chosen: dict[str, Any] = {}
     if not options.overwrite and read_head(labels / LEDGER) is not None:
         chosen = dict(BlockLedger(labels / LEDGER, fingerprint, writer="none").head["chosen"])  # refuses another fingerprint
-    back_end = chosen.get("back_end", "torch" if options.back_end == "auto" else options.back_end)
-    predictor: Predictor = load_predictor(Path(model), device, back_end)
+    predictor: Predictor = load_predictor(Path(model), device, chosen.get("back_end", "torch"), chosen.get("ranges"))
     if 255 - predictor.classes.first_id < len(predictor.classes):
         raise SettingsError(
             f"{model}: has {len(predictor.classes)} classes; expected fewer, because 255 means not predicted."
@@ -138,6 +138,7 @@ def plan_volume(
         model_sha256=fingerprint["model_sha256"],
         device=device,
         back_end=chosen["back_end"],
+        ranges=chosen["ranges"],
         source=opened,
         scale=Scale(scale["mean"], scale["std"]),
         geometry=geometry,
@@ -171,11 +172,13 @@ def _choose(
     """Settles scale, back end, halo and geometry, writes them into `chosen`, and returns the predictor of that back end."""
     scale = predictor.normalization.scale_for(volume)
     chosen["scale"] = {"mean": scale.mean, "std": scale.std, "source": scale.source}
-    chosen["back_end"], chosen["back_end_measured"] = options.back_end, "as asked for"
-    if options.back_end == "auto":
-        predictor, reports = choose_back_end(predictor, scale.apply(_cut_patch(predictor, volume)))
-        chosen["back_end"] = getattr(predictor, "engine_name", "torch")
-        chosen["back_end_measured"] = " ".join(report.sentence for report in reports) or "the only one for this model"
+    patch = scale.apply(_cut_patch(predictor, volume))
+    predictor, reports = choose_back_end(predictor, patch, [options.back_end], math.prod(volume.shape))
+    chosen |= {"back_end": "torch", "ranges": None, "back_end_measured": "not compared with others"}
+    if reports:
+        best = next(report for report in reports if report.chosen)
+        chosen |= {"back_end": best.back_end, "ranges": best.ranges}
+        chosen["back_end_measured"] = " ".join(report.sentence for report in reports)
     if settings.halo != "auto":
         halo, measured = settings.halo, "as asked for"
     elif options.tolerance == 0 or not predictor.bounded:
@@ -242,5 +245,5 @@ def measure_used_memory() -> int:
 
 def _select(geometry: Geometry, volume: Volume, options: VolumeSettings) -> Selection:
     """Returns the tiles that are wanted: within box and mask, and where chunks are stored."""
-    mask = Volume(open_labels(Path(options.mask)), "mask", path=Path(options.mask)) if options.mask else None
+    mask = Volume(open_labels(Path(options.mask), stack=True), "mask", path=Path(options.mask)) if options.mask else None
     return select_tiles(geometry.grid, bbox=options.bbox, mask=mask, chunks=list_chunks(volume.data))
