@@ -198,7 +198,6 @@ def _choose(
         memory_bytes=memory_bytes - program,
         bytes_per_pixel=bytes_per_pixel,
         threads=PLANNED_THREADS,
-        device_bytes=measure_device_bytes(predictor),
         chunk_zyx=getattr(volume.data, "chunk_zyx", None),
         device_bytes=device_bytes,
         decode_cost=DECODE_COST if device_bytes is None else DECODE_COST_GPU,

@@ -24,21 +24,6 @@ SAFETY = 1.1
 """What is measured is multiplied by this: allocators round up, and a larger tile may be computed another way."""
 
 
-MOST_DEVICE = 8_000_000_000
-"""Bytes of a GPU that a forward pass may take: larger batches make nothing faster."""
-
-
-def measure_device_bytes(predictor: Predictor) -> int | None:
-    """Returns how much of a GPU's memory a forward pass may take; None where it takes the process's own."""
-    device = getattr(predictor, "device", None)
-    if device is None or device.type != "cuda":
-        return None
-    import torch
-
-    free, _ = torch.cuda.mem_get_info(device)
-    return min(MOST_DEVICE, free * 7 // 10)
-
-
 def measure_bytes_per_pixel(predictor: Predictor) -> float:
     """Measures how much memory a forward pass takes per pixel of its input, all channels together.
 
