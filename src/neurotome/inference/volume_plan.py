@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from neurotome.io.chunks import list_chunks
 from neurotome.io.identity import compare_by, identify_input
 from neurotome.io.opening import open_labels
 from neurotome.models.back_ends.choose import choose_back_end
-from neurotome.models.back_ends.memory import measure_bytes_per_pixel
+from neurotome.models.back_ends.memory import measure_bytes_per_pixel, measure_device_bytes
 from neurotome.models.model_folder import read_digest
 from neurotome.normalize import Scale
 from neurotome.predictor import Predictor
@@ -39,6 +40,9 @@ MOST_MEMORY = 8_000_000_000
 
 PLANNED_THREADS = 4
 """Tiles are planned for so many threads, so that they, and the labels, do not depend on how many there are."""
+
+DECODE_COST, DECODE_COST_GPU = 0.01, 0.5
+"""Time of decoding a voxel over that of predicting one, roughly: a GPU waits for the input, a CPU hardly."""
 
 BYTES_STEP = 1.25
 PROGRAM_STEP = 1 << 28
@@ -115,7 +119,7 @@ def plan_volume(
         volume = opened.open()
     memory = _choose_memory(options.max_memory)
     if "geometry" not in chosen:
-        predictor = _choose(predictor, volume, chosen, settings, options, memory)
+        predictor = _choose(predictor, volume, chosen, settings, options, device, memory)
     geometry = Geometry.from_json(chosen["geometry"])
     threads = settle_engine(options.engine, device).threads
     assert threads != "auto"
@@ -125,6 +129,7 @@ def plan_volume(
         threads=threads,
         itemsize=volume.data.dtype.itemsize,
         classes=len(predictor.classes),
+        on_device=device.startswith("cuda"),
     )
     if bound > memory:
         raise SettingsError(
@@ -167,6 +172,7 @@ def _choose(
     chosen: dict[str, Any],
     settings: PredictSettings,
     options: VolumeSettings,
+    device: str,
     memory_bytes: int,
 ) -> Predictor:
     """Settles scale, back end, halo and geometry, writes them into `chosen`, and returns the predictor of that back end."""
@@ -179,27 +185,31 @@ def _choose(
         best = next(report for report in reports if report.chosen)
         chosen |= {"back_end": best.back_end, "ranges": best.ranges}
         chosen["back_end_measured"] = " ".join(report.sentence for report in reports)
-    if settings.halo != "auto":
-        halo, measured = settings.halo, "as asked for"
-    elif options.tolerance == 0 or not predictor.bounded:
-        halo, measured = max(predictor.halo_zyx[1:]), "all that the model can see"
-    else:
-        choice = choose_halo(predictor, volume, scale, axes=options.axes, tolerance=options.tolerance)
-        halo, measured = choice.halo, choice.measured
     # rounded, so that what differs from one measurement to the next does not change the tiles
     bytes_per_pixel = float(BYTES_STEP ** math.ceil(math.log(measure_bytes_per_pixel(predictor), BYTES_STEP)))
     program = -(-measure_used_memory() // PROGRAM_STEP) * PROGRAM_STEP
-    geometry = plan_geometry(
+    device_bytes = measure_device_bytes(device)
+    plan = functools.partial(
+        plan_geometry,
         predictor,
         volume,
         axes=options.axes,
-        halo=halo,
         tile=settings.tile,
         memory_bytes=memory_bytes - program,
         bytes_per_pixel=bytes_per_pixel,
         threads=PLANNED_THREADS,
         chunk_zyx=getattr(volume.data, "chunk_zyx", None),
+        device_bytes=device_bytes,
+        decode_cost=DECODE_COST if device_bytes is None else DECODE_COST_GPU,
     )
+    if settings.halo != "auto":
+        halo, measured = settings.halo, "as asked for"
+    elif predictor.bounded and _has_whole_planes(plan, full := max(predictor.halo_zyx[1:])):
+        halo, measured = full, "all that the model can see; tiles are as large as slices"
+    else:
+        choice = choose_halo(predictor, volume, scale, axes=options.axes, tolerance=options.tolerance)
+        halo, measured = choice.halo, choice.measured
+    geometry = plan(halo=halo)
     chosen |= {
         "halo": halo,
         "halo_measured": measured,
@@ -208,6 +218,14 @@ def _choose(
         "geometry": geometry.to_json(),
     }
     return predictor
+
+
+def _has_whole_planes(plan: Callable[..., Geometry], halo: int) -> bool:
+    """Says whether memory allows tiles without seams, so that no halo need be measured."""
+    try:
+        return plan(halo=halo).covers_planes()
+    except SettingsError:  # a smaller halo may fit
+        return False
 
 
 def _cut_patch(predictor: Predictor, volume: Volume) -> NDArray[Any]:
