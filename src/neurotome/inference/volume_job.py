@@ -92,7 +92,6 @@ class VolumeJob:
         fingerprint: What the ledger was begun with.
         air_below: Tiles of darker grey values only are not computed.
         wanted: Which tiles are wanted, packed by `pack_tiles`; None: all.
-        workers: Processes on a machine, which share its cores.
     """
 
     model: str
@@ -107,7 +106,6 @@ class VolumeJob:
     fingerprint: Mapping[str, Any]
     air_below: float | None = None
     wanted: bytes | None = field(default=None, repr=False)
-    workers: int = 1
     ranges: Ranges | None = field(default=None, repr=False)
 
     @property

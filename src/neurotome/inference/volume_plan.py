@@ -147,7 +147,6 @@ def plan_volume(
         fingerprint=fingerprint,
         air_below=options.air_below,
         wanted=pack_tiles(selection.wanted),
-        workers=1 if options.workers == "auto" else options.workers,
     )
     return VolumePlan(
         job, predictor, volume, identity, chosen, selection.blocks, selection.wanted, list(selection.notes), bound
