@@ -16,7 +16,7 @@ from neurotome.io.chunks import ChunkMap, list_chunks
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.opening import open_volume
 from neurotome.normalize import Scale
-from neurotome.predictor import BackEnd
+from neurotome.predictor import BackEnd, Ranges
 from neurotome.sampling import is_large, sample_boxes
 from neurotome.volume import Size, Volume
 
@@ -83,7 +83,7 @@ class VolumeJob:
 
     Attributes:
         model: Path or name of the model, and its digest, so that no worker computes with another.
-        device, back_end: Where and with what a network runs.
+        device, back_end, ranges: Where and with what a network runs.
         source: The volume.
         scale: Its grey scale, measured once.
         geometry: Tiles, halo and blocks.
@@ -91,6 +91,7 @@ class VolumeJob:
         confidence: The store of the chosen class's probability, or None.
         fingerprint: What the ledger was begun with.
         air_below: Tiles of darker grey values only are not computed.
+        fill: Nor are tiles that hold this value only, which stands for what is not stored.
         wanted: Which tiles are wanted, packed by `pack_tiles`; None: all.
         workers: Processes on a machine, which share its cores.
     """
@@ -106,8 +107,10 @@ class VolumeJob:
     confidence: str | None
     fingerprint: Mapping[str, Any]
     air_below: float | None = None
+    fill: float = 0.0
     wanted: bytes | None = field(default=None, repr=False)
     workers: int = 1
+    ranges: Ranges | None = field(default=None, repr=False)
 
     @property
     def ledger(self) -> Path:
