@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -177,6 +179,26 @@ def test_labels_beneath_an_image_are_listed_beside_others(tmp_path: Path, versio
         **dict(enumerate(CLASSES.names)),
         255: "not predicted",
     }
+
+
+@BOTH
+def test_jobs_that_begin_at_once_make_one_store(tmp_path: Path, version: Any) -> None:
+    create_image(tmp_path / "image.zarr", version)
+    path, begin = tmp_path / "image.zarr/labels/a", threading.Barrier(6)
+
+    def work(number: int) -> str:
+        begin.wait()
+        store = create(path, filled=False, version=version, attributes={"model": "m"})
+        place = list_places()[number]
+        return store.write_block(place, VOXELS[place]) + str(store.attributes["model"])
+
+    with ThreadPoolExecutor(6) as pool:
+        written = list(pool.map(work, range(6)))
+    assert [text[64:] for text in written] == ["m"] * 6
+    store = open_label_store(path)
+    for place in list_places()[6:]:
+        store.write_block(place, VOXELS[place])
+    np.testing.assert_array_equal(zarr.open_array(path / "0", mode="r")[:], VOXELS)
 
 
 @BOTH
