@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import zarr
 
 from neurotome.classes import ClassSet
 from neurotome.errors import ImageError, RunError, SettingsError
-from neurotome.io.label_store import NO_FILES, LabelStore, choose_chunk, create_label_store, open_label_store
+from neurotome.io.block_array import NO_FILES, choose_chunk
+from neurotome.io.label_store import LabelStore, create_label_store, open_label_store
 from neurotome.io.ome_zarr import create_ome_zarr
 
 CLASSES = ClassSet(("background", "vessel", "cell"))
@@ -92,9 +95,8 @@ def test_torn_shard_is_replaced(tmp_path: Path, place: Any, keep: int) -> None:
     file.write_bytes(file.read_bytes()[:keep])
     left = file.with_name(f".{file.name}.1.ab.partial")
     left.write_bytes(b"half")
-    if keep:  # zarr takes an empty file for one that is not there
-        with pytest.raises(ImageError, match="damaged"):
-            store.read(place)
+    with pytest.raises(ImageError, match="damaged"):
+        store.read(place)
     assert store.digest_block(place) != written
     store.write_block(place, VOXELS[place])
     np.testing.assert_array_equal(store.read(tuple(slice(0, size) for size in SHAPE)), VOXELS)  # type: ignore[arg-type]
@@ -177,6 +179,26 @@ def test_labels_beneath_an_image_are_listed_beside_others(tmp_path: Path, versio
         **dict(enumerate(CLASSES.names)),
         255: "not predicted",
     }
+
+
+@BOTH
+def test_jobs_that_begin_at_once_make_one_store(tmp_path: Path, version: Any) -> None:
+    create_image(tmp_path / "image.zarr", version)
+    path, begin = tmp_path / "image.zarr/labels/a", threading.Barrier(6)
+
+    def work(number: int) -> str:
+        begin.wait()
+        store = create(path, filled=False, version=version, attributes={"model": "m"})
+        place = list_places()[number]
+        return store.write_block(place, VOXELS[place]) + str(store.attributes["model"])
+
+    with ThreadPoolExecutor(6) as pool:
+        written = list(pool.map(work, range(6)))
+    assert [text[64:] for text in written] == ["m"] * 6
+    store = open_label_store(path)
+    for place in list_places()[6:]:
+        store.write_block(place, VOXELS[place])
+    np.testing.assert_array_equal(zarr.open_array(path / "0", mode="r")[:], VOXELS)
 
 
 @BOTH

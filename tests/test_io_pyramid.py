@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ def split_boxes(voxels: NDArray[Any], step: tuple[int, int, int]) -> Iterator[tu
         yield index, voxels[tuple(slice(i * by, (i + 1) * by) for i, by in zip(index, step, strict=True))]
 
 
+@settings(deadline=None)
 @given(volumes, steps)
 def test_labels_take_the_mode_of_what_is_predicted(labels: NDArray[np.uint8], step: tuple[int, int, int]) -> None:
     shrunk = shrink_labels(labels, step)
@@ -42,6 +43,7 @@ def test_labels_take_the_mode_of_what_is_predicted(labels: NDArray[np.uint8], st
     assert shrunk.shape == tuple(-(-size // by) for size, by in zip(labels.shape, step, strict=True))
 
 
+@settings(deadline=None)
 @given(volumes, steps)
 def test_grey_maps_take_the_mean(grey: NDArray[np.uint8], step: tuple[int, int, int]) -> None:
     shrunk = shrink_grey(grey, step)
@@ -74,6 +76,7 @@ def test_far_slices_wait_until_planes_are_as_coarse() -> None:
     assert [level.factors for level in plan_levels((1, 1000, 1), (1, 8, 1), (0.1, 1.0, 1.0))][-1] == (1, 4, 1)
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.integers(1, 100_000)] * 3), st.tuples(*[st.floats(0.1, 10)] * 3))
 def test_levels_end_and_blocks_are_of_bounded_size(shape: Any, size: Any) -> None:
     levels = plan_levels(shape, (8, 8, 8), size)

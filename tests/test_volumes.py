@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from PIL import Image
 
 from conftest import make_dataset, run
 from neurotome.classes import ClassSet
 from neurotome.errors import NeurotomeError, RunError, SettingsError
 from neurotome.inference import block_worker, geometry
-from neurotome.inference.predict import predict
+from neurotome.inference.predict import predict, predict_probs
 from neurotome.inference.predict_settings import PredictSettings
 from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger
@@ -319,3 +320,36 @@ def test_settings_of_volumes_need_a_volume(home: Path, tmp_path: Path) -> None:
     for given in (replace(CPU, overlay=True), replace(CPU, existing="replace")):
         with pytest.raises(NeurotomeError, match="not for a volume"):
             label(home, tmp_path / "a.zarr", given)
+
+
+def test_a_folder_of_slices_is_one_volume(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "slices").mkdir()
+    for z, plane in enumerate(make_grey()):
+        Image.fromarray(plane).save(tmp_path / "slices" / f"scan_{z}.png")
+    predict(home / "model", tmp_path / "slices", tmp_path / "out.zarr", settings=CPU, options=PLAIN)
+    np.testing.assert_array_equal(read(tmp_path / "out.zarr"), read(home / "whole.zarr"))
+
+
+def test_chunks_that_are_missing_are_told_and_not_predicted(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sparse = shutil.copytree(home / "image.zarr", tmp_path / "sparse.zarr")
+    for z in range(3):
+        (sparse / "c" / str(z) / "0" / "0").unlink()
+    predict(home / "model", sparse, tmp_path / "out.zarr", settings=CPU, options=PLAIN)
+    assert "3 of 18 chunks are missing; read as fill value 0." in capsys.readouterr().err
+    found = read(tmp_path / "out.zarr")
+    assert (found[:, :32, :32] == 255).all()
+    assert (found != 255).sum() == found.size - 10 * 32 * 32
+    small = zarr.create_array(tmp_path / "small.zarr", shape=(1, 32, 40), chunks=(1, 32, 32), dtype="uint8")
+    small[0, :, :32] = make_grey()[0, :32, :32]
+    with pytest.warns(UserWarning, match=r"small.zarr: 1 of 2 chunks are missing"):
+        predict_probs(home / "model", tmp_path / "small.zarr", settings=CPU)
+
+
+def test_a_damaged_chunk_is_named(home: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(home / "image.zarr", tmp_path / "damaged.zarr")
+    file = damaged / "c" / "2" / "1" / "2"
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(NeurotomeError, match=r"c/2/1/2: this chunk is damaged or was cut \(20 bytes"):
+        predict(home / "model", damaged, tmp_path / "out.zarr", settings=CPU, options=replace(PLAIN, retries=1))

@@ -16,7 +16,9 @@ import os
 import pickle
 import queue
 import secrets
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -37,6 +39,7 @@ PER_THREAD = 2
 """Tasks in flight for each thread of a worker: one in work, one already there."""
 NOTE_S = 60.0
 CONNECT_S = 20
+DASHBOARD = "127.0.0.1:0"  # any free port: the usual one may be taken, and dask warns then
 
 GO_ON = "What is written down is done; the same command goes on from there."
 
@@ -208,38 +211,47 @@ def open_cluster(settings: EngineSettings) -> Iterator[Cluster]:
         "distributed.comm.timeouts.connect": CONNECT_S,
         "distributed.admin.low-level-log-length": 10,
     }
-    logger = logging.getLogger("distributed")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # what a user should know of loss and retries is said in our words
-    try:
-        with contextlib.ExitStack() as opened, dask.config.set(own):
-            cores = None
-            if settings.slurm:
-                cluster, cores = _start_slurm(Path(settings.slurm), settings.workers)
-                opened.enter_context(cluster)
-            elif settings.scheduler == "local":
-                cores = max(1, (os.cpu_count() or 1) // settings.workers)
-                cluster = opened.enter_context(
-                    distributed.LocalCluster(
-                        n_workers=settings.workers,
-                        threads_per_worker=settings.threads,
-                        memory_limit=0,
-                        dashboard_address=None,
-                        silence_logs=logging.CRITICAL,
-                    )
+    with contextlib.ExitStack() as opened, dask.config.set(own):
+        opened.enter_context(_quiet())
+        cores = None
+        if settings.slurm:
+            cluster, cores = _start_slurm(Path(settings.slurm), settings.workers)
+            opened.enter_context(cluster)
+        elif settings.scheduler == "local":
+            cores = max(1, (os.cpu_count() or 1) // settings.workers)
+            cluster = opened.enter_context(
+                distributed.LocalCluster(
+                    n_workers=settings.workers,
+                    threads_per_worker=settings.threads,
+                    memory_limit=0,
+                    dashboard_address=DASHBOARD,
+                    silence_logs=logging.CRITICAL,
                 )
-            else:
-                cluster = settings.scheduler
-            try:
-                client = opened.enter_context(distributed.Client(cluster, timeout=CONNECT_S, set_as_default=False))
-            except (OSError, ValueError) as error:
-                raise RunError(
-                    f"no dask scheduler answers at {cluster} ({error}). Expected tcp://host:port of one that runs; start it "
-                    "with `dask scheduler`, and workers with `dask worker tcp://host:port`."
-                ) from error
-            yield Cluster(client, settings.threads, settings.retries, settings.block_timeout_s, cores)
+            )
+        else:
+            cluster = settings.scheduler
+        try:
+            client = opened.enter_context(distributed.Client(cluster, timeout=CONNECT_S, set_as_default=False))
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"no dask scheduler answers at {cluster} ({error}). Expected tcp://host:port of one that runs; start it "
+                "with `dask scheduler`, and workers with `dask worker tcp://host:port`."
+            ) from error
+        yield Cluster(client, settings.threads, settings.retries, settings.block_timeout_s, cores)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps dask from logging: what a user should know of loss and retries is said in our words."""
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] == "distributed"]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _start_slurm(path: Path, workers: int) -> tuple[Any, int | None]:
@@ -249,12 +261,28 @@ def _start_slurm(path: Path, workers: int) -> tuple[Any, int | None]:
         raise SettingsError(f"{path}: not found; expected a YAML file with options of dask_jobqueue.SLURMCluster.")
     options = dict(read_yaml(path, SettingsError, "Expected options of dask_jobqueue.SLURMCluster, such as 'cores: 8'."))
     try:
-        cluster = jobqueue.SLURMCluster(**{"scheduler_options": {"dashboard_address": None}, **options})
+        cluster = jobqueue.SLURMCluster(**{"scheduler_options": {"dashboard_address": DASHBOARD}, **options})
     except (TypeError, ValueError) as error:
         raise SettingsError(f"{path}: {error}. Expected options of dask_jobqueue.SLURMCluster.") from error
+    refused = _try_script(cluster.job_script())
+    if refused:
+        cluster.close()
+        raise RunError(f"{path}: Slurm takes no such job: {refused} Expected the command sbatch, and options that it takes.")
     cluster.adapt(minimum=workers, maximum=workers)
     cores, processes = (options.get(name) for name in ("cores", "processes"))
     return cluster, max(1, cores // (processes or 1)) if isinstance(cores, int) else None
+
+
+def _try_script(script: str) -> str:
+    """Asks Slurm whether it would take a worker's script, since dask would only log its no; returns what it says then."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+        file.write(script)
+        file.flush()
+        try:
+            told = subprocess.run(["sbatch", "--test-only", file.name], capture_output=True, text=True, timeout=60.0)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"{error}."
+    return f"{told.stderr.strip() or told.stdout.strip()}." if told.returncode else ""
 
 
 def _check_versions(client: Any) -> None:

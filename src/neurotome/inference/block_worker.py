@@ -39,7 +39,7 @@ class BlockWorker:
                 f"{job.model}: has changed since the volume was begun; expected weights {job.model_sha256[:12]}."
             )
         self.job = job
-        self.predictor = load_predictor(Path(job.model), job.device, job.back_end)
+        self.predictor = load_predictor(Path(job.model), job.device, job.back_end, job.ranges)
         self.volume = job.source.open()
         self.labels = open_label_store(Path(job.labels))
         self.confidence = open_label_store(Path(job.confidence)) if job.confidence else None

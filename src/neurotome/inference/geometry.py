@@ -28,6 +28,10 @@ BATCH = 1 << 20
 MOST_PLANES = 8
 """Planes of a forward pass."""
 
+MOST_PIXELS = 1 << 24
+"""Pixels of a forward pass, unless a person asks for more: halos cost little then, and libraries for convolutions have
+limits at 2^31 values."""
+
 USUAL_BLOCK = 1 << 26
 """Voxels of a block that are aimed at; twice as many where the input's chunks are then decoded once only."""
 
@@ -182,6 +186,8 @@ def plan_geometry(
     start = Geometry(axes, Grid(volume.shape, (1, 1, 1), (1, 1, 1)), halo, stride, predictor.in_channels // 2, 1, factors)
 
     def fits(geometry: Geometry) -> bool:
+        if tile == "auto" and _count_pixels(geometry) > MOST_PIXELS:
+            return False
         forward = count_forward_bytes(geometry, bytes_per_pixel)
         host = threads * count_block_bytes(geometry, volume.data.dtype.itemsize, len(predictor.classes))
         if device_bytes is None:

@@ -17,6 +17,7 @@ from neurotome.inference.jobs import Job, Output, list_sources, plan_jobs
 from neurotome.inference.predict_settings import PredictSettings
 from neurotome.inference.volume_job import find_extremes, flip_grey
 from neurotome.inference.volume_settings import VolumeSettings
+from neurotome.io.chunks import list_chunks
 from neurotome.io.opening import check_grey, looks_like_colours, open_volume
 from neurotome.predictor import Predictor
 from neurotome.progress import Progress
@@ -163,6 +164,9 @@ def _open(source: str | Path | NDArray[Any], settings: PredictSettings) -> Volum
 
 def _prepare(predictor: Predictor, volume: Volume, settings: PredictSettings) -> Volume:
     """Flips the grey values if asked to, and says so if they are unlike the training data's."""
+    chunks = list_chunks(volume.data)
+    if chunks is not None and chunks.note:
+        warnings.warn(f"{volume.path}: {chunks.note} If they should be there, copy or export it again.", stacklevel=3)
     volume = invert_grey(volume) if settings.invert else volume
     predictor.normalization.note_unlike(volume)
     return volume

@@ -14,8 +14,9 @@ from neurotome.atomic import hold_output, sweep_partials
 from neurotome.blocks import Grid
 from neurotome.engines import EngineSettings, open_engine
 from neurotome.errors import ImageError, RunError, SettingsError
+from neurotome.io.block_array import NO_FILES, BlockArray
 from neurotome.io.block_ledger import BlockLedger, name_writer, read_head
-from neurotome.io.label_store import NO_FILES, BlockArray, LabelStore, count_ids, name_confidence, open_label_store
+from neurotome.io.label_store import LabelStore, count_ids, name_confidence, open_label_store
 from neurotome.io.pyramid import build_pyramid, plan_levels
 from neurotome.progress import Progress
 

@@ -16,7 +16,7 @@ from neurotome.io.chunks import ChunkMap, list_chunks
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.opening import open_volume
 from neurotome.normalize import Scale
-from neurotome.predictor import BackEnd
+from neurotome.predictor import BackEnd, Ranges
 from neurotome.sampling import is_large, sample_boxes
 from neurotome.volume import Size, Volume
 
@@ -83,7 +83,7 @@ class VolumeJob:
 
     Attributes:
         model: Path or name of the model, and its digest, so that no worker computes with another.
-        device, back_end: Where and with what a network runs.
+        device, back_end, ranges: Where and with what a network runs.
         source: The volume.
         scale: Its grey scale, measured once.
         geometry: Tiles, halo and blocks.
@@ -108,6 +108,7 @@ class VolumeJob:
     air_below: float | None = None
     wanted: bytes | None = field(default=None, repr=False)
     workers: int = 1
+    ranges: Ranges | None = field(default=None, repr=False)
 
     @property
     def ledger(self) -> Path:

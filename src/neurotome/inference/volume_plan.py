@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from neurotome.errors import SettingsError
 from neurotome.inference.geometry import Geometry, estimate_memory, plan_geometry
 from neurotome.inference.halo import choose_halo
 from neurotome.inference.predict_settings import PredictSettings
-from neurotome.inference.selection import Selection, select_tiles
+from neurotome.inference.selection import Selection, parse_bbox, select_tiles
 from neurotome.inference.volume_job import LEDGER, VolumeJob, VolumeSource, find_extremes, pack_tiles
 from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger, read_head
@@ -26,7 +27,7 @@ from neurotome.io.chunks import list_chunks
 from neurotome.io.identity import compare_by, identify_input
 from neurotome.io.opening import open_labels
 from neurotome.models.back_ends.choose import choose_back_end
-from neurotome.models.back_ends.memory import measure_bytes_per_pixel
+from neurotome.models.back_ends.memory import measure_bytes_per_pixel, measure_device_bytes
 from neurotome.models.model_folder import read_digest
 from neurotome.normalize import Scale
 from neurotome.predictor import Predictor
@@ -39,6 +40,9 @@ MOST_MEMORY = 8_000_000_000
 
 PLANNED_THREADS = 4
 """Tiles are planned for so many threads, so that they, and the labels, do not depend on how many there are."""
+
+DECODE_COST, DECODE_COST_GPU = 0.01, 0.5
+"""Time of decoding a voxel over that of predicting one, roughly: a GPU waits for the input, a CPU hardly."""
 
 BYTES_STEP = 1.25
 PROGRAM_STEP = 1 << 28
@@ -89,6 +93,7 @@ def plan_volume(
     channel, time = (None if choice == "auto" else choice for choice in (settings.channel, settings.time))
     opened = VolumeSource(str(source), channel, time, None if edge == "auto" else (edge, edge, edge))
     volume = opened.open()
+    parse_bbox(options.bbox, volume.shape)
     identity = identify_input(source)
     fingerprint: dict[str, Any] = {
         "model_sha256": read_digest(model),
@@ -99,8 +104,7 @@ def plan_volume(
     chosen: dict[str, Any] = {}
     if not options.overwrite and read_head(labels / LEDGER) is not None:
         chosen = dict(BlockLedger(labels / LEDGER, fingerprint, writer="none").head["chosen"])  # refuses another fingerprint
-    back_end = chosen.get("back_end", "torch" if options.back_end == "auto" else options.back_end)
-    predictor: Predictor = load_predictor(Path(model), device, back_end)
+    predictor: Predictor = load_predictor(Path(model), device, chosen.get("back_end", "torch"), chosen.get("ranges"))
     if 255 - predictor.classes.first_id < len(predictor.classes):
         raise SettingsError(
             f"{model}: has {len(predictor.classes)} classes; expected fewer, because 255 means not predicted."
@@ -115,7 +119,7 @@ def plan_volume(
         volume = opened.open()
     memory = _choose_memory(options.max_memory)
     if "geometry" not in chosen:
-        predictor = _choose(predictor, volume, chosen, settings, options, memory)
+        predictor = _choose(predictor, volume, chosen, settings, options, device, memory)
     geometry = Geometry.from_json(chosen["geometry"])
     threads = settle_engine(options.engine, device).threads
     assert threads != "auto"
@@ -125,6 +129,7 @@ def plan_volume(
         threads=threads,
         itemsize=volume.data.dtype.itemsize,
         classes=len(predictor.classes),
+        on_device=device.startswith("cuda"),
     )
     if bound > memory:
         raise SettingsError(
@@ -138,6 +143,7 @@ def plan_volume(
         model_sha256=fingerprint["model_sha256"],
         device=device,
         back_end=chosen["back_end"],
+        ranges=chosen["ranges"],
         source=opened,
         scale=Scale(scale["mean"], scale["std"]),
         geometry=geometry,
@@ -166,37 +172,44 @@ def _choose(
     chosen: dict[str, Any],
     settings: PredictSettings,
     options: VolumeSettings,
+    device: str,
     memory_bytes: int,
 ) -> Predictor:
     """Settles scale, back end, halo and geometry, writes them into `chosen`, and returns the predictor of that back end."""
     scale = predictor.normalization.scale_for(volume)
     chosen["scale"] = {"mean": scale.mean, "std": scale.std, "source": scale.source}
-    chosen["back_end"], chosen["back_end_measured"] = options.back_end, "as asked for"
-    if options.back_end == "auto":
-        predictor, reports = choose_back_end(predictor, scale.apply(_cut_patch(predictor, volume)))
-        chosen["back_end"] = getattr(predictor, "engine_name", "torch")
-        chosen["back_end_measured"] = " ".join(report.sentence for report in reports) or "the only one for this model"
-    if settings.halo != "auto":
-        halo, measured = settings.halo, "as asked for"
-    elif options.tolerance == 0 or not predictor.bounded:
-        halo, measured = max(predictor.halo_zyx[1:]), "all that the model can see"
-    else:
-        choice = choose_halo(predictor, volume, scale, axes=options.axes, tolerance=options.tolerance)
-        halo, measured = choice.halo, choice.measured
+    patch = scale.apply(_cut_patch(predictor, volume))
+    predictor, reports = choose_back_end(predictor, patch, [options.back_end], math.prod(volume.shape))
+    chosen |= {"back_end": "torch", "ranges": None, "back_end_measured": "not compared with others"}
+    if reports:
+        best = next(report for report in reports if report.chosen)
+        chosen |= {"back_end": best.back_end, "ranges": best.ranges}
+        chosen["back_end_measured"] = " ".join(report.sentence for report in reports)
     # rounded, so that what differs from one measurement to the next does not change the tiles
     bytes_per_pixel = float(BYTES_STEP ** math.ceil(math.log(measure_bytes_per_pixel(predictor), BYTES_STEP)))
     program = -(-measure_used_memory() // PROGRAM_STEP) * PROGRAM_STEP
-    geometry = plan_geometry(
+    device_bytes = measure_device_bytes(device)
+    plan = functools.partial(
+        plan_geometry,
         predictor,
         volume,
         axes=options.axes,
-        halo=halo,
         tile=settings.tile,
         memory_bytes=memory_bytes - program,
         bytes_per_pixel=bytes_per_pixel,
         threads=PLANNED_THREADS,
         chunk_zyx=getattr(volume.data, "chunk_zyx", None),
+        device_bytes=device_bytes,
+        decode_cost=DECODE_COST if device_bytes is None else DECODE_COST_GPU,
     )
+    if settings.halo != "auto":
+        halo, measured = settings.halo, "as asked for"
+    elif predictor.bounded and _has_whole_planes(plan, full := max(predictor.halo_zyx[1:])):
+        halo, measured = full, "all that the model can see; tiles are as large as slices"
+    else:
+        choice = choose_halo(predictor, volume, scale, axes=options.axes, tolerance=options.tolerance)
+        halo, measured = choice.halo, choice.measured
+    geometry = plan(halo=halo)
     chosen |= {
         "halo": halo,
         "halo_measured": measured,
@@ -205,6 +218,14 @@ def _choose(
         "geometry": geometry.to_json(),
     }
     return predictor
+
+
+def _has_whole_planes(plan: Callable[..., Geometry], halo: int) -> bool:
+    """Says whether memory allows tiles without seams, so that no halo need be measured."""
+    try:
+        return plan(halo=halo).covers_planes()
+    except SettingsError:  # a smaller halo may fit
+        return False
 
 
 def _cut_patch(predictor: Predictor, volume: Volume) -> NDArray[Any]:
@@ -242,5 +263,5 @@ def measure_used_memory() -> int:
 
 def _select(geometry: Geometry, volume: Volume, options: VolumeSettings) -> Selection:
     """Returns the tiles that are wanted: within box and mask, and where chunks are stored."""
-    mask = Volume(open_labels(Path(options.mask)), "mask", path=Path(options.mask)) if options.mask else None
+    mask = Volume(open_labels(Path(options.mask), stack=True), "mask", path=Path(options.mask)) if options.mask else None
     return select_tiles(geometry.grid, bbox=options.bbox, mask=mask, chunks=list_chunks(volume.data))

@@ -7,118 +7,23 @@ Metadata after https://ngff.openmicroscopy.org/0.5/ and https://ngff.openmicrosc
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.atomic import hold_folder
 from neurotome.classes import ClassSet
-from neurotome.errors import BusyError, ImageError, RunError, SettingsError
+from neurotome.errors import ImageError, RunError, SettingsError
+from neurotome.io.block_array import BlockArray, open_block_array
 from neurotome.io.files import name_image
-from neurotome.io.lazy_array import Place, name_failures
-from neurotome.io.ome_zarr import LEVEL, describe_multiscale
-from neurotome.io.zarr_store import Version, open_or_create, synced_store
+from neurotome.io.ome_zarr import LEVEL, describe_multiscale, is_zarr
+from neurotome.io.zarr_store import Version, read_group, update_group
 from neurotome.volume import Size
-
-if TYPE_CHECKING:
-    import zarr
 
 NOT_PREDICTED = 255
 """What labels hold where nothing was predicted; a grey map holds 0 there."""
-
-CHUNK_VOXELS = 64**3
-"""Voxels that are compressed together: a viewer reads few that it does not show."""
-
-NO_FILES = hashlib.sha256().hexdigest()
-"""The digest of a block that has no file."""
-
-
-class BlockArray:
-    """An array (z, y, x) of uint8 whose blocks are written whole: one level of a `LabelStore`."""
-
-    def __init__(self, path: Path, level: str, array: zarr.Array[Any], block_zyx: Sequence[int], version: Version) -> None:
-        """Keeps what `open_block_array` opened."""
-        self.path, self.level, self.version = path, level, version
-        self.shape_zyx: tuple[int, int, int] = tuple(array.shape)  # type: ignore[assignment]
-        self.block_zyx: tuple[int, int, int] = tuple(block_zyx)  # type: ignore[assignment]
-        self.chunk_zyx: tuple[int, int, int] = tuple(array.chunks)  # type: ignore[assignment]
-        self._array, self._file_zyx = array, array.shards or array.chunks
-
-    def write_block(self, place: Place, values: NDArray[np.uint8]) -> str:
-        """Writes a block in place of whatever is there; its files are on disk when this returns.
-
-        What is there is deleted, unread: zarr would read the index of a torn shard first, and fail for ever.
-
-        Args:
-            place: The block's box; begins at a multiple of `block_zyx`, and ends there or at the volume's border.
-            values: uint8, of the box's shape.
-
-        Returns:
-            The sha256 of the block's files, see `digest_block`.
-
-        Raises:
-            ValueError: The place is no block, or the values have another shape or dtype.
-        """
-        self._check_block(place)
-        shape = tuple(part.stop - part.start for part in place)
-        if values.shape != shape or values.dtype != np.uint8:
-            raise ValueError(f"{self.path}: {values.dtype} of shape {values.shape}; expected uint8 of shape {shape}")
-        self.delete_block(place)
-        self._array[place] = values
-        return self.digest_block(place)
-
-    def delete_block(self, place: Place) -> None:
-        """Deletes a block's files, whole or half-written; it is read as the fill value then."""
-        for file in self._list_files(place):
-            for left in (file, *file.parent.glob(f".{file.name}.*.partial")):
-                left.unlink(missing_ok=True)
-
-    def digest_block(self, place: Place) -> str:
-        """Returns the sha256 of a block's files as they are on disk, `NO_FILES` if it has none.
-
-        Of 0.5 it is that of the one file, which sha256sum shows too. Of 0.4, names and bytes of all, in the order of names.
-        """
-        digest = hashlib.sha256()
-        for file in self._list_files(place):
-            if not file.is_file():
-                continue
-            if self.version == "0.4":
-                digest.update(f"{file.relative_to(self.path).as_posix()}\0".encode())
-            with file.open("rb") as opened:
-                while part := opened.read(1 << 20):
-                    digest.update(part)
-        return digest.hexdigest()
-
-    def stamp(self, place: Place) -> str:
-        """Returns a digest of names, sizes and times of the files of any box: whether they changed, at little cost."""
-        digest = hashlib.sha256()
-        for file in self._list_files(place):
-            if file.is_file():
-                found = file.stat()
-                digest.update(f"{file.relative_to(self.path).as_posix()} {found.st_size} {found.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
-
-    def read(self, place: Place) -> NDArray[np.uint8]:
-        """Returns the voxels of any box; ImageError if a chunk in it is damaged."""
-        with name_failures(self.path / self.level):
-            return np.asarray(self._array[place])
-
-    def _list_files(self, place: Place) -> list[Path]:
-        """Returns the files that a box may have, sorted by name; whether they exist is another question."""
-        folder = self.path / self.level / ("c" if self.version == "0.5" else "")
-        ranges = [range(part.start // step, -(-part.stop // step)) for part, step in zip(place, self._file_zyx, strict=True)]
-        return sorted(folder.joinpath(*map(str, index)) for index in product(*ranges))
-
-    def _check_block(self, place: Place) -> None:
-        for part, size, step in zip(place, self.shape_zyx, self.block_zyx, strict=True):
-            if part.start % step or part.stop != min(part.start + step, size):
-                raise ValueError(f"{self.path}: {place} is no block of {self.block_zyx} in {self.shape_zyx}")
 
 
 class LabelStore(BlockArray):
@@ -127,7 +32,7 @@ class LabelStore(BlockArray):
     @property
     def attributes(self) -> dict[str, Any]:
         """What neurotome keeps beside the standard's metadata, as it is on disk now."""
-        return dict(_read_attributes(_open_group(self.path, self.version))["neurotome"])
+        return dict(self._read()["neurotome"])
 
     @property
     def is_labels(self) -> bool:
@@ -147,23 +52,30 @@ class LabelStore(BlockArray):
 
     def set_attributes(self, **neurotome: Any) -> None:
         """Adds to `attributes`, JSON; what has the same name is replaced."""
-        group = _open_group(self.path, self.version)
-        group.update_attributes({"neurotome": {**_read_attributes(group)["neurotome"], **neurotome}})
+        update_group(self.path, self.version, neurotome=neurotome)
 
     def set_levels(self, levels: Mapping[str, Sequence[int]], *, method: str) -> None:
         """Lists the arrays in the metadata, once the coarser ones are whole; `levels` as for `describe_multiscale`."""
-        own, ome = self.attributes, self._ome()
-        multiscale = describe_multiscale(ome["multiscales"][0]["name"], self.voxel_size_um, own["origin_zyx"], levels)
-        ome["multiscales"] = [_add_version({**multiscale, "type": method}, self.version)]
-        _open_group(self.path, self.version).update_attributes({"ome": ome} if self.version == "0.5" else ome)
+        (before,) = self._ome()["multiscales"]
+        multiscale = describe_multiscale(before["name"], self.voxel_size_um, self.attributes["origin_zyx"], levels)
+        update_group(self.path, self.version, {"multiscales": [_add_version({**multiscale, "type": method}, self.version)]})
+        if self.is_labels:
+            _list_in_image(self.path, self.version)  # again: another command may have overwritten the list
 
     def open_level(self, level: str, shape_zyx: Sequence[int], block_zyx: Sequence[int]) -> BlockArray:
         """Opens a coarser array, or creates it empty; the metadata list it only after `set_levels`."""
-        return open_block_array(self.path, level, shape_zyx, block_zyx, None, self.version, is_labels=self.is_labels)
+        return open_block_array(
+            self.path, level, shape_zyx, block_zyx, None, self.version, fill=NOT_PREDICTED if self.is_labels else 0
+        )
 
     def _ome(self) -> dict[str, Any]:
-        attributes = _read_attributes(_open_group(self.path, self.version))
-        return dict(attributes["ome"] if self.version == "0.5" else attributes)
+        return dict(self._read()["ome"]) if self.version == "0.5" else self._read()
+
+    def _read(self) -> dict[str, Any]:
+        found = read_group(self.path)
+        if found is None:
+            raise ImageError(f"{self.path}: its metadata are gone; expected those of an OME-Zarr.")
+        return found[1]
 
 
 def create_label_store(
@@ -210,11 +122,12 @@ def create_label_store(
         "voxel_size_um": None if voxel_size_um is None else [float(size) for size in voxel_size_um],
         "origin_zyx": [int(start) for start in origin_zyx],
     }
-    found = _read_group(path)
+    found = read_group(path)
     if found is not None:
         _check_same(path, found, own, version)
-    level = open_block_array(path, LEVEL, shape_zyx, block_zyx, chunk_zyx, version, is_labels=classes is not None)
-    store = LabelStore(path, LEVEL, level._array, block_zyx, version)
+    fill = 0 if classes is None else NOT_PREDICTED
+    open_block_array(path, LEVEL, shape_zyx, block_zyx, chunk_zyx, version, fill=fill)
+    store = LabelStore(path, LEVEL, block_zyx, version)
     if found is None:
         multiscale = describe_multiscale(name_image(path), voxel_size_um, origin_zyx, {LEVEL: (1, 1, 1)})
         ome: dict[str, Any] = {"multiscales": [_add_version(multiscale, version)]}
@@ -222,11 +135,10 @@ def create_label_store(
             ome["image-label"] = _add_version(describe_labels(classes), version)
             if image is not None:
                 ome["image-label"]["source"] = {"image": "../../"}
-        described = {"ome": {"version": "0.5", **ome}} if version == "0.5" else ome
-        _open_group(path, version).update_attributes({**described, "neurotome": own})
-    if attributes:
+        update_group(path, version, ome, {**own, **(attributes or {})})
+    elif attributes:
         store.set_attributes(**attributes)
-    if image is not None and classes is not None:
+    if classes is not None:
         _list_in_image(path, version)
     return store
 
@@ -238,57 +150,11 @@ def open_label_store(path: str | Path) -> LabelStore:
         ImageError: There is nothing of that kind.
     """
     path = Path(path)
-    found = _read_group(path)
+    found = read_group(path)
     if found is None or "block_zyx" not in found[1].get("neurotome", {}):
         raise ImageError(f"{path}: found no labels or grey map that neurotome wrote; expected an output of predict.")
     version, attributes = found
-    import zarr
-
-    with name_failures(path):
-        array = zarr.open_array(synced_store(path), path=LEVEL, mode="r+")
-        array = array.with_config({"write_empty_chunks": False})
-    return LabelStore(path, LEVEL, array, attributes["neurotome"]["block_zyx"], version)
-
-
-def open_block_array(
-    path: Path,
-    level: str,
-    shape_zyx: Sequence[int],
-    block_zyx: Sequence[int],
-    chunk_zyx: Sequence[int] | None,
-    version: Version,
-    *,
-    is_labels: bool,
-) -> BlockArray:
-    """Opens a level or creates it empty; `create_label_store` and `LabelStore.open_level` say what the arguments are."""
-    chunk = choose_chunk(block_zyx) if chunk_zyx is None else tuple(chunk_zyx)
-    if any(block % step for block, step in zip(block_zyx, chunk, strict=True)):
-        raise SettingsError(f"{path}: blocks of {tuple(block_zyx)} are no multiple of chunks of {chunk}; choose others.")
-    array = open_or_create(
-        path,
-        level,
-        shape_zyx,
-        np.dtype(np.uint8),
-        block_zyx if version == "0.5" else chunk,
-        chunk if version == "0.5" else None,
-        "bitshuffle" if is_labels else "shuffle",
-        version=version,
-        fill=NOT_PREDICTED if is_labels else 0,
-        empty_files=False,
-    )
-    return BlockArray(path, level, array, block_zyx, version)
-
-
-def choose_chunk(block_zyx: Sequence[int]) -> tuple[int, int, int]:
-    """Returns a divisor of a block on each axis, so that chunks have about `CHUNK_VOXELS` and are near to cubes."""
-    chunk, left = [], float(CHUNK_VOXELS)
-    for axis, size in enumerate(block_zyx):
-        edge = left ** (1 / (3 - axis))
-        divisors = (divisor for divisor in range(1, size + 1) if size % divisor == 0)
-        chunk.append(min(divisors, key=lambda divisor: abs(np.log(divisor / edge))))
-        left = max(left / chunk[-1], 1.0)
-    z, y, x = chunk
-    return z, y, x
+    return LabelStore(path, LEVEL, attributes["neurotome"]["block_zyx"], version)
 
 
 def describe_labels(classes: ClassSet) -> dict[str, Any]:
@@ -319,13 +185,13 @@ def find_image_of(path: Path) -> Path | None:
     """Returns the image under whose `labels` a path lies; None if it is a store of its own."""
     path = path.absolute()
     image = path.parent.parent
-    inside = path.parent.name == "labels" and (_is_node(image) or image.suffix.lower() == ".zarr")
+    inside = path.parent.name == "labels" and (is_zarr(image) or image.suffix.lower() == ".zarr")
     return image if inside else None
 
 
 def _check_version(image: Path, version: Version) -> None:
     """Checks that an image is an OME-Zarr of the version in which labels will be written beneath it."""
-    found = _read_group(image)
+    found = read_group(image)
     described = {} if found is None else found[1].get("ome", found[1])
     if found is None or "multiscales" not in described:
         raise RunError(
@@ -350,53 +216,18 @@ def _check_same(path: Path, found: tuple[Version, dict[str, Any]], own: Mapping[
         raise RunError(f"{path}: was begun with {'; '.join(differing)}. Choose another output, or --overwrite it.")
 
 
-def _is_node(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
-
-
-def _read_group(path: Path) -> tuple[Version, dict[str, Any]] | None:
-    """Returns version and attributes of a group, None if there is no Zarr; RunError if there is an array."""
-    import zarr
-
-    if not _is_node(path):
-        return None
-    with name_failures(path):
-        node = zarr.open(str(path), mode="r")
-    if not isinstance(node, zarr.Group):
-        raise RunError(f"{path}: found a Zarr array; expected an OME-Zarr, which is a group. Choose another output.")
-    return ("0.5" if node.metadata.zarr_format == 3 else "0.4"), _read_attributes(node)
-
-
-def _read_attributes(group: zarr.Group) -> dict[str, Any]:
-    attributes: dict[str, Any] = dict(group.attrs.asdict())  # zarr's own type of JSON says nothing about what is in it
-    return attributes
-
-
-def _open_group(path: Path, version: Version) -> zarr.Group:
-    import zarr
-
-    return zarr.open_group(synced_store(path), mode="a", zarr_format=3 if version == "0.5" else 2)
-
-
 def _add_version(described: dict[str, Any], version: Version) -> dict[str, Any]:
     """0.4 has the version in every object, 0.5 once in `ome`."""
     return {"version": "0.4", **described} if version == "0.4" else described
 
 
 def _list_in_image(path: Path, version: Version) -> None:
-    """Adds a name to the image's list of labels; others are kept, also one that another process adds now."""
-    for attempt in range(100):
-        try:
-            with hold_folder(path.parent):
-                group = _open_group(path.parent, version)
-                attributes = _read_attributes(group)
-                described = dict(attributes.get("ome", {})) if version == "0.5" else attributes
-                if path.name not in described.get("labels", []) or (version == "0.5" and "version" not in described):
-                    listed = {"labels": list(dict.fromkeys([*described.get("labels", []), path.name]))}
-                    ome = {"version": "0.5", **described, **listed}
-                    group.update_attributes({"ome": ome} if version == "0.5" else listed)
-                return
-        except BusyError:
-            if attempt == 99:
-                raise
-            time.sleep(0.1)
+    """Adds a name to the list of labels of the image in which it lies, if it lies in one; others are kept."""
+    if find_image_of(path) is None:
+        return
+    found = read_group(path.parent)
+    attributes = {} if found is None else found[1]
+    described = attributes.get("ome", {}) if version == "0.5" else attributes
+    listed = described.get("labels", [])
+    if path.name not in listed or (version == "0.5" and "version" not in described):
+        update_group(path.parent, version, {"labels": list(dict.fromkeys([*listed, path.name]))})

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from neurotome.blocks import Grid
 from neurotome.errors import RunError
+from neurotome.io.block_array import BlockArray
 from neurotome.io.block_ledger import BlockLedger, name_writer
-from neurotome.io.label_store import NOT_PREDICTED, BlockArray, LabelStore, open_label_store
+from neurotome.io.label_store import NOT_PREDICTED, LabelStore, open_label_store
 from neurotome.io.lazy_array import Place
 from neurotome.volume import Size
 
@@ -165,22 +166,17 @@ def shrink_labels(labels: NDArray[np.uint8], step: Sequence[int]) -> NDArray[np.
     Returns:
         uint8, shape (ceil(z / step), ...).
     """
-    lowest = labels.min()
+    lowest, highest = int(labels.min()), int((labels + np.uint8(1)).max()) - 1  # of those below 255, which becomes 0
     if lowest == labels.max():
         return np.full([-(-size // by) for size, by in zip(labels.shape, step, strict=True)], lowest, np.uint8)
-    present = np.zeros(256, bool)
-    present[labels] = True
-    present[NOT_PREDICTED] = False
-    ids = np.flatnonzero(present).astype(np.uint8)
     labels = _pad(labels, step, mode="constant", constant_values=NOT_PREDICTED)
     shrunk = np.empty([size // by for size, by in zip(labels.shape, step, strict=True)], np.uint8)
     for z, plane in enumerate(shrunk):  # what a plane is made of stays in the processor's cache
         boxes, best = labels[z * step[0] : (z + 1) * step[0]], np.zeros(plane.shape, np.uint16)
-        for label in ids:
-            votes = _add_up((boxes == label).view(np.uint8), step)
-            # votes first, then the smaller id; without any vote 255 is left
-            np.maximum(best, np.where(votes, (votes.astype(np.uint16) << 8) | (NOT_PREDICTED - label), 0), out=best)
-        plane[:] = NOT_PREDICTED - best.astype(np.uint8)
+        for label in range(lowest, highest + 1):
+            votes = _add_up((boxes == label).view(np.uint8), step).astype(np.uint16)
+            np.maximum(best, (votes << 8) | (NOT_PREDICTED - label), out=best)  # most votes first, then the smaller id
+        plane[:] = np.where(best < 256, NOT_PREDICTED, NOT_PREDICTED - best.astype(np.uint8))
     return shrunk
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.atomic import write_bytes
+from neurotome.atomic import write_bytes, write_json
+from neurotome.documents import read_json
 from neurotome.errors import RunError
 
 if TYPE_CHECKING:
     import zarr
     from zarr.core.buffer import Buffer
     from zarr.storage import LocalStore
+
+Shuffle = Literal["shuffle", "bitshuffle", "noshuffle"]
 
 Version = Literal["0.5", "0.4"]
 """Of the OME-Zarr specification; 0.5 is stored as Zarr 3, 0.4 as Zarr 2."""
@@ -78,28 +81,27 @@ def open_or_create(
     dtype: np.dtype[Any],
     block: Sequence[int],
     chunk: Sequence[int] | None = None,
-    shuffle: Literal["shuffle", "bitshuffle", "noshuffle"] = "shuffle",
+    shuffle: Shuffle = "shuffle",
     *,
     version: Version = "0.5",
     fill: int = 0,
-    empty_files: bool = True,
 ) -> zarr.Array[Any]:
     """Opens an array (z, y, x) at `path` in a store that was begun, or creates it empty.
 
     A file has a `block` of voxels, compressed in one piece, or in chunks if there are any (a shard; 0.4 has none, and no
     checksums). `shuffle` is how bytes are sorted before: bitshuffle for labels, of which few bits are used (a tenth of the
-    size); it spoils noisy grey values. Voxels never written are read as `fill`; with `empty_files` a block of nothing else
-    has a file too, so that what has none is not done.
+    size); it spoils noisy grey values. Voxels never written are read as `fill`; a block of nothing else gets a file too if
+    it is written through the array, so that what has none is not done.
 
     Raises:
         RunError: What is there has another shape, dtype or cut.
     """
     import zarr
-    from numcodecs import Blosc
     from zarr.codecs import BloscCodec, Crc32cCodec
+    from zarr.errors import ContainsArrayError
 
-    store = synced_store(root)
-    config: Any = {"write_empty_chunks": empty_files, "order": "C"}
+    store, codec = synced_store(root), make_codec(shuffle)
+    config: Any = {"write_empty_chunks": True, "order": "C"}
     shards, chunks = (None, tuple(block)) if chunk is None else (tuple(block), tuple(chunk))
     if (root / path / ("zarr.json" if version == "0.5" else ".zarray")).exists():
         array: zarr.Array[Any] = zarr.open_array(store, path=path, mode="r+").with_config(config)
@@ -111,27 +113,80 @@ def open_or_create(
             )
         return array
     options: dict[str, Any] = {
-        "compressors": (BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=3, shuffle=shuffle), Crc32cCodec()),
+        "compressors": (
+            BloscCodec(typesize=dtype.itemsize, cname=codec.cname, clevel=codec.clevel, shuffle=shuffle),
+            Crc32cCodec(),
+        ),
         "dimension_names": ("z", "y", "x"),
     }
     if version == "0.4":
-        sorting = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}[shuffle]
         options = {
-            "compressors": Blosc(cname="zstd", clevel=3, shuffle=sorting),
+            "compressors": codec,
             "chunk_key_encoding": {"name": "v2", "separator": "/"},
             "zarr_format": 2,
         }
-    return zarr.create_array(
-        store,
-        name=path or None,
-        shape=tuple(shape),
-        dtype=dtype,
-        chunks=chunks,
-        shards=shards,
-        fill_value=fill,
-        config=config,
-        **options,
-    )
+    try:
+        return zarr.create_array(
+            store,
+            name=path or None,
+            shape=tuple(shape),
+            dtype=dtype,
+            chunks=chunks,
+            shards=shards,
+            fill_value=fill,
+            config=config,
+            **options,
+        )
+    except ContainsArrayError:  # another job was first
+        return open_or_create(root, path, shape, dtype, block, chunk, shuffle, version=version, fill=fill)
+
+
+def read_group(path: Path) -> tuple[Version, dict[str, Any]] | None:
+    """Returns version and attributes of a group; None if there is no Zarr.
+
+    Raises:
+        RunError: It is an array, or its metadata are damaged.
+    """
+    remedy = "Copy it again, or choose another output."
+    if (path / "zarr.json").is_file():
+        node = read_json(path / "zarr.json", RunError, remedy)
+        if node.get("node_type") == "group":
+            return "0.5", dict(node.get("attributes", {}))
+    elif (path / ".zgroup").is_file():
+        return "0.4", read_json(path / ".zattrs", RunError, remedy) if (path / ".zattrs").is_file() else {}
+    if (path / "zarr.json").is_file() or (path / ".zarray").is_file():
+        raise RunError(f"{path}: found a Zarr array; expected an OME-Zarr, which is a group. Choose another output.")
+    return None
+
+
+def update_group(
+    path: Path, version: Version, ome: Mapping[str, Any] | None = None, neurotome: Mapping[str, Any] | None = None
+) -> None:
+    """Changes metadata of a group by their keys, in one step; creates it if need be.
+
+    Of several jobs that create one group at once all write the same; zarr would write an empty one first.
+    """
+    found = read_group(path)
+    attributes = {} if found is None else found[1]
+    if neurotome:
+        attributes["neurotome"] = {**attributes.get("neurotome", {}), **neurotome}
+    if version == "0.4":
+        write_json(path / ".zattrs", {**attributes, **(ome or {})})
+        if found is None:
+            write_json(path / ".zgroup", {"zarr_format": 2})
+        return
+    if ome:
+        attributes["ome"] = {"version": "0.5", **attributes.get("ome", {}), **ome}
+    node = {} if found is None else read_json(path / "zarr.json", RunError, "Copy it again.")
+    write_json(path / "zarr.json", {"zarr_format": 3, "node_type": "group", **node, "attributes": attributes})
+
+
+def make_codec(shuffle: Shuffle) -> Any:
+    """Returns numcodecs' compressor of what is called so; labels become no smaller by more work, only slower."""
+    from numcodecs import Blosc
+
+    sorting = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}[shuffle]
+    return Blosc(cname="zstd", clevel=1 if shuffle == "bitshuffle" else 3, shuffle=sorting)
 
 
 def plan_files(array: zarr.Array[Any]) -> list[StoredBlock]:
