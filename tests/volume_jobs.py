@@ -20,10 +20,9 @@ import neurotome.inference.volumes
 import neurotome.load
 import neurotome.models.net
 import neurotome.pixels.saving  # noqa: F401
-from neurotome import cli
+from neurotome import atomic, cli
 from neurotome.engines import processes
 from neurotome.inference import block_worker, volumes  # noqa: F401  # so that jobs need not import it
-from neurotome.io import zarr_store
 from neurotome.io.block_ledger import BlockLedger
 
 
@@ -39,7 +38,7 @@ def do_job(command, log, faults):
     os.setpgid(0, 0)
     said = Path(f"{log}.{os.getpid()}.txt")
     sys.stdout = sys.stderr = said.open("w", encoding="utf-8", buffering=1)  # until the process ends
-    label_block, add, write = block_worker.label_block, BlockLedger.add, zarr_store.write_bytes
+    label_block, add, sync = block_worker.label_block, BlockLedger.add, atomic._sync
     processes.multiprocessing.get_context = lambda _: multiprocessing.context.ForkContext()
     begun = []
 
@@ -63,11 +62,11 @@ def do_job(command, log, faults):
             os.kill(os.getpid(), signal.SIGKILL)
         add(ledger, block, **facts)
 
-    def write_file(path, content):
-        begun.append(path)
+    def sync_file(path, flags):
+        begun.extend([path] * ("c" in path.parts and path.suffix == ".partial"))  # blocks
         if len(begun) > faults.get("room", 10**6):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(path, content)
+        sync(path, flags)
 
-    block_worker.label_block, BlockLedger.add, zarr_store.write_bytes = label, add_line, write_file
+    block_worker.label_block, BlockLedger.add, atomic._sync = label, add_line, sync_file
     cli.main([str(part) for part in command])
