@@ -6,7 +6,8 @@
 
 Volumes are Zarr arrays of smooth noise in chunks of 64 x 64 x 64, made a chunk row at a time, each twice as long along two axes
 as the one before, or with `--voxels` one cube. Where `--air` says so, that share of the chunks is not stored. Each volume is
-predicted in a process of its own, whose peak (ru_maxrss) is printed beside what was promised before the run.
+predicted in a process of its own, whose peak (ru_maxrss) is printed beside what was promised before the run. Blocks grow with a
+volume up to the memory that is given, or to about 64 Mvoxel where that is much: compare volumes for which the same binds.
 """
 
 from __future__ import annotations
@@ -87,13 +88,13 @@ def predict(model: str, image: Path, out: Path, options: list[str]) -> tuple[int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="a small random network if not given")
-    parser.add_argument("--edge", type=int, default=192, help="y and x of the smallest volume")
-    parser.add_argument("--depth", type=int, default=64, help="z of every volume")
+    parser.add_argument("--edge", type=int, default=128, help="y and x of the smallest volume")
+    parser.add_argument("--depth", type=int, default=32, help="z of every volume")
     parser.add_argument("--times", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--voxels", type=float, default=0, help="one cube of about so many voxels instead")
     parser.add_argument("--air", type=float, default=0.0, help="share of the chunks that are not stored")
-    parser.add_argument("--tile", default="96", help="edge of a tile, or auto")
-    parser.add_argument("--max-memory", default="auto")
+    parser.add_argument("--tile", default="64", help="edge of a tile, or auto")
+    parser.add_argument("--max-memory", default="650MB", help="so little that it binds the smallest volume too")
     parser.add_argument("--back-end", default="torch")
     parser.add_argument("--options", nargs="*", default=[], help="more options of predict")
     given = parser.parse_args()
@@ -112,10 +113,10 @@ def main() -> None:
             make_volume(image, shape, given.air)
             peak, seconds, report, promised = predict(model, image, out, [*options, *given.options])
             peaks.append(peak)
+            size, skipped = " x ".join(map(str, shape)), report["not_predicted_share"]
             print(
-                f"{' x '.join(map(str, shape))} ({math.prod(shape) / 1e6:.1f} Mvoxel, {report['not_predicted_share']:.1%} skipped): "
-                f"peak {peak / 1e6:.0f} MB, promised at most {promised}; {seconds:.0f} s, "
-                f"{report['job']['mvoxel_per_s']} Mvoxel/s",
+                f"{size} ({math.prod(shape) / 1e6:.1f} Mvoxel, {skipped:.1%} skipped): peak {peak / 1e6:.0f} MB, "
+                f"promised at most {promised}; {seconds:.0f} s, {report['job']['mvoxel_per_s']} Mvoxel/s",
                 flush=True,
             )
             for path in (image, out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -15,7 +16,7 @@ from neurotome.atomic import hold_output, take_turns
 from neurotome.classes import Palette
 from neurotome.engines import open_engine, settle_engine
 from neurotome.engines.serial import Serial
-from neurotome.errors import RunError, SettingsError
+from neurotome.errors import ImageError, RunError, SettingsError
 from neurotome.inference.block_worker import BlockWorker
 from neurotome.inference.predict_settings import PredictSettings
 from neurotome.inference.volume_job import LEDGER, VolumeJob, pack_tiles
@@ -117,20 +118,21 @@ def _run(plan: VolumePlan, ledger: BlockLedger, options: VolumeSettings) -> JobR
     if not tasks:
         return result
     if len(tasks) >= FEWEST_ESTIMATED:
-        say(f"This takes {estimate(plan, options, tasks, tiles=1).sentence}.")
+        with contextlib.suppress(ImageError):  # its block will be tried, and named
+            say(f"This takes {estimate(plan, options, tasks, tiles=1).sentence}.")
     progress = Progress(f"predicting {plan.volume.name}", sum(sizes.values()) / 1e6, "Mvoxel")
-    began = checked = time.monotonic()
+    began, checked, ended = time.monotonic(), time.monotonic(), 0
     with open_engine(options.engine, job.device) as engine:
         # what runs here need not be loaded and compiled again
         build = functools.partial(BlockWorker, job, plan.predictor if isinstance(engine, Serial) else None)
         for outcome in engine.run(build, tasks):
-            if outcome.error is None:
-                result.voxels += sizes[outcome.task]
-                result.peak_bytes = max(result.peak_bytes, outcome.result["peak_bytes"] if outcome.result else 0)
-            else:
+            ended += sizes[outcome.task]
+            if outcome.result is not None:
+                result.add(outcome.result)
+            elif outcome.error is not None:
                 ledger.fail(outcome.task, outcome.error, outcome.attempts)
                 result.failed.append((outcome.task, outcome.error))
-            progress.update(result.voxels / 1e6, f"{len(result.failed)} blocks failed" if result.failed else "")
+            progress.update(ended / 1e6, f"{len(result.failed)} blocks failed" if result.failed else "")
             if time.monotonic() - checked > CHECK_S:
                 check_unchanged(source, plan.identity)
                 checked = time.monotonic()
