@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -101,6 +102,29 @@ def test_torn_shard_is_replaced(tmp_path: Path, place: Any, keep: int) -> None:
     store.write_block(place, VOXELS[place])
     np.testing.assert_array_equal(store.read(tuple(slice(0, size) for size in SHAPE)), VOXELS)  # type: ignore[arg-type]
     assert not left.exists()
+
+
+@pytest.mark.parametrize("where", [0, 0.3, 0.6, -100, -3])  # in chunks, in the index, in its checksum
+def test_flipped_byte_is_noticed_when_it_is_read(tmp_path: Path, where: float) -> None:
+    store = create(tmp_path / "a.zarr")
+    file = tmp_path / "a.zarr/0/c/0/0/0"
+    content = bytearray(file.read_bytes())
+    content[int(where * len(content)) if 0 <= where < 1 else int(where)] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(ImageError, match="damaged"):
+        store.read(FIRST)
+
+
+def test_writing_takes_little_memory_beside_the_block(tmp_path: Path) -> None:
+    store = create_label_store(tmp_path / "a.zarr", (64, 256, 256), classes=CLASSES, block_zyx=(64, 256, 256))
+    block = np.random.default_rng(0).integers(0, 3, (64, 256, 256), np.uint8)  # packed into a quarter of its 4 MB
+    place = (slice(0, 64), slice(0, 256), slice(0, 256))
+    store.write_block(place, block)
+    tracemalloc.start()
+    store.write_block(place, block)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 0.9 * block.nbytes
 
 
 @BOTH
