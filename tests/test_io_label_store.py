@@ -226,6 +226,20 @@ def test_jobs_that_begin_at_once_make_one_store(tmp_path: Path, version: Any) ->
 
 
 @BOTH
+def test_job_that_comes_second_takes_the_array_of_the_first(
+    tmp_path: Path, version: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = zarr.create_array
+
+    def make_after_another(*arguments: Any, **options: Any) -> Any:
+        make(*arguments, **options)
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(zarr, "create_array", make_after_another)
+    np.testing.assert_array_equal(create(tmp_path / "a.zarr", version=version).read(CORNER), VOXELS[CORNER])
+
+
+@BOTH
 def test_image_of_the_other_version_is_refused(tmp_path: Path, version: Any) -> None:
     other = "0.4" if version == "0.5" else "0.5"
     create_image(tmp_path / "image.zarr", other)
