@@ -19,6 +19,8 @@ from neurotome.io.block_ledger import BlockLedger
 from neurotome.io.label_store import NOT_PREDICTED, open_label_store
 from neurotome.load import load_predictor
 from neurotome.models.model_folder import read_digest
+from neurotome.predictor import Predictor
+from neurotome.runs.environment import measure_peak_memory
 
 
 class BlockWorker:
@@ -27,8 +29,8 @@ class BlockWorker:
     Only the forward pass is under a lock, so that threads read, decompress, compress and write while one computes.
     """
 
-    def __init__(self, job: VolumeJob) -> None:
-        """Opens all that a job names.
+    def __init__(self, job: VolumeJob, predictor: Predictor | None = None) -> None:
+        """Opens all that a job names, but for a predictor that is there already.
 
         Raises:
             ModelError: The model is not the one that the job was planned with.
@@ -43,7 +45,7 @@ class BlockWorker:
                 f"{job.model}: has changed since the volume was begun; expected weights {job.model_sha256[:12]}."
             )
         self.job = job
-        self.predictor = load_predictor(Path(job.model), job.device, job.back_end, job.ranges)
+        self.predictor: Predictor = predictor or load_predictor(Path(job.model), job.device, job.back_end, job.ranges)
         self.volume = job.source.open()
         self.labels = open_label_store(Path(job.labels))
         self.confidence = open_label_store(Path(job.confidence)) if job.confidence else None
@@ -64,10 +66,11 @@ class BlockWorker:
             confidence=self.confidence is not None,
             lock=self.lock,
             air_below=job.air_below,
+            fill=job.fill,
         )
 
     def __call__(self, block: int) -> dict[str, Any]:
-        """Labels a block, writes its files, then its line in the ledger, and returns what the line says."""
+        """Labels a block, writes its files, then its line in the ledger; returns what that says."""
         began = time.monotonic()
         grid = self.job.geometry.grid
         place, tiles = grid.place(block), grid.tiles(block)
@@ -85,7 +88,7 @@ class BlockWorker:
             found.confidence[found.labels == NOT_PREDICTED] = 0  # as every grey map of the store has it
             facts["confidence_sha256"] = self.confidence.write_block(place, found.confidence)
         self.ledger.add(block, **facts)
-        return facts
+        return {**facts, "peak_bytes": measure_peak_memory()}
 
 
 def name_writer() -> str:
