@@ -166,7 +166,7 @@ def test_foreign_content_is_not_touched(tmp_path: Path) -> None:
     create_image(tmp_path / "image.zarr", "0.5")
     zarr.create_array(tmp_path / "plain.zarr", shape=SHAPE, dtype="u1")
     before = (tmp_path / "image.zarr/zarr.json").read_bytes()
-    with pytest.raises(RunError, match="no labels of neurotome"):
+    with pytest.raises(RunError, match="no output of predict"):
         create(tmp_path / "image.zarr")
     with pytest.raises(RunError, match="found a Zarr array"):
         create(tmp_path / "plain.zarr")
