@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from pathlib import Path
@@ -32,10 +31,6 @@ class BlockWorker:
             ModelError: The model is not the one that the job was planned with.
             NeurotomeError: As the functions that open.
         """
-        import torch
-
-        if job.device == "cpu" and job.workers > 1:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.workers))
         if read_digest(job.model) != job.model_sha256:
             raise ModelError(
                 f"{job.model}: has changed since the volume was begun; expected weights {job.model_sha256[:12]}."
