@@ -4,10 +4,11 @@
     python benchmarks/volume_memory.py --model microct-base --edge 1024 --depth 120 --times 1 4 16 --max-memory 2GB
     python benchmarks/volume_memory.py --voxels 2e9 --air 0.98 --model microct-base --max-memory 2GB
 
-Volumes are Zarr arrays of smooth noise in chunks of 64 x 64 x 64, wider in y and x from one to the next, or with `--voxels` one
-cube. Where `--air` says so, that share of the chunks is not stored. Each volume is predicted in a process of its own, whose
-peak (ru_maxrss) is printed beside what was promised before the run. Blocks grow with a volume up to the memory that is given, or
-to about 64 Mvoxel where that is much: compare volumes for which the same binds.
+Volumes are Zarr arrays of smooth noise in chunks of 64 x 64 x 64, wider in y and x from one to the next, or with
+`--voxels` one cube. Where `--air` says so, that share of the chunks is not stored. Each volume is predicted in a
+process of its own, whose peak (ru_maxrss) is printed beside what was promised before the run. Blocks grow with a
+volume up to the memory that is given, or to about 64 Mvoxel where that is much: compare volumes for which the same
+binds.
 """
 
 from __future__ import annotations
