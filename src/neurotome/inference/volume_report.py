@@ -195,7 +195,9 @@ def finish(plan: VolumePlan, ledger: BlockLedger, job: JobResult, engine: Engine
     for path in filter(None, (plan.job.labels, plan.job.confidence)):
         build_pyramid(open_label_store(Path(path).absolute()), engine.run)
     pyramid_seconds = time.monotonic() - began
-    seams = describe_seams(measure_seams(labels.read, grid.shape_zyx, grid.tile_zyx))
+    axes = plan.job.geometry.axes
+    along = "zyx" if len(axes) > 1 else "zyx".replace(axes, "")
+    seams = describe_seams(measure_seams(labels.read, grid.shape_zyx, grid.tile_zyx, along=along))
     report = {
         **_count(plan, ledger),
         "skipped": plan.notes,
