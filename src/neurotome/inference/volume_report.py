@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotome.engines import open_engine, settle_engine
+from neurotome.engines import Engine, settle_engine
 from neurotome.inference.labelling import label_block
 from neurotome.inference.seams import describe_seams, measure_seams
 from neurotome.inference.volume_plan import VolumePlan
@@ -189,7 +189,7 @@ def describe_run(plan: VolumePlan) -> dict[str, Any]:
     }
 
 
-def finish(plan: VolumePlan, ledger: BlockLedger, job: JobResult, options: VolumeSettings) -> None:
+def finish(plan: VolumePlan, ledger: BlockLedger, job: JobResult, engine: Engine) -> None:
     """Makes the coarser levels, measures the seams, and writes and prints the report.
 
     Raises:
@@ -198,9 +198,8 @@ def finish(plan: VolumePlan, ledger: BlockLedger, job: JobResult, options: Volum
     grid = plan.job.geometry.grid
     labels = open_label_store(plan.job.labels)
     began = time.monotonic()
-    with open_engine(options.engine, "cpu") as engine:
-        for path in filter(None, (plan.job.labels, plan.job.confidence)):
-            build_pyramid(open_label_store(path), engine.run)
+    for path in filter(None, (plan.job.labels, plan.job.confidence)):
+        build_pyramid(open_label_store(Path(path).absolute()), engine.run)
     pyramid_seconds = time.monotonic() - began
     axes = plan.job.geometry.axes
     along = "zyx" if len(axes) > 1 else "zyx".replace(axes, "")
