@@ -91,7 +91,7 @@ def plan_volume(
     device = str(choose_device(settings.device))
     edge = settings.voxel_size_um
     channel, time = (None if choice == "auto" else choice for choice in (settings.channel, settings.time))
-    opened = VolumeSource(str(source.absolute()), channel, time, None if edge == "auto" else (edge, edge, edge))
+    opened = VolumeSource(str(source), channel, time, None if edge == "auto" else (edge, edge, edge))
     volume = opened.open()
     parse_bbox(options.bbox, volume.shape)
     identity = identify_input(source)
@@ -143,7 +143,7 @@ def plan_volume(
     selection = select_tiles(geometry.grid, bbox=options.bbox, mask=mask, chunks=chunks)
     scale = chosen["scale"]
     job = VolumeJob(
-        model=str(Path(model).absolute()) if Path(model).exists() else model,
+        model=model,
         model_sha256=fingerprint["model_sha256"],
         device=device,
         back_end=chosen["back_end"],
@@ -151,8 +151,8 @@ def plan_volume(
         source=opened,
         scale=Scale(scale["mean"], scale["std"]),
         geometry=geometry,
-        labels=str(labels.absolute()),
-        confidence=str(confidence.absolute()) if confidence else None,
+        labels=str(labels),
+        confidence=str(confidence) if confidence else None,
         fingerprint=fingerprint,
         air_below=options.air_below,
         fill=chunks.fill if chunks else 0.0,
