@@ -71,6 +71,13 @@ def test_labels_decide_where_probabilities_do_not():
     assert choose_halo(make_predictor({0: 10.0, 5: 1e-4}), make_volume(), SCALE, axes="z", tolerance=0.5).halo == 0
 
 
+def test_a_halo_is_in_pixels_of_the_model():
+    predictor, volume = make_predictor({0: 1.0, 7: 0.5}), make_volume((2, 300, 100))
+    predictor.voxel_size_um = (1.0, 1.0, 1.0)
+    coarse = Volume(volume.data, "made", (1.0, 1.0, 2.0))
+    assert choose_halo(predictor, coarse, SCALE, axes="z", tolerance=1e-3).halo == 8
+
+
 def test_every_axis_is_measured():
     volume = make_volume((180, 180, 180))
     volume.data[:] = volume.data[:1]  # nothing changes along z

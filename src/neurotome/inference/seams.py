@@ -89,10 +89,10 @@ def describe_seams(scores: dict[str, SeamScore]) -> dict[str, Any]:
     """Returns scores as JSON for a report, with a sentence that says them."""
     total = scores["all"]
     if total.score is None:
-        sentence = f"seam score: cannot be told from {total.borders} windows at borders of tiles"
+        sentence = f"Seam score: cannot be told from {total.borders} windows at borders of tiles"
     else:
         sentence = (
-            f"seam score {total.score:.3f} ({total.low:.3f} to {total.high:.3f}): how much more often labels change across "
+            f"Seam score {total.score:.3f} ({total.low:.3f} to {total.high:.3f}): how much more often labels change across "
             f"borders of tiles than within them, from {total.borders} windows; 1 means no seams"
         )
     return {"sentence": sentence, "window": WINDOW, **{name: asdict(score) for name, score in scores.items()}}

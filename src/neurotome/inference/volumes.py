@@ -25,7 +25,7 @@ from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger, name_writer
 from neurotome.io.files import find_suffix
 from neurotome.io.identity import check_unchanged
-from neurotome.io.label_store import create_label_store, find_image_of, name_confidence
+from neurotome.io.label_store import check_output, create_label_store, find_image_of, name_confidence
 from neurotome.io.ome_zarr import is_zarr
 from neurotome.outputs import plan_outputs
 from neurotome.progress import Progress
@@ -199,6 +199,7 @@ def _check_outputs(source: Path, out: Path, confidence: Path | None, options: Vo
             f"--overwrite with --shard {options.shard}: each job would delete what the others did. Delete {out} before."
         )
     for path in filter(None, (out, confidence)):
+        check_output(path, options.ome_version)
         if not path.exists() and not path.is_symlink():
             continue
         if not path.is_dir() or (any(path.iterdir()) and not is_zarr(path) and not (path / LEDGER).is_dir()):
