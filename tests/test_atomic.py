@@ -9,8 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from neurotome.atomic import atomic_folder, atomic_path, hold_folder, sweep_partials, write_bytes, write_json, write_text
-from neurotome.errors import RunError
+from neurotome.atomic import (
+    atomic_folder,
+    atomic_path,
+    hold_folder,
+    hold_output,
+    sweep_partials,
+    write_bytes,
+    write_json,
+    write_json_once,
+    write_text,
+)
+from neurotome.errors import BusyError, RunError
 
 
 def list_names(folder: Path) -> list[str]:
@@ -164,3 +174,69 @@ def test_a_folder_is_replaced_whole_and_what_a_killed_writer_left_is_swept(tmp_p
     (tmp_path / ".a.new.1.ab.partial.zarr/c/.0.1.ab.partial").touch()
     sweep_partials(tmp_path)
     assert list_names(tmp_path) == ["a.zarr"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such hold")
+@pytest.mark.parametrize(
+    ("running", "wanted", "free"),
+    [
+        ((1, 1), (1, 1), False),
+        ((1, 1), (2, 3), False),
+        ((2, 3), (1, 1), False),
+        ((2, 3), (2, 3), False),
+        ((2, 3), (1, 3), True),
+        ((2, 3), (2, 13), False),
+        ((1, 11), (2, 11), True),
+    ],
+)
+def test_parts_of_one_division_go_together_and_nothing_else(tmp_path, running, wanted, free):
+    for _ in range(2):  # a hold of a job that has ended is none
+        with hold_output(tmp_path, (1, 5)):
+            pass
+    with hold_output(tmp_path / "out", running):
+        if free:
+            with hold_output(tmp_path / "out", wanted):
+                pass
+        else:
+            part = f"process {os.getpid()} on .*, part {running[0]} of {running[1]}. Wait"
+            with pytest.raises(BusyError, match=part), hold_output(tmp_path / "out", wanted):
+                pass
+    with hold_output(tmp_path / "out", wanted):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such hold")
+def test_a_hold_ends_with_its_process(tmp_path):
+    script = "import sys; from pathlib import Path; from neurotome.atomic import hold_output\n"
+    script += "with hold_output(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline().strip() == b"held"
+        with pytest.raises(BusyError, match=f"process {other.pid} on"), hold_output(tmp_path):
+            pass
+        other.kill()
+    with hold_output(tmp_path):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such hold")
+def test_where_nothing_can_be_locked_it_is_said(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.warns(UserWarning, match="start no second job"), hold_output(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_is_written_once(tmp_path, monkeypatch, links):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    assert write_json_once(tmp_path / "new" / "a.json", {"a": [1, 2]})
+    assert not write_json_once(tmp_path / "new" / "a.json", {"a": 2})
+    assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"a": [1, 2]}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]

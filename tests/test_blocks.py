@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurotome.blocks import Block, plan_blocks
+from neurotome.blocks import Block, Grid, plan_blocks
 from neurotome.errors import SettingsError
 
 axis = st.tuples(
@@ -59,3 +59,46 @@ def test_tiles_partition_the_array_and_reads_cover_the_halo(axes: list[tuple[int
 def test_impossible_plans_are_refused(block: tuple[int, ...], halo: tuple[int, ...], align: tuple[int, ...] | None) -> None:
     with pytest.raises(SettingsError):
         plan_blocks((8, 8), block, halo, align)
+
+
+grid_axis = st.tuples(st.integers(1, 20), st.integers(1, 6), st.integers(1, 3)).map(lambda a: (a[0], a[1], a[1] * a[2]))
+grids = st.tuples(grid_axis, grid_axis, grid_axis).map(lambda axes: Grid(*zip(*axes, strict=True)))
+
+
+def test_grid_by_hand() -> None:
+    grid = Grid((3, 10, 7), (2, 4, 4), (2, 8, 4))
+    assert (grid.tiles_zyx, grid.blocks_zyx, grid.count_tiles(), len(grid)) == ((2, 3, 2), (2, 2, 2), 12, 8)
+    assert grid.place(2) == (slice(0, 2), slice(8, 10), slice(0, 4))
+    assert grid.tiles(1).tolist() == [1, 3]  # tiles are numbered by rows of two; the block is the right half of two rows
+    assert grid.tiles(7).tolist() == [11]
+    assert grid.tile_place(11) == (slice(2, 3), slice(8, 10), slice(4, 7))
+
+
+@settings(deadline=None)
+@given(grids)
+def test_tiles_partition_the_volume_and_blocks_partition_the_tiles(grid: Grid) -> None:
+    tile_of = np.full(grid.shape_zyx, -1)
+    for tile in range(grid.count_tiles()):
+        assert (tile_of[grid.tile_place(tile)] == -1).all()
+        tile_of[grid.tile_place(tile)] = tile
+    assert (tile_of >= 0).all()
+    met = []
+    for block in range(len(grid)):
+        tiles = grid.tiles(block).tolist()
+        assert tiles == np.unique(tile_of[grid.place(block)]).tolist()
+        met += tiles
+    assert sorted(met) == list(range(grid.count_tiles()))
+
+
+@pytest.mark.parametrize(
+    "sizes", [((4, 4, 4), (2, 2, 0), (2, 2, 2)), ((4, 4, 4), (2, 2, 2), (2, 3, 2)), ((0, 4, 4), (1,) * 3, (1,) * 3)]
+)
+def test_impossible_grids_are_refused(sizes: tuple[tuple[int, int, int], ...]) -> None:
+    with pytest.raises(SettingsError, match="whole multiples"):
+        Grid(*sizes)
+
+
+@pytest.mark.parametrize("number", [-1, 8])
+def test_a_block_that_is_not_there_is_no_place(number: int) -> None:
+    with pytest.raises(IndexError):
+        Grid((2, 2, 2), (1, 1, 1), (1, 1, 1)).place(number)

@@ -10,7 +10,7 @@ from neurotome.errors import SettingsError
 from neurotome.models.net import UNBOUNDED_HALO, Network, choose_device, measure_halo
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network
-from neurotome.normalize import Normalization
+from neurotome.normalize import Normalization, Scale
 
 CLASSES = ClassSet(("background", "vessel", "cell"))
 
@@ -116,3 +116,28 @@ def test_probabilities_are_the_softmax_of_the_logits() -> None:
     with torch.inference_mode():
         expected = np.exp(net(torch.tensor(patches)).double().numpy())
     np.testing.assert_allclose(probs, expected / expected.sum(1, keepdims=True), rtol=0, atol=1e-6)
+
+
+def build_predictor(slices: int = 1) -> NetPredictor:
+    torch.manual_seed(0)
+    settings = ModelSettings("linknet", "mobilenetv3_small_050", in_channels=slices, encoder_depth=3)
+    return NetPredictor(build_network(settings, 3), settings, CLASSES, Normalization("dataset", 0, 1, "uint8"), 96)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int16", "uint32", "float64"])
+def test_labels_are_the_most_likely_classes_of_scaled_grey(dtype: str) -> None:
+    predictor = build_predictor(3)
+    grey = np.random.default_rng(0).integers(0, 120, (2, 3, 40, 52)).astype(dtype)
+    grey.flags.writeable = False
+    scale, crop = Scale(57.3, 31.7), (slice(3, 37), slice(8, None))
+    probs = predictor.predict_probs(scale.apply(grey))[(..., *crop)]
+    labels, confidence = predictor.label_patches(grey, scale, crop, confidence=True)
+    assert (labels.dtype, labels.shape, confidence.dtype) == (np.uint8, (2, 34, 44), np.uint8)
+    assert len(np.unique(labels)) > 1
+    np.testing.assert_array_equal(labels, probs.argmax(1))
+    np.testing.assert_array_equal(confidence, (probs.max(1) * 255).round())
+    assert predictor.label_patches(grey, scale, crop, confidence=False)[1] is None
+
+
+def test_a_record_says_what_computed() -> None:
+    assert build_predictor().back_end == f"torch {torch.__version__.partition('+')[0]}, cpu, float32"

@@ -24,6 +24,7 @@ from neurotome.models.model_folder import load_model, save_model
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
+from neurotome.predictor import label_by_probs
 from neurotome.volume import Volume
 
 CPU = PredictSettings(device="cpu")
@@ -95,6 +96,9 @@ class Bright:
     stride_zyx: tuple[int, int, int] = (1, 1, 1)
     bounded: bool = True
     preferred_tile: int | None = None
+    back_end: str = "numpy"
+
+    label_patches = label_by_probs
 
     def __post_init__(self) -> None:
         self.classes = ClassSet(("background", "cell"))

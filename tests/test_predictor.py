@@ -18,7 +18,7 @@ from neurotome.models.net import measure_halo
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
-from neurotome.predictor import predict_slice
+from neurotome.predictor import label_by_probs, predict_slice
 
 CLASSES = ClassSet(("background", "vessel", "cell"))
 AS_IS = Normalization("dataset", 0.0, 1.0, "float32")
@@ -39,6 +39,9 @@ class Smoother:
     voxel_size_um: tuple[float, float, float] | None = None
     bounded: bool = True
     preferred_tile: int | None = None
+    back_end: str = "scipy"
+
+    label_patches = label_by_probs
 
     @property
     def halo_zyx(self) -> tuple[int, int, int]:

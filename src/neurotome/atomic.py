@@ -6,10 +6,12 @@ import contextlib
 import errno
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,55 @@ def hold_folder(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def hold_output(folder: Path, shard: tuple[int, int] = (1, 1)) -> Iterator[None]:
+    """Creates a folder if need be and keeps other jobs from doing part i of n of the work in it, `shard` = (i, n).
+
+    Parts of the same division go together. The whole, (1, 1), excludes every other job, and a part those of another
+    division, because they would do the same work. The hold ends with the process, however it ends; the files `*.hold`
+    that stay mean nothing. Windows has no such hold, nor have some network file systems, which a warning says.
+
+    Raises:
+        BusyError: Another job does that work; it is named.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    part, parts = shard
+    with contextlib.ExitStack() as held:
+        _hold_file(held, folder / f"{part}_of_{parts}.hold", exclusive=True)
+        with contextlib.ExitStack() as probed:
+            for other in folder.glob("*.hold"):
+                if not other.name.endswith(f"_of_{parts}.hold"):
+                    _hold_file(probed, other, exclusive=False)
+        yield
+
+
+def _hold_file(held: contextlib.ExitStack, path: Path, *, exclusive: bool) -> None:
+    """Locks a file until `held` ends; says in it who does, if nobody else may."""
+    import fcntl
+
+    file = held.enter_context(path.open("a+", encoding="utf-8"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_NB | (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH))
+    except BlockingIOError as error:
+        file.seek(0)
+        raise BusyError(
+            f"{path.parent}: {file.read().strip() or 'another process'} is working on this output, part "
+            f"{path.stem.replace('_', ' ')}. Wait for it or stop it; jobs go side by side as --shard 1/n to n/n, with the "
+            "same n and each part once."
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        warnings.warn(f"{path.parent}: this file system knows no locks; start no second job on this output.", stacklevel=4)
+    if exclusive:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+
+
 def sweep_partials(folder: Path) -> None:
     """Deletes what killed writers left in a folder and below; the caller knows that nobody writes there now."""
     for left in sorted(folder.rglob(".*.partial*")):
@@ -118,7 +169,32 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` to `path` as indented JSON, lists of numbers in a line, in one step; NaN is refused, use None."""
+    write_text(path, _to_json(content))
+
+
+def write_json_once(path: Path, content: Any) -> bool:
+    """Writes as `write_json` a file that is not there yet; of several writers at once exactly one does, which it is told."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem[:40]}.{os.getpid()}.{secrets.token_hex(4)}.partial{path.suffix}")
+    try:
+        write_text(temporary, _to_json(content))
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        try:  # a file system without links
+            with path.open("x", encoding="utf-8") as file:
+                file.write(_to_json(content))
+        except FileExistsError:
+            return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _to_json(content: Any) -> str:
     text = json.dumps(content, indent=2, allow_nan=False)
     # text has no line ends in JSON, so that only lists match
-    text = re.sub(r"\[\n\s*([-+.,\d\seE]*?)\s*\]", lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
-    write_text(path, text + "\n")
+    return re.sub(r"\[\n\s*([-+.,\d\seE]*?)\s*\]", lambda numbers: f"[{' '.join(numbers[1].split())}]", text) + "\n"

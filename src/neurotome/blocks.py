@@ -1,4 +1,4 @@
-"""Block, plan_blocks: patches, tiles, halos as pure geometry.
+"""Block, plan_blocks, Grid: patches, tiles, blocks, halos as pure geometry.
 
 Every array is cut the same way: a *core* that is written and a *read* region around it, the core plus a halo clipped at
 the array's border. Cores of a plan partition the array; axes are zyx.
@@ -7,12 +7,22 @@ the array's border. Cores of a plan partition the array; axes are zyx.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from neurotome.errors import SettingsError
 
 Slices = tuple[slice, ...]
+
+Box = tuple[slice, slice, slice]
+"""Index (z, y, x) of a box in a volume, with start and stop."""
+
+Triple = tuple[int, int, int]
 
 
 class Block(NamedTuple):
@@ -54,3 +64,81 @@ def plan_blocks(
             spans.append((slice(start, stop), slice(first, min(size, stop + margin)), slice(start - first, stop - first)))
         axes.append(spans)
     return [Block(*zip(*spans, strict=True)) for spans in product(*axes)]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A volume cut into tiles, and tiles gathered into blocks; both are numbered from 0 with the last axis fastest.
+
+    A tile is the smallest box that is ever computed, a block what one task writes. Boxes are clipped at the volume's border.
+
+    Attributes:
+        shape_zyx: Voxels of the volume.
+        tile_zyx: Voxels of a tile.
+        block_zyx: Voxels of a block, along every axis a whole multiple of the tile's.
+    """
+
+    shape_zyx: Triple
+    tile_zyx: Triple
+    block_zyx: Triple
+
+    def __post_init__(self) -> None:
+        sizes = (self.shape_zyx, self.tile_zyx, self.block_zyx)
+        if any(len(size) != 3 or min(size) < 1 for size in sizes) or any(
+            block % tile for block, tile in zip(self.block_zyx, self.tile_zyx, strict=True)
+        ):
+            raise SettingsError(
+                f"found a grid of shape {self.shape_zyx}, tiles {self.tile_zyx} and blocks {self.block_zyx} (z, y, x); "
+                "expected three whole numbers of at least 1 each, and blocks that are whole multiples of the tiles."
+            )
+
+    @property
+    def tiles_zyx(self) -> Triple:
+        """Tiles along every axis."""
+        return _count(self.shape_zyx, self.tile_zyx)
+
+    @property
+    def blocks_zyx(self) -> Triple:
+        """Blocks along every axis."""
+        return _count(self.shape_zyx, self.block_zyx)
+
+    def __len__(self) -> int:
+        """Returns how many blocks there are."""
+        return prod(self.blocks_zyx)
+
+    def count_tiles(self) -> int:
+        """Returns how many tiles there are in the whole volume."""
+        return prod(self.tiles_zyx)
+
+    def place(self, block: int) -> Box:
+        """Returns the box of a block in the volume."""
+        return _place(block, self.blocks_zyx, self.block_zyx, self.shape_zyx)
+
+    def tile_place(self, tile: int) -> Box:
+        """Returns the box of a tile in the volume."""
+        return _place(tile, self.tiles_zyx, self.tile_zyx, self.shape_zyx)
+
+    def tiles(self, block: int) -> NDArray[np.int64]:
+        """Returns the numbers of a block's tiles, increasing."""
+        spans = (
+            np.arange(span.start // edge, -(-span.stop // edge))
+            for span, edge in zip(self.place(block), self.tile_zyx, strict=True)
+        )
+        z, y, x = np.meshgrid(*spans, indexing="ij")
+        _, rows, columns = self.tiles_zyx
+        numbers: NDArray[np.int64] = ((z * rows + y) * columns + x).astype(np.int64).ravel()
+        return numbers
+
+
+def _count(shape: Triple, edge: Triple) -> Triple:
+    z, y, x = (-(-size // step) for size, step in zip(shape, edge, strict=True))
+    return z, y, x
+
+
+def _place(number: int, counts: Triple, edge: Triple, shape: Triple) -> Box:
+    if not 0 <= number < prod(counts):
+        raise IndexError(f"{number} is no box of a grid of {prod(counts)}")
+    number = int(number)  # numpy's whole numbers would go on into every index
+    index = (number // (counts[1] * counts[2]), number // counts[2] % counts[1], number % counts[2])
+    z, y, x = (slice(i * step, min((i + 1) * step, size)) for i, step, size in zip(index, edge, shape, strict=True))
+    return z, y, x

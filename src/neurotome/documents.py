@@ -68,6 +68,14 @@ def find_config(name: str, what: str = "--config") -> Path:
     raise SettingsError(f"{what} {name}: no such file, and {unknown('built-in config', plain, packaged)}")
 
 
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns settings by dotted name, such as `forest.trees`."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return flat
+
+
 def _read(path: Path, parse: Callable[[str], Any], form: str, error: type[NeurotomeError], remedy: str) -> dict[str, Any]:
     try:
         content = parse(path.read_text(encoding="utf-8"))

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import ImageError, SettingsError, unknown
+from neurotome.sampling import ALL, MOST_VALUES, is_large, sample_boxes, sample_grey
 from neurotome.volume import Volume
 
 MODES = ("dataset", "image", "tissue", "range")
-
-MOST_VALUES = 4_000_000
-"""Voxels of a volume that mode `tissue` looks at; larger volumes are thinned evenly."""
 
 FARTHEST = 1.0
 """Standard deviations that an image's mean may lie off the training data's; within the real sets it is at most 0.7."""
@@ -32,10 +29,11 @@ Inverted, windows have 0.63 (the median), whole slices 0.9: only clear cases are
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps a grey value g to (g - mean) / std."""
+    """Maps a grey value g to (g - mean) / std; `source` says what they were measured from, for a record."""
 
     mean: float
     std: float
+    source: str = field(default="", compare=False)
 
     def apply(self, grey: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Returns scaled grey values as float32, same shape; in `out` if that is given."""
@@ -77,21 +75,25 @@ class Normalization:
                     f"whose grey values have mean {self.mean:.4g} and standard deviation {self.std:.4g}. Convert the image "
                     "to that scale, or train with --train.normalization image (baseline: --normalization image)."
                 )
-            return Scale(self.mean, self.std)
+            return Scale(self.mean, self.std, "the training data")
         if self.mode == "tissue":
             return measure_tissue(volume)
         if self.mode == "range":
-            return Scale(0.0, largest_grey(volume))
-        mean, std = measure_grey([volume.data])
+            return Scale(0.0, largest_grey(volume), f"the range of {volume.data.dtype}")
+        if is_large(volume.data):
+            sample = sample_boxes(volume.data)
+            mean, std, source = float(sample.values.mean()), float(sample.values.std()), sample.source
+        else:
+            (mean, std), source = measure_grey([volume.data]), ALL
         if std == 0:
             raise ImageError(f"{volume.path or volume.name}: every pixel is {mean:g}; a constant image has no scale.")
-        return Scale(mean, std)
+        return Scale(mean, std, source)
 
     def note_unlike(self, volume: Volume) -> None:
         """Says so if the mode is `dataset` and a volume's grey values are unlike the training data's."""
         if self.mode != "dataset" or volume.data.dtype.name != self.dtype:
             return
-        mean = float(sample_grey(volume.data).mean())
+        mean = float(sample_grey(volume.data).values.mean())
         if abs(mean - self.mean) > FARTHEST * self.std:
             warnings.warn(
                 f"{volume.path or volume.name}: grey values have mean {mean:.4g}, the training data {self.mean:.4g}; that "
@@ -130,7 +132,8 @@ def measure_tissue(volume: Volume) -> Scale:
     refused.
     """
     where = volume.path or volume.name
-    values = sample_grey(volume.data, MOST_VALUES)
+    sample = sample_grey(volume.data, MOST_VALUES)
+    values = sample.values
     low, dark, bright, high = (float(v) for v in np.percentile(values, (0.1, 1, 99, 99.9)))
     if low == high:  # fewer than 1 pixel in 1000 differs
         low, high = float(values.min()), float(values.max())
@@ -146,25 +149,20 @@ def measure_tissue(volume: Volume) -> Scale:
             f"{FEWEST_DARK}, because cells, vessels and air are darker than tissue. Predict with --invert if the image's "
             "contrast is inverted; images to train on must be inverted before."
         )
-    return Scale(centre, (centre - low) / 4)
-
-
-def sample_grey(data: Any, most: int = 1 << 20) -> NDArray[np.float64]:
-    """Returns at most `most` voxels of (z, y, x), flat, on a grid that is even along every axis; reads slice by slice."""
-    steps = [1, 1, 1]
-    counts = list(data.shape)
-    while math.prod(counts) > most:
-        longest = counts.index(max(counts))
-        steps[longest] += 1
-        counts[longest] = -(-data.shape[longest] // steps[longest])
-    planes = [np.asarray(data[z, :: steps[1], :: steps[2]], np.float64) for z in range(0, data.shape[0], steps[0])]
-    return np.stack(planes).reshape(-1)
+    return Scale(centre, (centre - low) / 4, sample.source)
 
 
 def measure_grey(arrays: Iterable[NDArray[Any]]) -> tuple[float, float]:
-    """Returns mean and standard deviation of all grey values of volumes (z, y, x), summed in float64 slice by slice."""
-    planes = (np.asarray(plane, np.float64) for array in arrays for plane in array)
-    measured = [(plane.size, plane.mean(), plane.var()) for plane in planes]
+    """Returns mean and standard deviation of all grey values of volumes (z, y, x), summed in float64 slice by slice.
+
+    Of a large volume boxes stand for all, see `sampling.sample_boxes`.
+    """
+    measured = []
+    for array in arrays:
+        parts = [sample_boxes(array).values] if is_large(array) else array
+        found = [(plane.size, plane.mean(), plane.var()) for plane in (np.asarray(part, np.float64) for part in parts)]
+        weight = array.size / sum(size for size, _, _ in found)
+        measured += [(size * weight, mean, variance) for size, mean, variance in found]
     if not measured:
         raise ImageError("no image to measure; expected at least one.")
     sizes, means, variances = np.array(measured).T

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from neurotome.blocks import plan_blocks
 from neurotome.classes import ClassSet
 from neurotome.errors import SettingsError, unknown
-from neurotome.normalize import Normalization
+from neurotome.normalize import Normalization, Scale
 
 TILE = 1024
 """Edge of a tile in pixels where neither a person nor the predictor asks for another."""
@@ -49,6 +49,7 @@ class Predictor(Protocol):
         voxel_size_um: Voxel size (z, y, x) of the training data, None if not known.
         bounded: False if it looks at the whole image, so that no halo makes tiles exact.
         preferred_tile: Edge in pixels of the tiles that suit it, `WHOLE` for any slice in one piece; None where any do.
+        back_end: What computes it, where and how exactly, such as "torch 2.13.0, cpu, float32"; goes into records.
     """
 
     # ruff: disable[D102]
@@ -68,11 +69,39 @@ class Predictor(Protocol):
     def bounded(self) -> bool: ...
     @property
     def preferred_tile(self) -> int | None: ...
+    @property
+    def back_end(self) -> str: ...
 
     # ruff: enable[D102]
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns class probabilities (n, classes, y, x) of scaled grey values (n, in_channels, y, x); any y and x."""
         ...
+
+    def label_patches(
+        self, grey: NDArray[Any], scale: Scale, crop: tuple[slice, slice], confidence: bool
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Labels patches, without probabilities that leave the device.
+
+        Args:
+            grey: Unscaled grey values of the volume's dtype, shape (n, in_channels, y, x).
+            scale: How they are scaled.
+            crop: Rows and columns of the patches that are wanted.
+            confidence: Whether the second result is wanted.
+
+        Returns:
+            Class indices from 0, shape (n, y', x'), and the chosen class's probability times 255, rounded; None if it is not
+            wanted.
+        """
+        ...
+
+
+def label_by_probs(
+    predictor: Predictor, grey: NDArray[Any], scale: Scale, crop: tuple[slice, slice], confidence: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Does what `Predictor.label_patches` promises for a predictor that gives probabilities alone."""
+    probs = predictor.predict_probs(scale.apply(grey))[:, :, crop[0], crop[1]]
+    labels = probs.argmax(1).astype(np.uint8)
+    return labels, (probs.max(1) * 255).round().astype(np.uint8) if confidence else None
 
 
 def predict_slice(

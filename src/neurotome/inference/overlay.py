@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from neurotome.atomic import atomic_path
 from neurotome.classes import ClassSet
-from neurotome.normalize import sample_grey
+from neurotome.sampling import sample_grey
 from neurotome.volume import Volume, to_display
 
 ROW = 28
@@ -26,7 +26,7 @@ class Painter:
         self.volume, self.classes, self.shown = volume, classes, shown
         self.low = self.high = None
         if volume.data.dtype != np.uint8:
-            self.low, self.high = (float(v) for v in np.percentile(sample_grey(volume.data), (0.5, 99.5)))
+            self.low, self.high = (float(v) for v in np.percentile(sample_grey(volume.data).values, (0.5, 99.5)))
 
     def paint(self, z: int, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Returns slice `z` with its labels, shape (y, x), laid over it: uint8, shape (y, x, 3)."""

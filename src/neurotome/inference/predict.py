@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from neurotome.classes import Palette
 from neurotome.errors import ImageError, SettingsError
 from neurotome.inference.jobs import Job, Output, list_sources, plan_jobs
+from neurotome.io.chunks import ChunkMap, list_chunks
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.opening import check_grey, looks_like_colours, open_volume
 from neurotome.outputs import Existing
 from neurotome.predictor import Device, Predictor
 from neurotome.progress import Progress
+from neurotome.sampling import is_large, sample_boxes
 from neurotome.volume import Volume
 
 MOST_LISTED = 20
@@ -203,16 +205,31 @@ def _prepare(predictor: Predictor, volume: Volume, settings: PredictSettings) ->
 
 
 def invert_grey(volume: Volume) -> Volume:
-    """Returns a volume whose grey values are flipped between its lowest and its highest when they are read; same dtype."""
-    extremes = [(plane.min(), plane.max()) for plane in volume.data]
-    low, high = min(lowest for lowest, _ in extremes), max(highest for _, highest in extremes)
+    """Returns a volume whose grey values are flipped between its lowest and its highest when they are read; same dtype.
+
+    Of a large volume the extremes are those of a sample (`sampling.sample_boxes`), and what lies beyond them becomes one.
+    """
+    if is_large(volume.data):
+        sample = sample_boxes(volume.data)
+        low, high = volume.data.dtype.type(sample.low), volume.data.dtype.type(sample.high)
+    else:
+        extremes = [(plane.min(), plane.max()) for plane in volume.data]
+        low, high = min(lowest for lowest, _ in extremes), max(highest for _, highest in extremes)
 
     def read(place: Place) -> NDArray[Any]:
-        flipped: NDArray[Any] = (high - np.asarray(volume.data[place])) + low  # in this order every step fits into the dtype
+        grey = np.asarray(volume.data[place]).clip(low, high)
+        flipped: NDArray[Any] = (high - grey) + low  # in this order every step fits into the dtype
         return flipped
 
+    def list_flipped() -> ChunkMap | None:
+        chunks = list_chunks(volume.data)
+        return chunks and dataclasses.replace(chunks, fill=float(high) + float(low) - float(np.clip(chunks.fill, low, high)))
+
     where = volume.path or Path(volume.name)
-    return dataclasses.replace(volume, data=LazyArray(where, volume.shape, volume.data.dtype, read))
+    inverted = LazyArray(where, volume.shape, volume.data.dtype, read)
+    inverted.chunk_zyx = getattr(volume.data, "chunk_zyx", None)
+    inverted.listing = list_flipped
+    return dataclasses.replace(volume, data=inverted)
 
 
 def _note_unknown_size(volume: Volume, expected_um: tuple[float, float, float] | None) -> bool:

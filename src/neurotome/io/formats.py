@@ -5,6 +5,7 @@ Each reader raises an ImageError for a file that is no single image, or whose pi
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -16,6 +17,7 @@ from neurotome.errors import ImageError
 from neurotome.io.axes import Choice, choose_axes, find_unit, keep_plausible
 from neurotome.io.files import check_claim
 from neurotome.io.lazy_array import Source
+from neurotome.io.listing import find_chunk_zyx, list_hdf5_chunks
 from neurotome.io.raster import PACKED_RATIO
 from neurotome.lazy import import_extra
 from neurotome.volume import Size
@@ -55,7 +57,11 @@ def open_hdf5(path: Path, inner: str, choice: Choice) -> Source:
     layout = choose_axes(f"{path}:/{name}", _name_axes(dataset), dataset.shape, choice)
     sizes = dataset.attrs.get("element_size_um")
     known = None if sizes is None else keep_plausible(tuple(np.ravel(sizes).astype(float).tolist()[-3:]))
-    return Source(layout.wrap(path, dataset), known)
+    data = layout.wrap(path, dataset)
+    if dataset.chunks is not None:
+        data.chunk_zyx = find_chunk_zyx(layout, dataset.chunks)
+        data.listing = functools.cache(lambda: list_hdf5_chunks(dataset, layout))
+    return Source(data, known)
 
 
 def _name_axes(dataset: Any) -> str:

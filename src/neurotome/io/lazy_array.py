@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import ImageError, NeurotomeError
+from neurotome.io.chunks import ChunkMap
 from neurotome.volume import Size
 
 Place = tuple[slice, slice, slice]
@@ -34,6 +35,8 @@ class LazyArray:
         """Keeps `read`, which returns the voxels of a place: three slices with start and stop."""
         self.path, self.shape, self.dtype = path, shape, np.dtype(dtype).newbyteorder("=")
         self.reopen: Callable[[], Source] | None = None  # for another process
+        self.chunk_zyx: tuple[int, int, int] | None = None  # voxels that are decompressed together, where there are some
+        self.listing: Callable[[], ChunkMap | None] | None = None  # which chunks are stored, where the format tells
         self._read, self._process = read, os.getpid()
 
     @property
@@ -62,13 +65,22 @@ class LazyArray:
         return np.asarray(self[:], dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_read": None, "_process": 0}
+        return {**self.__dict__, "_read": None, "listing": None, "_process": 0}
 
-    def _read_place(self, place: Place) -> NDArray[Any]:
+    def find_chunks(self) -> ChunkMap | None:
+        """Returns which chunks are stored; None where the format does not tell."""
+        self._open_in_this_process()
+        return None if self.listing is None else self.listing()
+
+    def _open_in_this_process(self) -> None:
         if self._process != os.getpid():  # an open file must not be shared with a parent process
             if self.reopen is not None:
-                self._read = self.reopen().data._read
+                again = self.reopen().data
+                self._read, self.listing = again._read, again.listing
             self._process = os.getpid()
+
+    def _read_place(self, place: Place) -> NDArray[Any]:
+        self._open_in_this_process()
         with name_failures(self.path):
             voxels = self._read(place).astype(self.dtype, copy=False)
         if voxels.dtype.kind == "f":

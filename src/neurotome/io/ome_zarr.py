@@ -1,10 +1,11 @@
 """OME-Zarr: written as 0.5, a Zarr 3 array with the metadata by which viewers know axes and voxel size; 0.4 is read too.
 
-Metadata after the NGFF specification 0.5, https://ngff.openmicroscopy.org/0.5/: `multiscales` with one level.
+Metadata after the NGFF specification 0.5, https://ngff.openmicroscopy.org/0.5/.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurotome.errors import ImageError
-from neurotome.io.axes import Choice, choose_axes, find_unit, keep_plausible
-from neurotome.io.lazy_array import Source
+from neurotome.io.axes import Choice, Layout, choose_axes, find_unit, keep_plausible
+from neurotome.io.lazy_array import LazyArray, Source
+from neurotome.io.listing import find_chunk_zyx, list_zarr_chunks
 from neurotome.io.zarr_store import open_or_create, synced_store
 from neurotome.volume import Size
 
@@ -50,23 +52,37 @@ def create_ome_zarr(
     import zarr
 
     array = open_or_create(root, LEVEL, shape, dtype, shard, chunk)
-    scale = voxel_size_um or (1.0, 1.0, 1.0)
-    unit = {"unit": "micrometer"} if voxel_size_um else {}
-    transformations = [
-        {"type": "scale", "scale": list(scale)},
-        {"type": "translation", "translation": [start * size for start, size in zip(origin_zyx, scale, strict=True)]},
-    ]
-    multiscale = {
-        "name": name,
-        "axes": [{"name": axis, "type": "space", **unit} for axis in "zyx"],
-        "datasets": [{"path": LEVEL, "coordinateTransformations": transformations}],
-    }
+    multiscale = describe_multiscale(name, voxel_size_um, origin_zyx, {LEVEL: (1, 1, 1)})
     ome: dict[str, Any] = {"version": "0.5", "multiscales": [multiscale]}
     if image_label is not None:
         ome["image-label"] = dict(image_label)
     group = zarr.open_group(synced_store(root), mode="a", zarr_format=3)
     group.update_attributes({"ome": ome, "neurotome": dict(notes or {})})
     return array
+
+
+def describe_multiscale(
+    name: str, voxel_size_um: Size | None, origin_zyx: Sequence[int], levels: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
+    """Returns an entry of `multiscales`, the same in 0.4 and 0.5.
+
+    Args:
+        name: Of the image.
+        voxel_size_um: Edge lengths (z, y, x) at full resolution; None: no unit.
+        origin_zyx: Voxel of a larger volume at which the image begins.
+        levels: Path of each array, finest first, and how many voxels (z, y, x) of the finest one of its voxels covers. Its
+            first voxel's centre lies in the middle of those, which the translation says.
+    """
+    sizes = voxel_size_um or (1.0, 1.0, 1.0)
+    unit = {"unit": "micrometer"} if voxel_size_um else {}
+    datasets = []
+    for path, factors in levels.items():
+        scale = [size * factor for size, factor in zip(sizes, factors, strict=True)]
+        starts = [(start + (factor - 1) / 2) * size for start, factor, size in zip(origin_zyx, factors, sizes, strict=True)]
+        transformations = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": starts}]
+        datasets.append({"path": path, "coordinateTransformations": transformations})
+    axes = [{"name": axis, "type": "space", **unit} for axis in "zyx"]
+    return {"name": name, "axes": axes, "datasets": datasets}
 
 
 def choose_shard(dtype: np.dtype[Any]) -> tuple[int, int, int]:
@@ -89,7 +105,7 @@ def open_zarr(path: Path, choice: Choice) -> Source:
     node = zarr.open(str(path), mode="r")
     if isinstance(node, zarr.Array):
         names = "".join(getattr(node.metadata, "dimension_names", None) or "zyx"[-node.ndim :])
-        return Source(choose_axes(path, names, node.shape, choice).wrap(path, node))
+        return Source(_wrap(path, node, choose_axes(path, names, node.shape, choice)))
     attributes: dict[str, Any] = dict(node.attrs)
     described = attributes.get("ome", attributes)
     multiscales = described.get("multiscales") if isinstance(described, dict) else None
@@ -116,4 +132,11 @@ def open_zarr(path: Path, choice: Choice) -> Source:
     channels = [str(channel.get("label", "")) for channel in described.get("omero", {}).get("channels", ())]
     array: Any = node[level["path"]]
     layout = choose_axes(path, "".join(units), array.shape, choice, channels)
-    return Source(layout.wrap(path, array), keep_plausible(known))
+    return Source(_wrap(path, array, layout), keep_plausible(known))
+
+
+def _wrap(path: Path, array: zarr.Array[Any], layout: Layout) -> LazyArray:
+    data = layout.wrap(path, array)
+    data.chunk_zyx = find_chunk_zyx(layout, array.chunks)
+    data.listing = functools.cache(lambda: list_zarr_chunks(array, layout))
+    return data

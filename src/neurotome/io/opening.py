@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,25 @@ from neurotome.io.axes import Choice, choose_axes
 from neurotome.io.files import GREY_DTYPES, SUFFIXES, describe_suffix, find_suffix, name_image, split_inner
 from neurotome.io.lazy_array import LazyArray, Source, check_finite, name_failures
 from neurotome.io.ome_zarr import is_zarr, open_zarr
-from neurotome.io.raster import open_picture, say_remedy
+from neurotome.io.raster import open_picture, read_picture_header, say_remedy
+from neurotome.io.stack import Header, open_stack
 from neurotome.io.tiff import open_tiff
+from neurotome.sampling import is_large, plan_boxes
 from neurotome.volume import Size, Volume
+
+SAMPLED = 1 << 24
+"""Voxels of a file above which boxes of it are looked at first: its first slices may be air, and be many."""
 
 
 def open_volume(
-    path: str | Path, *, channel: int | None = None, time: int | None = None, voxel_size_um: Size | None = None
+    path: str | Path,
+    *,
+    channel: int | None = None,
+    time: int | None = None,
+    voxel_size_um: Size | None = None,
+    stack: bool = False,
 ) -> Volume:
-    """Opens a grey image or stack; voxels are read when they are asked for, but for PNG, JPEG and BMP.
+    """Opens a grey image or stack; voxels are read when they are asked for, but for a single PNG, JPEG or BMP.
 
     Args:
         path: A file with one of `SUFFIXES`, a Zarr folder, or `file.h5:/path/in/file`; uint8, uint16 or float32, and int8
@@ -34,6 +44,7 @@ def open_volume(
         channel: Which of several channels, from 0.
         time: Which of several times, from 0.
         voxel_size_um: Edge lengths (z, y, x) in micrometres; None: what the file says.
+        stack: Whether `path` may be a folder whose images are the slices of one volume, see `io.stack`.
 
     Returns:
         A volume named after the file; a 2D image has one slice. Pixels that are no finite numbers, or damaged, are refused
@@ -44,7 +55,7 @@ def open_volume(
             which none was chosen, or has the same value everywhere.
     """
     path = Path(path)
-    source = _open_source(path, {"c": channel, "t": time}, labels=False)
+    source = _open_source(path, {"c": channel, "t": time}, labels=False, stack=stack)
     check_grey(source.data, str(path))
     return Volume(source.data, name_image(split_inner(path)[0]), voxel_size_um or source.voxel_size_um, path=path)
 
@@ -55,8 +66,8 @@ def read_image(path: str | Path, *, voxel_size_um: Size | None = None) -> Volume
     return dataclasses.replace(volume, data=np.asanyarray(volume.data))
 
 
-def open_labels(path: str | Path, *, channel: int | None = None, time: int | None = None) -> Any:
-    """Opens a label image or stack; labels are read when they are asked for, but for PNG and BMP.
+def open_labels(path: str | Path, *, channel: int | None = None, time: int | None = None, stack: bool = False) -> Any:
+    """Opens a label image or stack; labels are read when they are asked for, but for a single PNG or BMP.
 
     Returns:
         Integers as stored, shape (z, y, x), a numpy array or a LazyArray; palette indices are ids, masks of booleans are 0
@@ -65,7 +76,7 @@ def open_labels(path: str | Path, *, channel: int | None = None, time: int | Non
     Raises:
         ImageError: As for `open_volume`; or the file was compressed with loss, or does not hold integers.
     """
-    labels = _open_source(Path(path), {"c": channel, "t": time}, labels=True).data
+    labels = _open_source(Path(path), {"c": channel, "t": time}, labels=True, stack=stack).data
     if labels.dtype.kind not in "iu":
         raise ImageError(
             f"{path}: labels have dtype {labels.dtype}; expected integers, one class id per pixel. Save them as uint8."
@@ -79,14 +90,14 @@ def read_labels(path: str | Path) -> NDArray[Any]:
     return labels
 
 
-def _open_source(path: Path, choice: Choice, *, labels: bool) -> Source:
+def _open_source(path: Path, choice: Choice, *, labels: bool, stack: bool = False) -> Source:
     """Returns voxels (z, y, x) as stored but in the machine's byte order, and their sizes."""
     outer, inner = split_inner(path)
     suffix = find_suffix(outer)
     if not outer.exists():
         raise ImageError(f"{path} does not exist; check the name.")
     if outer.is_dir():
-        if not is_zarr(outer):
+        if not is_zarr(outer) and not stack:
             raise ImageError(f"{path} is a folder; expected a file with suffix {', '.join(SUFFIXES)}.")
     elif not suffix.endswith(SUFFIXES) or suffix.endswith(".zarr"):
         raise ImageError(describe_suffix(path))
@@ -96,7 +107,10 @@ def _open_source(path: Path, choice: Choice, *, labels: bool) -> Source:
         warnings.simplefilter("error")  # a decoder that warns is not sure
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", ResourceWarning)
-        if outer.is_dir():
+        if stack and outer.is_dir() and not is_zarr(outer):
+            open_slice = functools.partial(_open_source, choice=choice, labels=labels)
+            data, size, notes = open_stack(outer, functools.partial(_read_header, open_slice), open_slice)
+        elif outer.is_dir():
             data, size, notes = open_zarr(outer, choice)
         elif suffix.endswith((".tif", ".tiff")):
             data, size, notes = open_tiff(path, choice, labels=labels)
@@ -120,12 +134,23 @@ def _open_source(path: Path, choice: Choice, *, labels: bool) -> Source:
     elif not labels and dtype.name in ("int8", "int16"):
         dtype = np.dtype(np.float32)  # which holds them exactly
     if isinstance(data, LazyArray):
-        data.dtype, data.reopen = dtype, functools.partial(_open_source, path, choice, labels=labels)
+        data.dtype, data.reopen = dtype, functools.partial(_open_source, path, choice, labels=labels, stack=stack)
         return Source(data, size)
     return Source(data.astype(dtype, copy=False), size)
 
 
-def _open_npy(path: Path, choice: Choice, labels: bool) -> NDArray[Any]:
+def _read_header(open_slice: Callable[[Path], Source], path: Path) -> Header:
+    """Returns what the header of a slice's file says."""
+    suffix = find_suffix(path)
+    if not suffix.endswith((".tif", ".tiff")):
+        return Header(*read_picture_header(path, suffix))
+    data = open_slice(path).data
+    if data.shape[0] != 1:
+        raise ImageError(f"{path}: found {data.shape[0]} slices in a folder of slices; expected one in each file.")
+    return Header(data.shape[1:], data.dtype.name)
+
+
+def _open_npy(path: Path, choice: Choice, labels: bool) -> Any:
     # A memory map holds plain numbers only: object arrays, which could run code when loaded, are
     # refused by numpy.
     data = np.lib.format.open_memmap(path, mode="r")
@@ -133,7 +158,8 @@ def _open_npy(path: Path, choice: Choice, labels: bool) -> NDArray[Any]:
         remedy = say_remedy(labels)
         raise ImageError(f"{path}: shape {data.shape} looks like RGB(A) colours; expected (z, y, x). {remedy}")
     layout = choose_axes(path, "?zyx"[-data.ndim :], data.shape, choice)
-    return data.reshape(layout.shape_zyx)
+    # of a large one pixels are checked when they are read, which a plain array's are at once
+    return layout.wrap(path, data) if is_large(data) else data.reshape(layout.shape_zyx)
 
 
 def looks_like_colours(shape: Sequence[int]) -> bool:
@@ -156,6 +182,16 @@ def check_grey(data: Any, where: str) -> None:
     if data.ndim != 3 or data.size == 0:
         raise ImageError(f"{where}: shape {data.shape}; expected (z, y, x) with at least one pixel.")
     check_all = data.dtype.kind == "f" and not isinstance(data, LazyArray)
+    if isinstance(data, LazyArray) and data.size > SAMPLED:
+        if any(voxels.min() != voxels.max() for part in plan_boxes(data) for voxels in part):
+            return
+        if is_large(data):
+            warnings.warn(
+                f"{where}: all places that were looked at have one grey value each. If they are not the volume's air, check "
+                "how it was exported: a constant image shows nothing.",
+                stacklevel=3,
+            )
+            return
     first, varies = data[0, 0, 0], False
     for z in range(len(data)):
         if varies and not check_all:

@@ -22,17 +22,18 @@ IDS = ("1", "P", "P;1", "P;2", "P;4")
 PNG_END = b"IEND\xaeB`\x82"
 
 
+def read_picture_header(path: Path, suffix: str) -> tuple[tuple[int, int], str]:
+    """Returns the shape (y, x) of a PNG, JPEG or BMP file, and how its pixels are stored, without reading them."""
+    with _open(path, suffix) as image:
+        return (image.height, image.width), image.tile[0][3] if suffix == ".png" else image.mode
+
+
 def open_picture(path: Path, suffix: str, *, labels: bool) -> Source:
     """Reads a PNG, JPEG or BMP file: grey, colours that are all grey; as labels, palette indices and masks of 1 bit too."""
     import imagecodecs
-    from PIL.BmpImagePlugin import BmpImageFile
-    from PIL.JpegImagePlugin import JpegImageFile
-    from PIL.PngImagePlugin import PngImageFile
 
-    # not Image.open, which warns of large honest images, with a limit global to the process
-    kinds = {".png": PngImageFile, ".bmp": BmpImageFile}
-    notes = () if suffix in kinds else (note_loss(path, "JPEG", labels=labels),)
-    with kinds.get(suffix, JpegImageFile)(path) as image:
+    notes = () if suffix in (".png", ".bmp") else (note_loss(path, "JPEG", labels=labels),)
+    with _open(path, suffix) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
             raise ImageError(f"{path}: found an animation of {frames} frames; expected one image.")
@@ -50,6 +51,15 @@ def open_picture(path: Path, suffix: str, *, labels: bool) -> Source:
         image.load()
         pixels = np.asarray(image)
     return Source(merge_colours(path, pixels, labels=labels)[None], notes=notes)
+
+
+def _open(path: Path, suffix: str) -> Any:
+    from PIL.BmpImagePlugin import BmpImageFile
+    from PIL.JpegImagePlugin import JpegImageFile
+    from PIL.PngImagePlugin import PngImageFile
+
+    # not Image.open, which warns of large honest images, with a limit global to the process
+    return {".png": PngImageFile, ".bmp": BmpImageFile}.get(suffix, JpegImageFile)(path)
 
 
 def say_remedy(labels: bool) -> str:

@@ -83,11 +83,13 @@ def open_tiff(path: Path, choice: Choice, *, labels: bool) -> Source:
             raise ImageError(f"{path}: found axes {series.axes}; expected y and x last. Export it as a stack of slices.")
         invert = _check_colours(path, page, samples, labels=labels)
         size = _read_size(file)
-        if series.dataoffset is not None and samples == 1:
+        mapped = series.dataoffset is not None and samples == 1
+        if mapped:
             read = _map_pixels(path, series, np.dtype(file.byteorder + page.dtype.char), layout)
         else:
             read = _plan_pages(path, series, layout, labels)
     data = LazyArray(path, layout.shape_zyx, page.dtype, (lambda place: ~read(place)) if invert else read)
+    data.chunk_zyx = None if mapped else (1, *layout.shape_zyx[1:])
     return Source(data, size, tuple(notes))
 
 

@@ -1,4 +1,4 @@
-"""Zarr 3 arrays whose every file is written whole and synced, so that blocks can be trusted after a crash."""
+"""Zarr arrays whose every file is written whole and synced, so that blocks can be trusted after a crash."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
     from zarr.storage import LocalStore
 
-ALL_FILES: Any = {"write_empty_chunks": True, "order": "C"}
-"""A block of zeros has a file too: what has none is not done."""
+Version = Literal["0.5", "0.4"]
+"""Of the OME-Zarr specification; 0.5 is stored as Zarr 3, 0.4 as Zarr 2."""
 
 
 class StoredBlock(NamedTuple):
@@ -54,22 +54,30 @@ def open_or_create(
     block: Sequence[int],
     chunk: Sequence[int] | None = None,
     shuffle: Literal["shuffle", "bitshuffle", "noshuffle"] = "shuffle",
+    *,
+    version: Version = "0.5",
+    fill: int = 0,
+    empty_files: bool = True,
 ) -> zarr.Array[Any]:
     """Opens an array (z, y, x) at `path` in a store that was begun, or creates it empty.
 
-    A file has a `block` of voxels, compressed in one piece, or in chunks if there are any (a shard). `shuffle` is how bytes
-    are sorted before: bitshuffle for labels, of which few bits are used (a tenth of the size); it spoils noisy grey values.
+    A file has a `block` of voxels, compressed in one piece, or in chunks if there are any (a shard; 0.4 has none, and no
+    checksums). `shuffle` is how bytes are sorted before: bitshuffle for labels, of which few bits are used (a tenth of the
+    size); it spoils noisy grey values. Voxels never written are read as `fill`; with `empty_files` a block of nothing else
+    has a file too, so that what has none is not done.
 
     Raises:
         RunError: What is there has another shape, dtype or cut.
     """
     import zarr
+    from numcodecs import Blosc
     from zarr.codecs import BloscCodec, Crc32cCodec
 
     store = synced_store(root)
+    config: Any = {"write_empty_chunks": empty_files, "order": "C"}
     shards, chunks = (None, tuple(block)) if chunk is None else (tuple(block), tuple(chunk))
-    if (root / path / "zarr.json").exists():
-        array = zarr.open_array(store, path=path, mode="r+").with_config(ALL_FILES)
+    if (root / path / ("zarr.json" if version == "0.5" else ".zarray")).exists():
+        array: zarr.Array[Any] = zarr.open_array(store, path=path, mode="r+").with_config(config)
         if (array.shape, array.dtype, array.chunks, array.shards) != (tuple(shape), dtype, chunks, shards):
             raise RunError(
                 f"{root / path}: found an array of shape {array.shape}, {array.dtype}, in blocks of "
@@ -77,6 +85,17 @@ def open_or_create(
                 "command or version; choose another --out, or delete it."
             )
         return array
+    options: dict[str, Any] = {
+        "compressors": (BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=3, shuffle=shuffle), Crc32cCodec()),
+        "dimension_names": ("z", "y", "x"),
+    }
+    if version == "0.4":
+        sorting = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}[shuffle]
+        options = {
+            "compressors": Blosc(cname="zstd", clevel=3, shuffle=sorting),
+            "chunk_key_encoding": {"name": "v2", "separator": "/"},
+            "zarr_format": 2,
+        }
     return zarr.create_array(
         store,
         name=path or None,
@@ -84,10 +103,9 @@ def open_or_create(
         dtype=dtype,
         chunks=chunks,
         shards=shards,
-        compressors=(BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=3, shuffle=shuffle), Crc32cCodec()),
-        fill_value=0,
-        dimension_names=("z", "y", "x"),
-        config=ALL_FILES,
+        fill_value=fill,
+        config=config,
+        **options,
     )
 
 

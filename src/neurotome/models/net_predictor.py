@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from neurotome.classes import ClassSet
 from neurotome.models.net import Network
 from neurotome.models.networks import ModelSettings, settle_network
-from neurotome.normalize import Normalization
+from neurotome.normalize import Normalization, Scale
+
+
+class Runtime(NamedTuple):
+    """Computes a network's logits: float32 images (n, in_channels, y, x), any y and x, to logits (n, classes, y, x)."""
+
+    name: str
+    run: Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -27,6 +35,7 @@ class NetPredictor:
         halo: Pixels around a pixel, within its slice, that its output depends on.
         patch: Edge of the training patches in pixels.
         facts: Scores, licence, citation, training data: carried along, not used.
+        runtime: What computes the logits of scaled images (n, in_channels, y, x) in the network's place, and its name.
     """
 
     net: Network = field(repr=False)
@@ -38,6 +47,7 @@ class NetPredictor:
     patch: int = 256
     voxel_size_um: tuple[float, float, float] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    runtime: Runtime | None = field(default=None, repr=False)
     preferred_tile: ClassVar[None] = None
 
     def __post_init__(self) -> None:
@@ -64,6 +74,13 @@ class NetPredictor:
         """Where the network is."""
         return next(self.net.parameters()).device
 
+    @property
+    def back_end(self) -> str:
+        """What computes it, where and how exactly `label_patches` does."""
+        where = "cpu" if self.device.type == "cpu" else _name_device(self.device)
+        name = f"torch {torch.__version__.partition('+')[0]}" if self.runtime is None else self.runtime.name
+        return f"{name}, {where}, {'bfloat16' if self.device.type == 'cuda' else 'float32'}"
+
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns class probabilities, shape (n, classes, y, x), for patches (n, in_channels, y, x).
 
@@ -73,6 +90,34 @@ class NetPredictor:
         mixed = self.device.type != "cpu" and torch.is_autocast_enabled(self.device.type)
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=mixed):
             images = torch.from_numpy(np.require(patches, np.float32, ["C", "W"])).to(self.device)
-            logits = self.net(images.contiguous(memory_format=torch.channels_last))
-            probs: NDArray[np.float32] = logits.float().softmax(1).cpu().numpy()
+            probs: NDArray[np.float32] = self._compute_logits(images).softmax(1).cpu().numpy()
         return probs
+
+    def label_patches(
+        self, grey: NDArray[Any], scale: Scale, crop: tuple[slice, slice], confidence: bool
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Labels unscaled patches; see `Predictor`. Only their own bytes go to the device, and only uint8 comes back.
+
+        A GPU computes in bfloat16 (with sums in 32 bit), a CPU in 32 bit.
+        """
+        native = np.require(grey, grey.dtype.newbyteorder("="), ["C", "W"])
+        raw = torch.from_numpy(native)
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            raw = raw.pin_memory()
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=on_gpu):
+            images = raw.to(self.device, non_blocking=on_gpu).to(torch.float32, copy=True)
+            images.sub_(scale.mean).mul_(1 / scale.std)
+            logits = self._compute_logits(images)[..., crop[0], crop[1]]
+            labels = logits.argmax(1).to(torch.uint8)
+            shares = (logits.softmax(1).amax(1) * 255).round().to(torch.uint8) if confidence else None
+            return labels.cpu().numpy(), None if shares is None else shares.cpu().numpy()
+
+    def _compute_logits(self, images: Tensor) -> Tensor:
+        run = self.net if self.runtime is None else self.runtime.run
+        logits: Tensor = run(images.contiguous(memory_format=torch.channels_last))
+        return logits.float()
+
+
+def _name_device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -17,9 +17,9 @@ from neurotome.blocks import Slices, plan_blocks
 from neurotome.classes import ClassSet
 from neurotome.errors import ModelError
 from neurotome.features import Extractor, FeatureSettings, Read
-from neurotome.normalize import Normalization
+from neurotome.normalize import Normalization, Scale
 from neurotome.pixels.classifiers import Classifier
-from neurotome.predictor import WHOLE
+from neurotome.predictor import WHOLE, label_by_probs
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,17 @@ class PixelPredictor:
             return None
         # whole where features are computed window by window, so that no halo is computed twice; but many slices take memory
         return 2 * self.extractor.window if self.in_channels > 1 else WHOLE
+
+    @property
+    def back_end(self) -> str:
+        """What computes it; an encoder's features come from torch, all else is numpy's."""
+        return f"numpy {np.__version__}, {self.settings.kind} features"
+
+    def label_patches(
+        self, grey: NDArray[Any], scale: Scale, crop: tuple[slice, slice], confidence: bool
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Labels unscaled patches; see `Predictor`."""
+        return label_by_probs(self, grey, scale, crop, confidence)
 
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns class probabilities, 0 for a class that was not seen in training; shapes as of `Predictor`.

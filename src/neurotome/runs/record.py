@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from neurotome.datasets.base import Dataset
+from neurotome.documents import flatten
 from neurotome.runs.contents import check_types
 
 FORMAT = 1
@@ -120,11 +121,3 @@ def compare_data(there: Record, now: Record, splits: tuple[str, ...]) -> list[st
             if other := [name for name in before if name in images and before[name].get(key) != images[name].get(key)]:
                 changes.append(f"{what} of {', '.join(other)} in {split}")
     return changes
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns settings by dotted name, such as `forest.trees`."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return flat

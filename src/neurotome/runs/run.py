@@ -18,12 +18,12 @@ import yaml
 
 from neurotome.atomic import hold_folder, sweep_partials, write_json, write_text
 from neurotome.datasets.base import SPLITS
-from neurotome.documents import read_yaml
+from neurotome.documents import flatten, read_yaml
 from neurotome.errors import ModelError, NeurotomeError, RunError
 from neurotome.models.model_folder import find_model
 from neurotome.runs.contents import REDO, check_importance, check_scores, check_training, read_checked
 from neurotome.runs.environment import describe_environment
-from neurotome.runs.record import KINDS, Record, compare_configs, compare_data, flatten
+from neurotome.runs.record import KINDS, Record, compare_configs, compare_data
 
 CONFIG, RECORD, ENVIRONMENT = "config.yaml", "run.json", "environment.json"
 RESTORE = "Restore it, or use a new folder with --out."

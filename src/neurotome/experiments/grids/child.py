@@ -11,13 +11,14 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any, Literal
 
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset
+from neurotome.engines.processes import end_with_parent, explain_exit
 from neurotome.errors import BusyError, ModelError, NeurotomeError, explain_system_error
 from neurotome.experiments.grids.plan import PlannedRun
 from neurotome.training.recipe import Recipe
@@ -144,7 +145,7 @@ def _enter(work: Callable[..., None], arguments: tuple[Any, ...], log: Path, con
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C is the parent's to hear, which then asks this process to stop
     signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with _print_to(log):
         try:
             work(*arguments)
@@ -165,13 +166,6 @@ def _stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
 @contextlib.contextmanager
 def _print_to(log: Path) -> Iterator[None]:
     """Adds what this process and its libraries print to a file."""
@@ -187,7 +181,5 @@ def _print_to(log: Path) -> Iterator[None]:
 def _explain_exit(status: int | None, log: Path) -> str:
     """Returns the message for a process that has ended without one."""
     if status is not None and status < 0:
-        name = signal.Signals(-status).name if -status in set(signal.Signals) else ""
-        cause = ", probably because memory ran out" if -status == signal.SIGKILL else ""
-        return f"killed by signal {-status} ({name}){cause}; the same command goes on with it. What it printed is in {log}"
-    return f"the process ended with status {status} and no message; what it printed is in {log}"
+        return f"it {explain_exit(status)}; the same command goes on with it. What it printed is in {log}"
+    return f"the process {explain_exit(status)}; what it printed is in {log}"

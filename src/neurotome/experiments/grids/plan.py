@@ -14,14 +14,13 @@ from typing import Any, Literal, cast
 
 from neurotome.augment import check_augment
 from neurotome.datasets.base import SPLITS
-from neurotome.documents import find_config, read_yaml
+from neurotome.documents import find_config, flatten, read_yaml
 from neurotome.errors import SettingsError, show, unknown
 from neurotome.keywords import replace_settings
 from neurotome.losses import parse_terms
 from neurotome.models.networks import settle_network
 from neurotome.pixels.train import BaselineSettings
 from neurotome.runs.contents import check_types
-from neurotome.runs.record import flatten
 from neurotome.training.recipe import Recipe, check_training
 
 Kind = Literal["network", "pixels"]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from neurotome.atomic import atomic_path, write_text
+from neurotome.documents import flatten
 from neurotome.experiments.grids.plan import Plan, PlannedRun
 from neurotome.runs import Run
-from neurotome.runs.record import flatten
 from neurotome.runs.run import redo_damaged
 
 SCORES = ("precision", "recall", "f1", "iou", "support")

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from neurotome.augment import scale_augment
+from neurotome.documents import flatten
 from neurotome.errors import SettingsError, show, unknown
 from neurotome.experiments.grids.plan import build_settings
 from neurotome.keywords import replace_settings
 from neurotome.models.networks import find_encoder, import_smp
-from neurotome.runs.record import flatten
 from neurotome.training.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurotome.atomic import hold_folder
+from neurotome.documents import flatten
 from neurotome.errors import RunError, show
 from neurotome.lazy import import_extra
-from neurotome.runs.record import flatten
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -1,0 +1,375 @@
+"""LabelStore: labels, or a grey map, of a volume of any size as OME-Zarr, written block by block in any order.
+
+A block is a file (0.5: a shard of Zarr 3) or a box of whole chunk files (0.4: Zarr 2), so that writers of different blocks
+never meet in one. A block that holds nothing but the fill value has no file: whether it is done, the ledger knows.
+Metadata after https://ngff.openmicroscopy.org/0.5/ and https://ngff.openmicroscopy.org/0.4/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.atomic import hold_folder
+from neurotome.classes import ClassSet
+from neurotome.errors import BusyError, ImageError, RunError, SettingsError
+from neurotome.io.files import name_image
+from neurotome.io.lazy_array import Place, name_failures
+from neurotome.io.ome_zarr import LEVEL, describe_multiscale
+from neurotome.io.zarr_store import Version, open_or_create, synced_store
+from neurotome.volume import Size
+
+if TYPE_CHECKING:
+    import zarr
+
+NOT_PREDICTED = 255
+"""What labels hold where nothing was predicted; a grey map holds 0 there."""
+
+CHUNK_VOXELS = 64**3
+"""Voxels that are compressed together: a viewer reads few that it does not show."""
+
+NO_FILES = hashlib.sha256().hexdigest()
+"""The digest of a block that has no file."""
+
+
+class BlockArray:
+    """An array (z, y, x) of uint8 whose blocks are written whole: one level of a `LabelStore`."""
+
+    def __init__(self, path: Path, level: str, array: zarr.Array[Any], block_zyx: Sequence[int], version: Version) -> None:
+        """Keeps what `open_block_array` opened."""
+        self.path, self.level, self.version = path, level, version
+        self.shape_zyx: tuple[int, int, int] = tuple(array.shape)  # type: ignore[assignment]
+        self.block_zyx: tuple[int, int, int] = tuple(block_zyx)  # type: ignore[assignment]
+        self._array, self._chunk = array, array.shards or array.chunks
+
+    def write_block(self, place: Place, values: NDArray[np.uint8]) -> str:
+        """Writes a block in place of whatever is there; its files are on disk when this returns.
+
+        What is there is deleted, unread: zarr would read the index of a torn shard first, and fail for ever.
+
+        Args:
+            place: The block's box; begins at a multiple of `block_zyx`, and ends there or at the volume's border.
+            values: uint8, of the box's shape.
+
+        Returns:
+            The sha256 of the block's files, see `digest_block`.
+
+        Raises:
+            ValueError: The place is no block, or the values have another shape or dtype.
+        """
+        self._check_block(place)
+        shape = tuple(part.stop - part.start for part in place)
+        if values.shape != shape or values.dtype != np.uint8:
+            raise ValueError(f"{self.path}: {values.dtype} of shape {values.shape}; expected uint8 of shape {shape}")
+        for file in self._list_files(place):
+            for left in (file, *file.parent.glob(f".{file.name}.*.partial")):
+                left.unlink(missing_ok=True)
+        self._array[place] = values
+        return self.digest_block(place)
+
+    def digest_block(self, place: Place) -> str:
+        """Returns the sha256 of a block's files as they are on disk, `NO_FILES` if it has none.
+
+        Of 0.5 it is that of the one file, which sha256sum shows too. Of 0.4, names and bytes of all, in the order of names.
+        """
+        digest = hashlib.sha256()
+        for file in self._list_files(place):
+            if not file.is_file():
+                continue
+            if self.version == "0.4":
+                digest.update(f"{file.relative_to(self.path).as_posix()}\0".encode())
+            with file.open("rb") as opened:
+                while part := opened.read(1 << 20):
+                    digest.update(part)
+        return digest.hexdigest()
+
+    def read(self, place: Place) -> NDArray[np.uint8]:
+        """Returns the voxels of any box; ImageError if a chunk in it is damaged."""
+        with name_failures(self.path / self.level):
+            return np.asarray(self._array[place])
+
+    def _list_files(self, place: Place) -> list[Path]:
+        """Returns the files that a box may have, sorted by name; whether they exist is another question."""
+        folder = self.path / self.level / ("c" if self.version == "0.5" else "")
+        ranges = [range(part.start // step, -(-part.stop // step)) for part, step in zip(place, self._chunk, strict=True)]
+        return sorted(folder.joinpath(*map(str, index)) for index in product(*ranges))
+
+    def _check_block(self, place: Place) -> None:
+        for part, size, step in zip(place, self.shape_zyx, self.block_zyx, strict=True):
+            if part.start % step or part.stop != min(part.start + step, size):
+                raise ValueError(f"{self.path}: {place} is no block of {self.block_zyx} in {self.shape_zyx}")
+
+
+class LabelStore(BlockArray):
+    """The full resolution of labels or of a grey map, and the metadata of all of its levels."""
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What neurotome keeps beside the standard's metadata, as it is on disk now."""
+        return dict(_read_attributes(_open_group(self.path, self.version))["neurotome"])
+
+    @property
+    def is_labels(self) -> bool:
+        """False for a grey map."""
+        return bool(self.attributes["kind"] == "labels")
+
+    @property
+    def voxel_size_um(self) -> Size | None:
+        """Edge lengths (z, y, x) at full resolution; None if not known."""
+        sizes = self.attributes["voxel_size_um"]
+        return None if sizes is None else tuple(sizes)
+
+    @property
+    def levels(self) -> list[str]:
+        """Paths of the arrays that the metadata list, finest first."""
+        return [dataset["path"] for dataset in self._ome()["multiscales"][0]["datasets"]]
+
+    def set_attributes(self, **neurotome: Any) -> None:
+        """Adds to `attributes`, JSON; what has the same name is replaced."""
+        group = _open_group(self.path, self.version)
+        group.update_attributes({"neurotome": {**_read_attributes(group)["neurotome"], **neurotome}})
+
+    def set_levels(self, levels: Mapping[str, Sequence[int]], *, method: str) -> None:
+        """Lists the arrays in the metadata, once the coarser ones are whole; `levels` as for `describe_multiscale`."""
+        own, ome = self.attributes, self._ome()
+        multiscale = describe_multiscale(ome["multiscales"][0]["name"], self.voxel_size_um, own["origin_zyx"], levels)
+        ome["multiscales"] = [_add_version({**multiscale, "type": method}, self.version)]
+        _open_group(self.path, self.version).update_attributes({"ome": ome} if self.version == "0.5" else ome)
+
+    def open_level(self, level: str, shape_zyx: Sequence[int], block_zyx: Sequence[int]) -> BlockArray:
+        """Opens a coarser array, or creates it empty; the metadata list it only after `set_levels`."""
+        return open_block_array(self.path, level, shape_zyx, block_zyx, None, self.version, is_labels=self.is_labels)
+
+    def _ome(self) -> dict[str, Any]:
+        attributes = _read_attributes(_open_group(self.path, self.version))
+        return dict(attributes["ome"] if self.version == "0.5" else attributes)
+
+
+def create_label_store(
+    path: str | Path,
+    shape_zyx: Sequence[int],
+    *,
+    classes: ClassSet | None,
+    block_zyx: Sequence[int],
+    chunk_zyx: Sequence[int] | None = None,
+    voxel_size_um: Size | None = None,
+    origin_zyx: Sequence[int] = (0, 0, 0),
+    attributes: Mapping[str, Any] | None = None,
+    version: Version = "0.5",
+) -> LabelStore:
+    """Creates an OME-Zarr of labels, or of a grey map where `classes` is None; opens it again if this very one is there.
+
+    Args:
+        path: A folder of its own, or `IMAGE.zarr/labels/NAME`, which the image then lists.
+        shape_zyx: Voxels.
+        classes: Of the labels: names and colours go into the metadata. None: a grey map, such as confidence.
+        block_zyx: Voxels that are written at once; a whole multiple of `chunk_zyx`. May reach beyond a small volume.
+        chunk_zyx: Voxels that are compressed together; about 64^3 if not given.
+        voxel_size_um: Edge lengths (z, y, x) in micrometres.
+        origin_zyx: Voxel of a larger volume at which this one begins.
+        attributes: JSON that is kept beside the metadata.
+        version: Of the OME-Zarr specification.
+
+    Raises:
+        RunError: There is something else, or one of another shape, cut or version; or the image is not of this version.
+        SettingsError: A class is stored as 255, which means not predicted; or a block is no multiple of a chunk.
+    """
+    path = Path(path)
+    if classes is not None and classes.first_id + len(classes) > NOT_PREDICTED:
+        raise SettingsError(
+            f"{path}: the class {classes.names[-1]} is stored as {NOT_PREDICTED}, which means not predicted in a volume; "
+            f"expected ids below it. Write another format, such as .tif, or merge classes."
+        )
+    image = find_image_of(path)
+    if image is not None:
+        _check_version(image, version)
+    own = {
+        "kind": "grey map" if classes is None else "labels",
+        "block_zyx": [int(size) for size in block_zyx],
+        "voxel_size_um": None if voxel_size_um is None else [float(size) for size in voxel_size_um],
+        "origin_zyx": [int(start) for start in origin_zyx],
+    }
+    found = _read_group(path)
+    if found is not None:
+        _check_same(path, found, own, version)
+    level = open_block_array(path, LEVEL, shape_zyx, block_zyx, chunk_zyx, version, is_labels=classes is not None)
+    store = LabelStore(path, LEVEL, level._array, block_zyx, version)
+    if found is None:
+        multiscale = describe_multiscale(name_image(path), voxel_size_um, origin_zyx, {LEVEL: (1, 1, 1)})
+        ome: dict[str, Any] = {"multiscales": [_add_version(multiscale, version)]}
+        if classes is not None:
+            ome["image-label"] = _add_version(describe_labels(classes), version)
+            if image is not None:
+                ome["image-label"]["source"] = {"image": "../../"}
+        described = {"ome": {"version": "0.5", **ome}} if version == "0.5" else ome
+        _open_group(path, version).update_attributes({**described, "neurotome": own})
+    if attributes:
+        store.set_attributes(**attributes)
+    if image is not None and classes is not None:
+        _list_in_image(path, version)
+    return store
+
+
+def open_label_store(path: str | Path) -> LabelStore:
+    """Opens what `create_label_store` made, for reading and writing.
+
+    Raises:
+        ImageError: There is nothing of that kind.
+    """
+    path = Path(path)
+    found = _read_group(path)
+    if found is None or "block_zyx" not in found[1].get("neurotome", {}):
+        raise ImageError(f"{path}: found no labels or grey map that neurotome wrote; expected an output of predict.")
+    version, attributes = found
+    import zarr
+
+    with name_failures(path):
+        array = zarr.open_array(synced_store(path), path=LEVEL, mode="r+")
+        array = array.with_config({"write_empty_chunks": False})
+    return LabelStore(path, LEVEL, array, attributes["neurotome"]["block_zyx"], version)
+
+
+def open_block_array(
+    path: Path,
+    level: str,
+    shape_zyx: Sequence[int],
+    block_zyx: Sequence[int],
+    chunk_zyx: Sequence[int] | None,
+    version: Version,
+    *,
+    is_labels: bool,
+) -> BlockArray:
+    """Opens a level or creates it empty; `create_label_store` and `LabelStore.open_level` say what the arguments are."""
+    chunk = choose_chunk(block_zyx) if chunk_zyx is None else tuple(chunk_zyx)
+    if any(block % step for block, step in zip(block_zyx, chunk, strict=True)):
+        raise SettingsError(f"{path}: blocks of {tuple(block_zyx)} are no multiple of chunks of {chunk}; choose others.")
+    array = open_or_create(
+        path,
+        level,
+        shape_zyx,
+        np.dtype(np.uint8),
+        block_zyx if version == "0.5" else chunk,
+        chunk if version == "0.5" else None,
+        "bitshuffle" if is_labels else "shuffle",
+        version=version,
+        fill=NOT_PREDICTED if is_labels else 0,
+        empty_files=False,
+    )
+    return BlockArray(path, level, array, block_zyx, version)
+
+
+def choose_chunk(block_zyx: Sequence[int]) -> tuple[int, int, int]:
+    """Returns a divisor of a block on each axis, so that chunks have about `CHUNK_VOXELS` and are near to cubes."""
+    chunk, left = [], float(CHUNK_VOXELS)
+    for axis, size in enumerate(block_zyx):
+        edge = left ** (1 / (3 - axis))
+        divisors = (divisor for divisor in range(1, size + 1) if size % divisor == 0)
+        chunk.append(min(divisors, key=lambda divisor: abs(np.log(divisor / edge))))
+        left = max(left / chunk[-1], 1.0)
+    z, y, x = chunk
+    return z, y, x
+
+
+def describe_labels(classes: ClassSet) -> dict[str, Any]:
+    """Returns `image-label`: names and colours of the stored ids, and of 255, not predicted, which is transparent."""
+    ids = range(classes.first_id, classes.first_id + len(classes))
+    entries = [(i, name, (*colour, 255)) for i, name, colour in zip(ids, classes.names, classes.colours, strict=True)]
+    entries.append((NOT_PREDICTED, "not predicted", (128, 128, 128, 0)))
+    return {
+        "colors": [{"label-value": value, "rgba": list(rgba)} for value, _, rgba in entries],
+        "properties": [{"label-value": value, "name": name} for value, name, _ in entries],
+    }
+
+
+def find_image_of(path: Path) -> Path | None:
+    """Returns the image under whose `labels` a path lies; None if it is a store of its own."""
+    path = path.absolute()
+    image = path.parent.parent
+    inside = path.parent.name == "labels" and (_is_node(image) or image.suffix.lower() == ".zarr")
+    return image if inside else None
+
+
+def _check_version(image: Path, version: Version) -> None:
+    """Checks that an image is an OME-Zarr of the version in which labels will be written beneath it."""
+    found = _read_group(image)
+    described = {} if found is None else found[1].get("ome", found[1])
+    if found is None or "multiscales" not in described:
+        raise RunError(
+            f"{image}: found no OME-Zarr image (`multiscales`); expected one, because labels shall lie beneath it. "
+            "Name an output of its own, such as labels.zarr."
+        )
+    if found[0] != version:
+        raise RunError(
+            f"{image} is an OME-Zarr {found[0]}; labels of {version} cannot lie beneath it. Use --ome-version {found[0]}, "
+            "or name an output of its own, such as labels.zarr."
+        )
+
+
+def _check_same(path: Path, found: tuple[Version, dict[str, Any]], own: Mapping[str, Any], version: Version) -> None:
+    there = found[1].get("neurotome", {})
+    if there.get("kind") != own["kind"]:
+        raise RunError(f"{path}: found something that is no {own['kind']} of neurotome; choose another output.")
+    differing = [f"{key} {there.get(key)} instead of {value}" for key, value in own.items() if there.get(key) != value]
+    if found[0] != version:
+        differing.append(f"OME-Zarr {found[0]} instead of {version}")
+    if differing:
+        raise RunError(f"{path}: was begun with {'; '.join(differing)}. Choose another output, or --overwrite it.")
+
+
+def _is_node(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+
+
+def _read_group(path: Path) -> tuple[Version, dict[str, Any]] | None:
+    """Returns version and attributes of a group, None if there is no Zarr; RunError if there is an array."""
+    import zarr
+
+    if not _is_node(path):
+        return None
+    with name_failures(path):
+        node = zarr.open(str(path), mode="r")
+    if not isinstance(node, zarr.Group):
+        raise RunError(f"{path}: found a Zarr array; expected an OME-Zarr, which is a group. Choose another output.")
+    return ("0.5" if node.metadata.zarr_format == 3 else "0.4"), _read_attributes(node)
+
+
+def _read_attributes(group: zarr.Group) -> dict[str, Any]:
+    attributes: dict[str, Any] = dict(group.attrs.asdict())  # zarr's own type of JSON says nothing about what is in it
+    return attributes
+
+
+def _open_group(path: Path, version: Version) -> zarr.Group:
+    import zarr
+
+    return zarr.open_group(synced_store(path), mode="a", zarr_format=3 if version == "0.5" else 2)
+
+
+def _add_version(described: dict[str, Any], version: Version) -> dict[str, Any]:
+    """0.4 has the version in every object, 0.5 once in `ome`."""
+    return {"version": "0.4", **described} if version == "0.4" else described
+
+
+def _list_in_image(path: Path, version: Version) -> None:
+    """Adds a name to the image's list of labels; others are kept, also one that another process adds now."""
+    for attempt in range(100):
+        try:
+            with hold_folder(path.parent):
+                group = _open_group(path.parent, version)
+                attributes = _read_attributes(group)
+                described = dict(attributes.get("ome", {})) if version == "0.5" else attributes
+                if path.name not in described.get("labels", []) or (version == "0.5" and "version" not in described):
+                    listed = {"labels": list(dict.fromkeys([*described.get("labels", []), path.name]))}
+                    ome = {"version": "0.5", **described, **listed}
+                    group.update_attributes({"ome": ome} if version == "0.5" else listed)
+                return
+        except BusyError:
+            if attempt == 99:
+                raise
+            time.sleep(0.1)
