@@ -21,7 +21,11 @@ WINDOW = 512
 
 def load_net(job, weights, smp, torch, load_file):
     net = smp.Unet(encoder_weights=None, **job["network"])
-    net.load_state_dict({name: tensor.float() for name, tensor in load_file(str(weights)).items()})
+    tensors = {name: tensor.float() for name, tensor in load_file(str(weights)).items()}
+    missing, unexpected = net.load_state_dict(tensors, strict=False)
+    # a shallow encoder's last stage is built by the library, but never run
+    if unexpected or any(not name.startswith("encoder.layer4") for name in missing):
+        raise SystemExit(f"the weights do not fit: {missing} {unexpected}")
     return net.eval().to(torch.float32)
 
 
@@ -119,8 +123,11 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    import segmentation_models_pytorch as smp
     import torch
+
+    for operator in ("nms", "qnms"):  # a torch for CPUs cannot load torchvision's; nothing here calls them
+        torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import segmentation_models_pytorch as smp
     import zarr
     from safetensors.torch import load_file
 
