@@ -24,7 +24,7 @@ SLICES = (20, 400)
 MEASURED = """
 import sys
 from neurotome import predict
-from neurotome.inference.predict import PredictSettings
+from neurotome.inference.predict_settings import PredictSettings
 predict(*sys.argv[1:4], settings=PredictSettings(overlay=True, confidence=True, device="cpu", existing="replace"))
 from neurotome.runs.environment import measure_peak_memory
 print(measure_peak_memory())

@@ -10,7 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-POISON, HANGING, FAILING, FULL = 3, 4, 5, 6
+POISON, HANGING, FAILING, FULL, SLOW = 3, 4, 5, 6, 7
 
 
 def build(folder, ill=(), seconds=0.0):
@@ -29,7 +29,7 @@ def work(folder, ill, seconds, task):
         raise ValueError(f"task {task}")
     if task in ill and task == FULL:
         raise OSError(28, "No space left on device", "out.zarr")
-    time.sleep(seconds)
+    time.sleep(30 if task in ill and task == SLOW else seconds)
     return task * task
 
 
@@ -59,5 +59,16 @@ def drive(folder, workers, tasks):
         sys.stdout.flush()
 
 
+def serve():
+    """Is a dask scheduler with one worker in the same process; prints its address."""
+    from distributed import LocalCluster
+
+    options = {"processes": False, "protocol": "tcp://", "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=1, threads_per_worker=2, **options) as cluster:
+        sys.stdout.write(f"{cluster.scheduler_address}\n")
+        sys.stdout.flush()
+        time.sleep(60)
+
+
 if __name__ == "__main__":
-    drive(sys.argv[1], 2, 1000)
+    serve() if sys.argv[1] == "serve" else drive(sys.argv[1], 2, 1000)

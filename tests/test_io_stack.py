@@ -98,3 +98,16 @@ def test_several_threads_read_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda i: data[i % 10 : i % 10 + 3], range(60)))
     assert all((planes == STACK[i % 10 : i % 10 + 3]).all() for i, planes in enumerate(found))
+
+
+def test_slices_that_are_missing_are_told(tmp_path: Path) -> None:
+    folder = save_slices(tmp_path / "run3", ".png")
+    (folder / "scan_5.png").unlink()
+    (folder / "scan_6.png").unlink()
+    with pytest.warns(UserWarning, match=r"missing, in 1 places; the first is between scan_4.png and scan_7.png"):
+        assert open_volume(folder, stack=True).shape == (10, 6, 7)
+    for z in (1, 3, 4, 7, 9, 11):
+        (folder / f"scan_{z}.png").unlink(missing_ok=True)
+    (folder / "scan_6.png").write_bytes((folder / "scan_2.png").read_bytes())
+    (folder / "scan_4.png").write_bytes((folder / "scan_2.png").read_bytes())
+    assert open_volume(folder, stack=True).shape == (6, 6, 7)  # every second slice

@@ -14,7 +14,7 @@ from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Cutout
 from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
 from neurotome.experiments.evaluate import score_split
-from neurotome.inference.predict import PredictSettings
+from neurotome.inference.predict_settings import PredictSettings
 from neurotome.inference.slices import predict_slices
 from neurotome.models.model_folder import load_model
 from neurotome.models.net_predictor import NetPredictor

@@ -25,8 +25,9 @@ from neurotome.pixels.importance import measure_importance, shuffle_features
 from neurotome.pixels.learners import BoostingSettings, ForestSettings, LogisticSettings, from_forest, from_lightgbm
 from neurotome.pixels.predictor import PixelPredictor, iterate_windows, list_windows
 from neurotome.pixels.sample import draw_pixels, limit_rows, spread_rows
-from neurotome.pixels.train import BaselineSettings, fit_baseline, fit_majority, read_bytes
+from neurotome.pixels.train import BaselineSettings, fit_baseline, fit_majority
 from neurotome.predictor import predict_slice
+from neurotome.quantities import read_bytes
 from neurotome.volume import Volume
 from tests.conftest import compute_features
 

@@ -16,7 +16,8 @@ from conftest import run
 from neurotome.classes import ClassSet
 from neurotome.errors import ImageError, RunError, SettingsError
 from neurotome.inference.overlay import Painter
-from neurotome.inference.predict import PredictSettings, invert_grey, predict, predict_probs
+from neurotome.inference.predict import invert_grey, predict, predict_probs
+from neurotome.inference.predict_settings import PredictSettings
 from neurotome.inference.slices import predict_slices, resize
 from neurotome.io import read_labels
 from neurotome.io.lazy_array import LazyArray

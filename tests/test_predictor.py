@@ -12,13 +12,14 @@ from scipy.ndimage import uniform_filter
 from scipy.special import softmax
 from torch import nn
 
+from neurotome.blocks import plan_blocks
 from neurotome.classes import ClassSet
 from neurotome.errors import SettingsError
 from neurotome.models.net import measure_halo
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
-from neurotome.predictor import label_by_probs, predict_slice
+from neurotome.predictor import TILE, choose_cores, label_by_probs, predict_slice
 
 CLASSES = ClassSet(("background", "vessel", "cell"))
 AS_IS = Normalization("dataset", 0.0, 1.0, "float32")
@@ -104,6 +105,30 @@ def test_small_images_are_predicted_in_one_piece() -> None:
     pixels: list[int] = []
     predict_slice(Smoother(1, 1), np.zeros((1, 10, 12), np.float32), 12, on_tile=pixels.append)
     assert pixels == [120]
+
+
+@pytest.mark.parametrize(
+    ("shape", "cores"),
+    [
+        ((1420, 5805), (1440, 1184)),  # of whole height: 1.40 pixels are read for one, in squares of 1024 it would be 2.10
+        ((5000, 5000), (1024, 1024)),
+        ((1600, 1600), (1600, 1600)),  # as large as a square of 1024 with its halo
+        ((64, 20_000), (64, 20_000)),
+    ],
+)
+def test_cores_are_those_that_read_least(shape: tuple[int, int], cores: tuple[int, int]) -> None:
+    assert choose_cores(Smoother(288, 32), shape) == cores
+    assert choose_cores(Smoother(288, 32), shape, 100) == (128, 128)  # what is asked for is obeyed
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6000), st.integers(1, 6000), st.integers(0, 300), st.integers(1, 40))
+def test_chosen_cores_take_no_more_than_a_square(height: int, width: int, reach: int, stride: int) -> None:
+    predictor = Smoother(reach, stride)
+    cores, (_, *halo) = choose_cores(predictor, (height, width)), predictor.halo_zyx
+    reads = [block.read for block in plan_blocks((height, width), cores, halo, (stride, stride))]
+    areas = [(rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in reads]
+    assert max(areas) <= (TILE + 2 * halo[0] + 3 * stride) ** 2
 
 
 @pytest.mark.parametrize("wrong", [{"tile": 0}, {"tile": -32}, {"halo": -1}])

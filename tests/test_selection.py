@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +126,16 @@ def test_a_mask_that_does_not_fit_or_selects_nothing_is_refused() -> None:
         select_tiles(GRID, mask=Volume(np.ones((10, 30, 24), np.uint8), "m"))
     with pytest.raises(ImageError, match="the mask is 0 wherever"):
         select_tiles(GRID, mask=Volume(np.zeros((5, 15, 13), np.uint8), "m"))
+
+
+def test_a_sparse_teravoxel_is_planned_in_seconds() -> None:
+    """The listing is made up here; `benchmarks/sparse_plan.py` lists files."""
+    stored = np.zeros((79, 79, 79), bool)
+    stored[30:40, 30:40, 30:40] = True
+    chunks = ChunkMap((10_000, 10_000, 10_000), (128, 128, 128), stored, 0)
+    grid = Grid(chunks.shape_zyx, (8, 256, 256), (128, 512, 512))
+    start = time.perf_counter()
+    chosen = select_tiles(grid, bbox="3840:5120,:,:", chunks=chunks)
+    assert time.perf_counter() - start < 20
+    assert chosen.wanted.sum() == 160 * 5 * 5
+    assert len(chosen.blocks) == 10 * 3 * 3

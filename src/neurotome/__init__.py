@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from neurotome.features import EncoderSettings as EncoderSettings
     from neurotome.features import FeatureSettings as FeatureSettings
     from neurotome.features import FilterSettings as FilterSettings
-    from neurotome.inference.predict import PredictSettings as PredictSettings
     from neurotome.inference.predict import predict as predict
     from neurotome.inference.predict import predict_probs as predict_probs
+    from neurotome.inference.predict_settings import PredictSettings as PredictSettings
+    from neurotome.inference.volume_settings import VolumeSettings as VolumeSettings
     from neurotome.load import load_predictor as load_predictor
     from neurotome.losses import LossSettings as LossSettings
     from neurotome.models.model_folder import load_model as load_model
@@ -69,7 +70,9 @@ _NAMES = {
     "experiments.searches.search": "SearchSettings search",
     "experiments.train": "train",
     "features": "EncoderSettings FeatureSettings FilterSettings",
-    "inference.predict": "PredictSettings predict predict_probs",
+    "inference.predict": "predict predict_probs",
+    "inference.predict_settings": "PredictSettings",
+    "inference.volume_settings": "VolumeSettings",
     "load": "load_predictor",
     "losses": "LossSettings",
     "models.model_folder": "load_model",

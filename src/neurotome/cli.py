@@ -36,6 +36,7 @@ COMMANDS = {
         "The founding report beside what is measured.",
     ),
     "predict": ("neurotome.inference.predict", "Label an image, a stack or a folder with a trained model."),
+    "verify": ("neurotome.inference.verify", "Check every block of a predicted OME-Zarr against its checksum; repair."),
 }
 
 STOPPED = "stopped. Files that were finished are kept, half-written ones are not"

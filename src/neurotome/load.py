@@ -9,12 +9,14 @@ from neurotome.models.model_folder import build_predictor, find_model
 from neurotome.models.stored_model import PIXELS, read_model
 
 if TYPE_CHECKING:
-    from neurotome.models.back_ends.attach import BackEnd
     from neurotome.models.net_predictor import NetPredictor
     from neurotome.pixels.predictor import PixelPredictor
+    from neurotome.predictor import BackEnd, Ranges
 
 
-def load_predictor(path: Path | str, device: str = "auto", back_end: BackEnd = "torch") -> NetPredictor | PixelPredictor:
+def load_predictor(
+    path: Path | str, device: str = "auto", back_end: BackEnd = "torch", ranges: Ranges | None = None
+) -> NetPredictor | PixelPredictor:
     """Loads a trained model of any kind, as its model.json says.
 
     Args:
@@ -22,9 +24,10 @@ def load_predictor(path: Path | str, device: str = "auto", back_end: BackEnd = "
         device: Where a network runs: auto, cpu, cuda, cuda:1 (the second GPU) or mps.
         back_end: What runs a network there. auto is torch until `choose_back_end` has seen a tile; pixel classifiers have
             one of their own.
+        ranges: What openvino-int8 needs, as `choose_back_end` reports it.
 
     Raises:
-        ModelError: It is missing, damaged, or of another format.
+        ModelError: It is missing, damaged, of another format, or the back end cannot take it.
         SettingsError: This machine has no such device or back end.
     """
     stored = read_model(find_model(path))
@@ -38,4 +41,4 @@ def load_predictor(path: Path | str, device: str = "auto", back_end: BackEnd = "
         return build_pixels(stored, device)
     predictor = build_predictor(stored)
     predictor.net.to(device)
-    return attach_back_end(predictor, back_end)
+    return attach_back_end(predictor, back_end, ranges)

@@ -63,7 +63,7 @@ class Normalization:
     dtype: str
 
     def scale_for(self, volume: Volume) -> Scale:
-        """Returns the scale for one volume.
+        """Returns the scale for one volume, all of it even if only some of its slices are labelled.
 
         Raises:
             ImageError: The volume is of another dtype (mode `dataset`), constant, or of inverted contrast (`tissue`).
@@ -80,11 +80,11 @@ class Normalization:
             return measure_tissue(volume)
         if self.mode == "range":
             return Scale(0.0, largest_grey(volume), f"the range of {volume.data.dtype}")
-        if is_large(volume.data):
-            sample = sample_boxes(volume.data)
+        if is_large(volume.stack):
+            sample = sample_boxes(volume.stack)
             mean, std, source = float(sample.values.mean()), float(sample.values.std()), sample.source
         else:
-            (mean, std), source = measure_grey([volume.data]), ALL
+            (mean, std), source = measure_grey([volume.stack]), ALL
         if std == 0:
             raise ImageError(f"{volume.path or volume.name}: every pixel is {mean:g}; a constant image has no scale.")
         return Scale(mean, std, source)
@@ -93,7 +93,7 @@ class Normalization:
         """Says so if the mode is `dataset` and a volume's grey values are unlike the training data's."""
         if self.mode != "dataset" or volume.data.dtype.name != self.dtype:
             return
-        mean = float(sample_grey(volume.data).values.mean())
+        mean = float(sample_grey(volume.stack).values.mean())
         if abs(mean - self.mean) > FARTHEST * self.std:
             warnings.warn(
                 f"{volume.path or volume.name}: grey values have mean {mean:.4g}, the training data {self.mean:.4g}; that "
@@ -132,7 +132,7 @@ def measure_tissue(volume: Volume) -> Scale:
     refused.
     """
     where = volume.path or volume.name
-    sample = sample_grey(volume.data, MOST_VALUES)
+    sample = sample_grey(volume.stack, MOST_VALUES)
     values = sample.values
     low, dark, bright, high = (float(v) for v in np.percentile(values, (0.1, 1, 99, 99.9)))
     if low == high:  # fewer than 1 pixel in 1000 differs

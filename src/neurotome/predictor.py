@@ -8,8 +8,10 @@ output pixel can see.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Annotated, Any, Protocol
+from collections.abc import Callable, Sequence
+from itertools import product
+from math import prod
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from cyclopts import Parameter
@@ -21,7 +23,7 @@ from neurotome.errors import SettingsError, unknown
 from neurotome.normalize import Normalization, Scale
 
 TILE = 1024
-"""Edge of a tile in pixels where neither a person nor the predictor asks for another."""
+"""Edge in pixels of the square tile whose memory is used where neither a person nor the predictor asks for another."""
 
 WHOLE = 1 << 30
 """Larger than any slice."""
@@ -32,6 +34,12 @@ def check_device(_: Any, name: str) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name):
         raise SettingsError(unknown("device", name, ("auto", "cpu", "cuda", "cuda:1", "mps")))
 
+
+BackEnd = Literal["auto", "torch", "onnxruntime", "openvino", "openvino-int8"]
+"""What computes a network. auto: the fastest installed one that agrees with torch; openvino-int8: 8 bit, with a loss."""
+
+Ranges = Sequence[Sequence[float]]
+"""The smallest and the largest value that each convolution of a network reads, which openvino-int8 needs."""
 
 Device = Annotated[str, Parameter(validator=check_device)]
 """Where a network runs: auto, cpu, cuda, cuda:1 (the second GPU) or mps."""
@@ -116,7 +124,7 @@ def predict_slice(
     Args:
         predictor: A network or pixel classifier.
         image: Scaled grey values of a slice and its neighbours, float32, shape (in_channels, y, x); may be lazy.
-        tile: Edge of a tile's core in pixels, rounded up to the predictor's stride; the one that suits it if not given.
+        tile: Edge of a tile's core in pixels, rounded up to the predictor's stride; what suits it if not given.
         halo: Pixels read around a core; the predictor's own if not given.
         on_tile: Called with the core's number of pixels after each tile.
 
@@ -124,15 +132,40 @@ def predict_slice(
         Class probabilities, float32, shape (classes, y, x).
     """
     height, width = image.shape[1:]
-    stride = predictor.stride_zyx[1:]
-    edge = min((predictor.preferred_tile or TILE) if tile is None else tile, max(height, width))
-    cores = [-(-edge // step) * step for step in stride]
+    cores = choose_cores(predictor, (height, width), tile, halo)
     margins = predictor.halo_zyx[1:] if halo is None else (halo, halo)
     probs = np.empty((len(predictor.classes), height, width), np.float32)
-    for block in plan_blocks((height, width), cores, margins, stride):
+    for block in plan_blocks((height, width), cores, margins, predictor.stride_zyx[1:]):
         patch = image[:, block.read[0], block.read[1]]
         core = predictor.predict_probs(patch[None])[0][(slice(None), *block.crop)]
         probs[(slice(None), *block.core)] = core
         if on_tile is not None:
             on_tile(core[0].size)
     return probs
+
+
+def choose_cores(
+    predictor: Predictor, shape: tuple[int, int], tile: int | None = None, halo: int | None = None
+) -> tuple[int, int]:
+    """Returns the edges (y, x) of the cores in which `predict_slice` predicts a slice of this shape.
+
+    Where nobody asks for a tile, they are those for which the fewest pixels are read, of tiles that read no more than a
+    square core of `TILE` pixels does.
+    """
+    stride = predictor.stride_zyx[1:]
+    margins = predictor.halo_zyx[1:] if halo is None else (halo, halo)
+    asked = predictor.preferred_tile if tile is None else tile
+    if asked is not None:
+        edge = min(asked, max(shape))
+        return -(-edge // stride[0]) * stride[0], -(-edge // stride[1]) * stride[1]
+    most = prod(
+        -(-TILE // step) * step + 2 * -(-margin // step) * step for margin, step in zip(margins, stride, strict=True)
+    )
+    options = []
+    for size, margin, step in zip(shape, margins, stride, strict=True):
+        edges = {-(-size // (parts * step)) * step for parts in range(1, -(-size // min(TILE, size)) + 1)}
+        reads = [[b.read[0].stop - b.read[0].start for b in plan_blocks((size,), (e,), (margin,), (step,))] for e in edges]
+        options.append([(sum(read), max(read), edge) for edge, read in zip(edges, reads, strict=True)])
+    fitting = ((y[0] * x[0], y[2], x[2]) for y, x in product(*options) if y[1] * x[1] <= most)
+    _, rows, columns = min(fitting)
+    return rows, columns

@@ -87,8 +87,8 @@ def sample_boxes(data: Any) -> GreySample:
     )
 
 
-def plan_boxes(data: Any) -> Iterator[Iterator[NDArray[Any]]]:
-    """Yields for every part of an array the voxels of a few of its boxes, each read when it is asked for."""
+def plan_boxes(data: Any) -> list[Iterator[NDArray[Any]]]:
+    """Returns for every part of an array the voxels of a few of its boxes, each read when it is asked for."""
     edges = choose_edges(data)
     counts = [-(-size // edge) for size, edge in zip(data.shape, edges, strict=True)]
     find_chunks = getattr(data, "find_chunks", None)
@@ -99,9 +99,12 @@ def plan_boxes(data: Any) -> Iterator[Iterator[NDArray[Any]]]:
         stored = chunks.touch([(first, first + edge) for first, edge in zip(starts, edges, strict=True)])
         numbers = np.flatnonzero(stored) if stored.any() else numbers
     rng = np.random.default_rng(0)  # at random within a part, so that the boxes do not lie in rows
-    for part in np.array_split(numbers, min(BOXES, len(numbers))):
+
+    def read(part: NDArray[np.intp]) -> Iterator[NDArray[Any]]:
         tried = rng.choice(part, min(TRIES, len(part)), replace=False)
-        yield (_read_box(data, edges, np.unravel_index(number, counts)) for number in tried)
+        return (_read_box(data, edges, np.unravel_index(number, counts)) for number in tried)
+
+    return [read(part) for part in np.array_split(numbers, min(BOXES, len(numbers)))]
 
 
 def choose_edges(data: Any) -> tuple[int, int, int]:

@@ -50,14 +50,26 @@ class Volume:
         z, y, x = self.data.shape
         return z, y, x
 
-    def read_context(self, z: int, slices: int, rows: slice = slice(None), columns: slice = slice(None)) -> NDArray[Any]:
-        """Returns slice `z` with its neighbours as channels; beyond the ends the last slice is repeated.
+    @property
+    def stack(self) -> Any:
+        """The array (z, y, x) that has the neighbours of each slice: `data`, or the one that its slices were picked from."""
+        return getattr(self.data, "whole", self.data)
 
-        The shape is (slices, y, x), of an odd number of slices; the dtype is the volume's own.
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """Which slices of `stack` those of `data` are, int64, increasing."""
+        return np.asarray(getattr(self.data, "numbers", np.arange(self.data.shape[0])), np.int64)
+
+    def read_context(self, z: int, slices: int, rows: slice = slice(None), columns: slice = slice(None)) -> NDArray[Any]:
+        """Returns slice `z` with its neighbours in `stack` as channels; beyond the ends the last slice is repeated.
+
+        The shape is (slices, y, x), of an odd number of slices; the dtype is the volume's own. All are read at once, since
+        stored slices may be compressed together.
         """
-        reach, last = slices // 2, self.data.shape[0] - 1
-        picked = [min(max(i, 0), last) for i in range(z - reach, z + reach + 1)]
-        return np.stack([self.data[i, rows, columns] for i in picked])
+        stack, reach = self.stack, slices // 2
+        at, last = z if stack is self.data else int(self.numbers[z]), stack.shape[0] - 1
+        picked = np.clip(np.arange(at - reach, at + reach + 1), 0, last)
+        return np.asarray(np.asarray(stack[picked[0] : picked[-1] + 1, rows, columns])[picked - picked[0]])
 
 
 def note_other_size(model: str, trained_um: Size | None, data_um: Size | None) -> None:

@@ -46,6 +46,25 @@ class Cutout:
         """Returns labels of one slice as uint8, shape (y, x); only what is asked for is read and narrowed."""
         return np.asarray(self.labels[z, rows, columns]).astype(np.uint8)
 
+    def find_pixel(self, z: int, class_id: int, number: int) -> tuple[int, int]:
+        """Returns (y, x) of a pixel of a class in a slice: which of them, `number` says, counted from 0."""
+        labels = self.read_labels(z)
+        y, x = divmod(int(np.flatnonzero(labels.reshape(-1) == class_id)[number]), labels.shape[1])
+        return y, x
+
+    def cut(self, name: str, place: Place) -> Cutout:
+        """Returns a part (z, y, x) under another name; nothing is read."""
+        volume = self.volume
+        z, y, x = place
+        part = Volume(view(volume.data, place), name, volume.voxel_size_um, (z.start, y.start, x.start), volume.path)
+        return Cutout(part, view(self.labels, place))
+
+    @property
+    def slice_names(self) -> list[str]:
+        """How scores and pictures call its slices: by their numbers in the stack, if there are several."""
+        numbers = self.volume.numbers.tolist()
+        return [f"{self.name}/{z:04d}" for z in numbers] if len(numbers) > 1 else [self.name]
+
     @cached_property
     def label_counts(self) -> NDArray[np.int64]:
         """Pixels of each slice per label value, int64, shape (slices, 256); read once, slice by slice."""
@@ -58,9 +77,9 @@ class Cutout:
         volume = self.volume
         pixels = hashlib.sha256(repr((volume.shape, str(volume.data.dtype))).encode())
         labels = hashlib.sha256()
-        for z in range(volume.shape[0]):
-            pixels.update(np.ascontiguousarray(volume.data[z]).tobytes())
-            labels.update(self.read_labels(z).tobytes())
+        for plane, truth in zip(volume.data, self.labels, strict=True):
+            pixels.update(np.ascontiguousarray(plane).tobytes())
+            labels.update(np.ascontiguousarray(truth, np.uint8).tobytes())
         voxel_size_um = [float(edge) for edge in volume.voxel_size_um or ()] or None
         return {"pixels": pixels.hexdigest(), "labels": labels.hexdigest(), "voxel_size_um": voxel_size_um}
 
@@ -214,4 +233,5 @@ def view(source: NDArray[Any], place: Place = (slice(None),) * 3, table: NDArray
 
     dtype = source.dtype if table is None else table.dtype
     lazy = LazyArray(getattr(source, "path", Path()), (z_size, y_size, x_size), dtype, read)
+    lazy.chunk_zyx = getattr(source, "chunk_zyx", None)
     return cast("NDArray[Any]", lazy)  # as which it behaves wherever volumes are used

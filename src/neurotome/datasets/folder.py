@@ -8,6 +8,7 @@
       train: [mouse1, {id: mouse2, z: [0, 80]}]
       val: [{id: mouse2, z: [100, 120]}]
     groups: {mouse1: A, mouse2: B}        # optional; the animal or region of each image
+    volumes: [...]                        # optional; images of any size, see datasets.volumes
     licence: CC BY 4.0                    # optional, as are citation and source
 
 An entry of a split is the id of a whole image, or a range of its slices, rows (y) or columns (x), the stop left out. Without
@@ -30,11 +31,14 @@ import numpy as np
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset, check_labels, format_size, list_sizes, view
 from neurotome.datasets.splits import Entries, describe_value, make_splits, read_splits, write_splits
+from neurotome.datasets.volumes import CACHE_BYTES, open_listed, read_volumes
 from neurotome.documents import read_yaml
 from neurotome.errors import DatasetError, unknown
 from neurotome.io.files import find_image, list_images, name_image
 from neurotome.io.opening import open_labels, open_volume
+from neurotome.io.picked import TileCache
 from neurotome.progress import track
+from neurotome.volume import Size
 
 _TEXT: tuple[Any, str] = (lambda value: isinstance(value, str), "text. Put it in quotes")
 
@@ -48,11 +52,16 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair),
         "image ids with names of groups, all text, for example, {mouse1_left: mouse1}. Put them in quotes",
     ),
+    "volumes": (
+        lambda value: isinstance(value, list),
+        "a list, for example, [{name: block, image: block.zarr, labels: block_labels.zarr}]",
+    ),
     **dict.fromkeys(("licence", "citation", "source"), _TEXT),
 }
 """What the value of each key of dataset.yaml must fulfil, and how a message says it."""
 
-_DEFAULTS: dict[str, Any] = {"name": "", "classes": None, "ignore": 255, "licence": "", "citation": "", "groups": {}}
+_DEFAULTS: dict[str, Any] = {"name": "", "classes": None, "ignore": 255, "licence": "", "citation": ""}
+_DEFAULTS |= {"groups": {}, "volumes": []}
 
 SLOW_BYTES = 200_000_000  # reading and checking this much takes some seconds
 
@@ -81,14 +90,29 @@ def open_folder(path: str | Path) -> Dataset:
     name = content["name"] or folder.resolve().name.encode(errors="replace").decode()
     splits, source = _load_splits(folder, content.get("splits"), config)
     files = {kind: _list_files(folder / kind) for kind in ("images", "labels")}
-    ids = set(files["images"]) & set(files["labels"]) if splits is None else _list_used(splits)
+    volumes = read_volumes(content["volumes"], config)
+    if both := sorted(set(volumes) & set(files["images"])):
+        raise DatasetError(
+            f"{config}: {', '.join(both[:8])} is under volumes and in images/; expected one of them. Rename it."
+        )
+    annotated = set(files["images"]) & set(files["labels"]) | set(volumes)
+    ids = annotated if splits is None else _list_used(splits)
     if not ids:
-        raise DatasetError(f"{folder}: no file in images/ has one of the same name in labels/; expected an annotated image.")
-    groups = _check_groups(content["groups"], ids, set(files["images"]) | ids, config)
-    wholes = _read_pairs(folder, sorted(ids), files, classes, content.get("voxel_size_um"))
+        raise DatasetError(
+            f"{folder}: no file in images/ has one of the same name in labels/, and dataset.yaml lists no volumes; expected "
+            "an annotated image."
+        )
+    known = set(files["images"]) | set(volumes)
+    groups = _check_groups(content["groups"], ids, known | ids, config)
+    edges_um = content.get("voxel_size_um")
+    voxel_size_um = None if edges_um is None else (float(edges_um[0]), float(edges_um[1]), float(edges_um[2]))
+    wholes = _read_pairs(folder, sorted(ids - set(volumes)), files, classes, voxel_size_um)
+    cache = TileCache(CACHE_BYTES)
+    for image_id in sorted(ids & set(volumes)):
+        wholes[image_id] = open_listed(volumes[image_id], folder, classes, voxel_size_um, cache)
     is_made = splits is None
     splits = splits or make_splits(list(wholes.values()), len(classes), str(folder), groups)
-    unlisted = tuple(sorted(set(files["images"]) - _list_used(splits)))
+    unlisted = tuple(sorted(known - _list_used(splits)))
     if is_made:
         _keep_splits(splits, source, name, unlisted)
     cutouts = {
@@ -193,16 +217,16 @@ def _is_size(value: Any) -> bool:
 
 
 def _read_pairs(
-    folder: Path, ids: list[str], files: Mapping[str, dict[str, list[Path]]], classes: ClassSet, edges_um: list[float] | None
+    folder: Path, ids: list[str], files: Mapping[str, dict[str, list[Path]]], classes: ClassSet, voxel_size_um: Size | None
 ) -> dict[str, Cutout]:
     def find(kind: str, image_id: str) -> Path:
         paths = files[kind].get(image_id, [])
         return paths[0] if len(paths) == 1 else find_image(folder / kind, image_id)
 
     pairs = [(image_id, find("images", image_id), find("labels", image_id)) for image_id in ids]
-    voxel_size_um = None if edges_um is None else (float(edges_um[0]), float(edges_um[1]), float(edges_um[2]))
     slow = sum(path.stat().st_size for _, *pair in pairs for path in pair) > SLOW_BYTES
-    cutouts, left = {}, KEPT_BYTES
+    cutouts: dict[str, Cutout] = {}
+    left = KEPT_BYTES
     for image_id, image_path, labels_path in track(pairs, "reading images", len(pairs)) if slow else pairs:
         volume = open_volume(image_path, voxel_size_um=voxel_size_um)
         stored = open_labels(labels_path)

@@ -72,7 +72,7 @@ def make_folds(
     else:
         blocks = [_cut_blocks(dataset, whole, folds) for whole in wholes.values()]
         parts = [[_enter(name, ends[k]) for name, ends in zip(wholes, blocks, strict=True)] for k in range(folds)]
-        gaps = [choose_gap(whole.volume.shape[0]) if gap is None else gap for whole in wholes.values()]
+        gaps = [choose_gap(whole.volume.stack.shape[0]) if gap is None else gap for whole in wholes.values()]
         trained = [
             [
                 entry
@@ -166,14 +166,16 @@ def _cut_blocks(dataset: Dataset, whole: Cutout, folds: int) -> list[tuple[int, 
             f"{dataset.name}: there are fewer images than folds ({len(dataset.wholes)} and {folds}), so they are cut along "
             f"z, but {whole.name} has {len(labelled)} annotated slices; expected {folds} or more. Make fewer folds."
         )
-    starts = [0, *(int(labelled[len(labelled) * k // folds]) for k in range(1, folds)), whole.volume.shape[0]]
+    numbers = whole.volume.numbers[labelled]
+    starts = [0, *(int(numbers[len(labelled) * k // folds]) for k in range(1, folds)), whole.volume.stack.shape[0]]
     return list(itertools.pairwise(starts))
 
 
 def _leave_gap(whole: Cutout, blocks: Sequence[tuple[int, int]], fold: int, gap: int) -> list[Entry]:
     """Returns the runs of slices of a stack on which a fold trains."""
-    kept = np.ones(whole.volume.shape[0], bool)
+    kept = np.ones(whole.volume.stack.shape[0], bool)
     for start, stop in (blocks[fold], blocks[(fold + 1) % len(blocks)]):
         kept[max(0, start - gap) : stop + gap] = False
     steps = np.flatnonzero(np.diff(kept, prepend=False, append=False)).tolist()
-    return [_enter(whole.name, ends) for ends in zip(steps[::2], steps[1::2], strict=True)]
+    runs = zip(steps[::2], steps[1::2], strict=True)
+    return [_enter(whole.name, ends) for ends in runs if any(ends[0] <= z < ends[1] for z in whole.volume.numbers)]

@@ -101,7 +101,8 @@ def _identify(cutout: Cutout) -> list[Any]:
 
 def _list_labelled(cutout: Cutout, classes: int) -> NDArray[np.int64]:
     """Returns the annotated slices of a cutout, counted in the volume it was cut from, int64, increasing."""
-    return cutout.volume.origin_zyx[0] + np.flatnonzero(cutout.label_counts[:, :classes].any(axis=1))
+    volume = cutout.volume
+    return volume.origin_zyx[0] + volume.numbers[cutout.label_counts[:, :classes].any(axis=1)]
 
 
 def _share_pixels(first: Cutout, second: Cutout) -> bool:

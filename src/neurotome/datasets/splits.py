@@ -13,9 +13,8 @@ import yaml
 from numpy.typing import NDArray
 
 from neurotome.atomic import write_text
-from neurotome.datasets.base import SPLITS, Cutout, view
+from neurotome.datasets.base import SPLITS, Cutout
 from neurotome.errors import DatasetError, show, unknown
-from neurotome.volume import Volume
 
 AXES = ("z", "y", "x")
 
@@ -44,17 +43,21 @@ class Entry(NamedTuple):
         """Returns this part of an image, which is not read; DatasetError, naming the file `config`, if that is smaller."""
         if not self.ranges:
             return whole
-        volume = whole.volume
-        for axis, size in zip(AXES, volume.shape, strict=True):
+        volume, shape = whole.volume, whole.volume.stack.shape
+        for axis, size in zip(AXES, shape, strict=True):
             start, stop = self.ranges.get(axis, (0, size))
             if stop > size:
                 raise DatasetError(
                     f"{config}: {axis} {start}..{stop} of {self.image_id} is asked for, but {volume.path} has {size}."
                 )
-        z, y, x = (slice(*self.ranges.get(axis, (0, size))) for axis, size in zip(AXES, volume.shape, strict=True))
-        origin_zyx = (z.start, y.start, x.start)
-        part = Volume(view(volume.data, (z, y, x)), self.name, volume.voxel_size_um, origin_zyx, volume.path)
-        return Cutout(part, view(whole.labels, (z, y, x)))
+        z, y, x = (slice(*self.ranges.get(axis, (0, size))) for axis, size in zip(AXES, shape, strict=True))
+        if not any(z.start <= number < z.stop for number in volume.numbers):
+            there = ", ".join(map(str, volume.numbers[:8])) + ", ..." * (len(volume.numbers) > 8)
+            raise DatasetError(
+                f"{config}: z {z.start}..{z.stop} of {self.image_id} is asked for, but its labelled slices are {there}; "
+                "expected one of them in it."
+            )
+        return whole.cut(self.name, (z, y, x))
 
 
 Entries = dict[str, list[Entry]]
@@ -160,7 +163,7 @@ def make_splits(wholes: Sequence[Cutout], classes: int, where: str, groups: Mapp
 
 
 def _divide_image(whole: Cutout, classes: int, where: str) -> dict[str, Entry]:
-    depth, height, width = whole.volume.shape
+    depth, height, width = whole.volume.stack.shape
     flat = [1, 2] if height >= width else [2, 1]
     best, most = {}, 0
     for axis in [0, *flat] if depth >= FEWEST_SLICES else flat:
@@ -183,7 +186,9 @@ def _divide_image(whole: Cutout, classes: int, where: str) -> dict[str, Entry]:
 def _count_along(whole: Cutout, axis: int, classes: int) -> NDArray[np.int64]:
     """Returns the labelled pixels of every slice, row or column per class, shape (positions, classes)."""
     if axis == 0:
-        return whole.label_counts[:, :classes]
+        counts = np.zeros((whole.volume.stack.shape[0], classes), np.int64)
+        counts[whole.volume.numbers] = whole.label_counts[:, :classes]
+        return counts
     sums = np.zeros((classes, whole.volume.shape[axis]), np.int64)
     for z in range(whole.volume.shape[0]):
         sums += (whole.read_labels(z) == np.arange(classes)[:, None, None]).sum(axis=3 - axis)

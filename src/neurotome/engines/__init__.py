@@ -25,6 +25,15 @@ def open_engine(settings: EngineSettings, device: str = "auto") -> Iterator[Engi
     settled = settle_engine(settings, device)
     assert settled.workers != "auto"
     assert settled.threads != "auto"
+    if settled.scheduler or settled.slurm:
+        from neurotome.lazy import import_extra
+
+        import_extra("distributed", "cluster")
+        from neurotome.engines.cluster import open_cluster
+
+        with open_cluster(settled) as cluster:
+            yield cluster
+        return
     if settled.workers == 1 and settled.block_timeout_s == "auto":
         from neurotome.engines.serial import Serial
 

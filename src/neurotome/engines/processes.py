@@ -7,7 +7,6 @@ dies, of a crash or because memory ran out, is replaced in its place, on its GPU
 from __future__ import annotations
 
 import contextlib
-import errno
 import multiprocessing
 import os
 import pickle
@@ -20,10 +19,11 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal
+from typing import Literal
 
-from neurotome.engines.base import Attempt, Build, Outcome, Pending, TimeLimit, Work, describe
-from neurotome.errors import RunError, is_disk_full
+from neurotome.engines.base import Attempt, Build, Outcome, Pending, TimeLimit, describe
+from neurotome.engines.ending import Ending, attempt_task, describe_hanging
+from neurotome.errors import RunError
 
 POLL_S = 0.2
 JOIN_S = 5.0
@@ -145,7 +145,7 @@ class _Pool:
                 outcomes += [] if outcome is None else [outcome]
         return alive, outcomes
 
-    def note(self, worker: _Worker, message: _Message) -> Outcome | None:
+    def note(self, worker: _Worker, message: Ending) -> Outcome | None:
         if message.kind == "broken":
             raise RunError(f"a worker cannot begin: {message.error}")
         if message.kind == "ready":
@@ -153,7 +153,7 @@ class _Pool:
             return None
         attempt, _ = worker.under_way.pop(message.task)
         if message.disk_full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), message.path)
+            raise message.disk_error()
         self.deaths = 0
         if message.error:
             return self.pending.fail(attempt, message.error, message.seconds)
@@ -193,8 +193,7 @@ class _Pool:
             began_first = sorted(worker.under_way.values(), key=lambda entry: entry[1])
             worker.under_way.clear()
             if len(began_first) == 1:
-                error = f"it hung: no end after {limit_s:.3g} s (--block-timeout-s); its process was ended"
-                yield from self.fail_alone(began_first[0][0], error, now - oldest)
+                yield from self.fail_alone(began_first[0][0], describe_hanging(limit_s), now - oldest)
             else:
                 for index, (attempt, _) in enumerate(began_first):
                     self.pending.doubt(attempt, counts=index == 0)
@@ -222,19 +221,6 @@ class _Pool:
             worker.pipe.close()
 
 
-@dataclass(frozen=True)
-class _Message:
-    """What a worker tells: that it is ready or broken, or how a task ended."""
-
-    kind: Literal["ready", "broken", "ended"]
-    task: int = -1
-    result: Any = None
-    error: str = ""
-    disk_full: bool = False
-    path: str | None = None
-    seconds: float = 0.0
-
-
 def _enter(pipe: Connection, build: bytes, threads: int, cores: list[int]) -> None:
     """Is what a worker does: builds the function, then does tasks in threads until it is told to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear, which then ends this process
@@ -243,29 +229,29 @@ def _enter(pipe: Connection, build: bytes, threads: int, cores: list[int]) -> No
         os.sched_setaffinity(0, cores)  # whatever library computes starts as many threads as it may use cores
     lock = threading.Lock()
 
-    def tell(message: _Message) -> None:
+    def tell(message: Ending) -> None:
         with lock:
             pipe.send(message)
 
     try:
         work = pickle.loads(build)()
     except Exception as error:
-        tell(_Message("broken", error=describe(error)))
+        tell(Ending("broken", error=describe(error)))
         return
     given: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
     def labour() -> None:
         while (task := given.get()) is not None:
-            message = _try(work, task)
+            message = attempt_task(work, task)
             try:
                 tell(message)
             except Exception as error:  # a result that cannot be sent
-                tell(_Message("ended", task, error=describe(error), seconds=message.seconds))
+                tell(Ending("ended", task, error=describe(error), seconds=message.seconds))
 
     labourers = [threading.Thread(target=labour, daemon=True, name=f"block-{i}") for i in range(threads)]
     for labourer in labourers:
         labourer.start()
-    tell(_Message("ready"))
+    tell(Ending("ready"))
     task: int | None = 0
     while task is not None:
         try:
@@ -278,17 +264,6 @@ def _enter(pipe: Connection, build: bytes, threads: int, cores: list[int]) -> No
         given.put(None)
     for labourer in labourers:
         labourer.join()
-
-
-def _try(work: Work, task: int) -> _Message:
-    began = time.monotonic()
-    try:
-        return _Message("ended", task, work(task), seconds=time.monotonic() - began)
-    except Exception as error:
-        path = getattr(error, "filename", None)
-        return _Message(
-            "ended", task, None, describe(error), is_disk_full(error), path and str(path), time.monotonic() - began
-        )
 
 
 def end_with_parent() -> None:

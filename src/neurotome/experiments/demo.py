@@ -20,7 +20,8 @@ from neurotome.documents import read_json
 from neurotome.errors import RunError
 from neurotome.experiments.evaluate import score_split
 from neurotome.experiments.run_network import train_and_score
-from neurotome.inference.predict import PredictSettings, predict
+from neurotome.inference.predict import predict
+from neurotome.inference.predict_settings import PredictSettings
 from neurotome.io import write_image
 from neurotome.pixels.train import fit_baseline, fit_majority
 from neurotome.predictor import Predictor

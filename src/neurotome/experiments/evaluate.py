@@ -158,8 +158,9 @@ def score_split(
             folders: dict[Output, Path | None] = {"labels": predictions, "uncertainty": uncertainty}
             files = {kind: folder / name for kind, folder in folders.items() if folder is not None}
             probs = predict_slices(predictor, cutout.volume, on_progress=partial(advance, done))
-            for z, labels in enumerate(label_slices(probs, files, cutout.volume, dataset.classes)):
-                yield cutout.name if depth == 1 else f"{cutout.name}/{z:04d}", cutout.read_labels(z), labels
+            labelled = label_slices(probs, files, cutout.volume, dataset.classes)
+            for z, (slice_name, labels) in enumerate(zip(cutout.slice_names, labelled, strict=True)):
+                yield slice_name, cutout.read_labels(z), labels
             done += cutout.volume.data.size / 1e6
 
     scores = score_images(dataset.name, split, dataset.classes, predict_all(), interval)

@@ -100,7 +100,7 @@ def choose_halo(
             shape = sorted(found.shape[1:])[1:]
             flipped = np.count_nonzero(found.argmax(0) != probs.argmax(0))
             changed += flipped / (2 * sum(shape)) * 4 / max(min(tile, min(volume.shape[1:])), *shape)
-        return difference, 1 - changed / len(expected)
+        return difference, float(1 - changed / len(expected))
 
     low, high, best = -1, -(-full // stride), (0.0, 1.0)
     while high - low > 1:

@@ -2,74 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
 
-from neurotome.classes import Palette
 from neurotome.errors import ImageError, SettingsError
 from neurotome.inference.jobs import Job, Output, list_sources, plan_jobs
-from neurotome.io.chunks import ChunkMap, list_chunks
-from neurotome.io.lazy_array import LazyArray, Place
+from neurotome.inference.predict_settings import PredictSettings
+from neurotome.inference.volume_job import find_extremes, flip_grey
+from neurotome.inference.volume_settings import VolumeSettings
+from neurotome.io.chunks import list_chunks
 from neurotome.io.opening import check_grey, looks_like_colours, open_volume
-from neurotome.outputs import Existing
-from neurotome.predictor import Device, Predictor
+from neurotome.predictor import Predictor
 from neurotome.progress import Progress
-from neurotome.sampling import is_large, sample_boxes
 from neurotome.volume import Volume
 
 MOST_LISTED = 20
 """Images of a folder that could not be predicted and are listed with their reasons."""
-
-
-@dataclass(frozen=True)
-class PredictSettings:
-    """How a model is applied."""
-
-    tile: int | Literal["auto"] = "auto"
-    """Edge of a tile in pixels; larger images are predicted in overlapping tiles. auto: the edge that suits the model."""
-
-    halo: int | Literal["auto"] = "auto"
-    """Pixels read around a tile; auto: as many as the model can see, so that tiles equal the whole image."""
-
-    overlay: bool = False
-    """Write OUTPUT_overlay.png (a .tif for stacks), the image with the classes laid over it, and OUTPUT_legend.png."""
-
-    show: tuple[str, ...] = ()
-    """Classes that the overlay shows; all but the first if none is named."""
-
-    confidence: bool = False
-    """Write OUTPUT_confidence.png (a .tif for stacks): the probability of the chosen class times 255."""
-
-    palette: Palette = "colour-blind-safe"
-    """Colours of the overlay and of label files that have colours."""
-
-    invert: bool = False
-    """Flip the grey values first: for images in which vessels and cells are brighter than the tissue around them."""
-
-    voxel_size_um: float | Literal["auto"] = "auto"
-    """Edge of the image's pixels in micrometres; auto: what the file says. Where the model's differs, slices are resampled
-    to it and the labels brought back."""
-
-    channel: int | Literal["auto"] = "auto"
-    """Which channel of an image of several, from 0; auto: the only one."""
-
-    time: int | Literal["auto"] = "auto"
-    """Which time of an image of several, from 0; auto: the only one."""
-
-    existing: Existing = "refuse"
-    """What to do where an output is there already; skip finishes a folder that was stopped."""
-
-    device: Device = "auto"
-    """Where to predict: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps."""
 
 
 def predict(
@@ -78,8 +33,12 @@ def predict(
     output: str | Path | None = None,
     *,
     settings: Annotated[PredictSettings, Parameter(name="*")] = PredictSettings(),
-) -> NDArray[np.uint8] | list[Path]:
-    """Labels images with a trained model, in memory that does not grow with the number of slices.
+    options: Annotated[VolumeSettings, Parameter(name="*")] = VolumeSettings(),
+) -> NDArray[np.uint8] | list[Path] | dict[str, str]:
+    """Labels images with a trained model, in memory that does not grow with their number of slices.
+
+    Where the output is an OME-Zarr (OUT.zarr, or IMAGE.zarr/labels/NAME), a volume of any size is labelled block by block: a
+    run that was killed goes on where it was, and several processes or machines may share it.
 
     Args:
         model: Run folder, model folder or the name of a packaged model.
@@ -87,9 +46,11 @@ def predict(
         output: Label file (.png, .tif, .npy or .zarr), or for a folder the folder to write label files to; not needed for
             an array.
         settings: How the model is applied.
+        options: How a volume is done whose labels go into an OME-Zarr.
 
     Returns:
-        For an array its labels as they are stored, uint8, same shape; otherwise the label files written.
+        For an array its labels as they are stored, uint8, same shape; otherwise the label files written, or for a dry run
+        what a run would take.
 
     Raises:
         ModelError: The model cannot be loaded.
@@ -97,7 +58,12 @@ def predict(
         RunError: An output is there already, or is an input; nothing has been read then.
         SettingsError: A setting is out of range.
     """
-    _check_settings(settings)
+    if isinstance(input, (str, Path)) and output is not None:
+        from neurotome.inference.volumes import is_volume_output, predict_volume
+
+        if is_volume_output(Path(output)):
+            return predict_volume(str(model), Path(input), Path(output), settings, options)
+    options.refuse_given("name an output that ends in .zarr, or IMAGE.zarr/labels/NAME")
     image = Path(input) if isinstance(input, (str, Path)) else _open(input, settings)
     jobs, legend = _plan(image, output, settings)
     if not jobs and legend is None:
@@ -160,7 +126,6 @@ def predict_probs(
     from neurotome.inference.slices import predict_slices
     from neurotome.load import load_predictor
 
-    _check_settings(settings)
     volume = _open(image, settings)
     predictor = load_predictor(Path(model), settings.device) if isinstance(model, (str, Path)) else model
     volume = _prepare(predictor, volume, settings)
@@ -199,37 +164,17 @@ def _open(source: str | Path | NDArray[Any], settings: PredictSettings) -> Volum
 
 def _prepare(predictor: Predictor, volume: Volume, settings: PredictSettings) -> Volume:
     """Flips the grey values if asked to, and says so if they are unlike the training data's."""
+    chunks = list_chunks(volume.data)
+    if chunks is not None and chunks.note:
+        warnings.warn(f"{volume.path}: {chunks.note} If they should be there, copy or export it again.", stacklevel=3)
     volume = invert_grey(volume) if settings.invert else volume
     predictor.normalization.note_unlike(volume)
     return volume
 
 
 def invert_grey(volume: Volume) -> Volume:
-    """Returns a volume whose grey values are flipped between its lowest and its highest when they are read; same dtype.
-
-    Of a large volume the extremes are those of a sample (`sampling.sample_boxes`), and what lies beyond them becomes one.
-    """
-    if is_large(volume.data):
-        sample = sample_boxes(volume.data)
-        low, high = volume.data.dtype.type(sample.low), volume.data.dtype.type(sample.high)
-    else:
-        extremes = [(plane.min(), plane.max()) for plane in volume.data]
-        low, high = min(lowest for lowest, _ in extremes), max(highest for _, highest in extremes)
-
-    def read(place: Place) -> NDArray[Any]:
-        grey = np.asarray(volume.data[place]).clip(low, high)
-        flipped: NDArray[Any] = (high - grey) + low  # in this order every step fits into the dtype
-        return flipped
-
-    def list_flipped() -> ChunkMap | None:
-        chunks = list_chunks(volume.data)
-        return chunks and dataclasses.replace(chunks, fill=float(high) + float(low) - float(np.clip(chunks.fill, low, high)))
-
-    where = volume.path or Path(volume.name)
-    inverted = LazyArray(where, volume.shape, volume.data.dtype, read)
-    inverted.chunk_zyx = getattr(volume.data, "chunk_zyx", None)
-    inverted.listing = list_flipped
-    return dataclasses.replace(volume, data=inverted)
+    """Returns a volume whose grey values are flipped between its lowest and its highest when they are read; same dtype."""
+    return flip_grey(volume, *find_extremes(volume))
 
 
 def _note_unknown_size(volume: Volume, expected_um: tuple[float, float, float] | None) -> bool:
@@ -242,12 +187,3 @@ def _note_unknown_size(volume: Volume, expected_um: tuple[float, float, float] |
         stacklevel=3,
     )
     return True
-
-
-def _check_settings(settings: PredictSettings) -> None:
-    if settings.tile != "auto" and settings.tile < 32:
-        raise SettingsError(f"tile is {settings.tile}; expected at least 32 pixels, or auto.")
-    if settings.halo != "auto" and settings.halo < 0:
-        raise SettingsError(f"halo is {settings.halo}; expected 0 pixels or more, or auto.")
-    if settings.voxel_size_um != "auto" and not 0 < settings.voxel_size_um < math.inf:
-        raise SettingsError(f"voxel_size_um is {settings.voxel_size_um}; expected micrometres, or auto.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,17 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from neurotome.classes import ClassSet
-from neurotome.errors import ImageError
 from neurotome.inference.jobs import Output
 from neurotome.inference.overlay import Painter
+from neurotome.inference.resampling import choose_factors, count_resampled
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.sink import Sink, create_image, create_labels
 from neurotome.normalize import Scale
-from neurotome.predictor import TILE, Predictor, predict_slice
-from neurotome.volume import SIZE_TOLERANCE, Volume
-
-MOST_RESIZED = 20.0
-"""Largest factor by which slices are enlarged or shrunk; beyond it a voxel size is a slip of the pen."""
+from neurotome.predictor import Predictor, choose_cores, predict_slice
+from neurotome.volume import Volume
 
 
 def predict_slices(
@@ -50,12 +46,14 @@ def predict_slices(
     Raises:
         ImageError: The volume has no scale that fits the predictor, or a voxel size that cannot be right.
     """
-    shape = _choose_shape(volume, predictor.voxel_size_um)
-    edge = (predictor.preferred_tile or TILE) if tile == "auto" else tile
-    if max(shape) > edge and not predictor.bounded:
+    factors = choose_factors(volume, "z", predictor.voxel_size_um)
+    shape = count_resampled(volume.shape[1], factors[0]), count_resampled(volume.shape[2], factors[1])
+    edge, margin = None if tile == "auto" else tile, None if halo == "auto" else halo
+    rows, columns = choose_cores(predictor, shape, edge, margin)
+    if (rows < shape[0] or columns < shape[1]) and not predictor.bounded:
         warnings.warn(
-            f"{volume.path or volume.name}: this network looks at the whole image at once, so tiles of {edge} pixels only "
-            f"approximate it. Raise tile above {max(shape)} if memory allows.",
+            f"{volume.path or volume.name}: this network looks at the whole image at once, so tiles of {rows} x {columns} "
+            f"pixels only approximate it. Raise tile above {max(shape)} if memory allows.",
             stacklevel=2,
         )
     scale = predictor.normalization.scale_for(volume)
@@ -71,7 +69,7 @@ def predict_slices(
         image: Any = _open_context(volume, z, predictor.in_channels, scale)
         if shape != volume.shape[1:]:
             image = resize(image[:, :, :], shape)
-        probs = predict_slice(predictor, image, edge, None if halo == "auto" else halo, count)
+        probs = predict_slice(predictor, image, edge, margin, count)
         yield resize(probs, volume.shape[1:])
 
 
@@ -120,24 +118,6 @@ def _open_context(volume: Volume, z: int, slices: int, scale: Scale) -> LazyArra
         return scale.apply(volume.read_context(z, slices, *place[1:]))
 
     return LazyArray(volume.path or Path(volume.name), (slices, *volume.shape[1:]), np.float32, read)
-
-
-def _choose_shape(volume: Volume, expected_um: tuple[float, float, float] | None) -> tuple[int, int]:
-    """Returns the slices' shape (y, x) at a model's voxel size; their own if either size is not known or they are alike."""
-    height, width = volume.shape[1:]
-    if volume.voxel_size_um is None or expected_um is None:
-        return height, width
-    (_, own_y, own_x), (_, wanted_y, wanted_x) = volume.voxel_size_um, expected_um
-    factors = own_y / wanted_y, own_x / wanted_x
-    if not all(1 / MOST_RESIZED <= factor <= MOST_RESIZED for factor in factors):
-        raise ImageError(
-            f"{volume.path or volume.name}: voxel size {own_y:.4g} x {own_x:.4g} um, but the model expects {wanted_y:.4g} x "
-            f"{wanted_x:.4g} um (y x x), a factor of {max(factors, key=lambda f: abs(math.log(f))):.3g}; expected "
-            f"{1 / MOST_RESIZED:g} to {MOST_RESIZED:g}. Give the image's voxel size with --voxel-size-um."
-        )
-    if all(1 / SIZE_TOLERANCE <= factor <= SIZE_TOLERANCE for factor in factors):
-        return height, width
-    return max(1, round(height * factors[0])), max(1, round(width * factors[1]))
 
 
 def resize(planes: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:

@@ -83,6 +83,11 @@ def choose_axes(where: Any, axes: str, shape: Sequence[int], choice: Choice, cha
     return Layout(axes, tuple(int(size) for size in shape), fixed)
 
 
+def guess_axes(ndim: int) -> str:
+    """Returns the usual axes of an array that names none; `?` for each where there is no usual order."""
+    return {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}.get(ndim, "?" * ndim)
+
+
 def find_unit(unit: Any) -> float | None:
     """Returns micrometres per unit, named in any case, in singular or plural; None for one that is not known."""
     name = str(unit).strip().lower()

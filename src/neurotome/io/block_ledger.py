@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -46,7 +47,7 @@ class BlockLedger:
         Args:
             folder: Where it lies; made if need be.
             fingerprint: All that changes a voxel, as JSON: model, settings, input (`identity.compare_by`), grid.
-            writer: A name that no other process uses, for the file of this one.
+            writer: A name that no other process uses, such as `name_writer()`, for the file of this one.
             chosen: What `auto` chose, recorded if the ledger is begun now; `head["chosen"]` is what counts.
 
         Raises:
@@ -177,6 +178,11 @@ def read_head(folder: Path) -> Mapping[str, Any] | None:
     if not all(isinstance(head.get(key), dict) for key in ("fingerprint", "chosen")):
         raise RunError(f"{path}: found no fingerprint and choices; expected both. {remedy}")
     return head
+
+
+def name_writer() -> str:
+    """Returns a name for this process's files in a ledger that no other process has, on any machine."""
+    return f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from neurotome.errors import ImageError
-from neurotome.io.axes import Choice, choose_axes, find_unit, keep_plausible
+from neurotome.io.axes import Choice, choose_axes, find_unit, guess_axes, keep_plausible
 from neurotome.io.files import check_claim
 from neurotome.io.lazy_array import Source
 from neurotome.io.listing import find_chunk_zyx, list_hdf5_chunks
@@ -72,7 +72,7 @@ def _name_axes(dataset: Any) -> str:
     labels = "".join(dimension.label for dimension in dataset.dims)
     if len(labels) == dataset.ndim:
         return labels
-    return {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}.get(dataset.ndim, "?" * int(dataset.ndim))
+    return guess_axes(int(dataset.ndim))
 
 
 def open_nifti(path: Path) -> Source:

@@ -7,10 +7,8 @@ Metadata after https://ngff.openmicroscopy.org/0.5/ and https://ngff.openmicrosc
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +18,11 @@ from numpy.typing import NDArray
 from neurotome.atomic import hold_folder
 from neurotome.classes import ClassSet
 from neurotome.errors import BusyError, ImageError, RunError, SettingsError
+from neurotome.io.block_array import BlockArray, open_block_array
 from neurotome.io.files import name_image
-from neurotome.io.lazy_array import Place, name_failures
+from neurotome.io.lazy_array import name_failures
 from neurotome.io.ome_zarr import LEVEL, describe_multiscale
-from neurotome.io.zarr_store import Version, open_or_create, synced_store
+from neurotome.io.zarr_store import Version, synced_store
 from neurotome.volume import Size
 
 if TYPE_CHECKING:
@@ -31,80 +30,6 @@ if TYPE_CHECKING:
 
 NOT_PREDICTED = 255
 """What labels hold where nothing was predicted; a grey map holds 0 there."""
-
-CHUNK_VOXELS = 64**3
-"""Voxels that are compressed together: a viewer reads few that it does not show."""
-
-NO_FILES = hashlib.sha256().hexdigest()
-"""The digest of a block that has no file."""
-
-
-class BlockArray:
-    """An array (z, y, x) of uint8 whose blocks are written whole: one level of a `LabelStore`."""
-
-    def __init__(self, path: Path, level: str, array: zarr.Array[Any], block_zyx: Sequence[int], version: Version) -> None:
-        """Keeps what `open_block_array` opened."""
-        self.path, self.level, self.version = path, level, version
-        self.shape_zyx: tuple[int, int, int] = tuple(array.shape)  # type: ignore[assignment]
-        self.block_zyx: tuple[int, int, int] = tuple(block_zyx)  # type: ignore[assignment]
-        self._array, self._chunk = array, array.shards or array.chunks
-
-    def write_block(self, place: Place, values: NDArray[np.uint8]) -> str:
-        """Writes a block in place of whatever is there; its files are on disk when this returns.
-
-        What is there is deleted, unread: zarr would read the index of a torn shard first, and fail for ever.
-
-        Args:
-            place: The block's box; begins at a multiple of `block_zyx`, and ends there or at the volume's border.
-            values: uint8, of the box's shape.
-
-        Returns:
-            The sha256 of the block's files, see `digest_block`.
-
-        Raises:
-            ValueError: The place is no block, or the values have another shape or dtype.
-        """
-        self._check_block(place)
-        shape = tuple(part.stop - part.start for part in place)
-        if values.shape != shape or values.dtype != np.uint8:
-            raise ValueError(f"{self.path}: {values.dtype} of shape {values.shape}; expected uint8 of shape {shape}")
-        for file in self._list_files(place):
-            for left in (file, *file.parent.glob(f".{file.name}.*.partial")):
-                left.unlink(missing_ok=True)
-        self._array[place] = values
-        return self.digest_block(place)
-
-    def digest_block(self, place: Place) -> str:
-        """Returns the sha256 of a block's files as they are on disk, `NO_FILES` if it has none.
-
-        Of 0.5 it is that of the one file, which sha256sum shows too. Of 0.4, names and bytes of all, in the order of names.
-        """
-        digest = hashlib.sha256()
-        for file in self._list_files(place):
-            if not file.is_file():
-                continue
-            if self.version == "0.4":
-                digest.update(f"{file.relative_to(self.path).as_posix()}\0".encode())
-            with file.open("rb") as opened:
-                while part := opened.read(1 << 20):
-                    digest.update(part)
-        return digest.hexdigest()
-
-    def read(self, place: Place) -> NDArray[np.uint8]:
-        """Returns the voxels of any box; ImageError if a chunk in it is damaged."""
-        with name_failures(self.path / self.level):
-            return np.asarray(self._array[place])
-
-    def _list_files(self, place: Place) -> list[Path]:
-        """Returns the files that a box may have, sorted by name; whether they exist is another question."""
-        folder = self.path / self.level / ("c" if self.version == "0.5" else "")
-        ranges = [range(part.start // step, -(-part.stop // step)) for part, step in zip(place, self._chunk, strict=True)]
-        return sorted(folder.joinpath(*map(str, index)) for index in product(*ranges))
-
-    def _check_block(self, place: Place) -> None:
-        for part, size, step in zip(place, self.shape_zyx, self.block_zyx, strict=True):
-            if part.start % step or part.stop != min(part.start + step, size):
-                raise ValueError(f"{self.path}: {place} is no block of {self.block_zyx} in {self.shape_zyx}")
 
 
 class LabelStore(BlockArray):
@@ -145,7 +70,9 @@ class LabelStore(BlockArray):
 
     def open_level(self, level: str, shape_zyx: Sequence[int], block_zyx: Sequence[int]) -> BlockArray:
         """Opens a coarser array, or creates it empty; the metadata list it only after `set_levels`."""
-        return open_block_array(self.path, level, shape_zyx, block_zyx, None, self.version, is_labels=self.is_labels)
+        return open_block_array(
+            self.path, level, shape_zyx, block_zyx, None, self.version, fill=NOT_PREDICTED if self.is_labels else 0
+        )
 
     def _ome(self) -> dict[str, Any]:
         attributes = _read_attributes(_open_group(self.path, self.version))
@@ -199,8 +126,9 @@ def create_label_store(
     found = _read_group(path)
     if found is not None:
         _check_same(path, found, own, version)
-    level = open_block_array(path, LEVEL, shape_zyx, block_zyx, chunk_zyx, version, is_labels=classes is not None)
-    store = LabelStore(path, LEVEL, level._array, block_zyx, version)
+    fill = 0 if classes is None else NOT_PREDICTED
+    open_block_array(path, LEVEL, shape_zyx, block_zyx, chunk_zyx, version, fill=fill)
+    store = LabelStore(path, LEVEL, block_zyx, version)
     if found is None:
         multiscale = describe_multiscale(name_image(path), voxel_size_um, origin_zyx, {LEVEL: (1, 1, 1)})
         ome: dict[str, Any] = {"multiscales": [_add_version(multiscale, version)]}
@@ -228,53 +156,7 @@ def open_label_store(path: str | Path) -> LabelStore:
     if found is None or "block_zyx" not in found[1].get("neurotome", {}):
         raise ImageError(f"{path}: found no labels or grey map that neurotome wrote; expected an output of predict.")
     version, attributes = found
-    import zarr
-
-    with name_failures(path):
-        array = zarr.open_array(synced_store(path), path=LEVEL, mode="r+")
-        array = array.with_config({"write_empty_chunks": False})
-    return LabelStore(path, LEVEL, array, attributes["neurotome"]["block_zyx"], version)
-
-
-def open_block_array(
-    path: Path,
-    level: str,
-    shape_zyx: Sequence[int],
-    block_zyx: Sequence[int],
-    chunk_zyx: Sequence[int] | None,
-    version: Version,
-    *,
-    is_labels: bool,
-) -> BlockArray:
-    """Opens a level or creates it empty; `create_label_store` and `LabelStore.open_level` say what the arguments are."""
-    chunk = choose_chunk(block_zyx) if chunk_zyx is None else tuple(chunk_zyx)
-    if any(block % step for block, step in zip(block_zyx, chunk, strict=True)):
-        raise SettingsError(f"{path}: blocks of {tuple(block_zyx)} are no multiple of chunks of {chunk}; choose others.")
-    array = open_or_create(
-        path,
-        level,
-        shape_zyx,
-        np.dtype(np.uint8),
-        block_zyx if version == "0.5" else chunk,
-        chunk if version == "0.5" else None,
-        "bitshuffle" if is_labels else "shuffle",
-        version=version,
-        fill=NOT_PREDICTED if is_labels else 0,
-        empty_files=False,
-    )
-    return BlockArray(path, level, array, block_zyx, version)
-
-
-def choose_chunk(block_zyx: Sequence[int]) -> tuple[int, int, int]:
-    """Returns a divisor of a block on each axis, so that chunks have about `CHUNK_VOXELS` and are near to cubes."""
-    chunk, left = [], float(CHUNK_VOXELS)
-    for axis, size in enumerate(block_zyx):
-        edge = left ** (1 / (3 - axis))
-        divisors = (divisor for divisor in range(1, size + 1) if size % divisor == 0)
-        chunk.append(min(divisors, key=lambda divisor: abs(np.log(divisor / edge))))
-        left = max(left / chunk[-1], 1.0)
-    z, y, x = chunk
-    return z, y, x
+    return LabelStore(path, LEVEL, attributes["neurotome"]["block_zyx"], version)
 
 
 def describe_labels(classes: ClassSet) -> dict[str, Any]:
@@ -286,6 +168,19 @@ def describe_labels(classes: ClassSet) -> dict[str, Any]:
         "colors": [{"label-value": value, "rgba": list(rgba)} for value, _, rgba in entries],
         "properties": [{"label-value": value, "name": name} for value, name, _ in entries],
     }
+
+
+def count_ids(labels: NDArray[np.uint8]) -> dict[int, int]:
+    """Returns how many voxels have each id that occurs; labels are (z, y, x)."""
+    counts = sum((np.bincount(plane.ravel(), minlength=256) for plane in labels), np.zeros(256, np.int64))
+    return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+
+
+def name_confidence(labels: Path) -> Path:
+    """Returns where the confidence of labels goes: beside them, or beside the image in which they lie."""
+    image = find_image_of(labels)
+    name = f"{name_image(labels)}_confidence.zarr"
+    return labels.with_name(name) if image is None else image.with_name(f"{name_image(image)}_{name}")
 
 
 def find_image_of(path: Path) -> Path | None:

@@ -18,6 +18,10 @@ from neurotome.volume import Size
 Place = tuple[slice, slice, slice]
 
 
+ITERATED_BYTES = 256 << 20
+"""Most that is in memory of an array whose slices are taken one after the other."""
+
+
 class Source(NamedTuple):
     """What a format's reader returns: voxels (z, y, x), in memory or lazy, their size, and what to tell."""
 
@@ -60,6 +64,13 @@ class LazyArray:
         )
         voxels = self._read_place((z, y, x))
         return voxels[tuple(slice(None, None, taken.step) if isinstance(taken, range) else 0 for taken in picked)]
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        """Yields slice after slice; as many are read at once as are compressed together, up to `ITERATED_BYTES`."""
+        depth = self.chunk_zyx[0] if self.chunk_zyx else 1
+        depth = max(1, min(depth, ITERATED_BYTES // max(1, self.dtype.itemsize * self.shape[1] * self.shape[2])))
+        for start in range(0, self.shape[0], depth):
+            yield from self[start : start + depth]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype)

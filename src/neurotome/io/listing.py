@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from neurotome.io.axes import Layout
 from neurotome.io.chunks import ChunkMap
+from neurotome.io.lazy_array import Place
 
 MOST_CHUNKS = 1 << 28
 """A listing of more chunks would itself fill the memory (one byte each): 70 teravoxel in chunks of 64 x 64 x 64."""
@@ -45,6 +47,27 @@ def list_zarr_chunks(array: Any, layout: Layout) -> ChunkMap | None:
     else:
         _mark_flat(folder, f"{prefix}{separator}" if prefix else "", separator, stored, plan)
     return _to_map(layout, steps, stored, array.fill_value)
+
+
+def find_damaged_chunk(array: Any, layout: Layout, place: Place) -> Path | None:
+    """Returns the file of the first chunk within a place of a Zarr array that exists and cannot be read."""
+    from zarr.storage import LocalStore
+
+    if not isinstance(array.store, LocalStore):
+        return None
+    asked, steps = dict(zip("zyx", place, strict=True)), array.shards or array.chunks
+    spans = []
+    for axis, step in zip(layout.axes, steps, strict=True):
+        part = asked.get(axis, slice(layout.fixed.get(axis, 0), layout.fixed.get(axis, 0) + 1))
+        spans.append(range(part.start // step, -(-part.stop // step)))
+    for index in product(*spans):
+        file: Path = Path(array.store.root) / array.path / array.metadata.encode_chunk_key(index)
+        if file.exists():
+            try:
+                array[tuple(slice(i * step, (i + 1) * step) for i, step in zip(index, steps, strict=True))]
+            except Exception:  # whatever a decoder raises
+                return file
+    return None
 
 
 def list_hdf5_chunks(dataset: Any, layout: Layout) -> ChunkMap | None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neurotome.errors import ImageError
-from neurotome.io.axes import Choice, Layout, choose_axes, find_unit, keep_plausible
-from neurotome.io.lazy_array import LazyArray, Source
-from neurotome.io.listing import find_chunk_zyx, list_zarr_chunks
-from neurotome.io.zarr_store import open_or_create, synced_store
+from neurotome.io.axes import Choice, Layout, choose_axes, find_unit, guess_axes, keep_plausible
+from neurotome.io.lazy_array import LazyArray, Place, Source
+from neurotome.io.listing import find_chunk_zyx, find_damaged_chunk, list_zarr_chunks
+from neurotome.io.zarr_store import open_or_create, synced_store, whole_files
 from neurotome.volume import Size
 
 if TYPE_CHECKING:
@@ -102,10 +103,11 @@ def open_zarr(path: Path, choice: Choice) -> Source:
     """Opens an OME-Zarr 0.4 or 0.5 at its full resolution, or a plain Zarr array (z, y, x); chunks are read on demand."""
     import zarr
 
-    node = zarr.open(str(path), mode="r")
+    node = zarr.open(whole_files(path), mode="r")
     if isinstance(node, zarr.Array):
-        names = "".join(getattr(node.metadata, "dimension_names", None) or "zyx"[-node.ndim :])
-        return Source(_wrap(path, node, choose_axes(path, names, node.shape, choice)))
+        named: Any = getattr(node.metadata, "dimension_names", None) or node.attrs.get("_ARRAY_DIMENSIONS") or (None,)
+        axes_named = "".join(named) if all(isinstance(name, str) for name in named) else guess_axes(node.ndim)
+        return Source(_wrap(path, node, choose_axes(path, axes_named, node.shape, choice)))
     attributes: dict[str, Any] = dict(node.attrs)
     described = attributes.get("ome", attributes)
     multiscales = described.get("multiscales") if isinstance(described, dict) else None
@@ -122,21 +124,44 @@ def open_zarr(path: Path, choice: Choice) -> Source:
     if Path(level["path"]).is_absolute() or ".." in Path(level["path"]).parts:
         raise ImageError(f"{path}: its pixels lie outside, at {level['path']}; expected them within the folder.")
     axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale["axes"]]
+    array: Any = node[level["path"]]
+    names = [str(axis["name"]) for axis in axes]
+    if len(set(names)) != array.ndim:
+        raise ImageError(
+            f"{path}: its metadata name the axes {', '.join(names)}, but its array {level['path']} has {array.ndim} axes, "
+            f"of shape {array.shape}; expected a name of its own for each. Correct `multiscales`, or export it again."
+        )
     scale = np.ones(len(axes))
     for step in (*level.get("coordinateTransformations", ()), *multiscale.get("coordinateTransformations", ())):
         if step["type"] == "scale":
+            if len(step["scale"]) != len(axes):
+                raise ImageError(
+                    f"{path}: its metadata give the scale {step['scale']} for the axes {', '.join(names)}; expected a "
+                    "number for each. Correct `multiscales`, or export it again."
+                )
             scale *= np.asarray(step["scale"], float)
     units = {axis["name"]: find_unit(axis.get("unit")) for axis in axes}
     sizes = {name: factor * unit for (name, unit), factor in zip(units.items(), scale.tolist(), strict=True) if unit}
     known = (sizes.get("z", sizes["y"]), sizes["y"], sizes["x"]) if {"y", "x"} <= set(sizes) else None
     channels = [str(channel.get("label", "")) for channel in described.get("omero", {}).get("channels", ())]
-    array: Any = node[level["path"]]
     layout = choose_axes(path, "".join(units), array.shape, choice, channels)
     return Source(_wrap(path, array, layout), keep_plausible(known))
 
 
 def _wrap(path: Path, array: zarr.Array[Any], layout: Layout) -> LazyArray:
-    data = layout.wrap(path, array)
+    def read(place: Place) -> NDArray[Any]:
+        try:
+            return layout.read(array, place)
+        except Exception as error:
+            damaged = None if isinstance(error, MemoryError) else find_damaged_chunk(array, layout, place)
+            if damaged is None:
+                raise
+            raise ImageError(
+                f"{damaged}: this chunk is damaged or was cut ({damaged.stat().st_size} bytes; {error}). Copy or export the "
+                "image again. (A chunk that is absent is read as the fill value, a damaged one never.)"
+            ) from error
+
+    data = LazyArray(path, layout.shape_zyx, array.dtype, read)
     data.chunk_zyx = find_chunk_zyx(layout, array.chunks)
     data.listing = functools.cache(lambda: list_zarr_chunks(array, layout))
     return data

@@ -183,7 +183,9 @@ def check_grey(data: Any, where: str) -> None:
         raise ImageError(f"{where}: shape {data.shape}; expected (z, y, x) with at least one pixel.")
     check_all = data.dtype.kind == "f" and not isinstance(data, LazyArray)
     if isinstance(data, LazyArray) and data.size > SAMPLED:
-        if any(voxels.min() != voxels.max() for part in plan_boxes(data) for voxels in part):
+        parts = plan_boxes(data)
+        from_middle = (*parts[len(parts) // 2 :], *parts[: len(parts) // 2])  # what lies there is rarely air
+        if any(voxels.min() != voxels.max() for part in from_middle for voxels in part):
             return
         if is_large(data):
             warnings.warn(

@@ -45,9 +45,11 @@ def open_picture(path: Path, suffix: str, *, labels: bool) -> Source:
         check_claim(path, nbytes, PACKED_RATIO)
         if suffix == ".png":  # pillow is content with rows or an end that are missing
             content = path.read_bytes()
-            imagecodecs.png_decode(content)
+            decoded = imagecodecs.png_decode(content)
             if PNG_END not in content:
                 raise ImageError(f"{path} ends without the mark of its end; it was cut. Copy or export it again.")
+            if stored in ("L", "I;16B") and decoded.ndim == 2:  # as pillow would read it once more
+                return Source(decoded[None])
         image.load()
         pixels = np.asarray(image)
     return Source(merge_colours(path, pixels, labels=labels)[None], notes=notes)

@@ -59,7 +59,7 @@ def open_stack(folder: Path, read_header: Callable[[Path], Header], open_slice: 
 
     data = LazyArray(folder, (len(slices), *first.shape), opened.data.dtype, read)
     data.chunk_zyx = (1, *first.shape)
-    return Source(data, opened.voxel_size_um, opened.notes)
+    return Source(data, opened.voxel_size_um, (*opened.notes, *_note_gaps(slices)))
 
 
 def list_slices(folder: Path) -> Sequence[Path]:
@@ -77,6 +77,26 @@ def list_slices(folder: Path) -> Sequence[Path]:
 def split_numbers(name: str) -> list[tuple[str, int]]:
     """Returns a name as texts and the numbers after them, by which files are sorted as people do."""
     return [(text, int(number or -1)) for text, number in re.findall(r"([^0-9]*)([0-9]*)", name)]
+
+
+def _note_gaps(slices: Sequence[Path]) -> Sequence[str]:
+    """Says where the one number that counts the slices leaves some out."""
+    names = [split_numbers(path.name) for path in slices]
+    if len({tuple(text for text, _ in name) for name in names}) != 1:
+        return []
+    numbers = np.array([[number for _, number in name] for name in names])
+    counting = numbers[:, (numbers != numbers[0]).any(axis=0)]
+    if counting.shape[1] != 1:
+        return []
+    steps = np.diff(counting[:, 0])
+    gaps = np.flatnonzero(steps != steps.min())
+    if not len(gaps):
+        return []
+    before, after = slices[gaps[0]].name, slices[gaps[0] + 1].name
+    return [
+        f"{slices[0].parent}: slices seem to be missing, in {len(gaps)} places; the first is between {before} and {after}. "
+        "They are read as if they were neighbours."
+    ]
 
 
 def _describe(header: Header) -> str:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
     from zarr.storage import LocalStore
 
+Shuffle = Literal["shuffle", "bitshuffle", "noshuffle"]
+
 Version = Literal["0.5", "0.4"]
 """Of the OME-Zarr specification; 0.5 is stored as Zarr 3, 0.4 as Zarr 2."""
 
@@ -46,6 +48,31 @@ def synced_store(root: Path) -> LocalStore:
     return SyncedStore(root)
 
 
+def whole_files(root: Path) -> LocalStore:
+    """Returns a store for reading that refuses files that end too early.
+
+    zarr takes an empty shard, or a chunk that begins behind the end of its shard, for one that was never written, and
+    returns the fill value.
+    """
+    from zarr.abc.store import RangeByteRequest
+    from zarr.storage import LocalStore
+
+    def check(key: str, found: Buffer | None, wanted: Any) -> Buffer | None:
+        expected = wanted.end - wanted.start if isinstance(wanted, RangeByteRequest) else 1
+        if found is not None and len(found) < expected:
+            raise ValueError(f"{key} ends after {len(found)} of {expected} bytes")
+        return found
+
+    class WholeFiles(LocalStore):
+        async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Buffer | None:
+            return check(key, await super().get(key, prototype, byte_range), byte_range)
+
+        def get_sync(self, key: str, *, prototype: Any = None, byte_range: Any = None) -> Buffer | None:
+            return check(key, super().get_sync(key, prototype=prototype, byte_range=byte_range), byte_range)
+
+    return WholeFiles(root, read_only=True)
+
+
 def open_or_create(
     root: Path,
     path: str,
@@ -53,28 +80,26 @@ def open_or_create(
     dtype: np.dtype[Any],
     block: Sequence[int],
     chunk: Sequence[int] | None = None,
-    shuffle: Literal["shuffle", "bitshuffle", "noshuffle"] = "shuffle",
+    shuffle: Shuffle = "shuffle",
     *,
     version: Version = "0.5",
     fill: int = 0,
-    empty_files: bool = True,
 ) -> zarr.Array[Any]:
     """Opens an array (z, y, x) at `path` in a store that was begun, or creates it empty.
 
     A file has a `block` of voxels, compressed in one piece, or in chunks if there are any (a shard; 0.4 has none, and no
     checksums). `shuffle` is how bytes are sorted before: bitshuffle for labels, of which few bits are used (a tenth of the
-    size); it spoils noisy grey values. Voxels never written are read as `fill`; with `empty_files` a block of nothing else
-    has a file too, so that what has none is not done.
+    size); it spoils noisy grey values. Voxels never written are read as `fill`; a block of nothing else gets a file too if
+    it is written through the array, so that what has none is not done.
 
     Raises:
         RunError: What is there has another shape, dtype or cut.
     """
     import zarr
-    from numcodecs import Blosc
     from zarr.codecs import BloscCodec, Crc32cCodec
 
-    store = synced_store(root)
-    config: Any = {"write_empty_chunks": empty_files, "order": "C"}
+    store, codec = synced_store(root), make_codec(shuffle)
+    config: Any = {"write_empty_chunks": True, "order": "C"}
     shards, chunks = (None, tuple(block)) if chunk is None else (tuple(block), tuple(chunk))
     if (root / path / ("zarr.json" if version == "0.5" else ".zarray")).exists():
         array: zarr.Array[Any] = zarr.open_array(store, path=path, mode="r+").with_config(config)
@@ -86,13 +111,15 @@ def open_or_create(
             )
         return array
     options: dict[str, Any] = {
-        "compressors": (BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=3, shuffle=shuffle), Crc32cCodec()),
+        "compressors": (
+            BloscCodec(typesize=dtype.itemsize, cname=codec.cname, clevel=codec.clevel, shuffle=shuffle),
+            Crc32cCodec(),
+        ),
         "dimension_names": ("z", "y", "x"),
     }
     if version == "0.4":
-        sorting = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}[shuffle]
         options = {
-            "compressors": Blosc(cname="zstd", clevel=3, shuffle=sorting),
+            "compressors": codec,
             "chunk_key_encoding": {"name": "v2", "separator": "/"},
             "zarr_format": 2,
         }
@@ -107,6 +134,14 @@ def open_or_create(
         config=config,
         **options,
     )
+
+
+def make_codec(shuffle: Shuffle) -> Any:
+    """Returns numcodecs' compressor of what is called so; labels become no smaller by more work, only slower."""
+    from numcodecs import Blosc
+
+    sorting = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}[shuffle]
+    return Blosc(cname="zstd", clevel=1 if shuffle == "bitshuffle" else 3, shuffle=sorting)
 
 
 def plan_files(array: zarr.Array[Any]) -> list[StoredBlock]:

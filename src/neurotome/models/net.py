@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,12 +28,15 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits (n, classes, y, x) of images (n, in_channels, y, x)."""
+        return self.run_padded(self.core, images)
+
+    def run_padded(self, core: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Returns what `core`, or another runtime of it, makes of images that are padded to the stride; cropped."""
         height, width = images.shape[-2:]
         below, right = (max(self.minimum, -(-size // self.stride) * self.stride) - size for size in (height, width))
         if below or right:
             images = F.pad(images, (0, right, 0, below), mode="replicate")
-        logits: Tensor = self.core(images)
-        return logits[..., :height, :width]
+        return core(images)[..., :height, :width]
 
 
 def measure_halo(net: Any, in_channels: int) -> tuple[int, bool]:

@@ -16,12 +16,24 @@ from neurotome.models.net import Network
 from neurotome.models.networks import ModelSettings, settle_network
 from neurotome.normalize import Normalization, Scale
 
+Run = Callable[[Tensor], Tensor]
+"""Computes logits (n, classes, y, x) of scaled images (n, in_channels, y, x), float32, any y and x."""
+
 
 class Runtime(NamedTuple):
-    """Computes a network's logits: float32 images (n, in_channels, y, x), any y and x, to logits (n, classes, y, x)."""
+    """What computes a network's logits in its place.
+
+    Attributes:
+        name: With its version, for records.
+        precision: In which it computes on a CPU.
+        build: Makes a `run` that shares nothing but weights with another; what it holds in memory goes with it.
+        run: What is used.
+    """
 
     name: str
-    run: Callable[[Tensor], Tensor]
+    precision: str
+    build: Callable[[], Run]
+    run: Run
 
 
 @dataclass
@@ -35,7 +47,7 @@ class NetPredictor:
         halo: Pixels around a pixel, within its slice, that its output depends on.
         patch: Edge of the training patches in pixels.
         facts: Scores, licence, citation, training data: carried along, not used.
-        runtime: What computes the logits of scaled images (n, in_channels, y, x) in the network's place, and its name.
+        runtime: What computes the logits in the network's place, if anything does.
     """
 
     net: Network = field(repr=False)
@@ -77,9 +89,10 @@ class NetPredictor:
     @property
     def back_end(self) -> str:
         """What computes it, where and how exactly `label_patches` does."""
-        where = "cpu" if self.device.type == "cpu" else _name_device(self.device)
         name = f"torch {torch.__version__.partition('+')[0]}" if self.runtime is None else self.runtime.name
-        return f"{name}, {where}, {'bfloat16' if self.device.type == 'cuda' else 'float32'}"
+        if self.device.type == "cuda":
+            return f"{name}, {torch.cuda.get_device_name(self.device)}, bfloat16"
+        return f"{name}, {self.device.type}, {'float32' if self.runtime is None else self.runtime.precision}"
 
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns class probabilities, shape (n, classes, y, x), for patches (n, in_channels, y, x).
@@ -117,7 +130,3 @@ class NetPredictor:
         run = self.net if self.runtime is None else self.runtime.run
         logits: Tensor = run(images.contiguous(memory_format=torch.channels_last))
         return logits.float()
-
-
-def _name_device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 import warnings
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from neurotome.pixels.learners import (
 )
 from neurotome.pixels.predictor import PixelPredictor
 from neurotome.pixels.sample import draw_pixels, limit_rows
+from neurotome.quantities import read_bytes
 
 PRIORS = (1.0, 0.75, 0.5, 0.25, 0.0)  # tried where the prior is auto
 USUAL_PRIOR = 0.75  # where there is no split val to choose by
@@ -99,15 +99,6 @@ class BaselineSettings:
     def feature_settings(self) -> FeatureSettings:
         """The settings of the features alone."""
         return FeatureSettings(self.features, self.filters, self.encoder)
-
-
-def read_bytes(text: str) -> int:
-    """Returns a size such as 500MB, 2GB or 1.5 GiB in bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", str(text), re.IGNORECASE)
-    size = float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " ") if match else 0
-    if size < 1:
-        raise SettingsError(f"max_memory is {text!r}; expected a size such as 500MB or 2GB.")
-    return int(size)
 
 
 def check_baseline(dataset: Dataset, settings: BaselineSettings) -> None:

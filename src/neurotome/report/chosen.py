@@ -109,7 +109,7 @@ def draw_predictions(
     from neurotome import figures
 
     places = pick_or_spread(dataset.split(split), numbers)
-    names = [cutout.name if cutout.volume.shape[0] == 1 else f"{cutout.name}/{z:04d}" for _, cutout, z in places]
+    names = [cutout.slice_names[z] for _, cutout, z in places]
     slides = load_slides(run, dataset, split, [(name, math.nan) for name in names])
     examples = [
         figures.Example(title, slide.grey, slide.truth, slide.predicted)
@@ -183,7 +183,7 @@ def first_split(dataset: Dataset) -> tuple[Cutout, ...]:
 
 
 def _say_place(cutout: Cutout, z: int) -> str:
-    return cutout.name if cutout.volume.shape[0] == 1 else f"{cutout.name}, z {z}"
+    return cutout.name if cutout.volume.shape[0] == 1 else f"{cutout.name}, z {cutout.volume.numbers[z]}"
 
 
 def _crop(cutout: Cutout, z: int, largest: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:

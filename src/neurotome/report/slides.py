@@ -54,9 +54,7 @@ def load_slides(run: Run, dataset: Dataset, split: str, chosen: Sequence[tuple[s
     """Returns slides of slices of a split, which are chosen by name and macro F1, as in the scores."""
     places: dict[str, tuple[Cutout, int]] = {}
     for cutout in dataset.split(split):
-        depth = cutout.volume.shape[0]
-        for z in range(depth):
-            places[cutout.name if depth == 1 else f"{cutout.name}/{z:04d}"] = cutout, z
+        places |= {name: (cutout, z) for z, name in enumerate(cutout.slice_names)}
     slides = []
     classes = dataset.classes
     for name, macro_f1 in chosen:

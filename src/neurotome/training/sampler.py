@@ -83,12 +83,13 @@ class Pool:
     def _draw_on_class(self, generator: np.random.Generator) -> Place:
         """Draws a class, then one of its pixels, then a patch that holds the pixel anywhere."""
         wanted = int(generator.choice(np.flatnonzero(self.counts.sum(0))))
-        share = self.counts[:, wanted] / self.counts[:, wanted].sum()
-        c, z = self.slices[generator.choice(len(self.slices), p=share)]
-        labels = self.cutouts[c].read_labels(z)
-        pixel = int(generator.choice(np.flatnonzero(labels.reshape(-1) == wanted)))
-        starts = [at - int(generator.integers(0, self.edge)) for at in divmod(pixel, labels.shape[1])]
-        y, x = (max(0, min(start, size - self.edge)) for start, size in zip(starts, labels.shape, strict=True))
+        counts = self.counts[:, wanted]
+        chosen = int(generator.choice(len(self.slices), p=counts / counts.sum()))
+        c, z = self.slices[chosen]
+        pixel = self.cutouts[c].find_pixel(z, wanted, int(generator.integers(0, counts[chosen])))
+        starts = [at - int(generator.integers(0, self.edge)) for at in pixel]
+        shape = self.cutouts[c].volume.shape[1:]
+        y, x = (max(0, min(start, size - self.edge)) for start, size in zip(starts, shape, strict=True))
         return c, z, y, x
 
     def deepen(self, place: Place, depth: int, generator: np.random.Generator) -> Place:

@@ -2,13 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+import importlib.util
+from typing import Any, get_args
 
-from neurotome.models.net_predictor import NetPredictor
+import torch
 
-BackEnd = Literal["auto", "torch", "onnxruntime", "openvino", "openvino-int8"]
+from neurotome.errors import ModelError, SettingsError, unknown
+from neurotome.models.net_predictor import NetPredictor, Runtime
+from neurotome.predictor import BackEnd, Ranges
+
+NEEDED = {"onnxruntime": ("onnx", ("onnx", "onnxscript", "onnxruntime")), "openvino": ("openvino", ("openvino",))}
+"""By back end: the extra that installs it, and the packages."""
 
 
-def attach_back_end(predictor: NetPredictor, back_end: BackEnd) -> NetPredictor:
-    """Returns the predictor with another runtime; auto and torch: as it is."""
-    return predictor
+def is_installed(back_end: BackEnd) -> bool:
+    """Says whether the packages that a back end needs are there; nothing is imported."""
+    _, packages = NEEDED.get(back_end.removesuffix("-int8"), ("", ()))
+    return all(importlib.util.find_spec(package) is not None for package in packages)
+
+
+def attach_back_end(predictor: NetPredictor, back_end: BackEnd, ranges: Ranges | None = None) -> NetPredictor:
+    """Returns the predictor with another runtime.
+
+    Args:
+        predictor: A trained network, where it is to run.
+        back_end: auto is torch, until `choose_back_end` has seen a tile.
+        ranges: What `measure_ranges` or `choose_back_end` found; openvino-int8 needs them, the others do not.
+
+    Raises:
+        SettingsError: It is unknown or not installed, does not run on this device, or lacks the ranges.
+        ModelError: It cannot take this network.
+    """
+    if back_end not in get_args(BackEnd):
+        raise SettingsError(unknown("back end", back_end, get_args(BackEnd)))
+    if back_end in ("auto", "torch"):
+        return dataclasses.replace(predictor, runtime=_build_torch(predictor))
+    if predictor.device.type != "cpu":
+        raise SettingsError(f"back end {back_end} runs on a CPU; on {predictor.device} use torch, or give --device cpu.")
+    if not is_installed(back_end):
+        extra, packages = NEEDED[back_end.removesuffix("-int8")]
+        raise SettingsError(f"back end {back_end} needs {', '.join(packages)}: pip install 'neurotome[{extra}]'")
+    if back_end == "openvino-int8" and ranges is None:
+        raise SettingsError("back end openvino-int8 needs tiles of the image to measure ranges; choose_back_end does it.")
+    build: Any
+    if back_end == "onnxruntime":
+        from neurotome.models.back_ends.onnx_runtime import build_onnx_runtime as build
+    else:
+        from neurotome.models.back_ends.open_vino import build_openvino as build
+    try:
+        runtime = build(predictor, ranges) if back_end == "openvino-int8" else build(predictor)
+    except Exception as error:  # whatever a converter raises on an operator that it does not know
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"back end {back_end} cannot run this network ({reason:.200}); use --back-end torch.") from error
+    return dataclasses.replace(predictor, runtime=runtime)
+
+
+def _build_torch(predictor: NetPredictor) -> Runtime:
+    from neurotome.models.back_ends.folded import fold_network
+
+    net = fold_network(predictor.net)
+    return Runtime(f"torch {torch.__version__.partition('+')[0]}", "float32", lambda: net, net)

@@ -1,0 +1,143 @@
+"""Seam score: how much more often labels change across the borders of tiles than elsewhere.
+
+Pairs of neighbouring voxels are compared across borders, and across the middle of the tile before, in the same window, so
+that both see the same tissue. Without seams the shares of pairs that differ are alike, and the score, their ratio, is 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.io.label_store import NOT_PREDICTED
+
+Place = tuple[slice, slice, slice]
+
+BORDERS = 200
+"""Windows that are compared, of all axes together."""
+
+WINDOW = 256
+"""Voxels of a window along each of its two axes, at most."""
+
+TRIES = 10
+"""How many windows are looked at for each that is wanted; the others hold nothing that was predicted."""
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class SeamScore:
+    """What was found along one axis, or along all.
+
+    Attributes:
+        score: Share of pairs that differ across borders, over that across the middles of tiles; None where it cannot be
+            told, because labels never change in the middles, or there are no borders.
+        low: Lower end of its 95 % interval, by resampling the windows.
+        high: Upper end.
+        borders: Windows that were compared.
+        border_pairs: Pairs of predicted voxels across borders.
+        border_changes: Of which so many differ.
+        middle_pairs: Pairs across middles.
+        middle_changes: Of which so many differ.
+    """
+
+    score: float | None
+    low: float | None
+    high: float | None
+    borders: int
+    border_pairs: int
+    border_changes: int
+    middle_pairs: int
+    middle_changes: int
+
+
+def measure_seams(
+    read: Callable[[Place], NDArray[np.uint8]],
+    shape_zyx: Sequence[int],
+    tile_zyx: Sequence[int],
+    *,
+    borders: int = BORDERS,
+    seed: int = 0,
+) -> dict[str, SeamScore]:
+    """Measures seams in a sample of windows at borders of tiles, drawn evenly from the whole volume, none twice.
+
+    At most two voxels times `WINDOW`^2 are read at once.
+
+    Args:
+        read: Returns the labels of a box, 255 where nothing was predicted (`LabelStore.read`).
+        shape_zyx: Voxels of the volume.
+        tile_zyx: Voxels of a tile. Tiles of one voxel along an axis have no middle, and that axis is left out.
+        borders: Windows to compare, shared among the axes.
+        seed: Of the sample.
+
+    Returns:
+        A score for each axis that has borders ("z", "y", "x"), and one for "all".
+    """
+    axes = [axis for axis in range(3) if 1 < tile_zyx[axis] < shape_zyx[axis]]
+    rng = np.random.default_rng(seed)
+    found = {"zyx"[axis]: _compare(read, shape_zyx, tile_zyx, axis, borders // len(axes), rng) for axis in axes}
+    together = np.concatenate([np.zeros((0, 4), np.int64), *found.values()])
+    return {name: _score(counts, seed) for name, counts in {**found, "all": together}.items()}
+
+
+def describe_seams(scores: dict[str, SeamScore]) -> dict[str, Any]:
+    """Returns scores as JSON for a report, with a sentence that says them."""
+    total = scores["all"]
+    if total.score is None:
+        sentence = f"seam score: cannot be told from {total.borders} windows at borders of tiles"
+    else:
+        sentence = (
+            f"seam score {total.score:.3f} ({total.low:.3f} to {total.high:.3f}): how much more often labels change across "
+            f"borders of tiles than within them, from {total.borders} windows; 1 means no seams"
+        )
+    return {"sentence": sentence, "window": WINDOW, **{name: asdict(score) for name, score in scores.items()}}
+
+
+def _compare(
+    read: Callable[[Place], NDArray[np.uint8]],
+    shape: Sequence[int],
+    tile: Sequence[int],
+    axis: int,
+    wanted: int,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Returns pairs and changes at borders, pairs and changes in middles, a row per window, shape (windows, 4)."""
+    rows: list[list[int]] = []
+    windows = [-(-size // WINDOW) for size in shape]
+    windows[axis] = (shape[axis] - 1) // tile[axis]  # inner borders
+    total = math.prod(windows)
+    for chosen in rng.choice(total, min(total, TRIES * wanted), replace=False):
+        if len(rows) == wanted:
+            break
+        index = np.unravel_index(chosen, windows)
+        place = [slice(int(i) * WINDOW, min((int(i) + 1) * WINDOW, size)) for i, size in zip(index, shape, strict=True)]
+        border = (int(index[axis]) + 1) * tile[axis]
+        counts = []
+        for between in (border, border - tile[axis] // 2):
+            place[axis] = slice(between - 1, between + 1)
+            before, after = np.moveaxis(read((place[0], place[1], place[2])), axis, 0)
+            predicted = (before != NOT_PREDICTED) & (after != NOT_PREDICTED)
+            counts += [int(predicted.sum()), int((predicted & (before != after)).sum())]
+        if counts[0] and counts[2]:
+            rows.append(counts)
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
+def _score(counts: NDArray[np.int64], seed: int) -> SeamScore:
+    """Returns the ratio of shares over all windows."""
+    border_pairs, border_changes, middle_pairs, middle_changes = (int(n) for n in counts.sum(0))
+    score = low = high = None
+    if middle_changes:
+        chosen = np.random.default_rng(seed).integers(len(counts), size=(RESAMPLES, len(counts)))
+        sums = counts[chosen].sum(1, dtype=np.float64)
+        ratios = (sums[:, 1] / sums[:, 0]) / np.maximum(sums[:, 3] / sums[:, 2], 1 / sums[:, 2])  # at least one change
+        score = (border_changes / border_pairs) / (middle_changes / middle_pairs)
+        low, high = (float(end) for end in np.percentile(ratios, (2.5, 97.5)))
+    elif border_pairs and not border_changes:
+        score = low = high = 1.0  # one label everywhere has no seams
+    return SeamScore(score, low, high, len(counts), border_pairs, border_changes, middle_pairs, middle_changes)

@@ -1,0 +1,249 @@
+"""What will be done for a volume, settled before any block is computed: choices, geometry, memory, and which blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.engines import settle_engine
+from neurotome.errors import SettingsError
+from neurotome.inference.geometry import Geometry, estimate_memory, plan_geometry
+from neurotome.inference.halo import choose_halo
+from neurotome.inference.predict_settings import PredictSettings
+from neurotome.inference.selection import Selection, parse_bbox, select_tiles
+from neurotome.inference.volume_job import LEDGER, VolumeJob, VolumeSource, find_extremes, pack_tiles
+from neurotome.inference.volume_settings import VolumeSettings
+from neurotome.io.block_ledger import BlockLedger, read_head
+from neurotome.io.chunks import list_chunks
+from neurotome.io.identity import compare_by, identify_input
+from neurotome.io.opening import open_labels
+from neurotome.models.back_ends.choose import choose_back_end
+from neurotome.models.back_ends.memory import measure_bytes_per_pixel
+from neurotome.models.model_folder import read_digest
+from neurotome.normalize import Scale
+from neurotome.predictor import Predictor
+from neurotome.quantities import format_bytes, read_bytes
+from neurotome.runs.environment import measure_peak_memory
+from neurotome.volume import Volume
+
+MOST_MEMORY = 8_000_000_000
+"""Bytes a worker may take where nobody says: more makes tiles hardly cheaper."""
+
+PLANNED_THREADS = 4
+"""Tiles are planned for so many threads, so that they, and the labels, do not depend on how many there are."""
+
+BYTES_STEP = 1.25
+PROGRAM_STEP = 1 << 28
+
+SAMPLE_EDGE = 512
+"""Pixels of the patch on which back ends are compared."""
+
+
+@dataclass(frozen=True)
+class VolumePlan:
+    """A job, what it was planned with, and which blocks it is about.
+
+    Attributes:
+        job: What workers need.
+        predictor, volume: Opened here, for the halo, a canary and the report.
+        identity: Of the input, as `identify_input` returned it.
+        chosen: What `auto` chose, JSON.
+        blocks: Numbers of the blocks that are wanted, done or not, increasing.
+        wanted: Flag per tile.
+        notes: Sentences about what is skipped and chosen.
+        memory_bytes: What a worker will take at most.
+    """
+
+    job: VolumeJob
+    predictor: Predictor
+    volume: Volume
+    identity: Mapping[str, Any]
+    chosen: Mapping[str, Any]
+    blocks: NDArray[np.int64]
+    wanted: NDArray[np.bool_]
+    notes: list[str]
+    memory_bytes: int
+
+
+def plan_volume(
+    model: str, source: Path, labels: Path, confidence: Path | None, settings: PredictSettings, options: VolumeSettings
+) -> VolumePlan:
+    """Opens the image and the model, and settles all that `auto` leaves open, or takes it from the ledger that was begun.
+
+    Raises:
+        NeurotomeError: What `predict_volume` raises before it writes.
+    """
+    from neurotome.load import load_predictor
+    from neurotome.models.net import choose_device
+
+    device = str(choose_device(settings.device))
+    edge = settings.voxel_size_um
+    channel, time = (None if choice == "auto" else choice for choice in (settings.channel, settings.time))
+    opened = VolumeSource(str(source), channel, time, None if edge == "auto" else (edge, edge, edge))
+    volume = opened.open()
+    parse_bbox(options.bbox, volume.shape)
+    identity = identify_input(source)
+    fingerprint: dict[str, Any] = {
+        "model_sha256": read_digest(model),
+        "input": compare_by(identity),
+        "settings": _list_settings(settings, options),
+        "device": device.partition(":")[0],
+    }
+    chosen: dict[str, Any] = {}
+    if not options.overwrite and read_head(labels / LEDGER) is not None:
+        chosen = dict(BlockLedger(labels / LEDGER, fingerprint, writer="none").head["chosen"])  # refuses another fingerprint
+    predictor: Predictor = load_predictor(Path(model), device, chosen.get("back_end", "torch"), chosen.get("ranges"))
+    if 255 - predictor.classes.first_id < len(predictor.classes):
+        raise SettingsError(
+            f"{model}: has {len(predictor.classes)} classes; expected fewer, because 255 means not predicted."
+        )
+    if not chosen:
+        predictor.normalization.note_unlike(volume)
+        if settings.invert:
+            chosen["flip"] = list(find_extremes(volume))
+    if chosen.get("flip"):
+        low, high = chosen["flip"]
+        opened = dataclasses.replace(opened, flip=(low, high))
+        volume = opened.open()
+    memory = _choose_memory(options.max_memory)
+    if "geometry" not in chosen:
+        predictor = _choose(predictor, volume, chosen, settings, options, memory)
+    geometry = Geometry.from_json(chosen["geometry"])
+    threads = settle_engine(options.engine, device).threads
+    assert threads != "auto"
+    bound = chosen["program_bytes"] + estimate_memory(
+        geometry,
+        bytes_per_pixel=chosen["bytes_per_pixel"],
+        threads=threads,
+        itemsize=volume.data.dtype.itemsize,
+        classes=len(predictor.classes),
+    )
+    if bound > memory:
+        raise SettingsError(
+            f"max_memory is {options.max_memory}, but tiles that were planned before take {format_bytes(bound)} with "
+            f"{threads} threads. Give more, use fewer --threads, or begin anew with --overwrite."
+        )
+    selection = _select(geometry, volume, options)
+    scale = chosen["scale"]
+    job = VolumeJob(
+        model=str(model),
+        model_sha256=fingerprint["model_sha256"],
+        device=device,
+        back_end=chosen["back_end"],
+        ranges=chosen["ranges"],
+        source=opened,
+        scale=Scale(scale["mean"], scale["std"]),
+        geometry=geometry,
+        labels=str(labels),
+        confidence=str(confidence) if confidence else None,
+        fingerprint=fingerprint,
+        air_below=options.air_below,
+        wanted=pack_tiles(selection.wanted),
+        workers=1 if options.workers == "auto" else options.workers,
+    )
+    return VolumePlan(
+        job, predictor, volume, identity, chosen, selection.blocks, selection.wanted, list(selection.notes), bound
+    )
+
+
+def _list_settings(settings: PredictSettings, options: VolumeSettings) -> dict[str, Any]:
+    """Returns the settings that change a voxel."""
+    kept = ("tile", "halo", "confidence", "invert", "voxel_size_um", "channel", "time")
+    volume = ("axes", "tolerance", "air_below", "back_end", "ome_version")
+    return {name: getattr(settings, name) for name in kept} | {name: getattr(options, name) for name in volume}
+
+
+def _choose(
+    predictor: Predictor,
+    volume: Volume,
+    chosen: dict[str, Any],
+    settings: PredictSettings,
+    options: VolumeSettings,
+    memory_bytes: int,
+) -> Predictor:
+    """Settles scale, back end, halo and geometry, writes them into `chosen`, and returns the predictor of that back end."""
+    scale = predictor.normalization.scale_for(volume)
+    chosen["scale"] = {"mean": scale.mean, "std": scale.std, "source": scale.source}
+    patch = scale.apply(_cut_patch(predictor, volume))
+    predictor, reports = choose_back_end(predictor, patch, [options.back_end], math.prod(volume.shape))
+    chosen |= {"back_end": "torch", "ranges": None, "back_end_measured": "not compared with others"}
+    if reports:
+        best = next(report for report in reports if report.chosen)
+        chosen |= {"back_end": best.back_end, "ranges": best.ranges}
+        chosen["back_end_measured"] = " ".join(report.sentence for report in reports)
+    if settings.halo != "auto":
+        halo, measured = settings.halo, "as asked for"
+    elif options.tolerance == 0 or not predictor.bounded:
+        halo, measured = max(predictor.halo_zyx[1:]), "all that the model can see"
+    else:
+        choice = choose_halo(predictor, volume, scale, axes=options.axes, tolerance=options.tolerance)
+        halo, measured = choice.halo, choice.measured
+    # rounded, so that what differs from one measurement to the next does not change the tiles
+    bytes_per_pixel = float(BYTES_STEP ** math.ceil(math.log(measure_bytes_per_pixel(predictor), BYTES_STEP)))
+    program = -(-measure_used_memory() // PROGRAM_STEP) * PROGRAM_STEP
+    geometry = plan_geometry(
+        predictor,
+        volume,
+        axes=options.axes,
+        halo=halo,
+        tile=settings.tile,
+        memory_bytes=memory_bytes - program,
+        bytes_per_pixel=bytes_per_pixel,
+        threads=PLANNED_THREADS,
+        chunk_zyx=getattr(volume.data, "chunk_zyx", None),
+    )
+    chosen |= {
+        "halo": halo,
+        "halo_measured": measured,
+        "bytes_per_pixel": bytes_per_pixel,
+        "program_bytes": program,
+        "geometry": geometry.to_json(),
+    }
+    return predictor
+
+
+def _cut_patch(predictor: Predictor, volume: Volume) -> NDArray[Any]:
+    """Returns grey values (1, in_channels, y, x) from the middle of a volume, on which back ends are compared."""
+    z, y, x = volume.shape
+    rows, columns = (slice(max(0, (n - SAMPLE_EDGE) // 2), min(n, (n + SAMPLE_EDGE) // 2)) for n in (y, x))
+    return volume.read_context(z // 2, predictor.in_channels, rows, columns)[None]
+
+
+def _choose_memory(text: str) -> int:
+    """Returns how many bytes a worker may take."""
+    return min(MOST_MEMORY, measure_memory() // 2) if text == "auto" else read_bytes(text)
+
+
+def measure_memory() -> int:
+    """Returns the memory that this process may have at all: the machine's, or less in a container; in bytes."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    allowed = limit.read_text().strip() if limit.is_file() else "max"
+    if hasattr(os, "sysconf"):
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        import psutil
+
+        physical = psutil.virtual_memory().total
+    return min(physical, int(allowed)) if allowed.isdigit() else int(physical)
+
+
+def measure_used_memory() -> int:
+    """Returns the memory that this process has now, in bytes; its peak where the system does not tell."""
+    status = Path("/proc/self/statm")
+    if status.is_file():
+        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return measure_peak_memory()
+
+
+def _select(geometry: Geometry, volume: Volume, options: VolumeSettings) -> Selection:
+    """Returns the tiles that are wanted: within box and mask, and where chunks are stored."""
+    mask = Volume(open_labels(Path(options.mask), stack=True), "mask", path=Path(options.mask)) if options.mask else None
+    return select_tiles(geometry.grid, bbox=options.bbox, mask=mask, chunks=list_chunks(volume.data))

@@ -1,0 +1,57 @@
+"""build_onnx_runtime: a network in ONNX Runtime, on the CPU."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import torch
+from torch import Tensor
+
+from neurotome.models.back_ends.folded import fold_network
+from neurotome.models.net import Network
+from neurotome.models.net_predictor import NetPredictor, Run, Runtime
+
+
+def build_onnx_runtime(predictor: NetPredictor) -> Runtime:
+    """Returns the network exported once, for any number and size of images, in as many threads as torch has."""
+    import onnxruntime
+
+    net = predictor.net
+    content = export_onnx(fold_network(net), predictor.in_channels)
+
+    def build() -> Run:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+        # threads that spin while they wait take the cores from those that read and write
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+
+        def compute(images: Tensor) -> Tensor:
+            return torch.from_numpy(session.run(None, {name: images.contiguous().numpy()})[0])
+
+        return lambda images: net.run_padded(compute, images)
+
+    return Runtime(f"ONNX Runtime {onnxruntime.__version__}", "float32", build, build())
+
+
+def export_onnx(net: Network, in_channels: int) -> bytes:
+    """Returns a network as ONNX, for any number of images with edges that are multiples of its stride."""
+    edge = max(2 * net.stride, net.minimum)
+    images = torch.zeros(2, in_channels, edge, edge + net.stride)
+    rows, columns = (net.stride * torch.export.Dim(name, max=1 << 16) for name in ("rows", "columns"))
+    shapes = ({0: torch.export.Dim("images"), 2: rows, 3: columns},)
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            quiet.setLevel(logging.ERROR)
+            program = torch.onnx.export(net.core, (images,), dynamo=True, dynamic_shapes=shapes, verbose=False)
+        finally:
+            quiet.setLevel(level)
+    if program is None:
+        raise ValueError("torch exported nothing")
+    content: bytes = program.model_proto.SerializeToString()
+    return content
