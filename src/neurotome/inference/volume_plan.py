@@ -28,7 +28,8 @@ from neurotome.io.identity import compare_by, identify_input
 from neurotome.io.opening import open_labels
 from neurotome.models.back_ends.choose import choose_back_end
 from neurotome.models.back_ends.memory import measure_bytes_per_pixel, measure_device_bytes
-from neurotome.models.model_folder import read_digest
+from neurotome.models.model_folder import find_model, read_digest
+from neurotome.models.stored_model import read_description
 from neurotome.normalize import Scale
 from neurotome.predictor import Predictor
 from neurotome.quantities import format_bytes, read_bytes
@@ -97,6 +98,7 @@ def plan_volume(
     identity = identify_input(source)
     fingerprint: dict[str, Any] = {
         "model_sha256": read_digest(model),
+        "normalization": dict(read_description(find_model(model))[0]["normalization"]),
         "input": compare_by(identity),
         "settings": _list_settings(settings, options),
         "device": device.partition(":")[0],

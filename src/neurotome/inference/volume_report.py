@@ -130,7 +130,7 @@ def estimate(plan: VolumePlan, options: VolumeSettings, blocks: Sequence[int], t
     return Estimate(
         total,
         disk,
-        f"about {format_duration(total)} with {settled.workers} workers, as {len(wanted)} tiles of block {canary} took, and "
+        f"about {format_duration(total)} with {settled.workers} worker{"s" * (settled.workers > 1)}, by what {len(wanted)} of its tiles took, and "
         f"{format_bytes(disk)} on the disk, of {format_bytes(shutil.disk_usage(parent).free)} free",
     )
 
