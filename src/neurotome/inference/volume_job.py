@@ -93,7 +93,6 @@ class VolumeJob:
         air_below: Tiles of darker grey values only are not computed.
         fill: Nor are tiles that hold this value only, which stands for what is not stored.
         wanted: Which tiles are wanted, packed by `pack_tiles`; None: all.
-        workers: Processes on a machine, which share its cores.
     """
 
     model: str
@@ -109,7 +108,6 @@ class VolumeJob:
     air_below: float | None = None
     fill: float = 0.0
     wanted: bytes | None = field(default=None, repr=False)
-    workers: int = 1
     ranges: Ranges | None = field(default=None, repr=False)
 
     @property

@@ -155,7 +155,6 @@ def plan_volume(
         air_below=options.air_below,
         fill=chunks.fill if chunks else 0.0,
         wanted=pack_tiles(selection.wanted),
-        workers=1 if options.workers == "auto" else options.workers,
     )
     return VolumePlan(
         job, predictor, volume, identity, chosen, selection.blocks, selection.wanted, list(selection.notes), bound

@@ -11,27 +11,30 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from neurotome.atomic import hold_output
+from neurotome.atomic import hold_output, take_turns
 from neurotome.classes import Palette
 from neurotome.engines import open_engine, settle_engine
 from neurotome.engines.serial import Serial
 from neurotome.errors import RunError, SettingsError
-from neurotome.inference.block_worker import BlockWorker, name_writer
+from neurotome.inference.block_worker import BlockWorker
 from neurotome.inference.predict_settings import PredictSettings
 from neurotome.inference.volume_job import LEDGER, VolumeJob, pack_tiles
 from neurotome.inference.volume_plan import VolumePlan, plan_volume
 from neurotome.inference.volume_report import JobResult, describe_plan, describe_run, estimate, finish, say, try_out
 from neurotome.inference.volume_settings import VolumeSettings
-from neurotome.io.block_ledger import BlockLedger
-from neurotome.io.files import find_suffix, name_image
+from neurotome.io.block_ledger import BlockLedger, name_writer
+from neurotome.io.files import find_suffix
 from neurotome.io.identity import check_unchanged
-from neurotome.io.label_store import create_label_store, find_image_of
+from neurotome.io.label_store import create_label_store, find_image_of, name_confidence
 from neurotome.io.ome_zarr import is_zarr
 from neurotome.outputs import plan_outputs
 from neurotome.progress import Progress
 
 MOST_LISTED = 20
 """Failed blocks that are listed with their reasons."""
+
+TURNS = LEDGER / "turns.lock"
+"""Held by the job that makes what all jobs of an output share."""
 
 FEWEST_ESTIMATED = 8
 """Blocks from which on a tile is computed beforehand, to say how long they will take."""
@@ -71,7 +74,7 @@ def predict_volume(
             "begins anew."
         )
     settle_engine(options.engine, settings.device)
-    confidence = _name_confidence(out) if settings.confidence else None
+    confidence = name_confidence(out) if settings.confidence else None
     _check_outputs(source, out, confidence, options)
     plan = plan_volume(model, source, out, confidence, settings, options)
     if options.dry_run:
@@ -82,7 +85,8 @@ def predict_volume(
         ledger = BlockLedger(out / LEDGER, plan.job.fingerprint, writer=name_writer(), chosen=plan.chosen)
         if ledger.head["chosen"] != json.loads(json.dumps(plan.chosen)):  # another job was first, and its choices hold
             plan = plan_volume(model, source, out, confidence, settings, replace(options, overwrite=False))
-        _create_stores(plan, settings.palette, options)
+        with take_turns(out / TURNS):
+            _create_stores(plan, settings.palette, options)
         done = _run(plan, ledger, options)
         if done.failed:
             listed = [f"block {block} at {_say_place(plan, block)}: {why}" for block, why in done.failed[:MOST_LISTED]]
@@ -95,7 +99,8 @@ def predict_volume(
         if left:
             say(f"{left} blocks are left to other jobs; the last of them makes the coarser levels and the report.")
         else:
-            finish(plan, ledger, done, options)
+            with take_turns(out / TURNS):  # several jobs may find that nothing is left
+                finish(plan, ledger, done, options)
     return [out] if confidence is None else [out, confidence]
 
 
@@ -179,13 +184,6 @@ def _create_stores(plan: VolumePlan, palette: Palette, options: VolumeSettings) 
     if job.confidence:
         create(job.confidence, is_labels=False)
     create(job.labels, is_labels=True)
-
-
-def _name_confidence(out: Path) -> Path:
-    """Returns where confidence goes: beside the labels, or beside the image that they lie in, because it is an image."""
-    image = find_image_of(out)
-    name = f"{name_image(out)}_confidence.zarr"
-    return out.with_name(name) if image is None else image.with_name(f"{name_image(image)}_{name}")
 
 
 def _check_outputs(source: Path, out: Path, confidence: Path | None, options: VolumeSettings) -> None:
