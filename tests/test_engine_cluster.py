@@ -72,7 +72,7 @@ def test_hanging_task_is_told_and_its_worker_replaced(engine, tmp_path):
 
 def test_other_versions_on_workers_are_refused(engine, tmp_path, monkeypatch):
     monkeypatch.setattr("neurotome.engines.site.metadata.version", lambda name: "0.0.1")
-    with pytest.raises(RunError, match=r"expected 0.0.1, as here"):
+    with pytest.raises(RunError, match=r"cannot begin: the one at tcp://\S+ has neurotome \S+; expected 0.0.1"):
         run(engine, tmp_path, range(2))
 
 

@@ -1,4 +1,4 @@
-"""Volumes in worker processes and on dask that are killed while they work: the same voxels, and little done twice."""
+"""A volume on dask whose scheduler is killed: the same command ends with the same voxels, and little is done twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import zarr
 
@@ -50,41 +49,29 @@ def read_lines(out: Path) -> list[dict]:
 
 
 @contextlib.contextmanager
-def kill_after(out: Path, lines: int, processes) -> Iterator[list[int]]:
-    """Kills a process as soon as so many blocks are written down; yields how many there were then."""
-    seen: list[int] = []
+def kill_after(out: Path, lines: int, process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kills a process as soon as so many blocks are written down."""
 
     def watch() -> None:
         until = time.monotonic() + 60
         while time.monotonic() < until and len(read_lines(out)) < lines:
             time.sleep(0.005)
-        processes()[0].kill()
-        seen.append(len(read_lines(out)))
+        process.kill()
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    yield seen
+    yield
     watcher.join()
 
 
-def test_killed_worker_changes_no_voxel(home: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.zarr"
-    # a limit makes the one worker a process of its own
-    options = replace(PLAIN, block_timeout=60.0)
-    with kill_after(out, 3, lambda: [c for c in psutil.Process().children() if "spawn_main" in str(c.cmdline())]) as seen:
-        predict(home / "model", home / "image.zarr", out, settings=CPU, options=options)
-    whole, blocks = read(home / "whole.zarr"), len(read_lines(home / "whole.zarr"))
-    assert 3 <= seen[0] < blocks
-    np.testing.assert_array_equal(read(out), whole)
-    assert len(read_lines(out)) <= blocks + 1
-    assert len(list((out / LEDGER).glob("*.jsonl"))) >= 2
-
-
-def test_killed_scheduler_costs_nothing_that_is_written_down(home: Path, tmp_path: Path) -> None:
+def test_killed_scheduler_costs_nothing_that_is_written_down(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("distributed", reason="needs the extra cluster")
     out, script = tmp_path / "out.zarr", Path(engine_tasks.__file__)
     server = subprocess.Popen(
         [sys.executable, str(script), "serve"],
+        cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -92,18 +79,18 @@ def test_killed_scheduler_costs_nothing_that_is_written_down(home: Path, tmp_pat
     )
     assert server.stdout is not None
     options = replace(PLAIN, scheduler=server.stdout.readline().strip())
+    monkeypatch.chdir(home)  # workers were started in another folder
     try:
         with (
-            kill_after(out, 3, lambda: [server]) as seen,
+            kill_after(out, 3, server),
             pytest.raises(RunError, match=r"the dask scheduler at tcp://.* has gone.*the same command goes on"),
         ):
-            predict(home / "model", home / "image.zarr", out, settings=CPU, options=options)
+            predict("model", "image.zarr", out, settings=CPU, options=options)
     finally:
         server.kill()
         server.wait()
         server.stdout.close()
-    before = len(read_lines(out))
-    assert 3 <= seen[0] <= before
-    predict(home / "model", home / "image.zarr", out, settings=CPU, options=PLAIN)
+    assert len(read_lines(out)) >= 3
+    predict("model", "image.zarr", out, settings=CPU, options=PLAIN)
     np.testing.assert_array_equal(read(out), read(home / "whole.zarr"))
     assert len(read_lines(out)) == len(read_lines(home / "whole.zarr"))

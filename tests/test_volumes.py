@@ -180,6 +180,12 @@ def test_other_settings_are_refused_with_the_difference_and_begun_anew(home: Pat
     assert (label(home, out, axes="y", overwrite=True) != before).any()
 
 
+def test_three_axes_into_the_older_format(home: Path, tmp_path: Path) -> None:
+    labels = label(home, tmp_path / "out.zarr", axes="zyx", ome_version="0.4", bbox=":2,:20,:20")
+    assert (labels[:2, :20, :20] != 255).all()
+    assert (tmp_path / "out.zarr" / ".zattrs").is_file()
+
+
 def test_a_store_without_a_ledger_is_not_touched(home: Path, tmp_path: Path) -> None:
     for name in ("other.zarr", "plain.zarr"):
         (tmp_path / name).mkdir()
@@ -189,6 +195,11 @@ def test_a_store_without_a_ledger_is_not_touched(home: Path, tmp_path: Path) -> 
         assert (tmp_path / name / "notes.txt").read_text() == "mine"
     with pytest.raises(RunError, match="would overwrite the input"):
         label(home, home / "image.zarr", overwrite=True)
+    zarr.create_array(tmp_path / "data.zarr", name="0", shape=SHAPE, dtype="uint8")[:] = 7
+    zarr.open_group(tmp_path / "data.zarr").attrs["ome"] = {"multiscales": []}
+    with pytest.raises(RunError, match="a Zarr that is no output of predict"):  # somebody's image
+        label(home, tmp_path / "data.zarr", overwrite=True)
+    assert (zarr.open_array(tmp_path / "data.zarr/0")[:] == 7).all()  # type: ignore[operator]
 
 
 def test_a_larger_box_keeps_what_is_done(
@@ -272,6 +283,9 @@ def test_labels_within_the_image(home: Path, tmp_path: Path) -> None:
     labels: Any = zarr.open_group(out.parent, mode="r").attrs["ome"]
     assert labels["labels"] == ["tissue"]
     assert (tmp_path / "image_tissue_confidence.zarr").is_dir()
+    with pytest.raises(RunError, match=r"labels of 0\.4 cannot lie beneath it. Use --ome-version 0\.5"):
+        predict(home / "model", tmp_path / "image.zarr", out.with_name("old"), options=replace(PLAIN, ome_version="0.4"))
+    assert not out.with_name("old").exists()
     predict(home / "model", tmp_path / "image.zarr", out, settings=replace(CPU, confidence=True), options=PLAIN)
 
 

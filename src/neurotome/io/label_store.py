@@ -113,9 +113,7 @@ def create_label_store(
             f"{path}: the class {classes.names[-1]} is stored as {NOT_PREDICTED}, which means not predicted in a volume; "
             f"expected ids below it. Write another format, such as .tif, or merge classes."
         )
-    image = find_image_of(path)
-    if image is not None:
-        _check_version(image, version)
+    check_output(path, version)
     own = {
         "kind": "grey map" if classes is None else "labels",
         "block_zyx": [int(size) for size in block_zyx],
@@ -133,7 +131,7 @@ def create_label_store(
         ome: dict[str, Any] = {"multiscales": [_add_version(multiscale, version)]}
         if classes is not None:
             ome["image-label"] = _add_version(describe_labels(classes), version)
-            if image is not None:
+            if find_image_of(path) is not None:
                 ome["image-label"]["source"] = {"image": "../../"}
         update_group(path, version, ome, {**own, **(attributes or {})})
     elif attributes:
@@ -189,8 +187,18 @@ def find_image_of(path: Path) -> Path | None:
     return image if inside else None
 
 
-def _check_version(image: Path, version: Version) -> None:
-    """Checks that an image is an OME-Zarr of the version in which labels will be written beneath it."""
+def check_output(path: Path, version: Version) -> None:
+    """Checks that labels or a grey map may be written to a path, or overwrite what is there; writes nothing.
+
+    Raises:
+        RunError: There is a Zarr that is none of ours; or the path lies beneath what is no image of this version.
+    """
+    there = read_group(path)
+    if there is not None and "block_zyx" not in there[1].get("neurotome", {}):
+        raise RunError(f"{path}: found a Zarr that is no output of predict; choose another output, or delete it.")
+    image = find_image_of(path)
+    if image is None:
+        return
     found = read_group(image)
     described = {} if found is None else found[1].get("ome", found[1])
     if found is None or "multiscales" not in described:
