@@ -1,11 +1,12 @@
 """How predicting a volume scales: 1 and 2 worker processes measured here, 1 to 512 GPUs simulated.
 
-    python benchmarks/scaling.py measure MODEL VOLUME --work runs/scaling
+    python benchmarks/scaling.py measure MODEL VOLUME --work runs/scaling -- --back-end torch
     python benchmarks/scaling.py scheduler
     python benchmarks/scaling.py simulate --blocks runs/scaling/1.zarr --mvoxel-per-s 40 --tasks-per-s 300
 
-`measure` predicts the volume with 1 worker on one core and with 2 on two, each once, and compares the labels. Its rates are
-from the first block's begin to the last one's end, as the ledger has them; starting and finishing are printed beside.
+`measure` predicts the volume, with the options of predict that follow --, with 1 worker on one core and with 2 on two, each
+once, and compares the labels. Its rates are from the first block's begin to the last one's end, as the ledger has them;
+starting and finishing are printed beside.
 
 `scheduler` measures how many tasks per second go through dask, its scheduler, our client and back, when tasks do nothing.
 
@@ -271,7 +272,6 @@ def main() -> None:
     measured.add_argument("model")
     measured.add_argument("volume")
     measured.add_argument("--work", type=Path, default=Path("runs/scaling"))
-    measured.add_argument("rest", nargs="*", help="further options of predict, after --")
     measured.set_defaults(do=measure_workers)
     scheduler = commands.add_parser("scheduler")
     scheduler.add_argument("--tasks", type=int, default=3000)
@@ -291,7 +291,9 @@ def main() -> None:
     simulated.add_argument("--tasks-per-s", type=float, default=200)
     simulated.add_argument("--start-s", type=float, default=20)
     simulated.set_defaults(do=run_simulation)
-    options = parser.parse_args()
+    own, *rest = " ".join(sys.argv[1:]).split(" -- ")
+    options = parser.parse_args(own.split())
+    options.rest = " ".join(rest).split()
     options.do(options)
 
 

@@ -15,6 +15,7 @@ from neurotome.atomic import (
     hold_folder,
     hold_output,
     sweep_partials,
+    take_turns,
     write_bytes,
     write_json,
     write_json_once,
@@ -225,8 +226,23 @@ def test_where_nothing_can_be_locked_it_is_said(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.warns(UserWarning, match="start no second job"), hold_output(tmp_path):
+    for hold in (hold_output, hold_folder):
+        with pytest.warns(UserWarning, match="no second command"), hold(tmp_path):
+            pass
+    with pytest.warns(UserWarning, match="no second command"), take_turns(tmp_path / "turns.lock"):
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such hold")
+def test_processes_take_turns(tmp_path):
+    script = "import sys; from pathlib import Path; from neurotome.atomic import take_turns\n"
+    script += "for _ in range(20):\n with take_turns(Path(sys.argv[1]) / 'turns.lock'):\n"
+    script += "  file = Path(sys.argv[1]) / 'count'; count = int(file.read_text()); file.write_text(str(count + 1))"
+    (tmp_path / "count").write_text("0")
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait(30) for process in processes] == [0, 0]
+    assert (tmp_path / "count").read_text() == "40"
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,30 @@ import numpy as np
 import pytest
 import yaml
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from conftest import QUICK, run
+from neurotome.classes import ClassSet
 from neurotome.datasets import open_dataset, volumes
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.folds import make_folds
 from neurotome.datasets.leaks import check_leaks
 from neurotome.datasets.statistics import measure_dataset
 from neurotome.errors import DatasetError, ImageError, NeurotomeError
+from neurotome.experiments.run_network import train_and_score
+from neurotome.experiments.run_pixels import fit_and_score
 from neurotome.io import open_labels, write_image, write_labels
+from neurotome.io.chunks import list_chunks
+from neurotome.io.lazy_array import LazyArray
+from neurotome.io.picked import PickedSlices, TileCache
+from neurotome.models.model_folder import load_model
+from neurotome.models.networks import ModelSettings
 from neurotome.normalize import Normalization
-from neurotome.runs import Run
+from neurotome.pixels.train import BaselineSettings
+from neurotome.predictor import predict_slice
+from neurotome.report.slides import load_slides
+from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import PatchSampler, SampleSettings
 
 SHAPE = (24, 40, 48)
@@ -73,8 +86,7 @@ def sparse(tmp_path: Path) -> Path:
 
 
 def draw(dataset: Dataset, in_channels: int = 1, step: int = 3) -> tuple[NDArray[Any], NDArray[Any]]:
-    settings = SampleSettings(patch=16, batch=64, rare=0.5)
-    return PatchSampler(dataset, settings, AS_IS, in_channels, 0).draw(step)
+    return PatchSampler(dataset, SampleSettings(patch=16, batch=64, rare=0.5), AS_IS, in_channels, 0).draw(step)
 
 
 def write_folder(folder: Path) -> Path:
@@ -281,22 +293,139 @@ def test_labels_that_change_and_chunks_that_are_damaged_are_named_when_they_are_
 
 
 def test_training_with_neighbours_scores_the_labelled_slices(sparse: Path, tmp_path: Path) -> None:
-    splits = {
-        "train": [{"id": "block", "z": [0, 10]}, {"id": "block", "z": [10, 15]}],
-        "val": [{"id": "block", "z": [15, 24]}],
-    }
-    listed = {"name": "block", "image": "block.zarr", "labels": "slices.tif", "z": LABELLED}
-    write_config(sparse, [listed], splits)
-    out = tmp_path / "run"
-    assert run("train", sparse, "--out", out, *QUICK, "--model.in-channels", "3") == 0
-    scores = Run(out).read_scores("train")
-    assert scores["per_image"]["name"] == ["block_z0-10", "block_z10-15"]
+    model = ModelSettings(decoder="linknet", encoder="mobilenetv3_small_050", encoder_depth=3, in_channels=3)
+    train = TrainSettings(epochs=1, steps_per_epoch=2, device="cpu")
+    recipe = Recipe(model=model, sample=SampleSettings(patch=32, batch=2), train=train)
+    dataset = open_dataset(sparse)
+    finished = train_and_score(dataset, "toy", tmp_path / "run", recipe)
+    names = ["block_z0-15/0003", "block_z0-15/0012"]
+    scores = finished.read_scores("train")
+    assert scores["per_image"]["name"] == names
     assert np.sum(scores["confusion"]) == 2 * 40 * 48
-    predicted = open_labels(out / "predictions" / "val" / "block_z15-24.png")
-    assert predicted.shape == (1, 40, 48)
-    assert (out / "report.html").is_file()
+    stored = open_labels(finished.predictions("train") / "block_z0-15.tif")
+    assert stored.shape == (2, 40, 48)
+    assert open_labels(finished.predictions("val") / "block_z15-24.png").shape == (1, 40, 48)
+    (slide,) = load_slides(finished, dataset, "train", [(names[1], 0.5)])
+    np.testing.assert_array_equal(slide.grey, GREY[12])
+    np.testing.assert_array_equal(slide.truth, LABELS[12])
+    np.testing.assert_array_equal(slide.predicted, stored[1])
+    # what was predicted saw the true neighbours
+    predictor = load_model(finished.model)
+    image = predictor.normalization.scale_for(dataset.split("train")[0].volume).apply(GREY[11:14])
+    np.testing.assert_array_equal(predict_slice(predictor, image).argmax(0), stored[1])
+    # the very same run goes on; other labels are told
+    train_and_score(open_dataset(sparse), "toy", tmp_path / "run", recipe)
+    write_labels(sparse / "slices.tif", LABELS[[0, 12, 20]])
+    with pytest.raises(NeurotomeError, match="labels of block_z0-15 in train"):
+        train_and_score(open_dataset(sparse), "toy", tmp_path / "run", recipe)
 
 
 def test_a_baseline_learns_from_volumes(sparse: Path, tmp_path: Path) -> None:
-    assert run("baseline", sparse, "--out", tmp_path / "run", "--learner", "lr") == 0
-    assert Run(tmp_path / "run").read_scores("train")["per_image"]["name"] == ["block_z0-15/0003", "block_z0-15/0012"]
+    finished = fit_and_score(open_dataset(sparse), "toy", tmp_path / "run", BaselineSettings(learner="lr"), "cpu")
+    assert finished.read_scores("train")["per_image"]["name"] == ["block_z0-15/0003", "block_z0-15/0012"]
+
+
+def test_memory_does_not_grow_with_the_volume(tmp_path: Path) -> None:
+    """A volume of 52 GB, of which few chunks are stored: opened, described, drawn from and told from others."""
+    shape = (200_000, 512, 512)
+    stored = zarr.create_array(tmp_path / "huge.zarr", shape=shape, chunks=(64, 64, 64), dtype=np.uint8, fill_value=40)
+    for z in (0, 100_032, 199_936):
+        stored[z : z + 64, 192:256, 256:290] = 90
+    planes = np.zeros((3, *shape[1:]), np.uint8)
+    planes[:, 100:300, 200:400] = 1
+    write_labels(tmp_path / "slices.tif", planes)
+    listed = {"name": "huge", "image": "huge.zarr", "labels": "slices.tif", "z": [3, 100_050, 199_940]}
+    splits = {"train": [{"id": "huge", "z": [0, 150_000]}], "val": [{"id": "huge", "z": [150_000, 200_000]}]}
+    write_config(tmp_path, [listed], splits)
+    del planes
+    tracemalloc.start()
+    dataset = open_dataset(tmp_path)
+    images, _ = draw(dataset, 3)
+    statistics = measure_dataset(dataset)
+    assert check_leaks(dataset) == []
+    dataset.fingerprint("train")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.unique(images).tolist() == [40, 90]
+    assert statistics["splits"]["train"]["counts"]["vessel"] == 2 * 200 * 200
+    assert peak < 100 << 20
+
+
+def test_large_volumes_are_measured_and_told_apart_by_a_sample(monkeypatch: pytest.MonkeyPatch, dense: Path) -> None:
+    write_config(dense, [{"name": "block", "image": "block.zarr", "labels": "labels.zarr"}], {"train": ["block"]})
+    whole = measure_dataset(open_dataset(dense))
+    monkeypatch.setattr("neurotome.sampling.LARGE", 5 * 40 * 48)
+    monkeypatch.setattr("neurotome.datasets.statistics.LARGE", 5 * 40 * 48)
+    monkeypatch.setattr(volumes, "SAMPLED_EDGE", 8)
+    dataset = open_dataset(dense)
+    some = measure_dataset(dataset)
+    assert (whole["sampled"], some["sampled"]) == ([], ["grey values of block are those of 5 of its 24 slices"])
+    assert some["splits"]["train"]["counts"] == whole["splits"]["train"]["counts"]
+    before = dict(dataset.split("train")[0].digests)
+    assert before["sampled"].startswith("of 64 boxes of 8 voxels")
+    assert before == open_dataset(dense).split("train")[0].digests
+    labels = zarr.open_array(dense / "labels.zarr", mode="r+")
+    labels[17, 20, 20] = 2
+    after = open_dataset(dense).split("train")[0].digests
+    assert after["labels"] != before["labels"]
+    assert after["pixels"] == before["pixels"]
+    zarr.open_array(dense / "block.zarr", mode="r+")[:8, :8, :8] = 0
+    assert open_dataset(dense).split("train")[0].digests["pixels"] != before["pixels"]
+
+
+def test_label_chunks_that_are_not_stored_are_not_read_where_they_mean_not_labelled(
+    monkeypatch: pytest.MonkeyPatch, dense: Path
+) -> None:
+    few = zarr.create_array(dense / "few.zarr", shape=SHAPE, chunks=(8, 16, 16), dtype=np.uint8, fill_value=255)
+    few[8:16, 16:32, 32:48] = LABELS[8:16, 16:32, 32:48]
+    monkeypatch.setattr(volumes, "COUNTED_EDGE", 16)
+    monkeypatch.setattr(volumes, "COUNTED_BYTES", 8 * 16 * 16)
+    read = []
+    classes = ClassSet(tuple(CLASSES.values()))
+    source = volumes.read_classes(open_labels(dense / "few.zarr"), classes, dense)
+    spy = LazyArray(dense, SHAPE, np.uint8, lambda place: read.append(place) or source[place])
+    spy.chunk_zyx = (8, 16, 16)
+    chunks = list_chunks(open_labels(dense / "few.zarr"))
+    tiles = volumes.count_labels(spy, classes, (16, 16), "counting", chunks)
+    assert read == [(slice(8, 16), slice(16, 32), slice(32, 48))]
+    np.testing.assert_array_equal(tiles, volumes.count_labels(source, classes, (16, 16), "counting"))
+
+
+def test_a_batch_depends_on_seed_and_step_alone_whatever_is_cached(monkeypatch: pytest.MonkeyPatch, sparse: Path) -> None:
+    monkeypatch.setattr("neurotome.datasets.folder.CACHE_BYTES", 40_000)
+    drawn = SampleSettings(patch=16, batch=8, rare=0.5)
+    first, again = (PatchSampler(open_dataset(sparse), drawn, AS_IS, 3, 0) for _ in range(2))
+    for step in range(5):
+        again.draw(step)
+    for got, expected in zip(again.draw(7), first.draw(7), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_patches_in_3d_need_slices_that_follow_each_other(sparse: Path) -> None:
+    sampler = PatchSampler(open_dataset(sparse), SampleSettings(patch=16), AS_IS, 1, 0)
+    with pytest.raises(NeurotomeError, match="labelled slices of block_z0-15 do not follow each other"):
+        sampler.draw_volumes(0, 2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    data=st.data(),
+    chunk=st.sampled_from([(1, 70, 90), (8, 64, 64), (5, 7, 100)]),
+    most=st.sampled_from([0, 20_000, 1 << 20]),
+)
+def test_what_is_read_through_a_cache_is_what_is_stored(data: st.DataObject, chunk: tuple[int, int, int], most: int) -> None:
+    values = np.arange(9 * 150 * 200, dtype=np.uint32).reshape(9, 150, 200)
+    source = LazyArray(Path("here"), values.shape, np.uint32, lambda place: values[place])
+    source.chunk_zyx = chunk
+    cache = TileCache(most)
+    array = cache.wrap(source)
+    for _ in range(6):
+        ends = [
+            sorted(data.draw(st.lists(st.integers(0, size), min_size=2, max_size=2, unique=True))) for size in values.shape
+        ]
+        place = tuple(slice(start, min(stop, start + 40)) for start, stop in ends)
+        np.testing.assert_array_equal(array[place], values[place])
+    kept = sum(tile.nbytes for tile in cache._tiles.values())
+    assert kept == cache.bytes
+    numbers = np.array([0, 1, 2, 5, 7, 8])
+    np.testing.assert_array_equal(PickedSlices(array, numbers, Path("here"))[1:5, 3:40], values[[1, 2, 5, 7], 3:40])

@@ -89,6 +89,7 @@ def test_a_device_has_its_own_memory():
 def test_a_forward_pass_has_a_limit_whatever_the_memory():
     geometry = plan((10_000, 10_000, 10_000), memory_bytes=10**12)
     reads = [geometry.read_box(geometry.grid.tile_place(tile)) for tile in range(math.prod(geometry.grid.tiles_zyx[1:]))]
+    assert math.prod(plan((10_000, 10_000, 10_000), memory_bytes=10**12, axes="zyx").grid.tile_zyx) <= 1 << 27
     assert 8_000_000 < max(math.prod(span.stop - span.start for span in read) for read in reads) <= 1 << 24
 
 

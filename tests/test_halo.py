@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from neurotome.classes import ClassSet
 from neurotome.inference import halo as halo_module
 from neurotome.inference.halo import choose_halo
+from neurotome.io import open_volume
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings
 from neurotome.normalize import Normalization, Scale
@@ -71,6 +73,13 @@ def test_labels_decide_where_probabilities_do_not():
     assert choose_halo(make_predictor({0: 10.0, 5: 1e-4}), make_volume(), SCALE, axes="z", tolerance=0.5).halo == 0
 
 
+def test_a_halo_is_in_pixels_of_the_model():
+    predictor, volume = make_predictor({0: 1.0, 7: 0.5}), make_volume((2, 300, 100))
+    predictor.voxel_size_um = (1.0, 1.0, 1.0)
+    coarse = Volume(volume.data, "made", (1.0, 1.0, 2.0))
+    assert choose_halo(predictor, coarse, SCALE, axes="z", tolerance=1e-3).halo == 8
+
+
 def test_every_axis_is_measured():
     volume = make_volume((180, 180, 180))
     volume.data[:] = volume.data[:1]  # nothing changes along z
@@ -90,6 +99,16 @@ def test_empty_places_are_left_out(monkeypatch):
     choice = choose_halo(make_predictor({0: 1.0, 7: 0.5}), volume, SCALE, axes="z", tolerance=1e-3)
     assert choice.halo == 8
     assert all(box[2].stop > 250 for box in cut)
+
+
+def test_where_nothing_is_stored_is_not_read(tmp_path):
+    """All of what is stored is one chunk of 800, which reading 48 places would miss."""
+    array = zarr.create_array(tmp_path / "a.zarr", shape=(80, 2560, 2560), chunks=(16, 256, 256), dtype="uint8")
+    array[32:48, 512:768, 1024:1280] = np.random.default_rng(0).integers(0, 255, (16, 256, 256), np.uint8)
+    volume = open_volume(tmp_path / "a.zarr")
+    choice = choose_halo(make_predictor({0: 1.0, 7: 0.5}), volume, SCALE, axes="z", tolerance=1e-3)
+    assert choice.halo == 8
+    assert "at 6 places" in choice.measured
 
 
 def test_without_anything_to_measure_the_halo_is_full():

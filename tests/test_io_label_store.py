@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -101,6 +104,29 @@ def test_torn_shard_is_replaced(tmp_path: Path, place: Any, keep: int) -> None:
     assert not left.exists()
 
 
+@pytest.mark.parametrize("where", [0, 0.3, 0.6, -100, -3])  # in chunks, in the index, in its checksum
+def test_flipped_byte_is_noticed_when_it_is_read(tmp_path: Path, where: float) -> None:
+    store = create(tmp_path / "a.zarr")
+    file = tmp_path / "a.zarr/0/c/0/0/0"
+    content = bytearray(file.read_bytes())
+    content[int(where * len(content)) if 0 <= where < 1 else int(where)] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(ImageError, match="damaged"):
+        store.read(FIRST)
+
+
+def test_writing_takes_little_memory_beside_the_block(tmp_path: Path) -> None:
+    store = create_label_store(tmp_path / "a.zarr", (64, 256, 256), classes=CLASSES, block_zyx=(64, 256, 256))
+    block = np.random.default_rng(0).integers(0, 3, (64, 256, 256), np.uint8)  # packed into a quarter of its 4 MB
+    place = (slice(0, 64), slice(0, 256), slice(0, 256))
+    store.write_block(place, block)
+    tracemalloc.start()
+    store.write_block(place, block)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 0.9 * block.nbytes
+
+
 @BOTH
 def test_block_of_nothing_has_no_file_and_takes_the_old_one_away(tmp_path: Path, version: Any) -> None:
     store = create(tmp_path / "a.zarr", version=version)
@@ -140,7 +166,7 @@ def test_foreign_content_is_not_touched(tmp_path: Path) -> None:
     create_image(tmp_path / "image.zarr", "0.5")
     zarr.create_array(tmp_path / "plain.zarr", shape=SHAPE, dtype="u1")
     before = (tmp_path / "image.zarr/zarr.json").read_bytes()
-    with pytest.raises(RunError, match="no labels of neurotome"):
+    with pytest.raises(RunError, match="no output of predict"):
         create(tmp_path / "image.zarr")
     with pytest.raises(RunError, match="found a Zarr array"):
         create(tmp_path / "plain.zarr")
@@ -177,6 +203,40 @@ def test_labels_beneath_an_image_are_listed_beside_others(tmp_path: Path, versio
         **dict(enumerate(CLASSES.names)),
         255: "not predicted",
     }
+
+
+@BOTH
+def test_jobs_that_begin_at_once_make_one_store(tmp_path: Path, version: Any) -> None:
+    create_image(tmp_path / "image.zarr", version)
+    path, begin = tmp_path / "image.zarr/labels/a", threading.Barrier(6)
+
+    def work(number: int) -> str:
+        begin.wait()
+        store = create(path, filled=False, version=version, attributes={"model": "m"})
+        place = list_places()[number]
+        return store.write_block(place, VOXELS[place]) + str(store.attributes["model"])
+
+    with ThreadPoolExecutor(6) as pool:
+        written = list(pool.map(work, range(6)))
+    assert [text[64:] for text in written] == ["m"] * 6
+    store = open_label_store(path)
+    for place in list_places()[6:]:
+        store.write_block(place, VOXELS[place])
+    np.testing.assert_array_equal(zarr.open_array(path / "0", mode="r")[:], VOXELS)
+
+
+@BOTH
+def test_job_that_comes_second_takes_the_array_of_the_first(
+    tmp_path: Path, version: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = zarr.create_array
+
+    def make_after_another(*arguments: Any, **options: Any) -> Any:
+        make(*arguments, **options)
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(zarr, "create_array", make_after_another)
+    np.testing.assert_array_equal(create(tmp_path / "a.zarr", version=version).read(CORNER), VOXELS[CORNER])
 
 
 @BOTH

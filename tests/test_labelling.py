@@ -15,7 +15,7 @@ from neurotome.classes import ClassSet
 from neurotome.inference.geometry import Geometry, plan_geometry
 from neurotome.inference.labelling import NOT_PREDICTED, label_block
 from neurotome.inference.resampling import find_needed, resample
-from neurotome.inference.slices import predict_slices
+from neurotome.inference.slices import predict_slices, resize
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings
 from neurotome.normalize import Normalization, Scale
@@ -147,6 +147,21 @@ def test_resampled_blocks_equal_resampled_slices(size_um):
     labels, sure = label_volume(predictor, volume, planned, confidence=True)
     assert (labels == whole.argmax(1)).mean() >= 0.9999
     assert np.abs(sure - 255 * whole.max(1)).max() <= 1
+
+
+def test_thick_slices_are_enlarged_along_the_other_axes():
+    predictor, volume = make_predictor(1, (1.0, 1.0, 1.0)), make_volume((14, 30, 34), (2.5, 1.0, 1.0))
+    total = np.zeros((3, *volume.shape), np.float32)
+    for axis in range(3):
+        for n, plane in enumerate(np.moveaxis(volume.data, axis, 0)):
+            scaled = (plane[None].astype(np.float32) - 100) / 40
+            enlarged = scaled if axis == 0 else resize(scaled, (35, plane.shape[1]))
+            np.moveaxis(total, 1 + axis, 0)[n] += resize(predictor.predict_probs(enlarged[None])[0], plane.shape)
+    factors = ((1.0, 1.0), (2.5, 1.0), (2.5, 1.0))
+    geometry = make_geometry(predictor, volume, (8, 16, 16), (16, 16, 32), "zyx", factors=factors)
+    labels, sure = label_volume(predictor, volume, geometry, confidence=True)
+    assert (labels == total.argmax(0)).mean() >= 0.9999
+    assert np.abs(sure - 255 * total.max(0) / 3).max() <= 1
 
 
 @pytest.mark.parametrize(("source", "size"), [(50, 23), (23, 50), (40, 40), (50, 1), (1, 9), (1000, 51)])

@@ -189,6 +189,11 @@ def test_a_store_without_a_ledger_is_not_touched(home: Path, tmp_path: Path) -> 
         assert (tmp_path / name / "notes.txt").read_text() == "mine"
     with pytest.raises(RunError, match="would overwrite the input"):
         label(home, home / "image.zarr", overwrite=True)
+    zarr.create_array(tmp_path / "data.zarr", name="0", shape=SHAPE, dtype="uint8")[:] = 7
+    zarr.open_group(tmp_path / "data.zarr").attrs["ome"] = {"multiscales": []}
+    with pytest.raises(RunError, match="a Zarr that is no output of predict"):  # somebody's image
+        label(home, tmp_path / "data.zarr", overwrite=True)
+    assert (zarr.open_array(tmp_path / "data.zarr/0")[:] == 7).all()  # type: ignore[operator]
 
 
 def test_a_larger_box_keeps_what_is_done(
@@ -272,6 +277,9 @@ def test_labels_within_the_image(home: Path, tmp_path: Path) -> None:
     labels: Any = zarr.open_group(out.parent, mode="r").attrs["ome"]
     assert labels["labels"] == ["tissue"]
     assert (tmp_path / "image_tissue_confidence.zarr").is_dir()
+    with pytest.raises(RunError, match=r"labels of 0\.4 cannot lie beneath it. Use --ome-version 0\.5"):
+        predict(home / "model", tmp_path / "image.zarr", out.with_name("old"), options=replace(PLAIN, ome_version="0.4"))
+    assert not out.with_name("old").exists()
     predict(home / "model", tmp_path / "image.zarr", out, settings=replace(CPU, confidence=True), options=PLAIN)
 
 

@@ -92,6 +92,8 @@ def hold_folder(folder: Path) -> Iterator[None]:
     except BlockingIOError as error:
         os.close(descriptor)
         raise BusyError(f"{folder}: another process is working in this folder; wait for it or choose another.") from error
+    except OSError as error:
+        _warn_without_locks(folder, error)
     try:
         yield
     finally:
@@ -138,13 +140,33 @@ def _hold_file(held: contextlib.ExitStack, path: Path, *, exclusive: bool) -> No
             "same n and each part once."
         ) from error
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-        warnings.warn(f"{path.parent}: this file system knows no locks; start no second job on this output.", stacklevel=4)
+        _warn_without_locks(path.parent, error)
     if exclusive:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
+
+
+@contextlib.contextmanager
+def take_turns(path: Path) -> Iterator[None]:
+    """Lets one process after another do what is in the block; the others wait. The file, which it makes, means nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                _warn_without_locks(path.parent, error)
+        yield
+
+
+def _warn_without_locks(folder: Path, error: OSError) -> None:
+    """Says that a folder's file system has no locks, on folders (NFS) or at all; raises any other error."""
+    if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        raise error
+    warnings.warn(f"{folder}: this file system has no such locks; let no second command work here.", stacklevel=4)
 
 
 def sweep_partials(folder: Path) -> None:

@@ -14,6 +14,7 @@ from neurotome.datasets.base import Cutout, Dataset, format_size
 from neurotome.datasets.leaks import check_leaks
 from neurotome.errors import DatasetError
 from neurotome.normalize import measure_grey
+from neurotome.sampling import LARGE
 from neurotome.tables import Shown, Table, count
 
 BINS = 256
@@ -106,7 +107,7 @@ class Statistics(Shown, dict[str, Any]):
         lines = [f"{self['dataset']}: {len(self['classes'])} classes, voxel size {format_size(self['voxel_size_um'])}"]
         lines += [f"{key}: {self[key]}" for key in ("licence", "citation") if self[key]]
         lines += [f"in no split: {', '.join(self['unlisted'])}"] if self["unlisted"] else []
-        lines += self["leaks"]
+        lines += [*self["leaks"], *self["sampled"]]
         pieces: list[str | Table] = ["\n".join(lines)]
         for split, measured in self["splits"].items():
             images, slices, pixels = (count(measured[f"{thing}s"], thing) for thing in ("image", "slice", "pixel"))
@@ -127,11 +128,12 @@ class Statistics(Shown, dict[str, Any]):
 
 
 def measure_dataset(dataset: Dataset) -> Statistics:
-    """Measures every split of a dataset; reads slice by slice.
+    """Measures every split of a dataset; reads slice by slice, and of images above 2^28 voxels a sample of grey values.
 
     Returns:
         Ready for JSON: `dataset`, `classes`, `voxel_size_um`, `licence`, `citation`, `histogram_edges` (grey
-        values), `leaks` (sentences, see `check_leaks`) and per split in `splits`:
+        values), `leaks` (sentences, see `check_leaks`), `sampled` (sentences: of which images grey values are measured on
+        some slices, because they are large; classes are always counted in all) and per split in `splits`:
 
         - `images`, `slices`, `pixels`, of which `ignored` have no label; `counts` and `share` (of those labelled) per class;
         - `mean`, `std`, `min`, `max` of all grey values, with float64 sums;
@@ -154,13 +156,19 @@ def measure_dataset(dataset: Dataset) -> Statistics:
         histogram_edges=edges.tolist(),
         unlisted=list(dataset.unlisted),
         leaks=check_leaks(dataset),
+        sampled=[
+            f"grey values of {cutout.name} are those of {len(slices)} of its {cutout.volume.shape[0]} slices"
+            for cutout in cutouts
+            if len(slices := _choose_slices(cutout)) < cutout.volume.shape[0]
+        ],
         splits={split: _measure_split(group, dataset.classes, edges) for split, group in dataset.splits.items() if group},
     )
 
 
 def _measure_split(cutouts: Sequence[Cutout], classes: ClassSet, edges: NDArray[np.float64]) -> dict[str, Any]:
     histogram = _count_grey(cutouts, len(classes), edges)
-    counts = dict(zip(classes.names, histogram.sum(axis=1).tolist(), strict=True))
+    labels = np.sum([cutout.label_counts[:, : len(classes)].sum(axis=0) for cutout in cutouts], axis=0)
+    counts = dict(zip(classes.names, labels.tolist(), strict=True))
     labelled = sum(counts.values())
     pixels = sum(cutout.volume.data.size for cutout in cutouts)
     present = [number for number in counts.values() if number]
@@ -182,8 +190,21 @@ def _measure_split(cutouts: Sequence[Cutout], classes: ClassSet, edges: NDArray[
     }
 
 
+def _choose_slices(cutout: Cutout) -> NDArray[np.int64]:
+    """Returns the slices on which grey values are measured: all, or of a large image some evenly spread, `LARGE` voxels."""
+    depth, height, width = cutout.volume.shape
+    few = min(depth, max(1, LARGE // (height * width)))
+    return np.linspace(0, depth - 1, few).round().astype(np.int64)
+
+
+def _iterate_slices(cutout: Cutout) -> Iterable[tuple[int, NDArray[Any]]]:
+    """Returns number and grey values of the chosen slices, read one after the other."""
+    chosen, data = _choose_slices(cutout), cutout.volume.data
+    return enumerate(data) if len(chosen) == len(data) else ((z, np.asarray(data[z])) for z in chosen.tolist())
+
+
 def _measure_range(cutouts: Iterable[Cutout]) -> tuple[float, float]:
-    ranges = [(plane.min(), plane.max()) for cutout in cutouts for plane in cutout.volume.data]
+    ranges = [(plane.min(), plane.max()) for cutout in cutouts for _, plane in _iterate_slices(cutout)]
     return float(min(low for low, _ in ranges)), float(max(high for _, high in ranges))
 
 
@@ -204,7 +225,7 @@ def _count_grey(cutouts: Iterable[Cutout], classes: int, edges: NDArray[np.float
     """Returns the pixels of each class per bin, int64, shape (classes, bins)."""
     counts = np.zeros((classes, len(edges) - 1), np.int64)
     for cutout in cutouts:
-        for z, grey in enumerate(cutout.volume.data):
+        for z, grey in _iterate_slices(cutout):
             labels = cutout.read_labels(z)
             for class_id in range(classes):
                 values = grey[labels == class_id].astype(np.float64)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, view
 from neurotome.datasets.splits import describe_value
 from neurotome.errors import DatasetError, show, unknown
+from neurotome.io.chunks import ChunkMap, list_chunks
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.opening import open_labels, open_volume
 from neurotome.io.picked import PickedSlices, TileCache
@@ -221,7 +221,8 @@ def open_listed(
     chunk = labels.chunk_zyx or (1, COUNTED_EDGE, COUNTED_EDGE)
     tile_y, tile_x = (edge * -(-COUNTED_EDGE // edge) for edge in chunk[1:])
     ordered = labels if listed.z is None else PickedSlices(labels, order, labels_path)
-    tiles = count_labels(ordered, classes, (tile_y, tile_x), f"counting labels of {listed.name}")
+    chunks = list_chunks(stored) if listed.z is None else None
+    tiles = count_labels(ordered, classes, (tile_y, tile_x), f"counting labels of {listed.name}", chunks)
     labelled = np.flatnonzero(tiles.any(axis=(1, 2, 3)))
     if not len(labelled):
         raise DatasetError(
@@ -267,7 +268,9 @@ def read_classes(stored: Any, classes: ClassSet, path: Path) -> LazyArray:
 
     def read(place: Place) -> NDArray[Any]:
         values = np.asarray(stored[place])
-        stray = ((values < first) | (values >= first + len(classes))) & (values != ignore)
+        stray = (values >= first + len(classes)) & (values != ignore)
+        if first or values.dtype.kind == "i":
+            stray |= (values < first) & (values != ignore)
         if stray.any():
             at = np.unravel_index(int(stray.argmax()), stray.shape)
             z, y, x = (int(i) + part.start for i, part in zip(at, place, strict=True))
@@ -276,14 +279,16 @@ def read_classes(stored: Any, classes: ClassSet, path: Path) -> LazyArray:
                 f"near it have such) at (z={z}, y={y}, x={x}); expected {classes.describe_stored()}. Correct the labels, or "
                 "add the class to dataset.yaml."
             )
-        return np.asarray(table[values])
+        return values if values.dtype == np.uint8 and not first else np.asarray(table[values])
 
     labels = LazyArray(path, stored.shape, np.uint8, read)
     labels.chunk_zyx = getattr(stored, "chunk_zyx", None)
     return labels
 
 
-def count_labels(labels: Any, classes: ClassSet, tile_yx: tuple[int, int], title: str) -> NDArray[np.int32]:
+def count_labels(
+    labels: Any, classes: ClassSet, tile_yx: tuple[int, int], title: str, chunks: ChunkMap | None = None
+) -> NDArray[np.int32]:
     """Counts the pixels of each class in every tile of every slice; reads blocks of whole chunks, one after the other.
 
     Args:
@@ -291,6 +296,7 @@ def count_labels(labels: Any, classes: ClassSet, tile_yx: tuple[int, int], title
         classes: What they mean.
         tile_yx: Pixels of a tile.
         title: What a progress bar is called.
+        chunks: Which chunks of the labels are stored, if that is known; the others are not read if they mean "not labelled".
 
     Returns:
         int32, shape (slices, tiles along y, along x, classes).
@@ -299,17 +305,21 @@ def count_labels(labels: Any, classes: ClassSet, tile_yx: tuple[int, int], title
     tile_y, tile_x = tile_yx
     chunk = getattr(labels, "chunk_zyx", None) or (1, 1, 1)
     counts = np.zeros((depth, -(-height // tile_y), -(-width // tile_x), len(classes)), np.int32)
-    across = min(counts.shape[2], max(1, COUNTED_BYTES // (tile_y * tile_x)))
-    slices = max(1, min(chunk[0], COUNTED_BYTES // (tile_y * tile_x * across)))
-    progress, done = Progress(title, labels.size / 1e6, "Mvoxel"), 0.0
-    starts = itertools.product(range(0, depth, slices), range(counts.shape[1]), range(0, counts.shape[2], across))
-    for z, row, first in starts:
-        box = labels[z : z + slices, row * tile_y : (row + 1) * tile_y, first * tile_x : (first + across) * tile_x]
+    slices = max(1, min(chunk[0], COUNTED_BYTES // (tile_y * tile_x)))
+    across = max(1, min(counts.shape[2], COUNTED_BYTES // (tile_y * tile_x * slices)))
+    starts = [np.arange(0, size, step) for size, step in zip(labels.shape, (slices, tile_y, tile_x * across), strict=True)]
+    read = np.ones([len(axis) for axis in starts], bool)
+    if chunks is not None and chunks.fill == classes.stored_ignore:
+        edges = zip(starts, (slices, tile_y, tile_x * across), labels.shape, strict=True)
+        read = chunks.touch([(axis, np.minimum(axis + step, size)) for axis, step, size in edges])
+    progress, done = Progress(title, np.count_nonzero(read) * slices * tile_y * tile_x * across / 1e6, "Mvoxel"), 0.0
+    for z, y, x in zip(*(axis[i].tolist() for axis, i in zip(starts, np.nonzero(read), strict=True)), strict=True):
+        box = labels[z : z + slices, y : y + tile_y, x : x + tile_x * across]
         for column in range(-(-box.shape[2] // tile_x)):
             tile = box[:, :, column * tile_x : (column + 1) * tile_x]
-            values = tile.reshape(len(box), -1) + 256 * np.arange(len(box), dtype=np.int32)[:, None]
-            found = np.bincount(values.reshape(-1), minlength=256 * len(box)).reshape(len(box), 256)
-            counts[z : z + len(box), row, first + column] = found[:, : len(classes)]
+            # plane by plane and class by class is ten times faster than numpy's bincount, which takes 64-bit integers
+            found = [[np.count_nonzero(plane == class_id) for class_id in range(len(classes))] for plane in tile]
+            counts[z : z + len(box), y // tile_y, x // tile_x + column] = found
         done += box.size / 1e6
         progress.update(done)
     if is_large(labels):

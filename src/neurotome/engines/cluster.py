@@ -25,10 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from distributed import KilledWorker
+
 from neurotome.documents import read_yaml
 from neurotome.engines.base import Attempt, Build, EngineSettings, Outcome, Pending, TimeLimit
 from neurotome.engines.ending import Ending
-from neurotome.engines.site import Plugin, do_task, tell_version
+from neurotome.engines.site import Plugin, do_task
 from neurotome.errors import RunError, SettingsError
 from neurotome.lazy import import_extra
 
@@ -59,8 +61,7 @@ class Cluster:
         job = _ClusterJob(self, Pending(tasks, self.retries))
         plugin = Plugin(job.token, pickle.dumps(build), self.threads, self.cores)
         with self.explain_loss():
-            _check_versions(self.client)
-            self.client.register_plugin(plugin)
+            self.register(plugin)
         try:
             with self.explain_loss():
                 yield from job.run()
@@ -69,6 +70,16 @@ class Cluster:
             if self.client.status == "running":
                 with contextlib.suppress(Exception):  # a scheduler that has just gone needs no tidying
                     self.client.unregister_worker_plugin(plugin.name)
+
+    def register(self, plugin: Plugin) -> None:
+        """Sends a plug-in to the scheduler and all workers, which only understand it if they have neurotome."""
+        try:
+            self.client.register_plugin(plugin)
+        except (ImportError, AttributeError) as error:
+            raise RunError(
+                f"workers of the dask scheduler at {_name(self.client)} cannot load what they are sent ({error}). Install "
+                f"neurotome {plugin.version} and its extra `cluster` there, as here, and start them again."
+            ) from error
 
     @contextlib.contextmanager
     def explain_loss(self) -> Iterator[None]:
@@ -162,7 +173,13 @@ class _ClusterJob:
         if any(future.cancelled() for future in ended):
             raise self.engine.lost()
         finished = [future for future in ended if future.status == "finished"]
-        told = dict(zip(finished, self.client.gather(finished), strict=True))
+        try:
+            told = dict(zip(finished, self.client.gather(finished), strict=True))
+        except KilledWorker:  # a worker has gone with a result that it had not yet told, and so has the next one
+            told = {}
+            for future in finished:
+                with contextlib.suppress(KilledWorker):
+                    told[future] = future.result()
         return [(future, told.get(future)) for future in ended]
 
     def end(self, future: Any, message: Ending | None) -> Iterator[Outcome]:
@@ -170,7 +187,7 @@ class _ClusterJob:
         outcome = None
         if message is None:
             error = future.exception()
-            if type(error).__name__ != "KilledWorker":
+            if not isinstance(error, KilledWorker):
                 raise RunError(f"a worker cannot do what it is sent: {type(error).__name__}: {error}. {GO_ON}")
             seconds = time.monotonic() - began
             if suspect:
@@ -283,18 +300,6 @@ def _try_script(script: str) -> str:
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"{error}."
     return f"{told.stderr.strip() or told.stdout.strip()}." if told.returncode else ""
-
-
-def _check_versions(client: Any) -> None:
-    """Refuses workers that run another version: results must not depend on who computed them."""
-    expected, found = tell_version(), client.run(tell_version, on_error="return")
-    others = {address: told for address, told in found.items() if told != expected}
-    for address, told in others.items():
-        what = f"neurotome {told}" if isinstance(told, str) else f"no neurotome that works ({told})"
-        raise RunError(
-            f"the worker at {address} has {what}; expected {expected}, as here ({len(others)} of {len(found)} workers "
-            "differ). Install the same version there, and start the workers again."
-        )
 
 
 def _name(client: Any) -> str:

@@ -29,6 +29,7 @@ class _Site:
 
     build: bytes
     threads: int
+    problem: str
     lock: threading.Lock = field(default_factory=threading.Lock)
     change: threading.Condition = field(default_factory=threading.Condition)
     busy: int = 0
@@ -64,13 +65,19 @@ class Plugin(WorkerPlugin):
     def __init__(self, token: str, build: bytes, threads: int, cores: int | None) -> None:
         self.name = f"neurotome-{token}"
         self.token, self.build, self.threads, self.cores = token, build, threads, cores
+        self.version = tell_version()
 
     def setup(self, worker: Any) -> None:
         """Prepares a worker's process before torch reads its environment."""
         # dask's nanny says 1 thread to every library, and a process of ours computes one forward pass at a time
         os.environ["OMP_NUM_THREADS"] = str(self.cores or worker.state.nthreads)
         claim_gpu()
-        _SITES[self.token] = _Site(self.build, self.threads)
+        own = tell_version()
+        differs = (
+            f"the one at {worker.address} has neurotome {own}; expected {self.version}, as where the job was begun. Install "
+            "the same version there, because results must not depend on who computed them, and start it again."
+        )
+        _SITES[self.token] = _Site(self.build, self.threads, "" if own == self.version else differs)
 
     def teardown(self, worker: Any) -> None:
         """Forgets the job."""
@@ -85,6 +92,8 @@ def tell_version() -> str:
 def do_task(token: str, task: int, limit_s: float, alone: bool) -> Ending:
     """Does a task of a job in this process; one that takes longer than the limit is told, and the process ends then."""
     site = _SITES[token]
+    if site.problem:
+        return Ending("broken", error=site.problem)
     try:
         work = site.open()
     except Exception as error:

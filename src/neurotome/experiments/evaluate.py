@@ -22,7 +22,7 @@ from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
 from neurotome.errors import ImageError, ModelError, RunError
 from neurotome.inference.jobs import Output
 from neurotome.inference.slices import label_slices, predict_slices
-from neurotome.io import find_image, read_labels
+from neurotome.io import find_image, open_labels
 from neurotome.load import load_predictor
 from neurotome.models.model_folder import add_facts, find_model, read_digest
 from neurotome.outputs import plan_outputs
@@ -173,8 +173,11 @@ def _are_whole(run: Run, split: str, cutouts: tuple[Cutout, ...], uncertainty: b
     try:
         for cutout in cutouts:
             path = find_image(run.predictions(split), cutout.name)
-            if read_labels(path).shape != cutout.volume.shape:
+            stored = open_labels(path)
+            if stored.shape != cutout.volume.shape:
                 raise ImageError(f"{path}: of another shape than the image {cutout.name}.")
+            for _ in stored:  # what is damaged shows when it is read
+                pass
             if uncertainty:
                 find_image(run.uncertainty(split), cutout.name)
     except ImageError as error:

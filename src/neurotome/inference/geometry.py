@@ -186,7 +186,8 @@ def plan_geometry(
     start = Geometry(axes, Grid(volume.shape, (1, 1, 1), (1, 1, 1)), halo, stride, predictor.in_channels // 2, 1, factors)
 
     def fits(geometry: Geometry) -> bool:
-        if tile == "auto" and _count_pixels(geometry) > MOST_PIXELS:
+        voxels = math.prod(map(min, geometry.grid.tile_zyx, volume.shape))
+        if tile == "auto" and (_count_pixels(geometry) > MOST_PIXELS or voxels > 2 * USUAL_BLOCK):
             return False
         forward = count_forward_bytes(geometry, bytes_per_pixel)
         host = threads * count_block_bytes(geometry, volume.data.dtype.itemsize, len(predictor.classes))
@@ -248,7 +249,7 @@ def count_block_bytes(geometry: Geometry, itemsize: int, classes: int) -> int:
     total = raw + itemsize * channels * batch
     total += 3 * math.prod(map(min, grid.block_zyx, grid.shape_zyx))  # labels, confidence, and either of them encoded
     if geometry.is_resampled or len(geometry.axes) > 1:
-        total += 4 * (2 * channels + 2 * classes) * batch
+        total += 4 * 4 * (channels + classes) * batch  # scaled, and three copies while they are resampled
         total += 4 * classes * math.prod(map(min, grid.tile_zyx, grid.shape_zyx))
     return total
 

@@ -13,6 +13,7 @@ from neurotome.blocks import Box, Grid
 from neurotome.inference.geometry import Geometry, find_stride
 from neurotome.inference.labelling import Region, predict_box
 from neurotome.inference.resampling import PLANE, choose_factors
+from neurotome.io.chunks import list_chunks
 from neurotome.normalize import Scale
 from neurotome.predictor import TILE, Predictor
 from neurotome.volume import Volume
@@ -26,7 +27,10 @@ CORE = 128
 MOST_PLACES = 6
 FEWEST_PLACES = 2
 TRIED_PLACES = 48
-"""Places that are looked at until so many are found that are not empty."""
+"""Places that are read until so many are found that are not empty."""
+
+MOST_LISTED = 10_000
+"""Places of which the listing of a sparse volume is asked whether anything is stored there."""
 
 LONGEST_S = 40.0
 """Seconds that measuring may take, roughly: a slow model is measured at fewer places."""
@@ -132,7 +136,8 @@ class _Places:
         self.geometries: list[Geometry] = []
         self.regions: list[Region] = []
         self.boxes: list[Box] = []
-        for number in range(TRIED_PLACES):
+        chunks, tried = list_chunks(volume.data), 0
+        for number in range(MOST_LISTED):
             axis = axes[len(self.boxes) % len(axes)]
             factors = choose_factors(volume, axis, predictor.voxel_size_um)
             grid = Grid(volume.shape, (1, 1, 1), (1, 1, 1))
@@ -140,13 +145,14 @@ class _Places:
             box = _place_core(geometry, number)
             if all(box[d].stop - box[d].start == volume.shape[d] for d in PLANE[axis][1:]):
                 return  # tiles as large as planes have no seams
-            grey = volume.data[box]
-            if grey.min() == grey.max():
+            if chunks is not None and not chunks.meets(box):
                 continue
-            self.boxes.append(box)
-            self.geometries.append(geometry)
-            self.regions.append(Region.read(volume, geometry.read_box(box)))
-            if len(self.boxes) == MOST_PLACES:
+            grey, tried = volume.data[box], tried + 1
+            if grey.min() != grey.max():
+                self.boxes.append(box)
+                self.geometries.append(geometry)
+                self.regions.append(Region.read(volume, geometry.read_box(box)))
+            if len(self.boxes) == MOST_PLACES or tried == TRIED_PLACES:
                 break
 
     def predict(self, i: int, halo: int) -> NDArray[np.float32]:

@@ -173,9 +173,12 @@ def _label_tile(
     if len(geometry.axes) > 1 or geometry.is_resampled:
         probs = predict_box(predictor, region, scale, geometry, box, lock)
         labels = np.empty(probs.shape[1:], np.uint8)
+        certainty = np.empty_like(labels) if confidence else None
         for z, plane in enumerate(labels):  # argmax gives 8 bytes a voxel
             plane[...] = probs[:, z].argmax(0)
-        return labels, _to_confidence(probs.max(0) / np.float32(len(geometry.axes))) if confidence else None
+            if certainty is not None:
+                certainty[z] = (probs[:, z].max(0) * np.float32(255 / len(geometry.axes))).round()
+        return labels, certainty
     along, down, across = PLANE[geometry.axes]
     rows, columns = geometry.plan_span(box[down], down, 1), geometry.plan_span(box[across], across, 1)
     patches = region.cut_planes(geometry, geometry.axes, box[along], rows.read, columns.read)
@@ -184,11 +187,6 @@ def _label_tile(
         chosen, sure = predictor.label_patches(patches, scale, crop, confidence)
     order = np.argsort(PLANE[geometry.axes])
     return chosen.transpose(order), None if sure is None else sure.transpose(order)
-
-
-def _to_confidence(probs: NDArray[np.float32]) -> NDArray[np.uint8]:
-    confidence: NDArray[np.uint8] = (probs * 255).round().astype(np.uint8)
-    return confidence
 
 
 def _shift(box: tuple[slice, ...], origin: tuple[slice, ...]) -> tuple[slice, ...]:

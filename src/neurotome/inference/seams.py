@@ -21,10 +21,10 @@ Place = tuple[slice, slice, slice]
 BORDERS = 200
 """Windows that are compared, of all axes together."""
 
-WINDOW = 256
+WINDOW = 128
 """Voxels of a window along each of its two axes, at most."""
 
-TRIES = 10
+TRIES = 30
 """How many windows are looked at for each that is wanted; the others hold nothing that was predicted."""
 
 RESAMPLES = 1000
@@ -89,10 +89,10 @@ def describe_seams(scores: dict[str, SeamScore]) -> dict[str, Any]:
     """Returns scores as JSON for a report, with a sentence that says them."""
     total = scores["all"]
     if total.score is None:
-        sentence = f"seam score: cannot be told from {total.borders} windows at borders of tiles"
+        sentence = f"Seam score: cannot be told from {total.borders} windows at borders of tiles"
     else:
         sentence = (
-            f"seam score {total.score:.3f} ({total.low:.3f} to {total.high:.3f}): how much more often labels change across "
+            f"Seam score {total.score:.3f} ({total.low:.3f} to {total.high:.3f}): how much more often labels change across "
             f"borders of tiles than within them, from {total.borders} windows; 1 means no seams"
         )
     return {"sentence": sentence, "window": WINDOW, **{name: asdict(score) for name, score in scores.items()}}
@@ -117,13 +117,15 @@ def _compare(
         index = np.unravel_index(chosen, windows)
         place = [slice(int(i) * WINDOW, min((int(i) + 1) * WINDOW, size)) for i, size in zip(index, shape, strict=True)]
         border = (int(index[axis]) + 1) * tile[axis]
-        counts = []
+        counts: list[int] = []
         for between in (border, border - tile[axis] // 2):
             place[axis] = slice(between - 1, between + 1)
             before, after = np.moveaxis(read((place[0], place[1], place[2])), axis, 0)
             predicted = (before != NOT_PREDICTED) & (after != NOT_PREDICTED)
             counts += [int(predicted.sum()), int((predicted & (before != after)).sum())]
-        if counts[0] and counts[2]:
+            if not counts[-2]:
+                break
+        else:
             rows.append(counts)
     return np.array(rows, np.int64).reshape(-1, 4)
 

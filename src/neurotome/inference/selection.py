@@ -140,7 +140,7 @@ def _find_masked(mask: Volume, grid: Grid, spans: Sequence[Spans], undecided: ND
         )
         if not undecided[tiles].any() or found[tiles].all():
             continue
-        if stored is not None and stored.fill == 0 and not stored.touch([_single(part) for part in box]).any():
+        if stored is not None and stored.fill == 0 and not stored.meets(box):
             continue
         inside = [
             (np.maximum(starts[cut], part.start) - part.start, np.minimum(stops[cut], part.stop) - part.start)
@@ -177,7 +177,3 @@ def _plan_reading(mask: Volume) -> Iterator[Box]:
     axes = [_cut(size, edge) for size, edge in zip(mask.shape, edges, strict=True)]
     z, y, x = ([slice(int(a), int(b)) for a, b in zip(*span, strict=True)] for span in axes)
     yield from product(z, y, x)
-
-
-def _single(part: slice) -> Spans:
-    return np.array([part.start]), np.array([part.stop])

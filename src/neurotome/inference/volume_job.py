@@ -91,8 +91,8 @@ class VolumeJob:
         confidence: The store of the chosen class's probability, or None.
         fingerprint: What the ledger was begun with.
         air_below: Tiles of darker grey values only are not computed.
+        fill: Nor are tiles that hold this value only, which stands for what is not stored.
         wanted: Which tiles are wanted, packed by `pack_tiles`; None: all.
-        workers: Processes on a machine, which share its cores.
     """
 
     model: str
@@ -106,8 +106,8 @@ class VolumeJob:
     confidence: str | None
     fingerprint: Mapping[str, Any]
     air_below: float | None = None
+    fill: float = 0.0
     wanted: bytes | None = field(default=None, repr=False)
-    workers: int = 1
     ranges: Ranges | None = field(default=None, repr=False)
 
     @property

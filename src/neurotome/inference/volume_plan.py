@@ -19,7 +19,7 @@ from neurotome.errors import SettingsError
 from neurotome.inference.geometry import Geometry, estimate_memory, plan_geometry
 from neurotome.inference.halo import choose_halo
 from neurotome.inference.predict_settings import PredictSettings
-from neurotome.inference.selection import Selection, parse_bbox, select_tiles
+from neurotome.inference.selection import parse_bbox, select_tiles
 from neurotome.inference.volume_job import LEDGER, VolumeJob, VolumeSource, find_extremes, pack_tiles
 from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger, read_head
@@ -91,7 +91,7 @@ def plan_volume(
     device = str(choose_device(settings.device))
     edge = settings.voxel_size_um
     channel, time = (None if choice == "auto" else choice for choice in (settings.channel, settings.time))
-    opened = VolumeSource(str(source), channel, time, None if edge == "auto" else (edge, edge, edge))
+    opened = VolumeSource(str(source.absolute()), channel, time, None if edge == "auto" else (edge, edge, edge))
     volume = opened.open()
     parse_bbox(options.bbox, volume.shape)
     identity = identify_input(source)
@@ -136,10 +136,12 @@ def plan_volume(
             f"max_memory is {options.max_memory}, but tiles that were planned before take {format_bytes(bound)} with "
             f"{threads} threads. Give more, use fewer --threads, or begin anew with --overwrite."
         )
-    selection = _select(geometry, volume, options)
+    chunks = list_chunks(volume.data)
+    mask = Volume(open_labels(Path(options.mask), stack=True), "mask", path=Path(options.mask)) if options.mask else None
+    selection = select_tiles(geometry.grid, bbox=options.bbox, mask=mask, chunks=chunks)
     scale = chosen["scale"]
     job = VolumeJob(
-        model=str(model),
+        model=str(Path(model).absolute()) if Path(model).exists() else model,
         model_sha256=fingerprint["model_sha256"],
         device=device,
         back_end=chosen["back_end"],
@@ -147,12 +149,12 @@ def plan_volume(
         source=opened,
         scale=Scale(scale["mean"], scale["std"]),
         geometry=geometry,
-        labels=str(labels),
-        confidence=str(confidence) if confidence else None,
+        labels=str(labels.absolute()),
+        confidence=str(confidence.absolute()) if confidence else None,
         fingerprint=fingerprint,
         air_below=options.air_below,
+        fill=chunks.fill if chunks else 0.0,
         wanted=pack_tiles(selection.wanted),
-        workers=1 if options.workers == "auto" else options.workers,
     )
     return VolumePlan(
         job, predictor, volume, identity, chosen, selection.blocks, selection.wanted, list(selection.notes), bound
@@ -180,11 +182,12 @@ def _choose(
     chosen["scale"] = {"mean": scale.mean, "std": scale.std, "source": scale.source}
     patch = scale.apply(_cut_patch(predictor, volume))
     predictor, reports = choose_back_end(predictor, patch, [options.back_end], math.prod(volume.shape))
-    chosen |= {"back_end": "torch", "ranges": None, "back_end_measured": "not compared with others"}
+    chosen |= {"back_end": "torch", "ranges": None, "back_end_measured": f"Computed by {predictor.back_end}."}
     if reports:
         best = next(report for report in reports if report.chosen)
         chosen |= {"back_end": best.back_end, "ranges": best.ranges}
-        chosen["back_end_measured"] = " ".join(report.sentence for report in reports)
+        tried = "; ".join(report.sentence for report in reports)
+        chosen["back_end_measured"] = f"Computed by {predictor.back_end}. On a patch of this volume {tried}."
     # rounded, so that what differs from one measurement to the next does not change the tiles
     bytes_per_pixel = float(BYTES_STEP ** math.ceil(math.log(measure_bytes_per_pixel(predictor), BYTES_STEP)))
     program = -(-measure_used_memory() // PROGRAM_STEP) * PROGRAM_STEP
@@ -203,9 +206,9 @@ def _choose(
         decode_cost=DECODE_COST if device_bytes is None else DECODE_COST_GPU,
     )
     if settings.halo != "auto":
-        halo, measured = settings.halo, "as asked for"
+        halo, measured = settings.halo, f"The halo is {settings.halo} pixels, as asked for."
     elif predictor.bounded and _has_whole_planes(plan, full := max(predictor.halo_zyx[1:])):
-        halo, measured = full, "all that the model can see; tiles are as large as slices"
+        halo, measured = full, f"The halo is {full} pixels, all that the model can see; tiles are as large as slices."
     else:
         choice = choose_halo(predictor, volume, scale, axes=options.axes, tolerance=options.tolerance)
         halo, measured = choice.halo, choice.measured
@@ -259,9 +262,3 @@ def measure_used_memory() -> int:
     if status.is_file():
         return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return measure_peak_memory()
-
-
-def _select(geometry: Geometry, volume: Volume, options: VolumeSettings) -> Selection:
-    """Returns the tiles that are wanted: within box and mask, and where chunks are stored."""
-    mask = Volume(open_labels(Path(options.mask), stack=True), "mask", path=Path(options.mask)) if options.mask else None
-    return select_tiles(geometry.grid, bbox=options.bbox, mask=mask, chunks=list_chunks(volume.data))

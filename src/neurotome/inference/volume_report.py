@@ -7,20 +7,55 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neurotome.engines import settle_engine
+from neurotome.engines import open_engine, settle_engine
 from neurotome.inference.labelling import label_block
+from neurotome.inference.seams import describe_seams, measure_seams
 from neurotome.inference.volume_plan import VolumePlan
 from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger
-from neurotome.io.label_store import NOT_PREDICTED, LabelStore
+from neurotome.io.label_store import NOT_PREDICTED, open_label_store
+from neurotome.io.pyramid import build_pyramid
 from neurotome.progress import format_duration
 from neurotome.quantities import format_bytes
 from neurotome.runs.environment import describe_environment
+
+
+@dataclass
+class JobResult:
+    """What one job did.
+
+    Attributes:
+        voxels: Of the blocks that it computed.
+        seconds: From the first to the last.
+        peak_bytes: The most memory that a process held, as far as workers told.
+        failed: Blocks that were set aside, with their reasons.
+    """
+
+    voxels: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    failed: list[tuple[int, str]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, float]:
+        """Returns numbers for the report."""
+        rate = self.voxels / self.seconds / 1e6 if self.seconds else 0.0
+        return {
+            "voxels": self.voxels,
+            "seconds": round(self.seconds, 2),
+            "mvoxel_per_s": round(rate, 3),
+            "peak_memory_bytes": self.peak_bytes,
+        }
+
+
+PYRAMID_SHARE = 0.2
+"""Bytes of the coarser levels over those of the finest: an eighth of the voxels each time, but less alike."""
 
 
 def say(sentence: str) -> None:
@@ -38,50 +73,84 @@ def describe_plan(plan: VolumePlan, blocks: int, left: int) -> list[str]:
         f"volume {plan.volume.name}: {size} voxels (z, y, x), axes {job.geometry.axes}; {blocks} blocks of {block} in "
         f"tiles of {tile}{done}.",
         *plan.notes,
-        f"halo {chosen['halo']} pixels: {chosen['halo_measured']}.",
-        f"back end {plan.predictor.back_end}: {chosen['back_end_measured']}.",
-        f"grey scale: {chosen['scale']['source'] or 'that of the training data'}.",
-        f"memory of a worker: at most {format_bytes(plan.memory_bytes)}.",
+        chosen["halo_measured"],
+        chosen["back_end_measured"],
+        f"Grey values are scaled by {_say_scale(plan)}.",
+        f"A worker takes at most {format_bytes(plan.memory_bytes)} of memory.",
     ]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What blocks will take, after some tiles of one of them were computed.
+
+    Attributes:
+        seconds: With all workers.
+        disk_bytes: Of what is written, coarser levels too.
+        sentence: The same for a person.
+    """
+
+    seconds: float
+    disk_bytes: float
+    sentence: str
+
+
+def estimate(plan: VolumePlan, options: VolumeSettings, blocks: Sequence[int], tiles: int) -> Estimate:
+    """Computes up to so many tiles of the block in the middle, writes nothing, and returns what all blocks will take."""
+    job, grid = plan.job, plan.job.geometry.grid
+    canary = blocks[len(blocks) // 2]
+    numbers = grid.tiles(canary)
+    wanted = numbers[plan.wanted[numbers]][:tiles].tolist()
+    began = time.monotonic()
+    found = label_block(
+        plan.predictor,
+        plan.volume,
+        job.scale,
+        job.geometry,
+        canary,
+        wanted,
+        confidence=job.confidence is not None,
+        lock=contextlib.nullcontext(),
+        air_below=job.air_below,
+        fill=job.fill,
+    )
+    seconds = (time.monotonic() - began) / len(wanted)
+    stored = [found.labels] if found.confidence is None else [found.labels, found.confidence]
+    tile_bytes = sum(map(_pack, stored)) / len(wanted)
+    counted = sum(int(plan.wanted[grid.tiles(block)].sum()) for block in blocks)
+    settled = settle_engine(options.engine, job.device)
+    assert settled.workers != "auto"
+    total, disk = seconds * counted / settled.workers, tile_bytes * counted * (1 + PYRAMID_SHARE)
+    parent = next(folder for folder in Path(job.labels).absolute().parents if folder.exists())
+    return Estimate(
+        total,
+        disk,
+        f"about {format_duration(total)} with {settled.workers} workers, as {len(wanted)} tiles of block {canary} took, and "
+        f"{format_bytes(disk)} on the disk, of {format_bytes(shutil.disk_usage(parent).free)} free",
+    )
+
+
+def _say_scale(plan: VolumePlan) -> str:
+    scale = plan.chosen["scale"]
+    source = f"measured from {scale['source']}" if scale["source"] else "as the model says"
+    return f"mean {scale['mean']:.4g} and deviation {scale['std']:.4g}, {source}"
 
 
 def try_out(plan: VolumePlan, options: VolumeSettings) -> dict[str, str]:
     """Computes one block, without writing it, and returns what the whole would take, by name."""
-    job, grid = plan.job, plan.job.geometry.grid
     number, count = options.share
-    mine = plan.blocks[plan.blocks % count == number - 1]
-    tiles = {int(block): grid.tiles(int(block)) for block in mine[len(mine) // 2 : len(mine) // 2 + 1]}
-    seconds, bytes_per_voxel = 0.0, 0.0
-    for block, numbers in tiles.items():
-        began = time.monotonic()
-        wanted = numbers[plan.wanted[numbers]].tolist()
-        found = label_block(
-            plan.predictor,
-            plan.volume,
-            job.scale,
-            job.geometry,
-            block,
-            wanted,
-            confidence=job.confidence is not None,
-            lock=contextlib.nullcontext(),
-            air_below=job.air_below,
-        )
-        seconds = (time.monotonic() - began) / len(wanted)
-        stored = [found.labels] if found.confidence is None else [found.labels, found.confidence]
-        bytes_per_voxel = sum(_pack(values) for values in stored) / found.labels.size
-    counted = sum(int(plan.wanted[grid.tiles(int(block))].sum()) for block in mine)
-    settled = settle_engine(options.engine, job.device)
-    assert settled.workers != "auto"
-    voxels = len(mine) * math.prod(grid.block_zyx)
-    disk = min(voxels, math.prod(grid.shape_zyx)) * bytes_per_voxel * 1.15  # coarser levels
-    parent = next(folder for folder in Path(job.labels).absolute().parents if folder.exists())
-    sentences = describe_plan(plan, len(mine), len(mine))
+    blocks = plan.blocks[plan.blocks % count == number - 1].tolist()
+    for sentence in describe_plan(plan, len(blocks), len(blocks)):
+        say(sentence)
+    if not blocks:
+        return {"blocks": "0, nothing to do"}
+    canary = estimate(plan, options, blocks, tiles=plan.job.geometry.grid.count_tiles())
     return {
-        "plan": " ".join(sentences),
-        "blocks": f"{len(mine)}, {counted} tiles",
-        "time": f"{format_duration(seconds * counted / settled.workers)} with {settled.workers} workers, as one block took",
+        "blocks": f"{len(blocks)} of {len(plan.job.geometry.grid)}",
         "memory": f"{format_bytes(plan.memory_bytes)} a worker",
-        "disk": f"{format_bytes(disk)}, of {format_bytes(shutil.disk_usage(parent).free)} free",
+        "time": format_duration(canary.seconds),
+        "disk": format_bytes(canary.disk_bytes),
+        "how": canary.sentence,
     }
 
 
@@ -108,35 +177,63 @@ def describe_run(plan: VolumePlan) -> dict[str, Any]:
         "axes": job.geometry.axes,
         "air_below": job.air_below,
         "device": job.device,
-        "fingerprint": dict(job.fingerprint),
+        "settings": job.fingerprint["settings"],
         "input": dict(plan.identity),
         "environment": describe_environment(),
     }
 
 
-def finish(plan: VolumePlan, ledger: BlockLedger, labels: LabelStore, options: VolumeSettings) -> None:
-    """Makes the coarser levels, measures the seams, and writes and prints the report."""
-    grid, classes = plan.job.geometry.grid, plan.predictor.classes
-    counts: dict[int, int] = {}
-    seconds, air = 0.0, 0
+def finish(plan: VolumePlan, ledger: BlockLedger, job: JobResult, options: VolumeSettings) -> None:
+    """Makes the coarser levels, measures the seams, and writes and prints the report.
+
+    Raises:
+        RunError: Blocks of a coarser level failed.
+    """
+    grid = plan.job.geometry.grid
+    labels = open_label_store(plan.job.labels)
+    began = time.monotonic()
+    with open_engine(options.engine, "cpu") as engine:
+        for path in filter(None, (plan.job.labels, plan.job.confidence)):
+            build_pyramid(open_label_store(path), engine.run)
+    pyramid_seconds = time.monotonic() - began
+    seams = describe_seams(measure_seams(labels.read, grid.shape_zyx, grid.tile_zyx))
+    report = {
+        **_count(plan, ledger),
+        "skipped": plan.notes,
+        "job": job.to_json(),
+        "pyramid_seconds": round(pyramid_seconds, 1),
+        "seams": seams,
+        "failures": {str(block): failure["message"] for block, failure in ledger.failures.items()},
+    }
+    labels.set_attributes(report=report)
+    shares = ", ".join(f"{name} {share:.2%}" for name, share in report["shares"].items())
+    say(f"Labels: {shares} of {report['predicted']:,} voxels; {report['not_predicted_share']:.2%} were not predicted.")
+    if job.voxels:
+        rate = job.voxels / job.seconds / 1e6
+        say(f"{job.voxels / 1e6:.4g} Mvoxel in {format_duration(job.seconds)}, {rate:.3g} Mvoxel/s.")
+    say(f"{seams['sentence']}.")
+
+
+def _count(plan: VolumePlan, ledger: BlockLedger) -> dict[str, Any]:
+    """Returns what the ledger says of all blocks together."""
+    classes, counts = plan.predictor.classes, dict[int, int]()
+    blocks, air, seconds = 0, 0, 0.0
     for _, entry in ledger.find_all():
         for stored_id, voxels in entry["counts"].items():
             counts[stored_id] = counts.get(stored_id, 0) + voxels
-        seconds += entry.get("seconds", 0.0)
-        air += entry.get("air", 0)
+        blocks, air, seconds = blocks + 1, air + entry.get("air", 0), seconds + entry.get("seconds", 0.0)
     predicted = sum(voxels for stored_id, voxels in counts.items() if stored_id != NOT_PREDICTED)
-    total = math.prod(grid.shape_zyx)
+    total = math.prod(plan.job.geometry.grid.shape_zyx)
     shares = {
-        name: counts.get(stored_id, 0) / max(1, predicted)
+        name: round(counts.get(stored_id, 0) / max(1, predicted), 6)
         for stored_id, name in enumerate(classes.names, start=classes.first_id)
     }
-    report = {
+    return {
         "voxels": total,
         "predicted": predicted,
         "not_predicted_share": 1 - predicted / total,
         "air_tiles": air,
-        "blocks": sum(1 for _ in ledger.find_all()),
+        "blocks": blocks,
         "block_seconds": round(seconds, 1),
-        "shares": {name: round(share, 6) for name, share in shares.items()},
+        "shares": shares,
     }
-    labels.set_attributes(report=report)

@@ -11,26 +11,33 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from neurotome.atomic import hold_output
+from neurotome.atomic import hold_output, take_turns
 from neurotome.classes import Palette
 from neurotome.engines import open_engine, settle_engine
+from neurotome.engines.serial import Serial
 from neurotome.errors import RunError, SettingsError
-from neurotome.inference.block_worker import BlockWorker, name_writer
+from neurotome.inference.block_worker import BlockWorker
 from neurotome.inference.predict_settings import PredictSettings
 from neurotome.inference.volume_job import LEDGER, VolumeJob, pack_tiles
 from neurotome.inference.volume_plan import VolumePlan, plan_volume
-from neurotome.inference.volume_report import describe_plan, describe_run, finish, say, try_out
+from neurotome.inference.volume_report import JobResult, describe_plan, describe_run, estimate, finish, say, try_out
 from neurotome.inference.volume_settings import VolumeSettings
-from neurotome.io.block_ledger import BlockLedger
-from neurotome.io.files import find_suffix, name_image
+from neurotome.io.block_ledger import BlockLedger, name_writer
+from neurotome.io.files import find_suffix
 from neurotome.io.identity import check_unchanged
-from neurotome.io.label_store import LabelStore, create_label_store, find_image_of
+from neurotome.io.label_store import check_output, create_label_store, find_image_of, name_confidence
 from neurotome.io.ome_zarr import is_zarr
 from neurotome.outputs import plan_outputs
 from neurotome.progress import Progress
 
 MOST_LISTED = 20
 """Failed blocks that are listed with their reasons."""
+
+TURNS = LEDGER / "turns.lock"
+"""Held by the job that makes what all jobs of an output share."""
+
+FEWEST_ESTIMATED = 8
+"""Blocks from which on a tile is computed beforehand, to say how long they will take."""
 
 CHECK_S = 60.0
 """Seconds between two looks at whether the input has changed."""
@@ -67,7 +74,7 @@ def predict_volume(
             "begins anew."
         )
     settle_engine(options.engine, settings.device)
-    confidence = _name_confidence(out) if settings.confidence else None
+    confidence = name_confidence(out) if settings.confidence else None
     _check_outputs(source, out, confidence, options)
     plan = plan_volume(model, source, out, confidence, settings, options)
     if options.dry_run:
@@ -78,50 +85,59 @@ def predict_volume(
         ledger = BlockLedger(out / LEDGER, plan.job.fingerprint, writer=name_writer(), chosen=plan.chosen)
         if ledger.head["chosen"] != json.loads(json.dumps(plan.chosen)):  # another job was first, and its choices hold
             plan = plan_volume(model, source, out, confidence, settings, replace(options, overwrite=False))
-        labels = _create_stores(plan, settings.palette, options)
-        failed = _run(plan, ledger, options)
-        if failed:
-            listed = [f"block {block} at {_say_place(plan, block)}: {message}" for block, message in failed[:MOST_LISTED]]
+        with take_turns(out / TURNS):
+            _create_stores(plan, settings.palette, options)
+        done = _run(plan, ledger, options)
+        if done.failed:
+            listed = [f"block {block} at {_say_place(plan, block)}: {why}" for block, why in done.failed[:MOST_LISTED]]
             raise RunError(
-                f"{out}: {len(failed)} of {len(plan.blocks)} blocks failed and are set aside; the others are done. The same "
-                "command tries these again:\n" + "\n".join(listed + ["..."] * (len(failed) > MOST_LISTED))
+                f"{out}: {len(done.failed)} of {len(plan.blocks)} blocks failed and are set aside; the others are done. The "
+                "same command tries these again:\n" + "\n".join(listed + ["..."] * (len(done.failed) > MOST_LISTED))
             )
         ledger.refresh()
         left = sum(not _is_done(plan, ledger, block) for block in plan.blocks.tolist())
         if left:
             say(f"{left} blocks are left to other jobs; the last of them makes the coarser levels and the report.")
         else:
-            finish(plan, ledger, labels, options)
+            with take_turns(out / TURNS):  # several jobs may find that nothing is left
+                finish(plan, ledger, done, options)
     return [out] if confidence is None else [out, confidence]
 
 
-def _run(plan: VolumePlan, ledger: BlockLedger, options: VolumeSettings) -> list[tuple[int, str]]:
-    """Computes the blocks of this job that are not done; returns those that failed, with their reasons."""
+def _run(plan: VolumePlan, ledger: BlockLedger, options: VolumeSettings) -> JobResult:
+    """Computes the blocks of this job that are not done."""
     number, count = options.share
     mine = plan.blocks[plan.blocks % count == number - 1].tolist()
     tasks = [block for block in mine if not _is_done(plan, ledger, block)]
     for sentence in describe_plan(plan, len(mine), len(tasks)):
         say(sentence)
     job, source = _keep_done(plan, ledger, tasks), Path(plan.job.source.path)
-    sizes = {block: math.prod(part.stop - part.start for part in job.geometry.grid.place(block)) / 1e6 for block in tasks}
-    failed: list[tuple[int, str]] = []
+    sizes = {block: math.prod(part.stop - part.start for part in job.geometry.grid.place(block)) for block in tasks}
+    result = JobResult()
     if not tasks:
-        return failed
-    progress = Progress(f"predicting {plan.volume.name}", sum(sizes.values()), "Mvoxel")
-    checked, done = time.monotonic(), 0.0
+        return result
+    if len(tasks) >= FEWEST_ESTIMATED:
+        say(f"This takes {estimate(plan, options, tasks, tiles=1).sentence}.")
+    progress = Progress(f"predicting {plan.volume.name}", sum(sizes.values()) / 1e6, "Mvoxel")
+    began = checked = time.monotonic()
     with open_engine(options.engine, job.device) as engine:
-        for outcome in engine.run(functools.partial(BlockWorker, job), tasks):
-            done += sizes[outcome.task]
-            if outcome.error is not None:
+        # what runs here need not be loaded and compiled again
+        build = functools.partial(BlockWorker, job, plan.predictor if isinstance(engine, Serial) else None)
+        for outcome in engine.run(build, tasks):
+            if outcome.error is None:
+                result.voxels += sizes[outcome.task]
+                result.peak_bytes = max(result.peak_bytes, outcome.result["peak_bytes"] if outcome.result else 0)
+            else:
                 ledger.fail(outcome.task, outcome.error, outcome.attempts)
-                failed.append((outcome.task, outcome.error))
-            progress.update(done, f"{len(failed)} blocks failed" if failed else "")
+                result.failed.append((outcome.task, outcome.error))
+            progress.update(result.voxels / 1e6, f"{len(result.failed)} blocks failed" if result.failed else "")
             if time.monotonic() - checked > CHECK_S:
                 check_unchanged(source, plan.identity)
                 checked = time.monotonic()
     check_unchanged(source, plan.identity)
+    result.seconds = time.monotonic() - began
     progress.finish(job.labels)
-    return failed
+    return result
 
 
 def _is_done(plan: VolumePlan, ledger: BlockLedger, block: int) -> bool:
@@ -148,13 +164,13 @@ def _say_place(plan: VolumePlan, block: int) -> str:
     return f"z {z.start}:{z.stop}, y {y.start}:{y.stop}, x {x.start}:{x.stop}"
 
 
-def _create_stores(plan: VolumePlan, palette: Palette, options: VolumeSettings) -> LabelStore:
+def _create_stores(plan: VolumePlan, palette: Palette, options: VolumeSettings) -> None:
     """Creates the stores, or opens them again, with all that the labels depend on in their attributes."""
     job, volume, grid = plan.job, plan.volume, plan.job.geometry.grid
     attributes = {"inference": describe_run(plan)}
 
-    def create(path: str, *, is_labels: bool) -> LabelStore:
-        return create_label_store(
+    def create(path: str, *, is_labels: bool) -> None:
+        create_label_store(
             Path(path),
             grid.shape_zyx,
             classes=plan.predictor.classes.with_palette(palette) if is_labels else None,
@@ -167,14 +183,7 @@ def _create_stores(plan: VolumePlan, palette: Palette, options: VolumeSettings) 
 
     if job.confidence:
         create(job.confidence, is_labels=False)
-    return create(job.labels, is_labels=True)
-
-
-def _name_confidence(out: Path) -> Path:
-    """Returns where confidence goes: beside the labels, or beside the image that they lie in, because it is an image."""
-    image = find_image_of(out)
-    name = f"{name_image(out)}_confidence.zarr"
-    return out.with_name(name) if image is None else image.with_name(f"{name_image(image)}_{name}")
+    create(job.labels, is_labels=True)
 
 
 def _check_outputs(source: Path, out: Path, confidence: Path | None, options: VolumeSettings) -> None:
@@ -190,6 +199,7 @@ def _check_outputs(source: Path, out: Path, confidence: Path | None, options: Vo
             f"--overwrite with --shard {options.shard}: each job would delete what the others did. Delete {out} before."
         )
     for path in filter(None, (out, confidence)):
+        check_output(path, options.ome_version)
         if not path.exists() and not path.is_symlink():
             continue
         if not path.is_dir() or (any(path.iterdir()) and not is_zarr(path) and not (path / LEDGER).is_dir()):

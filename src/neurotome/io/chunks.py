@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neurotome.blocks import Box
+
 Spans = tuple[NDArray[np.int64], NDArray[np.int64]]
 """First voxels of boxes along an axis, and the voxels after their last."""
 
@@ -34,6 +36,11 @@ class ChunkMap:
         """Says how many chunks are missing and what is read in their place; "" if none is."""
         missing = self.stored.size - int(np.count_nonzero(self.stored))
         return f"{missing} of {self.stored.size} chunks are missing; read as fill value {self.fill:g}." if missing else ""
+
+    def meets(self, box: Box) -> bool:
+        """Returns whether one box meets a stored chunk; `touch` is for many."""
+        z, y, x = (slice(part.start // edge, -(-part.stop // edge)) for part, edge in zip(box, self.chunk_zyx, strict=True))
+        return bool(self.stored[z, y, x].any())
 
     def touch(self, spans: Sequence[Spans]) -> NDArray[np.bool_]:
         """Returns whether boxes meet a stored chunk.

@@ -7,26 +7,20 @@ Metadata after https://ngff.openmicroscopy.org/0.5/ and https://ngff.openmicrosc
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.atomic import hold_folder
 from neurotome.classes import ClassSet
-from neurotome.errors import BusyError, ImageError, RunError, SettingsError
+from neurotome.errors import ImageError, RunError, SettingsError
 from neurotome.io.block_array import BlockArray, open_block_array
 from neurotome.io.files import name_image
-from neurotome.io.lazy_array import name_failures
-from neurotome.io.ome_zarr import LEVEL, describe_multiscale
-from neurotome.io.zarr_store import Version, synced_store
+from neurotome.io.ome_zarr import LEVEL, describe_multiscale, is_zarr
+from neurotome.io.zarr_store import Version, read_group, update_group
 from neurotome.volume import Size
-
-if TYPE_CHECKING:
-    import zarr
 
 NOT_PREDICTED = 255
 """What labels hold where nothing was predicted; a grey map holds 0 there."""
@@ -38,7 +32,7 @@ class LabelStore(BlockArray):
     @property
     def attributes(self) -> dict[str, Any]:
         """What neurotome keeps beside the standard's metadata, as it is on disk now."""
-        return dict(_read_attributes(_open_group(self.path, self.version))["neurotome"])
+        return dict(self._read()["neurotome"])
 
     @property
     def is_labels(self) -> bool:
@@ -58,15 +52,15 @@ class LabelStore(BlockArray):
 
     def set_attributes(self, **neurotome: Any) -> None:
         """Adds to `attributes`, JSON; what has the same name is replaced."""
-        group = _open_group(self.path, self.version)
-        group.update_attributes({"neurotome": {**_read_attributes(group)["neurotome"], **neurotome}})
+        update_group(self.path, self.version, neurotome=neurotome)
 
     def set_levels(self, levels: Mapping[str, Sequence[int]], *, method: str) -> None:
         """Lists the arrays in the metadata, once the coarser ones are whole; `levels` as for `describe_multiscale`."""
-        own, ome = self.attributes, self._ome()
-        multiscale = describe_multiscale(ome["multiscales"][0]["name"], self.voxel_size_um, own["origin_zyx"], levels)
-        ome["multiscales"] = [_add_version({**multiscale, "type": method}, self.version)]
-        _open_group(self.path, self.version).update_attributes({"ome": ome} if self.version == "0.5" else ome)
+        (before,) = self._ome()["multiscales"]
+        multiscale = describe_multiscale(before["name"], self.voxel_size_um, self.attributes["origin_zyx"], levels)
+        update_group(self.path, self.version, {"multiscales": [_add_version({**multiscale, "type": method}, self.version)]})
+        if self.is_labels:
+            _list_in_image(self.path, self.version)  # again: another command may have overwritten the list
 
     def open_level(self, level: str, shape_zyx: Sequence[int], block_zyx: Sequence[int]) -> BlockArray:
         """Opens a coarser array, or creates it empty; the metadata list it only after `set_levels`."""
@@ -75,8 +69,13 @@ class LabelStore(BlockArray):
         )
 
     def _ome(self) -> dict[str, Any]:
-        attributes = _read_attributes(_open_group(self.path, self.version))
-        return dict(attributes["ome"] if self.version == "0.5" else attributes)
+        return dict(self._read()["ome"]) if self.version == "0.5" else self._read()
+
+    def _read(self) -> dict[str, Any]:
+        found = read_group(self.path)
+        if found is None:
+            raise ImageError(f"{self.path}: its metadata are gone; expected those of an OME-Zarr.")
+        return found[1]
 
 
 def create_label_store(
@@ -114,16 +113,14 @@ def create_label_store(
             f"{path}: the class {classes.names[-1]} is stored as {NOT_PREDICTED}, which means not predicted in a volume; "
             f"expected ids below it. Write another format, such as .tif, or merge classes."
         )
-    image = find_image_of(path)
-    if image is not None:
-        _check_version(image, version)
+    check_output(path, version)
     own = {
         "kind": "grey map" if classes is None else "labels",
         "block_zyx": [int(size) for size in block_zyx],
         "voxel_size_um": None if voxel_size_um is None else [float(size) for size in voxel_size_um],
         "origin_zyx": [int(start) for start in origin_zyx],
     }
-    found = _read_group(path)
+    found = read_group(path)
     if found is not None:
         _check_same(path, found, own, version)
     fill = 0 if classes is None else NOT_PREDICTED
@@ -134,13 +131,12 @@ def create_label_store(
         ome: dict[str, Any] = {"multiscales": [_add_version(multiscale, version)]}
         if classes is not None:
             ome["image-label"] = _add_version(describe_labels(classes), version)
-            if image is not None:
+            if find_image_of(path) is not None:
                 ome["image-label"]["source"] = {"image": "../../"}
-        described = {"ome": {"version": "0.5", **ome}} if version == "0.5" else ome
-        _open_group(path, version).update_attributes({**described, "neurotome": own})
-    if attributes:
+        update_group(path, version, ome, {**own, **(attributes or {})})
+    elif attributes:
         store.set_attributes(**attributes)
-    if image is not None and classes is not None:
+    if classes is not None:
         _list_in_image(path, version)
     return store
 
@@ -152,7 +148,7 @@ def open_label_store(path: str | Path) -> LabelStore:
         ImageError: There is nothing of that kind.
     """
     path = Path(path)
-    found = _read_group(path)
+    found = read_group(path)
     if found is None or "block_zyx" not in found[1].get("neurotome", {}):
         raise ImageError(f"{path}: found no labels or grey map that neurotome wrote; expected an output of predict.")
     version, attributes = found
@@ -187,13 +183,23 @@ def find_image_of(path: Path) -> Path | None:
     """Returns the image under whose `labels` a path lies; None if it is a store of its own."""
     path = path.absolute()
     image = path.parent.parent
-    inside = path.parent.name == "labels" and (_is_node(image) or image.suffix.lower() == ".zarr")
+    inside = path.parent.name == "labels" and (is_zarr(image) or image.suffix.lower() == ".zarr")
     return image if inside else None
 
 
-def _check_version(image: Path, version: Version) -> None:
-    """Checks that an image is an OME-Zarr of the version in which labels will be written beneath it."""
-    found = _read_group(image)
+def check_output(path: Path, version: Version) -> None:
+    """Checks that labels or a grey map may be written to a path, or overwrite what is there; writes nothing.
+
+    Raises:
+        RunError: There is a Zarr that is none of ours; or the path lies beneath what is no image of this version.
+    """
+    there = read_group(path)
+    if there is not None and "block_zyx" not in there[1].get("neurotome", {}):
+        raise RunError(f"{path}: found a Zarr that is no output of predict; choose another output, or delete it.")
+    image = find_image_of(path)
+    if image is None:
+        return
+    found = read_group(image)
     described = {} if found is None else found[1].get("ome", found[1])
     if found is None or "multiscales" not in described:
         raise RunError(
@@ -218,53 +224,18 @@ def _check_same(path: Path, found: tuple[Version, dict[str, Any]], own: Mapping[
         raise RunError(f"{path}: was begun with {'; '.join(differing)}. Choose another output, or --overwrite it.")
 
 
-def _is_node(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
-
-
-def _read_group(path: Path) -> tuple[Version, dict[str, Any]] | None:
-    """Returns version and attributes of a group, None if there is no Zarr; RunError if there is an array."""
-    import zarr
-
-    if not _is_node(path):
-        return None
-    with name_failures(path):
-        node = zarr.open(str(path), mode="r")
-    if not isinstance(node, zarr.Group):
-        raise RunError(f"{path}: found a Zarr array; expected an OME-Zarr, which is a group. Choose another output.")
-    return ("0.5" if node.metadata.zarr_format == 3 else "0.4"), _read_attributes(node)
-
-
-def _read_attributes(group: zarr.Group) -> dict[str, Any]:
-    attributes: dict[str, Any] = dict(group.attrs.asdict())  # zarr's own type of JSON says nothing about what is in it
-    return attributes
-
-
-def _open_group(path: Path, version: Version) -> zarr.Group:
-    import zarr
-
-    return zarr.open_group(synced_store(path), mode="a", zarr_format=3 if version == "0.5" else 2)
-
-
 def _add_version(described: dict[str, Any], version: Version) -> dict[str, Any]:
     """0.4 has the version in every object, 0.5 once in `ome`."""
     return {"version": "0.4", **described} if version == "0.4" else described
 
 
 def _list_in_image(path: Path, version: Version) -> None:
-    """Adds a name to the image's list of labels; others are kept, also one that another process adds now."""
-    for attempt in range(100):
-        try:
-            with hold_folder(path.parent):
-                group = _open_group(path.parent, version)
-                attributes = _read_attributes(group)
-                described = dict(attributes.get("ome", {})) if version == "0.5" else attributes
-                if path.name not in described.get("labels", []) or (version == "0.5" and "version" not in described):
-                    listed = {"labels": list(dict.fromkeys([*described.get("labels", []), path.name]))}
-                    ome = {"version": "0.5", **described, **listed}
-                    group.update_attributes({"ome": ome} if version == "0.5" else listed)
-                return
-        except BusyError:
-            if attempt == 99:
-                raise
-            time.sleep(0.1)
+    """Adds a name to the list of labels of the image in which it lies, if it lies in one; others are kept."""
+    if find_image_of(path) is None:
+        return
+    found = read_group(path.parent)
+    attributes = {} if found is None else found[1]
+    described = attributes.get("ome", {}) if version == "0.5" else attributes
+    listed = described.get("labels", [])
+    if path.name not in listed or (version == "0.5" and "version" not in described):
+        update_group(path.parent, version, {"labels": list(dict.fromkeys([*listed, path.name]))})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.atomic import write_bytes
+from neurotome.atomic import write_bytes, write_json
+from neurotome.documents import read_json
 from neurotome.errors import RunError
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def open_or_create(
     """
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec
+    from zarr.errors import ContainsArrayError
 
     store, codec = synced_store(root), make_codec(shuffle)
     config: Any = {"write_empty_chunks": True, "order": "C"}
@@ -123,17 +125,60 @@ def open_or_create(
             "chunk_key_encoding": {"name": "v2", "separator": "/"},
             "zarr_format": 2,
         }
-    return zarr.create_array(
-        store,
-        name=path or None,
-        shape=tuple(shape),
-        dtype=dtype,
-        chunks=chunks,
-        shards=shards,
-        fill_value=fill,
-        config=config,
-        **options,
-    )
+    try:
+        return zarr.create_array(
+            store,
+            name=path or None,
+            shape=tuple(shape),
+            dtype=dtype,
+            chunks=chunks,
+            shards=shards,
+            fill_value=fill,
+            config=config,
+            **options,
+        )
+    except ContainsArrayError:  # another job was first
+        return open_or_create(root, path, shape, dtype, block, chunk, shuffle, version=version, fill=fill)
+
+
+def read_group(path: Path) -> tuple[Version, dict[str, Any]] | None:
+    """Returns version and attributes of a group; None if there is no Zarr.
+
+    Raises:
+        RunError: It is an array, or its metadata are damaged.
+    """
+    remedy = "Copy it again, or choose another output."
+    if (path / "zarr.json").is_file():
+        node = read_json(path / "zarr.json", RunError, remedy)
+        if node.get("node_type") == "group":
+            return "0.5", dict(node.get("attributes", {}))
+    elif (path / ".zgroup").is_file():
+        return "0.4", read_json(path / ".zattrs", RunError, remedy) if (path / ".zattrs").is_file() else {}
+    if (path / "zarr.json").is_file() or (path / ".zarray").is_file():
+        raise RunError(f"{path}: found a Zarr array; expected an OME-Zarr, which is a group. Choose another output.")
+    return None
+
+
+def update_group(
+    path: Path, version: Version, ome: Mapping[str, Any] | None = None, neurotome: Mapping[str, Any] | None = None
+) -> None:
+    """Changes metadata of a group by their keys, in one step; creates it if need be.
+
+    Of several jobs that create one group at once all write the same; zarr would write an empty one first.
+    """
+    found = read_group(path)
+    attributes = {} if found is None else found[1]
+    if neurotome:
+        attributes["neurotome"] = {**attributes.get("neurotome", {}), **neurotome}
+    if version == "0.4":
+        write_json(path / ".zattrs", {**attributes, **(ome or {})})
+        if found is None:
+            write_json(path / ".zgroup", {"zarr_format": 2})
+        return
+    if ome:
+        attributes["ome"] = {"version": "0.5", **attributes.get("ome", {}), **ome}
+    node = {} if found is None else read_json(path / "zarr.json", RunError, "Copy it again.")
+    write_json(path / "zarr.json", {"zarr_format": 3, "node_type": "group", **node, "attributes": attributes})
 
 
 def make_codec(shuffle: Shuffle) -> Any:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import RunError
-from neurotome.io import find_image, read_labels
+from neurotome.io import find_image, open_labels
 from neurotome.runs import Run
 from neurotome.volume import to_display
 
@@ -91,14 +91,13 @@ def load_slides(run: Run, dataset: Dataset, split: str, chosen: Sequence[tuple[s
 def _read_plane(folder: Path, cutout: Cutout, z: int) -> NDArray[np.uint8]:
     """Reads a slice of what a run has predicted of an image, labels or uncertainty."""
     path = find_image(folder, cutout.name)
-    stored = read_labels(path)  # uncertainty too: as a grey image that of a sure classifier, all 0, would be refused
+    stored = open_labels(path)  # uncertainty too: as a grey image that of a sure classifier, all 0, would be refused
     if stored.shape != cutout.volume.shape or stored.dtype != np.uint8:
         raise RunError(
             f"{path}: {stored.dtype} of shape {stored.shape}, but the image has {cutout.volume.shape}; expected uint8 of "
             "that shape. Delete the run's predictions and scores, and score it again."
         )
-    plane: NDArray[np.uint8] = stored[z]
-    return plane
+    return np.asarray(stored[z])
 
 
 def encode_layers(slide: Slide, classes: ClassSet) -> dict[str, str]:

@@ -38,6 +38,9 @@ FINE_RATE = 3e-4
 PATCH = 256
 """Edge in pixels of the usual patch."""
 
+FEWEST_STEPS, MOST_STEPS = 50, 2000
+"""Steps of an epoch: validating takes no less time after few, and after many a killed training loses more."""
+
 
 @dataclass(frozen=True)
 class Settled:
@@ -163,11 +166,12 @@ def choose_patch(dataset: Dataset) -> int:
 
 
 def choose_steps(dataset: Dataset, sample: SampleSettings) -> int:
-    """Returns the steps of an epoch: one pass, or 50 if that is more, so that scoring does not take most of the time."""
+    """Returns the steps of an epoch: one pass over the data, but from `FEWEST_STEPS` to `MOST_STEPS`."""
     edge, shapes = int(sample.patch), [cutout.volume.shape for cutout in dataset.split("train")]
     if sample.order == "sequential":
         return -(-sum(z * -(-y // edge) * -(-x // edge) for z, y, x in shapes) // sample.batch)
-    return max(50, round(sum(math.prod(shape) for shape in shapes) / (edge**2 * sample.batch)))
+    steps = round(sum(math.prod(shape) for shape in shapes) / (edge**2 * sample.batch))
+    return min(max(FEWEST_STEPS, steps), MOST_STEPS)
 
 
 def check_batch(sample: SampleSettings, in_channels: int, classes: int) -> None:

@@ -25,7 +25,7 @@ class TrainSettings:
     """Most epochs; after each one the validation slices are scored and a checkpoint is written."""
 
     steps_per_epoch: int | Literal["auto"] = "auto"
-    """Steps per epoch; auto: one pass over the training pixels, but at least 50 where patches are random."""
+    """Steps per epoch; auto: one pass over the training pixels, but 50 to 2000 where patches are random."""
 
     max_time: str = ""
     """Most training time, such as 90s, 12m or 2h; the schedule ends with it. Empty: no limit."""

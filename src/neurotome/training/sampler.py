@@ -196,7 +196,8 @@ class PatchSampler:
         Each lies within one cutout; in sequential order they stand `depth` slices apart, the last of a cutout moved inside.
 
         Raises:
-            SettingsError: A cutout has fewer slices, or the sampler makes neighbouring slices channels.
+            SettingsError: A cutout has fewer slices, or its labelled ones do not follow each other, or the sampler makes
+                neighbouring slices channels.
         """
         least = min((c for pool in self.pools for c in pool.cutouts), key=lambda cutout: cutout.volume.shape[0])
         if not 1 <= depth <= least.volume.shape[0]:
@@ -204,6 +205,12 @@ class PatchSampler:
                 f"3D patches of {depth} slices are asked for; {least.name} has {least.volume.shape[0]}. Use a depth from 1 "
                 f"to {least.volume.shape[0]}, or cutouts with more slices."
             )
+        for cutout in (c for pool in self.pools for c in pool.cutouts):
+            if (np.diff(cutout.volume.numbers) != 1).any():
+                raise SettingsError(
+                    f"3D patches are asked for, but the labelled slices of {cutout.name} do not follow each other; expected "
+                    "labels in every slice. Use 2D patches, whose neighbours may be channels (model.in_channels)."
+                )
         if self.in_channels != 1:
             raise SettingsError(f"in_channels is {self.in_channels}; 3D patches have their neighbours as depth: use 1.")
         places, edge = self._list_places(step, depth), self.pools[0].edge

@@ -1,0 +1,72 @@
+"""Jobs of a volume in processes of their own, which tests can kill; with faults, such as a poisoned block, built in.
+
+Jobs are forked from a server that has imported everything, because importing torch takes longer than a tiny volume.
+"""
+
+import errno
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch  # noqa: F401  # as below: so that no job need import it
+import zarr.codecs  # noqa: F401
+
+import neurotome.inference.jobs
+import neurotome.inference.predict
+import neurotome.inference.volumes
+import neurotome.load
+import neurotome.models.net
+import neurotome.pixels.saving  # noqa: F401
+from neurotome import atomic, cli
+from neurotome.engines import processes
+from neurotome.inference import block_worker, volumes  # noqa: F401  # so that jobs need not import it
+from neurotome.io.block_ledger import BlockLedger
+
+
+def start(context, *arguments):
+    """Starts `do_job` with these arguments; returns the process."""
+    job = context.Process(target=do_job, args=arguments)
+    job.start()
+    return job
+
+
+def do_job(command, log, faults):
+    """Gives a command as on a terminal; `log` gets a line for every block that is begun, and one for its output."""
+    os.setpgid(0, 0)
+    said = Path(f"{log}.{os.getpid()}.txt")
+    sys.stdout = sys.stderr = said.open("w", encoding="utf-8", buffering=1)  # until the process ends
+    label_block, add, sync = block_worker.label_block, BlockLedger.add, atomic._sync
+    processes.multiprocessing.get_context = lambda _: multiprocessing.context.ForkContext()
+    begun = []
+
+    def label(predictor, volume, scale, geometry, block, *rest, **options):
+        with log.open("a") as file:
+            file.write(f"{block}\n")
+        first = log.read_text().split().count(str(block)) == 1
+        fault = faults.get(block, "")
+        if fault == "poison":
+            raise ValueError("poisoned")
+        if fault == "kill worker" and first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "hang" and first:
+            time.sleep(1000)
+        while faults.get("gate") and not faults["gate"].exists():
+            time.sleep(0.01)
+        return label_block(predictor, volume, scale, geometry, block, *rest, **options)
+
+    def add_line(ledger, block, **facts):
+        if faults.get(block) == "kill before its line":
+            os.kill(os.getpid(), signal.SIGKILL)
+        add(ledger, block, **facts)
+
+    def sync_file(path, flags):
+        begun.extend([path] * ("c" in path.parts and path.suffix == ".partial"))  # blocks
+        if len(begun) > faults.get("room", 10**6):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        sync(path, flags)
+
+    block_worker.label_block, BlockLedger.add, atomic._sync = label, add_line, sync_file
+    cli.main([str(part) for part in command])
