@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import pickle
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,7 +149,7 @@ def test_only_what_changed_is_made_again(tmp_path: Path) -> None:
     finer = Level("0", (4, 300, 64), (4, 64, 64))
     level = Level("1", (4, 150, 32), (4, 32, 32), (1, 2, 2), (1, 2, 2))
     store.open_level("1", level.shape_zyx, level.block_zyx)
-    begin = functools.partial(LevelWorker, str(store.path), finer, level)
+    begin = pickle.loads(pickle.dumps(functools.partial(LevelWorker, str(store.path), finer, level)))  # engines send it
     worker = begin()
     assert [worker(block) for block in range(5)] == [True] * 5
     worker = begin()

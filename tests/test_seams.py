@@ -73,7 +73,9 @@ def test_one_tile_has_no_border() -> None:
     scores = measure(make_labels(), SHAPE)
     assert list(scores) == ["all"]
     assert (scores["all"].score, scores["all"].borders) == (None, 0)
-    assert "cannot be told" in describe_seams(scores)["sentence"]
+    assert describe_seams(scores)["sentence"] == "Seam score: tiles have no borders"
+    assert list(measure(make_labels(), along="yx")) == ["y", "x", "all"]
+    assert "cannot be told from 0 windows" in describe_seams(measure(np.full(SHAPE, 255, np.uint8)))["sentence"]
 
 
 def test_reads_are_bounded_and_repeat(monkeypatch: pytest.MonkeyPatch) -> None:

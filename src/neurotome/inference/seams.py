@@ -61,6 +61,7 @@ def measure_seams(
     shape_zyx: Sequence[int],
     tile_zyx: Sequence[int],
     *,
+    along: str = "zyx",
     borders: int = BORDERS,
     seed: int = 0,
 ) -> dict[str, SeamScore]:
@@ -72,13 +73,14 @@ def measure_seams(
         read: Returns the labels of a box, 255 where nothing was predicted (`LabelStore.read`).
         shape_zyx: Voxels of the volume.
         tile_zyx: Voxels of a tile. Tiles of one voxel along an axis have no middle, and that axis is left out.
+        along: Axes across which there may be seams: slices that are predicted one by one have none between them.
         borders: Windows to compare, shared among the axes.
         seed: Of the sample.
 
     Returns:
         A score for each axis that has borders ("z", "y", "x"), and one for "all".
     """
-    axes = [axis for axis in range(3) if 1 < tile_zyx[axis] < shape_zyx[axis]]
+    axes = [axis for axis in range(3) if "zyx"[axis] in along and 1 < tile_zyx[axis] < shape_zyx[axis]]
     rng = np.random.default_rng(seed)
     found = {"zyx"[axis]: _compare(read, shape_zyx, tile_zyx, axis, borders // len(axes), rng) for axis in axes}
     together = np.concatenate([np.zeros((0, 4), np.int64), *found.values()])
@@ -89,7 +91,8 @@ def describe_seams(scores: dict[str, SeamScore]) -> dict[str, Any]:
     """Returns scores as JSON for a report, with a sentence that says them."""
     total = scores["all"]
     if total.score is None:
-        sentence = f"Seam score: cannot be told from {total.borders} windows at borders of tiles"
+        untold = f"cannot be told from {total.borders} windows at borders of tiles"
+        sentence = f"Seam score: {'tiles have no borders' if len(scores) == 1 else untold}"
     else:
         sentence = (
             f"Seam score {total.score:.3f} ({total.low:.3f} to {total.high:.3f}): how much more often labels change across "
