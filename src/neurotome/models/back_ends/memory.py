@@ -58,6 +58,16 @@ def _prepare(predictor: Predictor, edge: int) -> Callable[[], object]:
     return lambda: predictor.predict_probs(patches)
 
 
+def measure_device_bytes(device: str) -> int | None:
+    """Returns the memory that is free on a GPU, less a fifth that its allocator loses; None for what shares the host's."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(torch.device(device))
+    return int(0.8 * free)
+
+
 def measure_process_peak(work: Callable[[], object]) -> int | None:
     """Returns by how many bytes this process's memory rose at most while `work` ran; None where that cannot be measured."""
     with contextlib.suppress(AttributeError, OSError):
