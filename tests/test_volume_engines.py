@@ -64,11 +64,14 @@ def kill_after(out: Path, lines: int, process: subprocess.Popen[str]) -> Iterato
     watcher.join()
 
 
-def test_killed_scheduler_costs_nothing_that_is_written_down(home: Path, tmp_path: Path) -> None:
+def test_killed_scheduler_costs_nothing_that_is_written_down(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("distributed", reason="needs the extra cluster")
     out, script = tmp_path / "out.zarr", Path(engine_tasks.__file__)
     server = subprocess.Popen(
         [sys.executable, str(script), "serve"],
+        cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -76,17 +79,18 @@ def test_killed_scheduler_costs_nothing_that_is_written_down(home: Path, tmp_pat
     )
     assert server.stdout is not None
     options = replace(PLAIN, scheduler=server.stdout.readline().strip())
+    monkeypatch.chdir(home)  # workers were started in another folder
     try:
         with (
             kill_after(out, 3, server),
             pytest.raises(RunError, match=r"the dask scheduler at tcp://.* has gone.*the same command goes on"),
         ):
-            predict(home / "model", home / "image.zarr", out, settings=CPU, options=options)
+            predict("model", "image.zarr", out, settings=CPU, options=options)
     finally:
         server.kill()
         server.wait()
         server.stdout.close()
     assert len(read_lines(out)) >= 3
-    predict(home / "model", home / "image.zarr", out, settings=CPU, options=PLAIN)
+    predict("model", "image.zarr", out, settings=CPU, options=PLAIN)
     np.testing.assert_array_equal(read(out), read(home / "whole.zarr"))
     assert len(read_lines(out)) == len(read_lines(home / "whole.zarr"))

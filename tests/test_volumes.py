@@ -180,6 +180,12 @@ def test_other_settings_are_refused_with_the_difference_and_begun_anew(home: Pat
     assert (label(home, out, axes="y", overwrite=True) != before).any()
 
 
+def test_three_axes_into_the_older_format(home: Path, tmp_path: Path) -> None:
+    labels = label(home, tmp_path / "out.zarr", axes="zyx", ome_version="0.4", bbox=":2,:20,:20")
+    assert (labels[:2, :20, :20] != 255).all()
+    assert (tmp_path / "out.zarr" / ".zattrs").is_file()
+
+
 def test_a_store_without_a_ledger_is_not_touched(home: Path, tmp_path: Path) -> None:
     for name in ("other.zarr", "plain.zarr"):
         (tmp_path / name).mkdir()

@@ -145,6 +145,8 @@ class ClassSet:
 
     def to_stored(self, labels: NDArray[Any]) -> NDArray[np.uint8]:
         """Returns what a file holds for labels, uint8, any shape."""
+        if self.first_id == 0 and labels.dtype == np.uint8:
+            return np.asarray(labels)  # a lookup would take as long as writing them
         table = np.arange(256, dtype=np.uint8)
         table[: len(self)] += np.uint8(self.first_id)
         table[self.ignore] = self.stored_ignore

@@ -46,7 +46,7 @@ GO_ON = {
     **dict.fromkeys(
         ("demo", "fetch", "train", "baseline", "grid", "search", "reproduce"), "; the same command goes on from there."
     ),
-    "predict": "; the same command with --existing skip does the others.",
+    "predict": "; the same command does the others, with --existing skip where the output is no .zarr.",
 }
 
 

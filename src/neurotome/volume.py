@@ -84,6 +84,18 @@ def note_other_size(model: str, trained_um: Size | None, data_um: Size | None) -
         )
 
 
+def note_unknown_size(volume: Volume, expected_um: Size | None) -> bool:
+    """Says so if the model has a voxel size and the volume has none, and returns whether it has said so."""
+    if expected_um is None or volume.voxel_size_um is not None:
+        return False
+    warnings.warn(
+        f"{volume.path or volume.name}: the image's voxel size is not known; the model expects {expected_um[1]:.4g} x "
+        f"{expected_um[2]:.4g} um (y x x). If it differs, give --voxel-size-um, or sizes will mislead the model.",
+        stacklevel=3,
+    )
+    return True
+
+
 def to_display(grey: NDArray[Any], low: float | None = None, high: float | None = None) -> NDArray[np.uint8]:
     """Returns grey values of any shape as uint8 for a picture: uint8 as they are, others stretched.
 

@@ -11,6 +11,7 @@ from neurotome.figures.pictures import Example as Example
 from neurotome.figures.pictures import plot_augmentation as plot_augmentation
 from neurotome.figures.pictures import plot_augmented as plot_augmented
 from neurotome.figures.pictures import plot_examples as plot_examples
+from neurotome.figures.pictures import plot_planes as plot_planes
 from neurotome.figures.pictures import plot_samples as plot_samples
 from neurotome.figures.pictures import plot_uncertainty as plot_uncertainty
 from neurotome.figures.scores import plot_class_scores as plot_class_scores

@@ -124,6 +124,32 @@ def plot_augmented(
 
 
 @matplotlib.rc_context(STYLE)
+def plot_planes(
+    grey: NDArray[np.uint8], labels: NDArray[np.uint8], classes: ClassSet, voxel_size_um: tuple[float, float, float]
+) -> Figure:
+    """Draws the middle planes of a volume along z, y and x: grey values above, classes over them below.
+
+    Grey values and labels have the shape (z, y, x); a voxel's edges are in micrometres, and 255 is a voxel without a label.
+    """
+    middle = [size // 2 for size in grey.shape]
+    sides = [size * edge for size, edge in zip(grey.shape, voxel_size_um, strict=True)]
+    panels_um = [(sides[1], sides[2]), (sides[0], sides[2]), (sides[0], sides[1])]
+    figure, panels = _make_panels([[(round(down), round(across)) for down, across in panels_um]] * 2)
+    for column, (axis, (down, across)) in enumerate(zip("zyx", panels_um, strict=True)):
+        plane, found = (np.take(array, middle[column], axis=column) for array in (grey, labels))
+        _show_grey(panels[0][column], plane)
+        _show_classes(panels[1][column], plane, np.where(found == 255, classes.ignore, found), classes)
+        panels[0][column].set_title(f"{axis} = {middle[column]}", loc="center")
+        panels[1][column].set_xlabel(f"{down:.0f} × {across:.0f} µm (height × width)", fontsize=9)
+        for row in panels:
+            row[column].set_aspect((down / plane.shape[0]) / (across / plane.shape[1]))
+    panels[0][0].set_ylabel("image")
+    panels[1][0].set_ylabel("labels")
+    draw_legend(figure, _overlay_patches(classes, [labels[middle[0]]]))
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
 def plot_uncertainty(examples: Sequence[tuple[Example, NDArray[np.uint8]]], classes: ClassSet) -> Figure:
     """Draws a row per example: image, how unsure the classifier is, and where it is wrong.
 

@@ -21,7 +21,7 @@ from neurotome.io.chunks import list_chunks
 from neurotome.io.opening import check_grey, looks_like_colours, open_volume
 from neurotome.predictor import Predictor
 from neurotome.progress import Progress
-from neurotome.volume import Volume
+from neurotome.volume import Volume, note_unknown_size
 
 MOST_LISTED = 20
 """Images of a folder that could not be predicted and are listed with their reasons."""
@@ -80,7 +80,7 @@ def predict(
     for number, job in enumerate(jobs, start=1):
         try:
             volume = job.source if isinstance(job.source, Volume) else _open(job.source, settings)
-            noted = noted or _note_unknown_size(volume, predictor.voxel_size_um)
+            noted = noted or note_unknown_size(volume, predictor.voxel_size_um)
             title = f"predicting {volume.name}" + (f" ({number} of {len(jobs)})" if len(jobs) > 1 else "")
             progress = Progress(title, math.prod(volume.shape) / 1e6, "Mpixel")
             prepared = _prepare(predictor, volume, settings)
@@ -175,15 +175,3 @@ def _prepare(predictor: Predictor, volume: Volume, settings: PredictSettings) ->
 def invert_grey(volume: Volume) -> Volume:
     """Returns a volume whose grey values are flipped between its lowest and its highest when they are read; same dtype."""
     return flip_grey(volume, *find_extremes(volume))
-
-
-def _note_unknown_size(volume: Volume, expected_um: tuple[float, float, float] | None) -> bool:
-    """Says so if the model has a voxel size and the volume has none, and returns whether it has said so."""
-    if expected_um is None or volume.voxel_size_um is not None:
-        return False
-    warnings.warn(
-        f"{volume.path or volume.name}: the image's voxel size is not known; the model expects {expected_um[1]:.4g} x "
-        f"{expected_um[2]:.4g} um (y x x). If it differs, give --voxel-size-um, or sizes will mislead the model.",
-        stacklevel=3,
-    )
-    return True

@@ -115,6 +115,20 @@ class VolumeJob:
         """The ledger's folder."""
         return Path(self.labels) / LEDGER
 
+    def find_anywhere(self) -> VolumeJob:
+        """Returns the same job with whole paths, for workers that were started in another folder."""
+
+        def whole(path: str) -> str:
+            return str(Path(path).absolute())
+
+        return replace(
+            self,
+            model=whole(self.model) if Path(self.model).exists() else self.model,
+            source=replace(self.source, path=whole(self.source.path)),
+            labels=whole(self.labels),
+            confidence=self.confidence and whole(self.confidence),
+        )
+
 
 def pack_tiles(wanted: NDArray[np.bool_]) -> bytes | None:
     """Returns a flag per tile in few bytes, None where all are set."""

@@ -33,7 +33,7 @@ from neurotome.normalize import Scale
 from neurotome.predictor import Predictor
 from neurotome.quantities import format_bytes, read_bytes
 from neurotome.runs.environment import measure_peak_memory
-from neurotome.volume import Volume
+from neurotome.volume import Volume, note_unknown_size
 
 MOST_MEMORY = 8_000_000_000
 """Bytes a worker may take where nobody says: more makes tiles hardly cheaper."""
@@ -109,14 +109,16 @@ def plan_volume(
         raise SettingsError(
             f"{model}: has {len(predictor.classes)} classes; expected fewer, because 255 means not predicted."
         )
-    if not chosen:
-        predictor.normalization.note_unlike(volume)
-        if settings.invert:
-            chosen["flip"] = list(find_extremes(volume))
+    is_new = not chosen
+    if is_new and settings.invert:
+        chosen["flip"] = list(find_extremes(volume))
     if chosen.get("flip"):
         low, high = chosen["flip"]
         opened = dataclasses.replace(opened, flip=(low, high))
         volume = opened.open()
+    if is_new:
+        note_unknown_size(volume, predictor.voxel_size_um)
+        predictor.normalization.note_unlike(volume)
     memory = _choose_memory(options.max_memory)
     if "geometry" not in chosen:
         predictor = _choose(predictor, volume, chosen, settings, options, device, memory)

@@ -7,14 +7,14 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neurotome.engines import open_engine, settle_engine
+from neurotome.engines import Engine, settle_engine
 from neurotome.inference.labelling import label_block
 from neurotome.inference.seams import describe_seams, measure_seams
 from neurotome.inference.volume_plan import VolumePlan
@@ -32,7 +32,7 @@ class JobResult:
     """What one job did.
 
     Attributes:
-        voxels: Of the blocks that it computed.
+        voxels: That it predicted.
         seconds: From the first to the last.
         peak_bytes: The most memory that a process held, as far as workers told.
         failed: Blocks that were set aside, with their reasons.
@@ -42,6 +42,11 @@ class JobResult:
     seconds: float = 0.0
     peak_bytes: int = 0
     failed: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, facts: Mapping[str, Any]) -> None:
+        """Adds what a worker says of a block."""
+        self.voxels += sum(voxels for stored_id, voxels in facts["counts"].items() if stored_id != NOT_PREDICTED)
+        self.peak_bytes = max(self.peak_bytes, facts["peak_bytes"])
 
     def to_json(self) -> dict[str, float]:
         """Returns numbers for the report."""
@@ -165,10 +170,11 @@ def _pack(values: np.ndarray[Any, Any]) -> int:
 def describe_run(plan: VolumePlan) -> dict[str, Any]:
     """Returns all that labels depend on, JSON, for the output's attributes."""
     job, predictor = plan.job, plan.predictor
-    scaling = predictor.normalization
+    scaling, facts = predictor.normalization, getattr(predictor, "facts", {})
     return {
         "model": job.model,
         "model_sha256": job.model_sha256,
+        "model_facts": {key: facts[key] for key in ("name", "version", "licence", "citation") if key in facts},
         "classes": predictor.classes.to_json(),
         "normalization": {"mode": scaling.mode, "mean": scaling.mean, "std": scaling.std, "dtype": scaling.dtype},
         "in_channels": predictor.in_channels,
@@ -183,7 +189,7 @@ def describe_run(plan: VolumePlan) -> dict[str, Any]:
     }
 
 
-def finish(plan: VolumePlan, ledger: BlockLedger, job: JobResult, options: VolumeSettings) -> None:
+def finish(plan: VolumePlan, ledger: BlockLedger, job: JobResult, engine: Engine) -> None:
     """Makes the coarser levels, measures the seams, and writes and prints the report.
 
     Raises:
@@ -192,9 +198,8 @@ def finish(plan: VolumePlan, ledger: BlockLedger, job: JobResult, options: Volum
     grid = plan.job.geometry.grid
     labels = open_label_store(plan.job.labels)
     began = time.monotonic()
-    with open_engine(options.engine, "cpu") as engine:
-        for path in filter(None, (plan.job.labels, plan.job.confidence)):
-            build_pyramid(open_label_store(path), engine.run)
+    for path in filter(None, (plan.job.labels, plan.job.confidence)):
+        build_pyramid(open_label_store(Path(path).absolute()), engine.run)
     pyramid_seconds = time.monotonic() - began
     axes = plan.job.geometry.axes
     along = "zyx" if len(axes) > 1 else "zyx".replace(axes, "")
@@ -203,7 +208,7 @@ def finish(plan: VolumePlan, ledger: BlockLedger, job: JobResult, options: Volum
     report = {
         **_count(plan, ledger),
         "skipped": plan.notes,
-        "job": job.to_json(),
+        "job": job.to_json() if job.voxels else labels.attributes.get("report", {}).get("job"),
         "pyramid_seconds": round(pyramid_seconds, 1),
         "seams": seams,
         "failures": {str(block): failure["message"] for block, failure in ledger.failures.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -13,9 +14,9 @@ from pathlib import Path
 
 from neurotome.atomic import hold_output, take_turns
 from neurotome.classes import Palette
-from neurotome.engines import open_engine, settle_engine
+from neurotome.engines import Engine, open_engine, settle_engine
 from neurotome.engines.serial import Serial
-from neurotome.errors import RunError, SettingsError
+from neurotome.errors import ImageError, RunError, SettingsError
 from neurotome.inference.block_worker import BlockWorker
 from neurotome.inference.predict_settings import PredictSettings
 from neurotome.inference.volume_job import LEDGER, VolumeJob, pack_tiles
@@ -87,24 +88,25 @@ def predict_volume(
             plan = plan_volume(model, source, out, confidence, settings, replace(options, overwrite=False))
         with take_turns(out / TURNS):
             _create_stores(plan, settings.palette, options)
-        done = _run(plan, ledger, options)
-        if done.failed:
-            listed = [f"block {block} at {_say_place(plan, block)}: {why}" for block, why in done.failed[:MOST_LISTED]]
-            raise RunError(
-                f"{out}: {len(done.failed)} of {len(plan.blocks)} blocks failed and are set aside; the others are done. The "
-                "same command tries these again:\n" + "\n".join(listed + ["..."] * (len(done.failed) > MOST_LISTED))
-            )
-        ledger.refresh()
-        left = sum(not _is_done(plan, ledger, block) for block in plan.blocks.tolist())
-        if left:
-            say(f"{left} blocks are left to other jobs; the last of them makes the coarser levels and the report.")
-        else:
-            with take_turns(out / TURNS):  # several jobs may find that nothing is left
-                finish(plan, ledger, done, options)
+        with open_engine(options.engine, plan.job.device) as engine:
+            done = _run(plan, ledger, options, engine)
+            if done.failed:
+                listed = [f"block {block} at {_say_place(plan, block)}: {why}" for block, why in done.failed[:MOST_LISTED]]
+                raise RunError(
+                    f"{out}: {len(done.failed)} of {len(plan.blocks)} blocks failed and are set aside; the others are done. "
+                    "The same command tries these again:\n" + "\n".join(listed + ["..."] * (len(done.failed) > MOST_LISTED))
+                )
+            ledger.refresh()
+            left = sum(not _is_done(plan, ledger, block) for block in plan.blocks.tolist())
+            if left:
+                say(f"{left} blocks are left to other jobs; the last of them makes the coarser levels and the report.")
+            else:
+                with take_turns(out / TURNS):  # several jobs may find that nothing is left
+                    finish(plan, ledger, done, engine)
     return [out] if confidence is None else [out, confidence]
 
 
-def _run(plan: VolumePlan, ledger: BlockLedger, options: VolumeSettings) -> JobResult:
+def _run(plan: VolumePlan, ledger: BlockLedger, options: VolumeSettings, engine: Engine) -> JobResult:
     """Computes the blocks of this job that are not done."""
     number, count = options.share
     mine = plan.blocks[plan.blocks % count == number - 1].tolist()
@@ -117,23 +119,23 @@ def _run(plan: VolumePlan, ledger: BlockLedger, options: VolumeSettings) -> JobR
     if not tasks:
         return result
     if len(tasks) >= FEWEST_ESTIMATED:
-        say(f"This takes {estimate(plan, options, tasks, tiles=1).sentence}.")
+        with contextlib.suppress(ImageError):  # its block will be tried, and named
+            say(f"This takes {estimate(plan, options, tasks, tiles=1).sentence}.")
     progress = Progress(f"predicting {plan.volume.name}", sum(sizes.values()) / 1e6, "Mvoxel")
-    began = checked = time.monotonic()
-    with open_engine(options.engine, job.device) as engine:
-        # what runs here need not be loaded and compiled again
-        build = functools.partial(BlockWorker, job, plan.predictor if isinstance(engine, Serial) else None)
-        for outcome in engine.run(build, tasks):
-            if outcome.error is None:
-                result.voxels += sizes[outcome.task]
-                result.peak_bytes = max(result.peak_bytes, outcome.result["peak_bytes"] if outcome.result else 0)
-            else:
-                ledger.fail(outcome.task, outcome.error, outcome.attempts)
-                result.failed.append((outcome.task, outcome.error))
-            progress.update(result.voxels / 1e6, f"{len(result.failed)} blocks failed" if result.failed else "")
-            if time.monotonic() - checked > CHECK_S:
-                check_unchanged(source, plan.identity)
-                checked = time.monotonic()
+    began, checked, ended = time.monotonic(), time.monotonic(), 0
+    # what runs here need not be loaded and compiled again
+    build = functools.partial(BlockWorker, job.find_anywhere(), plan.predictor if isinstance(engine, Serial) else None)
+    for outcome in engine.run(build, tasks):
+        ended += sizes[outcome.task]
+        if outcome.result is not None:
+            result.add(outcome.result)
+        elif outcome.error is not None:
+            ledger.fail(outcome.task, outcome.error, outcome.attempts)
+            result.failed.append((outcome.task, outcome.error))
+        progress.update(ended / 1e6, f"{len(result.failed)} blocks failed" if result.failed else "")
+        if time.monotonic() - checked > CHECK_S:
+            check_unchanged(source, plan.identity)
+            checked = time.monotonic()
     check_unchanged(source, plan.identity)
     result.seconds = time.monotonic() - began
     progress.finish(job.labels)
