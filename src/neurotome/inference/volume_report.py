@@ -130,8 +130,8 @@ def estimate(plan: VolumePlan, options: VolumeSettings, blocks: Sequence[int], t
     return Estimate(
         total,
         disk,
-        f"about {format_duration(total)} with {settled.workers} workers, as {len(wanted)} tiles of block {canary} took, and "
-        f"{format_bytes(disk)} on the disk, of {format_bytes(shutil.disk_usage(parent).free)} free",
+        f"about {format_duration(total)} (workers: {settled.workers}; tiles measured: {len(wanted)}) and {format_bytes(disk)} on "
+        f"the disk, of {format_bytes(shutil.disk_usage(parent).free)} free",
     )
 
 
