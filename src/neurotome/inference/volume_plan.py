@@ -28,7 +28,8 @@ from neurotome.io.identity import compare_by, identify_input
 from neurotome.io.opening import open_labels
 from neurotome.models.back_ends.choose import choose_back_end
 from neurotome.models.back_ends.memory import measure_bytes_per_pixel, measure_device_bytes
-from neurotome.models.model_folder import read_digest
+from neurotome.models.model_folder import find_model, read_digest
+from neurotome.models.stored_model import read_description
 from neurotome.normalize import Scale
 from neurotome.predictor import Predictor
 from neurotome.quantities import format_bytes, read_bytes
@@ -91,12 +92,13 @@ def plan_volume(
     device = str(choose_device(settings.device))
     edge = settings.voxel_size_um
     channel, time = (None if choice == "auto" else choice for choice in (settings.channel, settings.time))
-    opened = VolumeSource(str(source.absolute()), channel, time, None if edge == "auto" else (edge, edge, edge))
+    opened = VolumeSource(str(source), channel, time, None if edge == "auto" else (edge, edge, edge))
     volume = opened.open()
     parse_bbox(options.bbox, volume.shape)
     identity = identify_input(source)
     fingerprint: dict[str, Any] = {
         "model_sha256": read_digest(model),
+        "normalization": dict(read_description(find_model(model))[0]["normalization"]),
         "input": compare_by(identity),
         "settings": _list_settings(settings, options),
         "device": device.partition(":")[0],
@@ -143,7 +145,7 @@ def plan_volume(
     selection = select_tiles(geometry.grid, bbox=options.bbox, mask=mask, chunks=chunks)
     scale = chosen["scale"]
     job = VolumeJob(
-        model=str(Path(model).absolute()) if Path(model).exists() else model,
+        model=model,
         model_sha256=fingerprint["model_sha256"],
         device=device,
         back_end=chosen["back_end"],
@@ -151,8 +153,8 @@ def plan_volume(
         source=opened,
         scale=Scale(scale["mean"], scale["std"]),
         geometry=geometry,
-        labels=str(labels.absolute()),
-        confidence=str(confidence.absolute()) if confidence else None,
+        labels=str(labels),
+        confidence=str(confidence) if confidence else None,
         fingerprint=fingerprint,
         air_below=options.air_below,
         fill=chunks.fill if chunks else 0.0,
