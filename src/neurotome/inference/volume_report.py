@@ -203,7 +203,8 @@ def finish(plan: VolumePlan, ledger: BlockLedger, job: JobResult, engine: Engine
     pyramid_seconds = time.monotonic() - began
     axes = plan.job.geometry.axes
     along = "zyx" if len(axes) > 1 else "zyx".replace(axes, "")
-    seams = describe_seams(measure_seams(labels.read, grid.shape_zyx, grid.tile_zyx, along=along))
+    predicted = [grid.place(block) for block, entry in ledger.find_all() if set(entry["counts"]) - {NOT_PREDICTED}]
+    seams = describe_seams(measure_seams(labels.read, grid.shape_zyx, grid.tile_zyx, along=along, within=predicted))
     report = {
         **_count(plan, ledger),
         "skipped": plan.notes,

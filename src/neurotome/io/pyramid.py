@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from neurotome.blocks import Grid
 from neurotome.errors import RunError
-from neurotome.io.block_array import BlockArray
+from neurotome.io.block_array import NO_FILES, BlockArray
 from neurotome.io.block_ledger import BlockLedger, name_writer
 from neurotome.io.label_store import NOT_PREDICTED, LabelStore, open_label_store
 from neurotome.io.lazy_array import Place
@@ -137,7 +137,11 @@ class LevelWorker:
         stamp, found = self._finer.stamp(source), self._ledger.find(block)
         if found and found["made_of"] == stamp and found["sha256"] == self._level.digest_block(place):
             return False
-        sha256 = self._level.write_block(place, self._shrink(source, place))
+        if stamp == NO_FILES:  # most of a sparse volume
+            self._level.delete_block(place)
+            sha256 = NO_FILES
+        else:
+            sha256 = self._level.write_block(place, self._shrink(source, place))
         self._ledger.add(block, sha256=sha256, counts={}, tiles="all", made_of=stamp)
         return True
 
