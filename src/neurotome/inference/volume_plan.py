@@ -184,8 +184,9 @@ def _choose(
     """Settles scale, back end, halo and geometry, writes them into `chosen`, and returns the predictor of that back end."""
     scale = predictor.normalization.scale_for(volume)
     chosen["scale"] = {"mean": scale.mean, "std": scale.std, "source": scale.source}
-    patch = scale.apply(_cut_patch(predictor, volume))
-    predictor, reports = choose_back_end(predictor, patch, [options.back_end], math.prod(volume.shape))
+    # 8 bit is fitted to the patches, so it needs to see more of the volume
+    patches = scale.apply(_cut_patches(predictor, volume, 3 if options.back_end == "openvino-int8" else 1))
+    predictor, reports = choose_back_end(predictor, patches, [options.back_end], math.prod(volume.shape))
     chosen |= {"back_end": "torch", "ranges": None, "back_end_measured": f"Computed by {predictor.back_end}."}
     if reports:
         best = next(report for report in reports if report.chosen)
@@ -235,11 +236,12 @@ def _has_whole_planes(plan: Callable[..., Geometry], halo: int) -> bool:
         return False
 
 
-def _cut_patch(predictor: Predictor, volume: Volume) -> NDArray[Any]:
-    """Returns grey values (1, in_channels, y, x) from the middle of a volume, on which back ends are compared."""
-    z, y, x = volume.shape
-    rows, columns = (slice(max(0, (n - SAMPLE_EDGE) // 2), min(n, (n + SAMPLE_EDGE) // 2)) for n in (y, x))
-    return volume.read_context(z // 2, predictor.in_channels, rows, columns)[None]
+def _cut_patches(predictor: Predictor, volume: Volume, count: int) -> NDArray[Any]:
+    """Returns grey values (count, in_channels, y, x) from the middle of slices, on which back ends are compared."""
+    depth, *plane = volume.shape
+    rows, columns = (slice(max(0, (n - SAMPLE_EDGE) // 2), min(n, (n + SAMPLE_EDGE) // 2)) for n in plane)
+    slices = [depth * (number + 1) // (count + 1) for number in range(count)]
+    return np.stack([volume.read_context(z, predictor.in_channels, rows, columns) for z in slices])
 
 
 def _choose_memory(text: str) -> int:
