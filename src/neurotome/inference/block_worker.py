@@ -38,8 +38,8 @@ class _Kept:
 class BlockWorker:
     """Does a block from reading to the ledger's line.
 
-    Only the forward pass is under a lock, so that threads read, decompress, compress and write while one computes. On a CPU a
-    thread keeps the lock from its block's first forward pass to the last: threads that took turns would end together, and
+    Only the forward pass is under a lock, so that threads read, decompress, compress and write while one computes. On a CPU
+    a thread keeps the lock from its block's first forward pass to the last: threads that took turns would end together, and
     nobody computes while all of them write and read. On a GPU they do take turns, because it waits while a batch is cut.
     """
 
