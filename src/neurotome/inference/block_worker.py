@@ -14,6 +14,7 @@ from neurotome.inference.volume_job import VolumeJob, unpack_tiles
 from neurotome.io.block_ledger import BlockLedger, name_writer
 from neurotome.io.label_store import NOT_PREDICTED, count_ids, open_label_store
 from neurotome.load import load_predictor
+from neurotome.models.back_ends.memory import share_heap
 from neurotome.models.model_folder import read_digest
 from neurotome.predictor import Predictor
 from neurotome.runs.environment import measure_peak_memory
@@ -49,6 +50,7 @@ class BlockWorker:
             ModelError: The model is not the one that the job was planned with.
             NeurotomeError: As the functions that open.
         """
+        share_heap()
         if read_digest(job.model) != job.model_sha256:
             raise ModelError(
                 f"{job.model}: has changed since the volume was begun; expected weights {job.model_sha256[:12]}."

@@ -27,7 +27,7 @@ from neurotome.io.chunks import list_chunks
 from neurotome.io.identity import compare_by, identify_input
 from neurotome.io.opening import open_labels
 from neurotome.models.back_ends.choose import choose_back_end
-from neurotome.models.back_ends.memory import measure_bytes_per_pixel, measure_device_bytes
+from neurotome.models.back_ends.memory import measure_bytes_per_pixel, measure_device_bytes, share_heap
 from neurotome.models.model_folder import find_model, read_digest
 from neurotome.models.stored_model import read_description
 from neurotome.normalize import Scale
@@ -89,6 +89,7 @@ def plan_volume(
     from neurotome.load import load_predictor
     from neurotome.models.net import choose_device
 
+    share_heap()
     device = str(choose_device(settings.device))
     edge = settings.voxel_size_um
     channel, time = (None if choice == "auto" else choice for choice in (settings.channel, settings.time))
@@ -212,7 +213,7 @@ def _choose(
     )
     if settings.halo != "auto":
         halo, measured = settings.halo, f"The halo is {settings.halo} pixels, as asked for."
-    elif predictor.bounded and _has_whole_planes(plan, full := max(predictor.halo_zyx[1:])):
+    elif _has_whole_planes(plan, full := max(predictor.halo_zyx[1:])):
         halo, measured = full, f"The halo is {full} pixels, all that the model can see; tiles are as large as slices."
     else:
         choice = choose_halo(predictor, volume, scale, axes=options.axes, tolerance=options.tolerance)

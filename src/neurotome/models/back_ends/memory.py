@@ -58,6 +58,17 @@ def _prepare(predictor: Predictor, edge: int) -> Callable[[], object]:
     return lambda: predictor.predict_probs(patches)
 
 
+def share_heap() -> None:
+    """Lets all threads of this process allocate from one heap; call it before they begin.
+
+    glibc gives every thread a heap of its own and returns little of what was freed in it, so that memory crept up with every
+    thread that had once been in a forward pass: by 200 MB of 1 GB.
+    """
+    arena_max = -8  # M_ARENA_MAX of malloc.h
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(arena_max, 1)
+
+
 def measure_device_bytes(device: str) -> int | None:
     """Returns the memory that is free on a GPU, less a fifth that its allocator loses; None for what shares the host's."""
     if not device.startswith("cuda"):
