@@ -148,7 +148,7 @@ def _say_scale(plan: VolumePlan) -> str:
 
 
 def try_out(plan: VolumePlan, options: VolumeSettings) -> dict[str, str]:
-    """Computes one block, or as much of it as half a minute allows, without writing it, and returns what the whole would take, by name."""
+    """Computes a block, or what half a minute allows of it, unwritten, and returns what the whole would take, by name."""
     number, count = options.share
     blocks = plan.blocks[plan.blocks % count == number - 1].tolist()
     for sentence in describe_plan(plan, len(blocks), len(blocks)):
