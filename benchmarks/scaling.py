@@ -18,8 +18,6 @@ another). Then each of these is taken away: what that gains says what binds. Wit
 so that the work is the same. Efficiency is the work of all blocks on one GPU over what all GPUs' time amounts to.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import heapq

@@ -14,7 +14,7 @@ POISON, HANGING, FAILING, FULL, SLOW = 3, 4, 5, 6, 7
 
 
 def build(folder, ill=(), seconds=0.0):
-    (Path(folder) / f"built.{os.getpid()}").touch()
+    (Path(folder) / f"built.{os.getpid()}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     return partial(work, Path(folder), ill, seconds)
 
 

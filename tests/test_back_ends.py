@@ -161,7 +161,7 @@ def test_the_fastest_that_agrees_is_chosen(predictor: NetPredictor, monkeypatch:
     assert {report.back_end: report.chosen for report in reports} == {"torch": False, "onnxruntime": True, "openvino": False}
     wrong = next(report for report in reports if report.back_end == "openvino")
     assert wrong.agreement < 0.9
-    assert "not the model's own" in wrong.sentence
+    assert "no longer the model's own labels" in wrong.sentence
     monkeypatch.setattr(attach, "is_installed", lambda name: name != "onnxruntime")
     chosen, reports = choose_back_end(predictor, make_patches(1, 1, 32, 32))
     assert chosen.back_end == "torch, cpu, float32"

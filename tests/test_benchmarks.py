@@ -46,3 +46,25 @@ def test_as_reported_has_the_loss_of_the_listing(few_slices, monkeypatch, loss):
     assert first[1] == pytest.approx(first[0], rel=1e-5)
     assert second[0] != first[0]
     assert second[1] == pytest.approx(second[0], rel=5e-2)  # Adam turns the rounding of one step into steps of its own
+
+
+SCALING = load_script(next(path for path in SCRIPTS if path.stem == "scaling"))
+IDEAL = {"gpus": 4, "block_s": 1, "spread": 0, "straggler_share": 0, "straggler_factor": 1, "block_bytes": 1e6, "start_s": 3}
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected_s"),
+    [
+        ((1e15, 1e15, 1e9), 3 + 100 / 4),
+        ((1e15, 1e15, 2), 3 + 100 / 2 + 1),  # the scheduler sends 2 tasks per second, the last one is computed then
+        ((1e15, 1e6, 1e9), 3 + 110),  # 1 MB/s for 1 MB read and 0.1 MB written per block
+        ((2e6, 1e15, 1e9), 3 + 55),
+    ],
+    ids=["computing", "scheduler", "store", "nodes"],
+)
+def test_simulated_volumes_take_what_binds(rates, expected_s):
+    node_rate, store_rate, tasks_rate = rates
+    machine = SCALING.Machine(**IDEAL, node_rate=node_rate, store_rate=store_rate, tasks_rate=tasks_rate)
+    makespan_s, work_s = SCALING.simulate(machine, 100)
+    assert work_s == pytest.approx(100)
+    assert makespan_s == pytest.approx(expected_s, rel=0.1)

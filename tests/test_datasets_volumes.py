@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import yaml
 import zarr
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.datasets import open_dataset, volumes
-from neurotome.datasets.base import Dataset
+from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.folds import make_folds
 from neurotome.datasets.leaks import check_leaks
 from neurotome.datasets.statistics import measure_dataset
@@ -28,6 +29,7 @@ from neurotome.experiments.run_pixels import fit_and_score
 from neurotome.io import open_labels, write_image, write_labels
 from neurotome.io.chunks import list_chunks
 from neurotome.io.lazy_array import LazyArray
+from neurotome.io.ome_zarr import create_ome_zarr
 from neurotome.io.picked import PickedSlices, TileCache
 from neurotome.models.model_folder import load_model
 from neurotome.models.networks import ModelSettings
@@ -35,8 +37,10 @@ from neurotome.normalize import Normalization
 from neurotome.pixels.train import BaselineSettings
 from neurotome.predictor import predict_slice
 from neurotome.report.slides import load_slides
+from neurotome.training.prepare import choose_steps
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import PatchSampler, SampleSettings
+from neurotome.volume import Volume
 
 SHAPE = (24, 40, 48)
 RNG = np.random.default_rng(0)
@@ -107,6 +111,36 @@ def test_patches_of_a_volume_are_those_of_the_same_files_in_a_folder(dense: Path
         assert got_cutout.digests == expected_cutout.digests
     measured, expected_measured = measure_dataset(mine), measure_dataset(theirs)
     assert measured["splits"] == expected_measured["splits"]
+
+
+def write_image_as(kind: str, folder: Path) -> str:
+    """Writes `GREY` in a format and returns what dataset.yaml calls it."""
+    if kind == "ome-zarr":
+        array = create_ome_zarr(
+            folder / "i.zarr", SHAPE, np.dtype(np.uint8), (1, 1, 1), name="i", shard=(16, 32, 32), chunk=(8, 16, 16)
+        )
+        array[:] = GREY
+        return "i.zarr"
+    if kind == "hdf5":
+        with h5py.File(folder / "i.h5", "w") as file:
+            file.create_dataset("raw", data=GREY, chunks=(8, 16, 16), compression="gzip")
+        return "i.h5:/raw"
+    if kind == "npy":
+        np.save(folder / "i.npy", GREY)
+        return "i.npy"
+    compression = "zlib" if kind == "packed bigtiff" else None
+    tifffile.imwrite(folder / "i.tif", GREY, bigtiff=True, photometric="minisblack", compression=compression)
+    return "i.tif"
+
+
+@pytest.mark.parametrize("kind", ["ome-zarr", "hdf5", "npy", "bigtiff", "packed bigtiff"])
+def test_patches_are_the_same_from_every_format(kind: str, sparse: Path) -> None:
+    expected = draw(open_dataset(sparse), 3)
+    listed = {"name": "block", "image": write_image_as(kind, sparse), "labels": "slices.tif", "z": LABELLED}
+    splits = {"train": [{"id": "block", "z": [0, 15]}], "val": [{"id": "block", "z": [15, 24]}]}
+    write_config(sparse, [listed], splits)
+    for got, wanted in zip(draw(open_dataset(sparse), 3), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_neighbours_of_labelled_slices_come_from_the_volume(sparse: Path) -> None:
@@ -429,3 +463,12 @@ def test_what_is_read_through_a_cache_is_what_is_stored(data: st.DataObject, chu
     assert kept == cache.bytes
     numbers = np.array([0, 1, 2, 5, 7, 8])
     np.testing.assert_array_equal(PickedSlices(array, numbers, Path("here"))[1:5, 3:40], values[[1, 2, 5, 7], 3:40])
+
+
+def test_an_epoch_ends_however_large_a_volume_is() -> None:
+    def make(depth: int) -> Dataset:
+        huge: Any = LazyArray(Path("huge"), (depth, 1000, 1000), np.uint8, lambda place: pytest.fail(f"{place} was read"))
+        return Dataset("huge", ClassSet(tuple(CLASSES.values())), {"train": (Cutout(Volume(huge, "huge"), huge),)})
+
+    batch = SampleSettings(patch=256, batch=8)
+    assert [choose_steps(make(depth), batch) for depth in (1, 400, 4000)] == [50, 763, 2000]

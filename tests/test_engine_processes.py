@@ -56,15 +56,20 @@ def test_poisonous_hanging_and_failing_tasks_are_set_aside_and_others_done(tmp_p
     assert sum(begun.values()) <= 12 + 3 + 4
 
 
-def test_killed_worker_is_replaced_and_its_tasks_done_again(tmp_path):
-    outcomes = Processes(2, threads=1).run(partial(engine_tasks.build, tmp_path, seconds=0.05), range(30))
-    done = [next(outcomes).task for _ in range(4)]
-    (victim, _) = list_children()
+def test_killed_worker_is_replaced_on_its_gpu_and_its_tasks_done_again(tmp_path):
+    engine = Processes(2, threads=1, gpus=("4", "7"))
+    outcomes = engine.run(partial(engine_tasks.build, tmp_path, seconds=0.03), range(150))
+    done = []
+    while len(list(tmp_path.glob("built.*"))) < 2:
+        done.append(next(outcomes).task)
+    victim, other = list_children()
     victim.kill()
-    done += [outcome.task for outcome in outcomes if outcome.result is not None]
-    assert sorted(done) == list(range(30))
-    assert sum(count_begun(tmp_path).values()) <= 31
-    assert len(list(tmp_path.glob("built.*"))) == 3
+    done += [outcome.task for outcome in outcomes]
+    assert sorted(done) == list(range(150))
+    assert sum(count_begun(tmp_path).values()) <= 151
+    gpus = {int(file.suffix[1:]): file.read_text() for file in tmp_path.glob("built.*")}
+    assert {gpus[victim.pid], gpus[other.pid]} == {"4", "7"}
+    assert [gpu for worker, gpu in gpus.items() if worker not in (victim.pid, other.pid)] == [gpus[victim.pid]]
 
 
 def test_full_disk_ends_the_run(tmp_path):

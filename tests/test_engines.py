@@ -1,6 +1,7 @@
 """Engines: every task ends once, whatever happens to it."""
 
 import errno
+import sys
 import threading
 import time
 
@@ -8,7 +9,7 @@ import pytest
 
 from neurotome.engines import EngineSettings, Outcome, open_engine, settle_engine
 from neurotome.engines.serial import Serial
-from neurotome.errors import SettingsError
+from neurotome.errors import NeurotomeError, SettingsError
 
 
 def by_task(outcomes):
@@ -113,3 +114,12 @@ def test_one_worker_for_each_visible_gpu(monkeypatch):
     assert settle_engine(EngineSettings()).workers == 3
     assert settle_engine(EngineSettings(), "cpu").workers == 1
     assert settle_engine(EngineSettings(workers=2), "cuda").threads == 4
+
+
+def test_cluster_without_its_extra_names_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with (
+        pytest.raises(NeurotomeError, match=r"distributed is not installed.*neurotome\[cluster\]"),
+        open_engine(EngineSettings(scheduler="tcp://host:8786"), "cpu"),
+    ):
+        pass

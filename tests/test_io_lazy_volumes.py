@@ -43,9 +43,16 @@ def save_ome_zarr(path: Path, version: str) -> None:
     group.create_array("s0", shape=STACK.shape, chunks=(4, 8, 8), dtype=STACK.dtype)[:] = STACK
 
 
+def save_page_by_page(path: Path) -> None:
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        for plane in STACK:
+            writer.write(plane, photometric="minisblack", compression="zlib")
+
+
 WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "multi-page TIFF": ("a.tif", lambda path: save_tiff(path, compression="zlib")),
     "Big-TIFF": ("a.tif", lambda path: save_tiff(path, bigtiff=True, compression="lzw", tile=(16, 16))),
+    "Big-TIFF page by page": ("a.tif", save_page_by_page),
     "plain TIFF": ("a.tif", save_tiff),
     "HDF5": ("a.h5", save_hdf5),
     "npy": ("a.npy", lambda path: np.save(path, STACK)),

@@ -164,6 +164,20 @@ def test_only_what_changed_is_made_again(tmp_path: Path) -> None:
     assert not made[:, :128].any()
 
 
+def test_nothing_is_read_where_nothing_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path / "a.zarr", (4, 64, 64), (4, 64, 64))
+    place = (slice(0, 4), slice(0, 64), slice(0, 64))
+    finer, level = Level("0", (4, 64, 64), (4, 64, 64)), Level("1", (4, 32, 32), (4, 32, 32), (1, 2, 2), (1, 2, 2))
+    store.open_level("1", level.shape_zyx, level.block_zyx)
+    store.write_block(place, np.ones((4, 64, 64), np.uint8))
+    assert LevelWorker(str(store.path), finer, level)(0)
+    store.write_block(place, np.full((4, 64, 64), 255, np.uint8))
+    monkeypatch.setattr(LevelWorker, "_shrink", None)
+    assert LevelWorker(str(store.path), finer, level)(0)
+    assert not LevelWorker(str(store.path), finer, level)(0)
+    assert (np.asarray(zarr.open_array(store.path / "1", mode="r")[WHOLE]) == 255).all()
+
+
 def test_slabs_of_a_block_join_without_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neurotome.io.pyramid.SLAB_VOXELS", 1)
     voxels = np.random.default_rng(1).integers(0, 3, (17, 9, 8)).astype(np.uint8)

@@ -69,6 +69,16 @@ def test_what_is_not_predicted_is_left_out() -> None:
     assert measure(np.zeros(SHAPE, np.uint8))["all"].score == 1
 
 
+def test_windows_are_drawn_where_something_was_predicted() -> None:
+    shape, box = (8, 4000, 4000), (slice(0, 8), slice(2048, 2176), slice(1024, 1152))
+    labels = np.full(shape, 255, np.uint8)
+    labels[box] = np.random.default_rng(0).integers(0, 2, (8, 128, 128))
+    found = measure_seams(lambda place: labels[place], shape, (8, 64, 64), within=[box])["all"]
+    assert found.borders == 2  # one border within along each axis
+    assert found.score == pytest.approx(1, abs=0.2)
+    assert measure_seams(lambda place: labels[place], shape, (8, 64, 64), within=[])["all"].borders == 0
+
+
 def test_one_tile_has_no_border() -> None:
     scores = measure(make_labels(), SHAPE)
     assert list(scores) == ["all"]

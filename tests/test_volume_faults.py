@@ -73,9 +73,33 @@ class Jobs:
         """Begins a job; faults are named after `b` and the block's number: b3="poison"."""
         command = ["predict", self.home / "model", self.home / "image.zarr", self.out, *PLAIN, *options]
         numbered = {int(key[1:]) if key[1:].isdigit() else key: fault for key, fault in faults.items()}
-        job = volume_jobs.start(self.context, command, self.log, numbered)
-        self.started.append(job)
-        return job
+        return self.begin(volume_jobs.do_job, command, self.log, numbered)
+
+    def begin(self, target, *arguments):
+        process = self.context.Process(target=target, args=arguments)
+        process.start()
+        self.started.append(process)
+        return process
+
+    def serve(self, **faults):
+        """Starts a scheduler of dask and two workers; returns its process and address."""
+        pytest.importorskip("distributed", reason="needs the extra cluster")
+        file = self.log.with_name("address")
+        scheduler = self.begin(volume_jobs.serve_scheduler, self.log, file)
+        until = time.monotonic() + END_S
+        while not file.exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        numbered = {int(key[1:]) if key[1:].isdigit() else key: fault for key, fault in faults.items()}
+        for _ in range(2):
+            self.begin(volume_jobs.serve_worker, self.log, file.read_text(), numbered)
+        return scheduler, file.read_text()
+
+    def kill_all(self):
+        for process in self.started:
+            if process.is_alive():
+                os.killpg(process.pid, signal.SIGKILL)
+                process.join()
 
     def do(self, *options, **faults):
         """Does a job to its end; returns its exit status and what it said."""
@@ -130,9 +154,7 @@ class Jobs:
 def jobs(home, tmp_path, context):
     jobs = Jobs(home, tmp_path, context)
     yield jobs
-    for job in jobs.started:
-        if job.is_alive():
-            os.killpg(job.pid, signal.SIGKILL)
+    jobs.kill_all()
 
 
 def test_a_job_is_killed_between_data_and_ledger(jobs):
@@ -156,6 +178,26 @@ def test_a_worker_is_killed(jobs):
     assert status == 0, said
     assert len(jobs.begun) <= BLOCKS + 2
     jobs.compare()
+
+
+def test_a_worker_of_a_cluster_is_killed(jobs):
+    _, address = jobs.serve(b3="kill worker")
+    status, said = jobs.do("--scheduler", address)
+    assert status == 0, said
+    assert len(jobs.begun) <= BLOCKS + 2  # also what it had done without having said so
+    jobs.compare()
+
+
+def test_the_scheduler_of_a_cluster_is_killed(jobs):
+    scheduler, address = jobs.serve(gate=jobs.gate)
+    job = jobs.start("--scheduler", address)
+    jobs.wait_for(2)
+    scheduler.kill()
+    assert jobs.end(job) == 1
+    assert f"the dask scheduler at {address} has gone. What is written down is done" in jobs.read_said(job)
+    jobs.gate.touch()
+    jobs.kill_all()
+    jobs.finish(in_work=2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -25,13 +25,13 @@ from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger
 from neurotome.io.label_store import open_label_store
 from neurotome.models.model_folder import save_model
-from neurotome.models.net import measure_halo
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
 
 CLASSES = ClassSet(("background", "vessel", "cell"))
 SHAPE = (10, 40, 70)
+HALO = 64  # as measure_halo finds it of this network
 CPU = PredictSettings(device="cpu", tile=32)
 PLAIN = VolumeSettings(back_end="torch", tolerance=0, threads=1)
 
@@ -43,9 +43,7 @@ def make_model(folder: Path, in_channels: int = 1) -> Path:
     with torch.no_grad():
         for _ in range(3):
             net(torch.randn(4, in_channels, 64, 64))
-    halo, bounded = measure_halo(net, in_channels)
-    assert bounded
-    save_model(NetPredictor(net, settings, CLASSES, Normalization("image", 100, 25, "uint8"), halo), folder)
+    save_model(NetPredictor(net, settings, CLASSES, Normalization("image", 100, 25, "uint8"), HALO), folder)
     return folder
 
 
@@ -264,10 +262,12 @@ def test_a_block_that_fails_is_named_and_tried_again(
     with pytest.raises(RunError, match=r"1 of \d+ blocks failed.*\nblock 1 at z .*poisoned"):
         label(home, tmp_path / "out.zarr")
     assert blocks.count(1) == 3
+    assert "poisoned" in open_label_store(tmp_path / "out.zarr").attributes["failures"]["1"]
     monkeypatch.setattr(block_worker, "label_block", counted)
     tried = len(blocks)
     np.testing.assert_array_equal(label(home, tmp_path / "out.zarr"), read(home / "whole.zarr"))
     assert blocks[tried:] == [1]
+    assert open_label_store(tmp_path / "out.zarr").attributes["failures"] == {}
 
 
 def test_labels_within_the_image(home: Path, tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 Jobs are forked from a server that has imported everything, because importing torch takes longer than a tiny volume.
 """
 
+import asyncio
+import contextlib
 import errno
+import logging
 import multiprocessing
 import os
 import signal
@@ -25,17 +28,45 @@ from neurotome.engines import processes
 from neurotome.inference import block_worker, volumes  # noqa: F401  # so that jobs need not import it
 from neurotome.io.block_ledger import BlockLedger
 
-
-def start(context, *arguments):
-    """Starts `do_job` with these arguments; returns the process."""
-    job = context.Process(target=do_job, args=arguments)
-    job.start()
-    return job
+with contextlib.suppress(ImportError):  # needs the extra cluster
+    import distributed.cli  # noqa: F401
 
 
 def do_job(command, log, faults):
-    """Gives a command as on a terminal; `log` gets a line for every block that is begun, and one for its output."""
+    """Gives a command as on a terminal."""
+    prepare(log, faults)
+    cli.main([str(part) for part in command])
+
+
+def serve_scheduler(log, address):
+    """Is a scheduler of dask until it is killed; writes its address into a file."""
+    prepare(log, {})
+    import distributed
+
+    async def serve():
+        async with distributed.Scheduler(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0") as scheduler:
+            atomic.write_text(address, scheduler.address)
+            await scheduler.finished()
+
+    asyncio.run(serve())
+
+
+def serve_worker(log, address, faults):
+    """Is a worker of dask until its scheduler goes."""
+    prepare(log, faults)
+    import distributed
+
+    async def serve():
+        async with distributed.Worker(address, nthreads=1, dashboard=False) as worker:
+            await worker.finished()
+
+    asyncio.run(serve())
+
+
+def prepare(log, faults):
+    """Builds faults into this process; `log` gets a line for every block that is begun, a file beside it what is said."""
     os.setpgid(0, 0)
+    logging.disable()  # dask tells much
     said = Path(f"{log}.{os.getpid()}.txt")
     sys.stdout = sys.stderr = said.open("w", encoding="utf-8", buffering=1)  # until the process ends
     label_block, add, sync = block_worker.label_block, BlockLedger.add, atomic._sync
@@ -69,4 +100,3 @@ def do_job(command, log, faults):
         sync(path, flags)
 
     block_worker.label_block, BlockLedger.add, atomic._sync = label, add_line, sync_file
-    cli.main([str(part) for part in command])

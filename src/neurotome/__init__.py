@@ -1,7 +1,7 @@
 """neurotome: segment brain microstructure in X-ray microCT; train, compare, apply and measure.
 
 Each command of the command line is a function here: `describe`, `fetch`, `train`, `baseline`, `evaluate`, `predict`,
-`compare`, `search`, `phantom`, `demo`. What are options there are keywords here, by the last part of their name:
+`verify`, `compare`, `search`, `phantom`, `demo`. What are options there are keywords here, by the last part of their name:
 `train("my_data", out="runs/first", max_time="12m", encoder="resnet34")`. Where two have it, write the whole name,
 `**{"train.seed": 1}`, or the group, `train={"seed": 1}`; or give the settings as they are, `recipe=Recipe(...)`.
 """
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from neurotome.inference.predict import predict as predict
     from neurotome.inference.predict import predict_probs as predict_probs
     from neurotome.inference.predict_settings import PredictSettings as PredictSettings
+    from neurotome.inference.verify import VerifySettings as VerifySettings
+    from neurotome.inference.verify import verify as verify
     from neurotome.inference.volume_settings import VolumeSettings as VolumeSettings
     from neurotome.load import load_predictor as load_predictor
     from neurotome.losses import LossSettings as LossSettings
@@ -72,6 +74,7 @@ _NAMES = {
     "features": "EncoderSettings FeatureSettings FilterSettings",
     "inference.predict": "predict predict_probs",
     "inference.predict_settings": "PredictSettings",
+    "inference.verify": "VerifySettings verify",
     "inference.volume_settings": "VolumeSettings",
     "load": "load_predictor",
     "losses": "LossSettings",
@@ -92,7 +95,7 @@ __all__ = sorted(_HOMES)
 
 _COMMANDS = (
     *("baseline", "compare", "demo", "describe", "evaluate", "fetch", "phantom", "predict", "predict_probs"),
-    *("grid", "reproduce", "search", "train"),
+    *("grid", "reproduce", "search", "train", "verify"),
 )
 
 

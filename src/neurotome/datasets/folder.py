@@ -71,7 +71,7 @@ KEPT_BYTES = 4 << 30
 
 
 def open_folder(path: str | Path) -> Dataset:
-    """Opens a folder dataset; every image and label that is used is read and checked once.
+    """Opens a folder dataset; every image and label that is used is read and checked once, of volumes the labels.
 
     Without splits in dataset.yaml those of splits.yaml are used; if that is absent too, it is made, see `make_splits`.
 

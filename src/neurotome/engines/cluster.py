@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import logging
 import math
-import os
 import pickle
 import queue
 import secrets
@@ -30,6 +29,7 @@ from distributed import KilledWorker
 from neurotome.documents import read_yaml
 from neurotome.engines.base import Attempt, Build, EngineSettings, Outcome, Pending, TimeLimit
 from neurotome.engines.ending import Ending
+from neurotome.engines.processes import share_cores
 from neurotome.engines.site import Plugin, do_task
 from neurotome.errors import RunError, SettingsError
 from neurotome.lazy import import_extra
@@ -235,7 +235,7 @@ def open_cluster(settings: EngineSettings) -> Iterator[Cluster]:
             cluster, cores = _start_slurm(Path(settings.slurm), settings.workers)
             opened.enter_context(cluster)
         elif settings.scheduler == "local":
-            cores = max(1, (os.cpu_count() or 1) // settings.workers)
+            cores = max(1, len(share_cores(0, settings.workers)))
             cluster = opened.enter_context(
                 distributed.LocalCluster(
                     n_workers=settings.workers,

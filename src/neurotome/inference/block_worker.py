@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -13,15 +14,33 @@ from neurotome.inference.volume_job import VolumeJob, unpack_tiles
 from neurotome.io.block_ledger import BlockLedger, name_writer
 from neurotome.io.label_store import NOT_PREDICTED, count_ids, open_label_store
 from neurotome.load import load_predictor
+from neurotome.models.back_ends.memory import share_heap
 from neurotome.models.model_folder import read_digest
 from neurotome.predictor import Predictor
 from neurotome.runs.environment import measure_peak_memory
 
 
+class _Kept:
+    """Takes a lock when it is first entered and keeps it until a stack ends."""
+
+    def __init__(self, lock: threading.Lock, stack: contextlib.ExitStack) -> None:
+        self._lock, self._stack, self._is_taken = lock, stack, False
+
+    def __enter__(self) -> None:
+        if not self._is_taken:
+            self._stack.enter_context(self._lock)
+            self._is_taken = True
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class BlockWorker:
     """Does a block from reading to the ledger's line.
 
-    Only the forward pass is under a lock, so that threads read, decompress, compress and write while one computes.
+    Only the forward pass is under a lock, so that threads read, decompress, compress and write while one computes. On a CPU
+    a thread keeps the lock from its block's first forward pass to the last: threads that took turns would end together, and
+    nobody computes while all of them write and read. On a GPU they do take turns, because it waits while a batch is cut.
     """
 
     def __init__(self, job: VolumeJob, predictor: Predictor | None = None) -> None:
@@ -31,6 +50,7 @@ class BlockWorker:
             ModelError: The model is not the one that the job was planned with.
             NeurotomeError: As the functions that open.
         """
+        share_heap()
         if read_digest(job.model) != job.model_sha256:
             raise ModelError(
                 f"{job.model}: has changed since the volume was begun; expected weights {job.model_sha256[:12]}."
@@ -47,18 +67,19 @@ class BlockWorker:
     def label(self, block: int, tiles: list[int]) -> BlockLabels:
         """Computes some tiles of a block and writes nothing."""
         job = self.job
-        return label_block(
-            self.predictor,
-            self.volume,
-            job.scale,
-            job.geometry,
-            block,
-            tiles,
-            confidence=self.confidence is not None,
-            lock=self.lock,
-            air_below=job.air_below,
-            fill=job.fill,
-        )
+        with contextlib.ExitStack() as stack:
+            return label_block(
+                self.predictor,
+                self.volume,
+                job.scale,
+                job.geometry,
+                block,
+                tiles,
+                confidence=self.confidence is not None,
+                lock=self.lock if job.device.startswith("cuda") else _Kept(self.lock, stack),
+                air_below=job.air_below,
+                fill=job.fill,
+            )
 
     def __call__(self, block: int) -> dict[str, Any]:
         """Labels a block, writes its files, then its line in the ledger; returns what that says."""

@@ -6,7 +6,6 @@ that both see the same tissue. Without seams the shares of pairs that differ are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -62,6 +61,7 @@ def measure_seams(
     tile_zyx: Sequence[int],
     *,
     along: str = "zyx",
+    within: Sequence[Place] | None = None,
     borders: int = BORDERS,
     seed: int = 0,
 ) -> dict[str, SeamScore]:
@@ -74,6 +74,7 @@ def measure_seams(
         shape_zyx: Voxels of the volume.
         tile_zyx: Voxels of a tile. Tiles of one voxel along an axis have no middle, and that axis is left out.
         along: Axes across which there may be seams: slices that are predicted one by one have none between them.
+        within: Boxes in which windows are drawn, all alike in size, such as the blocks that were predicted; None: anywhere.
         borders: Windows to compare, shared among the axes.
         seed: Of the sample.
 
@@ -82,7 +83,8 @@ def measure_seams(
     """
     axes = [axis for axis in range(3) if "zyx"[axis] in along and 1 < tile_zyx[axis] < shape_zyx[axis]]
     rng = np.random.default_rng(seed)
-    found = {"zyx"[axis]: _compare(read, shape_zyx, tile_zyx, axis, borders // len(axes), rng) for axis in axes}
+    boxes = [(slice(0, shape_zyx[0]), slice(0, shape_zyx[1]), slice(0, shape_zyx[2]))] if within is None else within
+    found = {"zyx"[axis]: _compare(read, shape_zyx, tile_zyx, axis, boxes, borders // len(axes), rng) for axis in axes}
     together = np.concatenate([np.zeros((0, 4), np.int64), *found.values()])
     return {name: _score(counts, seed) for name, counts in {**found, "all": together}.items()}
 
@@ -106,20 +108,24 @@ def _compare(
     shape: Sequence[int],
     tile: Sequence[int],
     axis: int,
+    boxes: Sequence[Place],
     wanted: int,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
     """Returns pairs and changes at borders, pairs and changes in middles, a row per window, shape (windows, 4)."""
+    steps = [tile[d] if d == axis else WINDOW for d in range(3)]
     rows: list[list[int]] = []
-    windows = [-(-size // WINDOW) for size in shape]
-    windows[axis] = (shape[axis] - 1) // tile[axis]  # inner borders
-    total = math.prod(windows)
-    for chosen in rng.choice(total, min(total, TRIES * wanted), replace=False):
+    seen = set()
+    for _ in range(TRIES * wanted if boxes else 0):
         if len(rows) == wanted:
             break
-        index = np.unravel_index(chosen, windows)
-        place = [slice(int(i) * WINDOW, min((int(i) + 1) * WINDOW, size)) for i, size in zip(index, shape, strict=True)]
-        border = (int(index[axis]) + 1) * tile[axis]
+        box = boxes[int(rng.integers(len(boxes)))]
+        index = tuple(int(rng.integers(part.start // n, -(-part.stop // n))) for part, n in zip(box, steps, strict=True))
+        border = index[axis] * tile[axis]
+        if index in seen or not border:
+            continue
+        seen.add(index)
+        place = [slice(i * n, min((i + 1) * n, size)) for i, n, size in zip(index, steps, shape, strict=True)]
         counts: list[int] = []
         for between in (border, border - tile[axis] // 2):
             place[axis] = slice(between - 1, between + 1)

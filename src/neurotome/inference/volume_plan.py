@@ -27,8 +27,9 @@ from neurotome.io.chunks import list_chunks
 from neurotome.io.identity import compare_by, identify_input
 from neurotome.io.opening import open_labels
 from neurotome.models.back_ends.choose import choose_back_end
-from neurotome.models.back_ends.memory import measure_bytes_per_pixel, measure_device_bytes
-from neurotome.models.model_folder import read_digest
+from neurotome.models.back_ends.memory import measure_bytes_per_pixel, measure_device_bytes, share_heap
+from neurotome.models.model_folder import find_model, read_digest
+from neurotome.models.stored_model import read_description
 from neurotome.normalize import Scale
 from neurotome.predictor import Predictor
 from neurotome.quantities import format_bytes, read_bytes
@@ -88,15 +89,17 @@ def plan_volume(
     from neurotome.load import load_predictor
     from neurotome.models.net import choose_device
 
+    share_heap()
     device = str(choose_device(settings.device))
     edge = settings.voxel_size_um
     channel, time = (None if choice == "auto" else choice for choice in (settings.channel, settings.time))
-    opened = VolumeSource(str(source.absolute()), channel, time, None if edge == "auto" else (edge, edge, edge))
+    opened = VolumeSource(str(source), channel, time, None if edge == "auto" else (edge, edge, edge))
     volume = opened.open()
     parse_bbox(options.bbox, volume.shape)
     identity = identify_input(source)
     fingerprint: dict[str, Any] = {
         "model_sha256": read_digest(model),
+        "normalization": dict(read_description(find_model(model))[0]["normalization"]),
         "input": compare_by(identity),
         "settings": _list_settings(settings, options),
         "device": device.partition(":")[0],
@@ -143,7 +146,7 @@ def plan_volume(
     selection = select_tiles(geometry.grid, bbox=options.bbox, mask=mask, chunks=chunks)
     scale = chosen["scale"]
     job = VolumeJob(
-        model=str(Path(model).absolute()) if Path(model).exists() else model,
+        model=model,
         model_sha256=fingerprint["model_sha256"],
         device=device,
         back_end=chosen["back_end"],
@@ -151,8 +154,8 @@ def plan_volume(
         source=opened,
         scale=Scale(scale["mean"], scale["std"]),
         geometry=geometry,
-        labels=str(labels.absolute()),
-        confidence=str(confidence.absolute()) if confidence else None,
+        labels=str(labels),
+        confidence=str(confidence) if confidence else None,
         fingerprint=fingerprint,
         air_below=options.air_below,
         fill=chunks.fill if chunks else 0.0,
@@ -182,8 +185,9 @@ def _choose(
     """Settles scale, back end, halo and geometry, writes them into `chosen`, and returns the predictor of that back end."""
     scale = predictor.normalization.scale_for(volume)
     chosen["scale"] = {"mean": scale.mean, "std": scale.std, "source": scale.source}
-    patch = scale.apply(_cut_patch(predictor, volume))
-    predictor, reports = choose_back_end(predictor, patch, [options.back_end], math.prod(volume.shape))
+    # 8 bit is fitted to the patches, so it needs to see more of the volume
+    patches = scale.apply(_cut_patches(predictor, volume, 3 if options.back_end == "openvino-int8" else 1))
+    predictor, reports = choose_back_end(predictor, patches, [options.back_end], math.prod(volume.shape))
     chosen |= {"back_end": "torch", "ranges": None, "back_end_measured": f"Computed by {predictor.back_end}."}
     if reports:
         best = next(report for report in reports if report.chosen)
@@ -233,11 +237,12 @@ def _has_whole_planes(plan: Callable[..., Geometry], halo: int) -> bool:
         return False
 
 
-def _cut_patch(predictor: Predictor, volume: Volume) -> NDArray[Any]:
-    """Returns grey values (1, in_channels, y, x) from the middle of a volume, on which back ends are compared."""
-    z, y, x = volume.shape
-    rows, columns = (slice(max(0, (n - SAMPLE_EDGE) // 2), min(n, (n + SAMPLE_EDGE) // 2)) for n in (y, x))
-    return volume.read_context(z // 2, predictor.in_channels, rows, columns)[None]
+def _cut_patches(predictor: Predictor, volume: Volume, count: int) -> NDArray[Any]:
+    """Returns grey values (count, in_channels, y, x) from the middle of slices, on which back ends are compared."""
+    depth, *plane = volume.shape
+    rows, columns = (slice(max(0, (n - SAMPLE_EDGE) // 2), min(n, (n + SAMPLE_EDGE) // 2)) for n in plane)
+    slices = [depth * (number + 1) // (count + 1) for number in range(count)]
+    return np.stack([volume.read_context(z, predictor.in_channels, rows, columns) for z in slices])
 
 
 def _choose_memory(text: str) -> int:

@@ -130,7 +130,7 @@ def estimate(plan: VolumePlan, options: VolumeSettings, blocks: Sequence[int], t
     return Estimate(
         total,
         disk,
-        f"about {format_duration(total)} with {settled.workers} workers, as {len(wanted)} tiles of block {canary} took, and "
+        f"about {format_duration(total)} (workers: {settled.workers}; tiles measured: {len(wanted)}) and "
         f"{format_bytes(disk)} on the disk, of {format_bytes(shutil.disk_usage(parent).free)} free",
     )
 
@@ -203,16 +203,16 @@ def finish(plan: VolumePlan, ledger: BlockLedger, job: JobResult, engine: Engine
     pyramid_seconds = time.monotonic() - began
     axes = plan.job.geometry.axes
     along = "zyx" if len(axes) > 1 else "zyx".replace(axes, "")
-    seams = describe_seams(measure_seams(labels.read, grid.shape_zyx, grid.tile_zyx, along=along))
+    predicted = [grid.place(block) for block, entry in ledger.find_all() if set(entry["counts"]) - {NOT_PREDICTED}]
+    seams = describe_seams(measure_seams(labels.read, grid.shape_zyx, grid.tile_zyx, along=along, within=predicted))
     report = {
         **_count(plan, ledger),
         "skipped": plan.notes,
         "job": job.to_json() if job.voxels else labels.attributes.get("report", {}).get("job"),
         "pyramid_seconds": round(pyramid_seconds, 1),
         "seams": seams,
-        "failures": {str(block): failure["message"] for block, failure in ledger.failures.items()},
     }
-    labels.set_attributes(report=report)
+    labels.set_attributes(report=report, failures={})
     shares = ", ".join(f"{name} {share:.2%}" for name, share in report["shares"].items())
     say(f"Labels: {shares} of {report['predicted']:,} voxels; {report['not_predicted_share']:.2%} were not predicted.")
     if job.voxels:

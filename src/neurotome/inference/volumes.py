@@ -26,7 +26,7 @@ from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger, name_writer
 from neurotome.io.files import find_suffix
 from neurotome.io.identity import check_unchanged
-from neurotome.io.label_store import check_output, create_label_store, find_image_of, name_confidence
+from neurotome.io.label_store import check_output, create_label_store, find_image_of, name_confidence, open_label_store
 from neurotome.io.ome_zarr import is_zarr
 from neurotome.outputs import plan_outputs
 from neurotome.progress import Progress
@@ -91,6 +91,7 @@ def predict_volume(
         with open_engine(options.engine, plan.job.device) as engine:
             done = _run(plan, ledger, options, engine)
             if done.failed:
+                open_label_store(out).set_attributes(failures={str(block): why for block, why in done.failed})
                 listed = [f"block {block} at {_say_place(plan, block)}: {why}" for block, why in done.failed[:MOST_LISTED]]
                 raise RunError(
                     f"{out}: {len(done.failed)} of {len(plan.blocks)} blocks failed and are set aside; the others are done. "

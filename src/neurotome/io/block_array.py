@@ -99,7 +99,10 @@ class BlockArray:
         return digest.hexdigest()
 
     def stamp(self, place: Place) -> str:
-        """Returns a digest of names, sizes and times of the files of any box: whether they changed, at little cost."""
+        """Returns a digest of names, sizes and times of a box's files, which tells at little cost whether they changed.
+
+        `NO_FILES` if there are none.
+        """
         digest = hashlib.sha256()
         for file in self._list_files(place):
             if file.is_file():

@@ -58,10 +58,10 @@ class ChunkMap:
 def any_within(flags: NDArray[np.bool_], spans: Sequence[Spans]) -> NDArray[np.bool_]:
     """Returns whether any flag is set within each box of a grid: all combinations of `spans` along the axes."""
     for axis, (starts, stops) in enumerate(spans):
-        flags = np.moveaxis(flags, axis, 0)
-        sums = np.zeros((len(flags) + 1, *flags.shape[1:]), np.int32)
-        np.cumsum(flags, axis=0, out=sums[1:])
-        flags = np.moveaxis(sums[np.minimum(stops, len(flags))] > sums[np.minimum(starts, len(flags))], 0, axis)
+        padded = np.pad(flags, [(0, int(i == axis)) for i in range(3)])  # a box may end where the flags do
+        ends = np.minimum(np.stack([starts, stops], axis=1), flags.shape[axis]).ravel()
+        reduced = np.logical_or.reduceat(padded, ends, axis=axis)  # of every box, and of what lies between it and the next
+        flags = reduced[tuple(slice(None, None, 2 if i == axis else None) for i in range(3))]
     return flags
 
 

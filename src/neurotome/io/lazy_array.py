@@ -81,7 +81,8 @@ class LazyArray:
     def find_chunks(self) -> ChunkMap | None:
         """Returns which chunks are stored; None where the format does not tell."""
         self._open_in_this_process()
-        return None if self.listing is None else self.listing()
+        with name_failures(self.path):
+            return None if self.listing is None else self.listing()
 
     def _open_in_this_process(self) -> None:
         if self._process != os.getpid():  # an open file must not be shared with a parent process

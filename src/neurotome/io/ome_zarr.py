@@ -152,8 +152,10 @@ def _wrap(path: Path, array: zarr.Array[Any], layout: Layout) -> LazyArray:
     def read(place: Place) -> NDArray[Any]:
         try:
             return layout.read(array, place)
+        except (MemoryError, OSError):  # which say nothing about what a chunk holds
+            raise
         except Exception as error:
-            damaged = None if isinstance(error, MemoryError) else find_damaged_chunk(array, layout, place)
+            damaged = find_damaged_chunk(array, layout, place)
             if damaged is None:
                 raise
             raise ImageError(

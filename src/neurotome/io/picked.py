@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.io.lazy_array import LazyArray, Place
+
+Key = tuple[int, int, int, int]
+"""A tile of an array: the array's number, slice, row and column of tiles."""
 
 SMALLEST_TILE = 64
 """Edge in pixels: smaller chunks are kept together, or looking them up would take longer than reading."""
@@ -39,12 +44,13 @@ class TileCache:
     """The tiles of lazy arrays that were used last, decoded, up to a number of bytes.
 
     A tile is what one slice shows of a chunk: training reads small windows of a few slices again and again, of chunks that
-    are many slices deep. It is used by one thread at a time.
+    are many slices deep. Threads may share it.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes, self.bytes = most_bytes, 0
-        self._tiles: dict[tuple[int, int, int, int], NDArray[Any]] = {}  # the one used last stands last
+        self._tiles: dict[Key, NDArray[Any]] = {}  # the one used last stands last
+        self._lock = threading.Lock()
         self._arrays = 0
 
     def wrap(self, source: Any) -> Any:
@@ -63,31 +69,37 @@ class TileCache:
                 return np.asarray(source[place])
             rows, columns = range(y.start // tile_y, -(-y.stop // tile_y)), range(x.start // tile_x, -(-x.stop // tile_x))
             keys = [(number, k, row, column) for k in range(z.start, z.stop) for row in rows for column in columns]
-            found = {key: self._tiles.get(key) for key in keys}
-            if any(tile is None for tile in found.values()):
-                top, left = rows.start * tile_y, columns.start * tile_x
-                bottom, right = min(height, rows.stop * tile_y), min(width, columns.stop * tile_x)
-                box = np.asarray(source[z, top:bottom, left:right])
-                for key, tile in found.items():
-                    if tile is None:
-                        begin_y, begin_x = key[2] * tile_y - top, key[3] * tile_x - left
-                        part = box[key[1] - z.start, begin_y : begin_y + tile_y, begin_x : begin_x + tile_x]
-                        found[key] = part.copy()
+            with self._lock:
+                found = {key: self._tiles.get(key) for key in keys}
+            if missing := [key for key, tile in found.items() if tile is None]:
+                top, left = (min(key[axis] for key in missing) * edge for axis, edge in ((2, tile_y), (3, tile_x)))
+                bottom, right = (max(key[axis] + 1 for key in missing) * edge for axis, edge in ((2, tile_y), (3, tile_x)))
+                box = np.asarray(source[z, top : min(height, bottom), left : min(width, right)])
+                for key in missing:
+                    begin_y, begin_x = key[2] * tile_y - top, key[3] * tile_x - left
+                    found[key] = box[key[1] - z.start, begin_y : begin_y + tile_y, begin_x : begin_x + tile_x].copy()
+            tiles = {key: tile for key, tile in found.items() if tile is not None}
+            self._keep(tiles)
             out = np.empty((z.stop - z.start, y.stop - y.start, x.stop - x.start), source.dtype)
-            for key, tile in found.items():
-                assert tile is not None
-                self.bytes += 0 if self._tiles.pop(key, None) is not None else tile.nbytes
-                self._tiles[key] = tile
+            for key, tile in tiles.items():
                 from_y, to_y = _share(key[2] * tile_y, y, tile.shape[0])
                 from_x, to_x = _share(key[3] * tile_x, x, tile.shape[1])
                 out[key[1] - z.start, to_y, to_x] = tile[from_y, from_x]
-            while self.bytes > self.most_bytes and len(self._tiles) > len(found):
-                self.bytes -= self._tiles.pop(next(iter(self._tiles))).nbytes
             return out
 
         wrapped = LazyArray(source.path, source.shape, source.dtype, read)
         wrapped.chunk_zyx, wrapped.listing = chunk, source.find_chunks
         return wrapped
+
+    def _keep(self, tiles: Mapping[Key, NDArray[Any]]) -> None:
+        """Takes tiles as those used last, and lets go of others where they are too many."""
+        with self._lock:
+            for key, tile in tiles.items():
+                if self._tiles.pop(key, None) is None:
+                    self.bytes += tile.nbytes
+                self._tiles[key] = tile
+            while self.bytes > self.most_bytes and len(self._tiles) > len(tiles):
+                self.bytes -= self._tiles.pop(next(iter(self._tiles))).nbytes
 
 
 def _share(start: int, wanted: slice, size: int) -> tuple[slice, slice]:

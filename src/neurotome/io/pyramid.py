@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from neurotome.blocks import Grid
 from neurotome.errors import RunError
-from neurotome.io.block_array import BlockArray
+from neurotome.io.block_array import NO_FILES, BlockArray
 from neurotome.io.block_ledger import BlockLedger, name_writer
 from neurotome.io.label_store import NOT_PREDICTED, LabelStore, open_label_store
 from neurotome.io.lazy_array import Place
+from neurotome.progress import Progress
 from neurotome.volume import Size
 
 Triple = tuple[int, int, int]
@@ -99,15 +100,23 @@ def build_pyramid(store: LabelStore, run: Run) -> list[Level]:
         RunError: Blocks failed; the levels are not listed then.
     """
     levels = plan_levels(store.shape_zyx, store.block_zyx, store.voxel_size_um)
+    progress = Progress(f"coarser levels of {store.path.name}", sum(len(level.grid) for level in levels[1:]), "block")
+    done = 0
     for finer, level in itertools.pairwise(levels):
         store.open_level(level.path, level.shape_zyx, level.block_zyx)
         build = functools.partial(LevelWorker, str(store.path), finer, level)
-        failed = [outcome for outcome in run(build, range(len(level.grid))) if outcome.error is not None]
+        failed = []
+        for outcome in run(build, range(len(level.grid))):
+            failed += [] if outcome.error is None else [outcome.error]
+            done += 1
+            progress.update(done)
         if failed:
             raise RunError(
                 f"{store.path}: {len(failed)} of {len(level.grid)} blocks of level {level.path} failed, the first with: "
-                f"{failed[0].error} The same command tries them again."
+                f"{failed[0]} The same command tries them again."
             )
+    if done:
+        progress.finish()
     method = "mode" if store.is_labels else "mean"
     store.set_levels({level.path: level.factors for level in levels}, method=method)
     return levels
@@ -137,7 +146,11 @@ class LevelWorker:
         stamp, found = self._finer.stamp(source), self._ledger.find(block)
         if found and found["made_of"] == stamp and found["sha256"] == self._level.digest_block(place):
             return False
-        sha256 = self._level.write_block(place, self._shrink(source, place))
+        if stamp == NO_FILES:  # most of a sparse volume
+            self._level.delete_block(place)
+            sha256 = NO_FILES
+        else:
+            sha256 = self._level.write_block(place, self._shrink(source, place))
         self._ledger.add(block, sha256=sha256, counts={}, tiles="all", made_of=stamp)
         return True
 

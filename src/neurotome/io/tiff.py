@@ -68,7 +68,7 @@ def open_tiff(path: Path, choice: Choice, *, labels: bool) -> Source:
     """Opens a TIFF file, whose slices are read when they are asked for; of labels palette indices are read too."""
     import tifffile
 
-    with refuse_complaints(path), tifffile.TiffFile(path) as file:
+    with refuse_complaints(path), _open_pages(path) as file:
         series, notes = _choose_series(path, file)
         page = series.keyframe
         compression = int(page.compression)
@@ -91,6 +91,20 @@ def open_tiff(path: Path, choice: Choice, *, labels: bool) -> Source:
     data = LazyArray(path, layout.shape_zyx, page.dtype, (lambda place: ~read(place)) if invert else read)
     data.chunk_zyx = None if mapped else (1, *layout.shape_zyx[1:])
     return Source(data, size, tuple(notes))
+
+
+@contextlib.contextmanager
+def _open_pages(path: Path) -> Iterator[Any]:
+    """Opens a TIFF file; pages that tifffile wrote one by one, each of which says it is an image, are one stack if alike."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        kinds = {(series.kind, series.shape, series.dtype) for series in file.series}
+        if len(file.series) == 1 or len(kinds) > 1 or file.series[0].kind != "shaped" or len(file.series[0].shape) != 2:
+            yield file
+            return
+    with tifffile.TiffFile(path, is_shaped=False) as file:
+        yield file
 
 
 def _choose_series(path: Path, file: Any) -> tuple[Any, list[str]]:

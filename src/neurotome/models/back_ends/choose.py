@@ -65,10 +65,10 @@ class BackEndReport:
             return f"{self.name}: {self.seconds:.3g} s{chosen}"
         loss = ""
         if self.agreement < LEAST_AGREEMENT:
-            loss = " These labels are not the model's own: measure what they cost, with evaluate, before relying on them."
+            loss = " (no longer the model's own labels: compare them with labels you trust before relying on them)"
         return (
-            f"{self.name}: {self.seconds:.3g} s, labels equal torch's on {floor_percent(self.agreement)} % of "
-            f"{'the tile' if self.chosen else 'it'}, probabilities differ by at most {self.difference:.1e}{chosen}.{loss}"
+            f"{self.name}: {self.seconds:.3g} s, labels equal torch's on {floor_percent(self.agreement)} %, probabilities "
+            f"differ by at most {self.difference:.1e}{loss}{chosen}"
         )
 
 

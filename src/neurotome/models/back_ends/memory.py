@@ -20,14 +20,16 @@ EDGES = 256, 640
 CAUTIOUS = 4000.0
 """Bytes per pixel where a peak cannot be measured; a UNet on ResNet50 takes about half of it."""
 
-SAFETY = 1.1
-"""What is measured is multiplied by this: allocators round up, and a larger tile may be computed another way."""
+SAFETY = 1.2
+"""What is measured is multiplied by this: allocators round up (ONNX Runtime's most), and large tiles may be computed another
+way."""
 
 
 def measure_bytes_per_pixel(predictor: Predictor) -> float:
     """Measures how much memory a forward pass takes per pixel of its input, all channels together.
 
-    Linux alone can reset a process's peak, a GPU always; elsewhere it is `CAUTIOUS`.
+    It is the slope from a small patch to a larger one, so that what is loaded once is not counted. Linux
+    alone can reset a process's peak, a GPU always; elsewhere it is `CAUTIOUS`.
     """
     device = getattr(predictor, "device", None)
     if device is not None and device.type == "cuda":
@@ -41,16 +43,30 @@ def measure_bytes_per_pixel(predictor: Predictor) -> float:
             return torch.cuda.max_memory_allocated(device) - before
     else:
         measure = measure_process_peak
+    small, large = (measure(_prepare(predictor, edge)) for edge in EDGES)
+    if small is None or large is None:
+        return CAUTIOUS
+    return max(SAFETY * (large - small) / (EDGES[1] ** 2 - EDGES[0] ** 2), 8.0 * predictor.in_channels)
+
+
+def _prepare(predictor: Predictor, edge: int) -> Callable[[], object]:
+    """Returns a prediction of a square patch by a runtime that is new: what has run keeps its memory, and rises no more."""
     runtime = getattr(predictor, "runtime", None)
-    if isinstance(predictor, NetPredictor) and runtime is not None:  # anew: what has run keeps its memory, and rises no more
+    if isinstance(predictor, NetPredictor) and runtime is not None:
         predictor = dataclasses.replace(predictor, runtime=runtime._replace(run=runtime.build()))
-    small, large = (
-        np.random.default_rng(0).standard_normal((1, predictor.in_channels, edge, edge), np.float32) for edge in EDGES
-    )
-    predictor.predict_probs(small)  # what is loaded once is not counted
-    peak = measure(lambda: predictor.predict_probs(large))
-    # what the small patch took may be used again, so it is not counted twice: at most 20 % too much, never too little
-    return CAUTIOUS if peak is None else max(SAFETY * peak / (EDGES[1] ** 2 - EDGES[0] ** 2), 8.0 * predictor.in_channels)
+    patches = np.random.default_rng(0).standard_normal((1, predictor.in_channels, edge, edge), np.float32)
+    return lambda: predictor.predict_probs(patches)
+
+
+def share_heap() -> None:
+    """Lets all threads of this process allocate from one heap; call it before they begin.
+
+    glibc gives every thread a heap of its own and returns little of what was freed in it, so that memory crept up with every
+    thread that had once been in a forward pass: by 200 MB of 1 GB.
+    """
+    arena_max = -8  # M_ARENA_MAX of malloc.h
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(arena_max, 1)
 
 
 def measure_device_bytes(device: str) -> int | None:

@@ -23,6 +23,7 @@ def build_onnx_runtime(predictor: NetPredictor) -> Runtime:
     def build() -> Run:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+        options.enable_mem_pattern = False  # the plan of a tile's memory comes on top of the memory that its first run took
         # threads that spin while they wait take the cores from those that read and write
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
