@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,15 @@ def test_lines_of_threads_do_not_mix(tmp_path):
     for thread in threads:
         thread.join()
     assert dict(BlockLedger(tmp_path, MODEL, writer="b").find_all()).keys() == set(range(40))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_a_full_disk_is_told_with_the_path(tmp_path):
+    ledger = BlockLedger(tmp_path, MODEL, writer="a")
+    (tmp_path / "a.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.jsonl'"):
+        add(ledger, 0)
+    assert ledger.find(0) is None
 
 
 def begin(folder, ready, number):

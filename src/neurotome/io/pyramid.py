@@ -113,7 +113,8 @@ def build_pyramid(store: LabelStore, run: Run) -> list[Level]:
         if failed:
             raise RunError(
                 f"{store.path}: {len(failed)} of {len(level.grid)} blocks of level {level.path} failed, the first with: "
-                f"{failed[0]} The same command tries them again."
+                f"{failed[0]} The same command tries them again; where the finer level is damaged, give neurotome "
+                f"verify {store.path} --repair first."
             )
     if done:
         progress.finish()
