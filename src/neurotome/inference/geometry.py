@@ -239,8 +239,8 @@ def _note_spacing(predictor: Predictor, volume: Volume, axes: str) -> None:
         found = ", ".join(f"{um:.4g} um along {axis}" for axis, um in other.items())
         warnings.warn(
             f"{volume.path or volume.name}: the distance of planes is {found}, but the model, which reads "
-            f"{predictor.in_channels} of them at once, learned from {trained_um[0]:.4g} um, and distances cannot be resampled. "
-            "Check some of the labels.",
+            f"{predictor.in_channels} of them at once, learned from {trained_um[0]:.4g} um, and distances cannot be "
+            "resampled. Check some of the labels.",
             stacklevel=3,
         )
 
