@@ -81,7 +81,7 @@ def describe_plan(plan: VolumePlan, blocks: int, left: int) -> list[str]:
         f"volume {plan.volume.name}: {size} voxels (z, y, x), axes {job.geometry.axes}; {blocks} blocks of {block} in "
         f"tiles of {tile}{done}.",
         *plan.notes,
-        chosen["halo_measured"],
+        f"The halo is {chosen['halo']} pixels: {chosen['halo_measured']}.",
         chosen["back_end_measured"],
         f"Grey values are scaled by {_say_scale(plan)}.",
         f"A worker takes at most {format_bytes(plan.memory_bytes)} of memory.",
