@@ -24,7 +24,7 @@ from neurotome.models.back_ends.memory import CAUTIOUS, measure_bytes_per_pixel,
 from neurotome.models.model_folder import save_model
 from neurotome.models.net_predictor import NetPredictor, Runtime
 from neurotome.models.networks import ModelSettings, build_network
-from neurotome.normalize import Normalization
+from neurotome.normalize import Normalization, Scale
 
 AS_IS = Normalization("dataset", 0.0, 1.0, "float32")
 SMALL = ModelSettings("unet", "resnet18", in_channels=1, encoder_depth=3)
@@ -253,6 +253,19 @@ def test_memory_of_a_forward_pass_is_measured(predictor: NetPredictor, monkeypat
     monkeypatch.setattr("neurotome.models.back_ends.memory.Path.write_text", lambda *_: (_ for _ in ()).throw(OSError()))
     assert measure_process_peak(lambda: None) is None
     assert measure_bytes_per_pixel(Copies()) == CAUTIOUS  # type: ignore[arg-type]
+
+
+def test_sixteen_bits_are_told_and_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = build_predictor(ModelSettings("linknet", "mobilenetv3_small_050", in_channels=1, encoder_depth=3))
+    monkeypatch.setattr("neurotome.models.net_predictor.HALF", {"cpu": torch.float16})  # as on a GPU
+    patches, whole = make_patches(2, 1, 64, 64), (slice(0, 64), slice(0, 64))
+    chosen, (report,) = choose_back_end(predictor, patches)
+    assert 0.95 < report.agreement < 1
+    assert f"labels equal those in 32 bit on {choose.floor_percent(report.agreement)} %, chosen" in report.sentence
+    huge = Scale(0.0, 1e-5)  # features leave the range of float16
+    expected = predictor.predict_probs(huge.apply(patches)).argmax(1)
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(chosen.label_patches(patches, huge, whole, False)[0], expected)
 
 
 def test_percentages_are_never_rounded_up_to_all() -> None:
