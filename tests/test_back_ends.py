@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import sys
 from pathlib import Path
 
@@ -232,12 +231,8 @@ def test_a_model_is_loaded_with_a_back_end(predictor: NetPredictor, tmp_path: Pa
 
 
 def test_openvino_reports_to_nobody() -> None:
-    code = (
-        "import sys; from neurotome.models.back_ends.open_vino import import_openvino; import_openvino(); "
-        "print([name for name in sys.modules if name.startswith('openvino_telemetry')])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert open_vino.import_openvino().__name__ == "openvino"
+    assert not [name for name in sys.modules if name.startswith("openvino_telemetry")]
 
 
 def test_memory_of_a_forward_pass_is_measured(predictor: NetPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,8 +253,9 @@ def test_memory_of_a_forward_pass_is_measured(predictor: NetPredictor, monkeypat
 def test_sixteen_bits_are_told_and_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = build_predictor(ModelSettings("linknet", "mobilenetv3_small_050", in_channels=1, encoder_depth=3))
     monkeypatch.setattr("neurotome.models.net_predictor.HALF", {"cpu": torch.float16})  # as on a GPU
-    patches, whole = make_patches(2, 1, 64, 64), (slice(0, 64), slice(0, 64))
-    chosen, (report,) = choose_back_end(predictor, patches)
+    monkeypatch.setattr(choose, "ROUNDS", 1)
+    patches, whole = make_patches(1, 1, 64, 64), (slice(0, 64), slice(0, 64))
+    chosen, (report,) = choose_back_end(predictor, patches, ["torch"])
     assert 0.95 < report.agreement < 1
     assert f"labels equal those in 32 bit on {choose.floor_percent(report.agreement)} %, chosen" in report.sentence
     huge = Scale(0.0, 1e-5)  # features leave the range of float16
