@@ -72,7 +72,7 @@ def attached(predictor: NetPredictor) -> dict[str, NetPredictor]:
 def test_folding_keeps_the_result(settings: ModelSettings) -> None:
     net = build_predictor(settings).net
     before = sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
-    folded = fold_network(net)
+    folded = fold_network(net, int(settings.in_channels))
     left = sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert sum(isinstance(module, nn.BatchNorm2d) for module in net.modules()) == before > 0
     assert left <= before // 10
@@ -99,7 +99,7 @@ def test_what_cannot_be_folded_is_left() -> None:
     from neurotome.models.net import Network
 
     net = Network(Reused()).eval()
-    folded = fold_network(net)
+    folded = fold_network(net, 1)
     images = torch.from_numpy(make_patches(1, 1, 32, 32))
     assert any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     with torch.inference_mode():
