@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from neurotome.errors import ModelError
+from neurotome.inference.geometry import PASSES_GPU
 from neurotome.inference.labelling import BlockLabels, label_block
 from neurotome.inference.volume_job import VolumeJob, unpack_tiles
 from neurotome.io.block_ledger import BlockLedger, name_writer
@@ -18,6 +20,9 @@ from neurotome.models.back_ends.memory import share_heap
 from neurotome.models.model_folder import read_digest
 from neurotome.predictor import Predictor
 from neurotome.runs.environment import measure_peak_memory
+
+SWITCH_S = 2e-4
+"""Seconds after which a thread that reads or writes lets the one that feeds a GPU go on."""
 
 
 class _Kept:
@@ -51,6 +56,8 @@ class BlockWorker:
             NeurotomeError: As the functions that open.
         """
         share_heap()
+        if job.device.startswith("cuda"):  # it would wait for Python's lock, 5 ms by itself, several times in every pass
+            sys.setswitchinterval(SWITCH_S)
         if read_digest(job.model) != job.model_sha256:
             raise ModelError(
                 f"{job.model}: has changed since the volume was begun; expected weights {job.model_sha256[:12]}."
@@ -63,6 +70,7 @@ class BlockWorker:
         self.ledger = BlockLedger(job.ledger, job.fingerprint, writer=name_writer())
         self.wanted = unpack_tiles(job.wanted, job.geometry.grid.count_tiles())
         self.lock = threading.Lock()
+        self.gpu = threading.Semaphore(PASSES_GPU)
 
     def label(self, block: int, tiles: list[int]) -> BlockLabels:
         """Computes some tiles of a block and writes nothing."""
@@ -76,7 +84,7 @@ class BlockWorker:
                 block,
                 tiles,
                 confidence=self.confidence is not None,
-                lock=self.lock if job.device.startswith("cuda") else _Kept(self.lock, stack),
+                lock=self.gpu if job.device.startswith("cuda") else _Kept(self.lock, stack),
                 air_below=job.air_below,
                 fill=job.fill,
             )

@@ -22,8 +22,11 @@ AXES = ("z", "y", "x", "zyx")
 EDGE = 64
 """Tiles are multiples of this where a person does not say otherwise, so that a store finds chunks that divide them."""
 
-BATCH = 1 << 20
-"""Pixels of a forward pass below which several planes go in at once."""
+BATCH, BATCH_GPU = 1 << 20, 1 << 23
+"""Pixels of a forward pass below which several planes go in at once; a GPU waits for Python between two passes."""
+
+PASSES_GPU = 2
+"""Forward passes on a GPU at once: one is sent while the other is computed."""
 
 MOST_PLANES = 8
 """Planes of a forward pass."""
@@ -193,11 +196,12 @@ def plan_geometry(
         host = threads * count_block_bytes(geometry, volume.data.dtype.itemsize, len(predictor.classes))
         if device_bytes is None:
             return forward + host <= memory_bytes
-        return forward <= device_bytes and host <= memory_bytes
+        return PASSES_GPU * forward <= device_bytes and host <= memory_bytes
 
     best, least, smallest = None, math.inf, None
+    batch = BATCH if device_bytes is None else BATCH_GPU
     for tile_zyx in _list_tiles(volume.shape, axes, stride, tile):
-        for geometry in _list_batches(start, tile_zyx):
+        for geometry in _list_batches(start, tile_zyx, batch):
             if smallest is None or math.prod(tile_zyx) <= math.prod(smallest.grid.tile_zyx):
                 smallest = geometry
             if not fits(geometry):
@@ -328,11 +332,11 @@ def _list_tiles(shape_zyx: Triple, axes: str, stride: int, tile: int | Literal["
     return sorted(((z, y, x) for z, y, x in product(*options)), key=math.prod, reverse=True)
 
 
-def _list_batches(start: Geometry, tile_zyx: Triple) -> list[Geometry]:
+def _list_batches(start: Geometry, tile_zyx: Triple, batch: int) -> list[Geometry]:
     """Returns geometries of this tile: with several planes at once where it is small, and with one."""
     tiled = replace(start, grid=Grid(start.grid.shape_zyx, tile_zyx, tile_zyx))
     depth = max(start.grid.shape_zyx[PLANE[axis][0]] for axis in start.axes)
-    most = max(1, min(MOST_PLANES, depth, BATCH // _count_pixels(tiled)))
+    most = max(1, min(MOST_PLANES, depth, batch // _count_pixels(tiled)))
     geometries = []
     for planes in sorted({most, 1}, reverse=True):
         edges = list(tile_zyx)

@@ -78,9 +78,7 @@ def label_block(
     z, y, x = (slice(min(s.start for s in spans), max(s.stop for s in spans)) for spans in zip(*boxes, strict=True))
     region = Region.read(volume, geometry.read_box((z, y, x)))
     for tile, box in zip(tiles, boxes, strict=True):
-        grey = region.cut(box)
-        low, high = grey.min(), grey.max()
-        if (low == high and low in (0, fill)) or (air_below is not None and high < air_below):
+        if _is_air(region.cut(box), (0, fill), air_below):
             air.append(int(tile))
             continue
         chosen, sure = _label_tile(predictor, region, scale, geometry, box, confidence, lock)
@@ -89,6 +87,13 @@ def label_block(
         if certainty is not None and sure is not None:
             certainty[inside] = sure
     return BlockLabels(labels, certainty, air)
+
+
+def _is_air(grey: NDArray[Any], empty: tuple[float, ...], air_below: float | None) -> bool:
+    first = grey[0, 0, 0]
+    if first in empty and bool((grey == first).all()):  # in this order: nearly every tile ends at its first voxel
+        return True
+    return air_below is not None and bool(grey.max() < air_below)
 
 
 @dataclass(frozen=True)
