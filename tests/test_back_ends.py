@@ -183,6 +183,17 @@ def test_a_network_that_cannot_be_converted_is_told(predictor: NetPredictor, mon
     assert reports[0].sentence.startswith("openvino: not used, back end openvino cannot run")
 
 
+def test_a_conversion_that_is_wrong_is_refused(predictor: NetPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_wrong(predictor: NetPredictor) -> Runtime:
+        return Runtime("wrong", "float32", lambda: predictor.net, lambda images: predictor.net(images).roll(1, 3))
+
+    monkeypatch.setattr(open_vino, "build_openvino", build_wrong)
+    with pytest.raises(
+        ModelError, match=r"openvino cannot run this network \(probabilities differ by 0\.\d+ from torch's\)"
+    ):
+        attach_back_end(predictor, "openvino")
+
+
 def test_eight_bits_are_close_and_the_same_from_their_ranges(predictor: NetPredictor) -> None:
     patches = make_patches(2, 1, 64, 64)
     chosen, reports = choose_back_end(predictor, patches, ["openvino-int8"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from neurotome.blocks import Grid
 from neurotome.classes import ClassSet
-from neurotome.inference.geometry import Geometry, plan_geometry
+from neurotome.inference.geometry import Geometry, estimate_memory, plan_geometry
 from neurotome.inference.labelling import NOT_PREDICTED, label_block
 from neurotome.inference.resampling import find_needed, resample
 from neurotome.inference.slices import predict_slices, resize
@@ -224,3 +225,33 @@ def test_stored_ids_begin_where_the_classes_do():
     from_zero = label_volume(predictor, volume, geometry)
     predictor.classes = ClassSet(("background", "vessel", "cell"), first_id=1)
     np.testing.assert_array_equal(label_volume(predictor, volume, geometry), from_zero + 1)
+
+
+class Zeros(NetPredictor):
+    """Takes no memory but for its results."""
+
+    def predict_probs(self, patches):
+        return np.zeros((len(patches), 3, *patches.shape[2:]), np.float32)
+
+    def label_patches(self, grey, scale, crop, confidence):
+        zeros = np.zeros((len(grey), *(span.stop - span.start for span in crop)), np.uint8)
+        return zeros, zeros if confidence else None
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("axes", "size_um"),
+    [("z", (1, 1, 1)), ("z", (1, 2, 2)), ("z", (1, 0.5, 0.5)), ("x", (1, 1, 1)), ("zyx", (1, 1, 1)), ("zyx", (2, 1, 1))],
+)
+def test_a_block_takes_no_more_memory_than_was_reckoned(axes, size_um, channels):
+    tiny = make_predictor(channels)
+    predictor = Zeros(tiny.net, tiny.settings, tiny.classes, tiny.normalization, halo=12, voxel_size_um=(1.0, 1.0, 1.0))
+    volume = make_volume((96, 128, 160), tuple(map(float, size_um)))
+    facts = {"halo": 12, "tile": "auto", "memory_bytes": 12_000_000, "bytes_per_pixel": 12, "threads": 1, "chunk_zyx": None}
+    geometry = plan_geometry(predictor, volume, axes=axes, **facts)
+    tiles = geometry.grid.tiles(0)
+    tracemalloc.start()
+    label_block(predictor, volume, Scale(100.0, 40.0), geometry, 0, tiles, confidence=True, lock=FREE)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak <= estimate_memory(geometry, itemsize=1, classes=3, bytes_per_pixel=12, threads=1) + 200_000

@@ -101,6 +101,14 @@ def test_a_mask_selects_what_a_loop_over_its_voxels_selects(data: st.DataObject)
     assert chosen.wanted.tolist() == loop_tiles(grid, padded[tuple(slice(size) for size in shape)])
 
 
+def test_the_last_voxel_of_a_mask_that_was_rounded_down_stands_for_the_rest() -> None:
+    mask = np.zeros((5, 15, 12), np.uint8)  # of a grid of 11 x 30 x 25 voxels
+    mask[4, 0, 11] = 1
+    grid = Grid((11, 30, 25), (1, 6, 1), (1, 6, 1))
+    wanted = select_tiles(grid, mask=Volume(mask, "mask")).wanted.reshape(grid.tiles_zyx)
+    assert [sorted(set(places.tolist())) for places in wanted.nonzero()] == [[8, 9, 10], [0], [22, 23, 24]]
+
+
 def test_a_sparse_mask_on_disk_is_read_only_where_it_can_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     array = zarr.create_array(tmp_path / "mask.zarr", shape=(10, 30, 25), chunks=(5, 10, 10), dtype="uint8")
     array[7, 12, 3] = 1

@@ -249,6 +249,8 @@ def count_block_bytes(geometry: Geometry, itemsize: int, classes: int) -> int:
     total = raw + itemsize * channels * batch
     total += 3 * math.prod(map(min, grid.block_zyx, grid.shape_zyx))  # labels, confidence, and either of them encoded
     if geometry.is_resampled or len(geometry.axes) > 1:
+        own = [math.prod(in_volume for *_, (_, _, in_volume) in _list_reads(geometry, i)) for i in range(len(geometry.axes))]
+        batch = max(batch, geometry.planes * max(own))
         total += 4 * 4 * (channels + classes) * batch  # scaled, and three copies while they are resampled
         total += 4 * classes * math.prod(map(min, grid.tile_zyx, grid.shape_zyx))
     return total

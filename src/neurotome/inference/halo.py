@@ -45,7 +45,7 @@ class HaloChoice:
         difference: Largest difference of a probability from that with the full halo, at the measured places.
         agreement: Share of a tile's labels that are those with the full halo.
         full: Pixels that the model can see.
-        measured: All this in words that go on from "halo 64 pixels: ".
+        measured: All this as a sentence.
     """
 
     halo: int
@@ -77,14 +77,18 @@ def choose_halo(
     """
     full, stride = max(predictor.halo_zyx[1:]), find_stride(predictor)
     if tolerance <= 0 or full == 0:
-        return HaloChoice(full, 0.0, 1.0, full, "all that the model can see")
+        return HaloChoice(full, 0.0, 1.0, full, f"The halo is {full} pixels, all that the model can see.")
     if not predictor.bounded:
-        return HaloChoice(full, 0.0, 1.0, full, "the model sees whole images, so that tiles approximate them")
+        return HaloChoice(
+            full, 0.0, 1.0, full, f"The halo is {full} pixels; the model sees whole images, so that tiles approximate them."
+        )
     began = time.monotonic()
     places = _Places(predictor, volume, scale, axes, full, stride)
     full_probs = places.predict(0, full) if places.boxes else None
     if full_probs is None:
-        return HaloChoice(full, 0.0, 1.0, full, "all that the model can see; there is nothing to measure on")
+        return HaloChoice(
+            full, 0.0, 1.0, full, f"The halo is {full} pixels, all that the model can see; there is nothing to measure on."
+        )
     passes = 1 + np.log2(full / stride + 1)  # of each place
     affordable = int(LONGEST_S / max((time.monotonic() - began) * passes, 1e-9))
     count = min(len(places.boxes), max(FEWEST_PLACES, affordable))
@@ -114,16 +118,17 @@ def choose_halo(
     difference, agreement = best
     edges = " x ".join(str(n) for n in sorted(expected[0].shape[1:])[1:])
     kept = (
-        f"probabilities differ by at most {difference:.2g}, and {100 * agreement:.4f} % of a tile's labels are the same"
+        f"probabilities differ by at most {difference:.2g}, and {100 * agreement:.4f} % of a tile's labels are the same."
         if halo < full
-        else "no smaller one keeps to it"
+        else "no smaller one keeps to it."
     )
     return HaloChoice(
         halo,
         difference,
         agreement,
         full,
-        f"the model can see {full}; measured at {count} places of {edges} pixels with a tolerance of {tolerance:g}, {kept}",
+        f"The halo is {halo} pixels of {full} that the model can see; measured at {count} places of {edges} pixels "
+        f"with a tolerance of {tolerance:g}, {kept}",
     )
 
 

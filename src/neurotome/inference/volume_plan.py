@@ -212,9 +212,9 @@ def _choose(
         decode_cost=DECODE_COST if device_bytes is None else DECODE_COST_GPU,
     )
     if settings.halo != "auto":
-        halo, measured = settings.halo, f"The halo is {settings.halo} pixels, as asked for."
-    elif predictor.bounded and _has_whole_planes(plan, full := max(predictor.halo_zyx[1:])):
-        halo, measured = full, f"The halo is {full} pixels, all that the model can see; tiles are as large as slices."
+        halo, measured = settings.halo, "as asked for"
+    elif _has_whole_planes(plan, full := max(predictor.halo_zyx[1:])):
+        halo, measured = full, "all that the model can see; tiles are as large as slices"
     else:
         choice = choose_halo(predictor, volume, scale, axes=options.axes, tolerance=options.tolerance)
         halo, measured = choice.halo, choice.measured

@@ -26,6 +26,9 @@ from neurotome.progress import format_duration
 from neurotome.quantities import format_bytes
 from neurotome.runs.environment import describe_environment
 
+CANARY_S = 30.0
+"""Seconds that a dry run computes, about: a block of a large network on few cores may take many minutes."""
+
 
 @dataclass
 class JobResult:
@@ -78,7 +81,7 @@ def describe_plan(plan: VolumePlan, blocks: int, left: int) -> list[str]:
         f"volume {plan.volume.name}: {size} voxels (z, y, x), axes {job.geometry.axes}; {blocks} blocks of {block} in "
         f"tiles of {tile}{done}.",
         *plan.notes,
-        chosen["halo_measured"],
+        f"The halo is {chosen['halo']} pixels: {chosen['halo_measured']}.",
         chosen["back_end_measured"],
         f"Grey values are scaled by {_say_scale(plan)}.",
         f"A worker takes at most {format_bytes(plan.memory_bytes)} of memory.",
@@ -90,11 +93,13 @@ class Estimate:
     """What blocks will take, after some tiles of one of them were computed.
 
     Attributes:
-        seconds: With all workers.
+        tile_seconds: For one tile.
+        seconds: For all, with all workers.
         disk_bytes: Of what is written, coarser levels too.
         sentence: The same for a person.
     """
 
+    tile_seconds: float
     seconds: float
     disk_bytes: float
     sentence: str
@@ -128,6 +133,7 @@ def estimate(plan: VolumePlan, options: VolumeSettings, blocks: Sequence[int], t
     total, disk = seconds * counted / settled.workers, tile_bytes * counted * (1 + PYRAMID_SHARE)
     parent = next(folder for folder in Path(job.labels).absolute().parents if folder.exists())
     return Estimate(
+        seconds,
         total,
         disk,
         f"about {format_duration(total)} (workers: {settled.workers}; tiles measured: {len(wanted)}) and "
@@ -142,14 +148,15 @@ def _say_scale(plan: VolumePlan) -> str:
 
 
 def try_out(plan: VolumePlan, options: VolumeSettings) -> dict[str, str]:
-    """Computes one block, without writing it, and returns what the whole would take, by name."""
+    """Computes a block, or what half a minute allows of it, unwritten, and returns what the whole would take, by name."""
     number, count = options.share
     blocks = plan.blocks[plan.blocks % count == number - 1].tolist()
     for sentence in describe_plan(plan, len(blocks), len(blocks)):
         say(sentence)
     if not blocks:
         return {"blocks": "0, nothing to do"}
-    canary = estimate(plan, options, blocks, tiles=plan.job.geometry.grid.count_tiles())
+    first = estimate(plan, options, blocks, tiles=1)
+    canary = estimate(plan, options, blocks, tiles=max(1, int(CANARY_S / first.tile_seconds)))
     return {
         "blocks": f"{len(blocks)} of {len(plan.job.geometry.grid)}",
         "memory": f"{format_bytes(plan.memory_bytes)} a worker",

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 from typing import Any, get_args
 
+import numpy as np
 import torch
 
 from neurotome.errors import ModelError, SettingsError, unknown
@@ -14,6 +15,9 @@ from neurotome.predictor import BackEnd, Ranges
 
 NEEDED = {"onnxruntime": ("onnx", ("onnx", "onnxscript", "onnxruntime")), "openvino": ("openvino", ("openvino",))}
 """By back end: the extra that installs it, and the packages."""
+
+MOST_DIFFERENT = 1e-3
+"""Difference of a probability from torch's that no rounding makes."""
 
 
 def is_installed(back_end: BackEnd) -> bool:
@@ -52,10 +56,21 @@ def attach_back_end(predictor: NetPredictor, back_end: BackEnd, ranges: Ranges |
         from neurotome.models.back_ends.open_vino import build_openvino as build
     try:
         runtime = build(predictor, ranges) if back_end == "openvino-int8" else build(predictor)
+        attached = dataclasses.replace(predictor, runtime=runtime)
+        _check_size(predictor, attached, exact=back_end != "openvino-int8")
     except Exception as error:  # whatever a converter raises on an operator that it does not know
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"back end {back_end} cannot run this network ({reason:.200}); use --back-end torch.") from error
-    return dataclasses.replace(predictor, runtime=runtime)
+    return attached
+
+
+def _check_size(predictor: NetPredictor, attached: NetPredictor, exact: bool) -> None:
+    """Raises a ValueError if images of another size than that of the conversion give something else than torch does."""
+    edges = (max(factor * predictor.net.stride, predictor.net.minimum) for factor in (3, 5))
+    patches = np.random.default_rng(0).standard_normal((1, predictor.in_channels, *edges), np.float32)
+    difference = np.abs(attached.predict_probs(patches) - predictor.predict_probs(patches)).max()
+    if exact and not difference < MOST_DIFFERENT:
+        raise ValueError(f"probabilities differ by {difference:.2g} from torch's")
 
 
 def _build_torch(predictor: NetPredictor) -> Runtime:
