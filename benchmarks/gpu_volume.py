@@ -122,9 +122,9 @@ def main() -> None:
     grey = np.random.default_rng(0).integers(0, 256, tile, np.uint8)
     whole = slice(0, arguments.edge), slice(0, arguments.edge)
 
-    def forward(net):
+    def forward(net, half=torch.bfloat16):
         def work() -> None:
-            with torch.inference_mode(), torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=on_gpu):
+            with torch.inference_mode(), torch.autocast(device.partition(":")[0], half, enabled=on_gpu):
                 net(images)
 
         return work
@@ -133,6 +133,7 @@ def main() -> None:
     works = {
         "bare": forward(plain.net),
         "bare_folded": forward(predictor.runtime.run),
+        "bare_float16_folded": forward(predictor.runtime.run, torch.float16),
         "label_patches": lambda: predictor.label_patches(grey, Scale(123.0, 31.0), whole, False),
         "label_patches_confidence": lambda: predictor.label_patches(grey, Scale(123.0, 31.0), whole, True),
     }

@@ -29,8 +29,8 @@ from neurotome.inference.predict import PredictSettings
 from neurotome.inference.volume_settings import VolumeSettings
 torch.set_num_threads(int(sys.argv[4]))
 started = time.perf_counter()
-settings, volume = PredictSettings(device="cpu"), VolumeSettings(**json.loads(sys.argv[5]))
-predict(sys.argv[1], sys.argv[2], sys.argv[3], settings=settings, volume=volume)
+settings, options = PredictSettings(device="cpu"), VolumeSettings(**json.loads(sys.argv[5]))
+predict(sys.argv[1], sys.argv[2], sys.argv[3], settings=settings, options=options)
 seconds = time.perf_counter() - started
 print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 """

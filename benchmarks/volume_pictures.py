@@ -29,7 +29,7 @@ def label(volume: np.ndarray, model: str, folder: Path, axes: str) -> np.ndarray
     source, target = folder / f"image-{axes}.zarr", folder / f"labels-{axes}.zarr"
     array = create_ome_zarr(source, volume.shape, volume.dtype, sizes, name="image", shard=volume.shape, chunk=volume.shape)
     array[:] = volume
-    predict(model, source, target, settings=PredictSettings(), volume=VolumeSettings(axes=axes))
+    predict(model, source, target, settings=PredictSettings(), options=VolumeSettings(axes=axes))
     return np.asarray(zarr.open_array(str(target / "0"), mode="r")[:])
 
 

@@ -74,7 +74,7 @@ def test_grid_by_hand() -> None:
     assert grid.tile_place(11) == (slice(2, 3), slice(8, 10), slice(4, 7))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(grids)
 def test_tiles_partition_the_volume_and_blocks_partition_the_tiles(grid: Grid) -> None:
     tile_of = np.full(grid.shape_zyx, -1)

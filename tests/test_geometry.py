@@ -101,6 +101,16 @@ def test_a_network_that_sees_all_says_that_tiles_approximate():
         plan((2, 600, 600), make_predictor(bounded=False))
 
 
+def test_neighbours_at_another_distance_are_told():
+    predictor = make_predictor(channels=3, voxel_size_um=(1.0, 1.0, 1.0))
+    with pytest.warns(UserWarning, match=r"4 um along z, but .*reads 3 of them at once, learned from 1 um"):
+        plan((8, 64, 64), predictor, (4.0, 1.0, 1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan((8, 64, 64), predictor, (4.0, 1.0, 1.0), axes="y")
+        plan((8, 64, 64), make_predictor(voxel_size_um=(1.0, 1.0, 1.0)), (4.0, 1.0, 1.0))
+
+
 def test_other_voxel_sizes_become_factors():
     predictor = make_predictor(voxel_size_um=(1.0, 1.0, 1.0))
     assert plan((8, 64, 64), predictor, (5.0, 2.0, 1.0)).factors == ((2.0, 1.0),)  # thickness is no size
@@ -124,7 +134,9 @@ def test_other_voxel_sizes_become_factors():
 def test_memory_is_kept_and_blocks_read_no_more_than_was_reckoned(shape, axes, halo, stride, channels, chunk, size, memory):
     predictor = make_predictor(halo, stride, channels, voxel_size_um=(1.0, 1.0, 1.0))
     try:
-        geometry = plan(shape, predictor, size, axes=axes, memory_bytes=int(memory), chunk_zyx=chunk)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the distance of neighbouring planes
+            geometry = plan(shape, predictor, size, axes=axes, memory_bytes=int(memory), chunk_zyx=chunk)
     except SettingsError:
         return
     assert Geometry.from_json(json.loads(json.dumps(geometry.to_json()))) == geometry

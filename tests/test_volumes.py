@@ -174,6 +174,11 @@ def test_other_settings_are_refused_with_the_difference_and_begun_anew(home: Pat
     before = read(out)
     with pytest.raises(RunError, match=r"settings\.axes \(found 'z', wanted 'y'\)"):
         label(home, out, axes="y")
+    other = tmp_path / "image.zarr"
+    shutil.copytree(home / "image.zarr", other)
+    zarr.open_array(other, mode="r+")[0, 0, 0] = 7
+    with pytest.raises(RunError, match=r"input\.sha256 \(found"):
+        predict(home / "model", other, out, settings=CPU, options=PLAIN)
     np.testing.assert_array_equal(read(out), before)
     assert (label(home, out, axes="y", overwrite=True) != before).any()
 

@@ -14,7 +14,7 @@ from neurotome.blocks import Box, Grid, Triple
 from neurotome.errors import SettingsError, unknown
 from neurotome.inference.resampling import PLANE, choose_factors, count_resampled, find_needed
 from neurotome.predictor import Predictor
-from neurotome.volume import Volume
+from neurotome.volume import SIZE_TOLERANCE, Volume
 
 AXES = ("z", "y", "x", "zyx")
 """Along which planes are predicted; the last: along all three, with averaged probabilities."""
@@ -219,6 +219,7 @@ def plan_geometry(
             + (f", and {device_bytes / 1e6:.0f} MB on the device" if device_bytes is not None else "")
             + ". Raise --max-memory, or give a larger --tolerance, a smaller --tile or fewer --threads."
         )
+    _note_spacing(predictor, volume, axes)
     if not predictor.bounded and not best.covers_planes():
         warnings.warn(
             f"{volume.path or volume.name}: this network looks at the whole image at once, so tiles of "
@@ -226,6 +227,22 @@ def plan_geometry(
             stacklevel=2,
         )
     return best
+
+
+def _note_spacing(predictor: Predictor, volume: Volume, axes: str) -> None:
+    """Warns where a model that reads neighbouring planes gets them from other distances than it learned from."""
+    trained_um, own_um = predictor.voxel_size_um, volume.voxel_size_um
+    if predictor.in_channels == 1 or trained_um is None or own_um is None:
+        return
+    other = {axis: own_um[PLANE[axis][0]] for axis in axes}
+    if any(max(own / trained_um[0], trained_um[0] / own) > SIZE_TOLERANCE for own in other.values()):
+        found = ", ".join(f"{um:.4g} um along {axis}" for axis, um in other.items())
+        warnings.warn(
+            f"{volume.path or volume.name}: the distance of planes is {found}, but the model, which reads "
+            f"{predictor.in_channels} of them at once, learned from {trained_um[0]:.4g} um, and distances cannot be "
+            "resampled. Check some of the labels.",
+            stacklevel=3,
+        )
 
 
 def estimate_memory(

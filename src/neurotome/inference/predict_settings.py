@@ -20,7 +20,8 @@ class PredictSettings:
     """Edge of a tile in pixels; larger images are predicted in overlapping tiles. auto: the edge that suits the model."""
 
     halo: int | Literal["auto"] = "auto"
-    """Pixels read around a tile; auto: as many as the model can see, so that tiles equal the whole image."""
+    """Pixels read around a tile; auto: as many as the model can see, so that tiles equal the whole image, or for a volume as
+    many as --tolerance needs."""
 
     overlay: bool = False
     """Write OUTPUT_overlay.png (a .tif for stacks), the image with the classes laid over it, and OUTPUT_legend.png."""
@@ -29,7 +30,8 @@ class PredictSettings:
     """Classes that the overlay shows; all but the first if none is named."""
 
     confidence: bool = False
-    """Write OUTPUT_confidence.png (a .tif for stacks): the probability of the chosen class times 255."""
+    """Write OUTPUT_confidence.png (a .tif for stacks, a .zarr beside a .zarr): the probability of the chosen class times
+    255."""
 
     palette: Palette = "colour-blind-safe"
     """Colours of the overlay and of label files that have colours."""
@@ -48,7 +50,7 @@ class PredictSettings:
     """Which time of an image of several, from 0; auto: the only one."""
 
     existing: Existing = "refuse"
-    """What to do where an output is there already; skip finishes a folder that was stopped."""
+    """What to do where an output is there already; skip finishes a folder that was stopped. A .zarr goes on by itself."""
 
     device: Device = "auto"
     """Where to predict: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps."""

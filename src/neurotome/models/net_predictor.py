@@ -20,6 +20,11 @@ Run = Callable[[Tensor], Tensor]
 """Computes logits (n, classes, y, x) of scaled images (n, in_channels, y, x), float32, any y and x."""
 
 
+HALF = {"cuda": torch.float16}
+"""Devices on which labels are computed in 16 bit. float16 is as fast as bfloat16 there and rounds eight times finer (99.99 %
+instead of 99.9 % of the labels of the packaged model are those of 32 bit); where it overflows, 32 bit computes again."""
+
+
 class Runtime(NamedTuple):
     """What computes a network's logits in its place.
 
@@ -91,7 +96,7 @@ class NetPredictor:
         """What computes it, where and how exactly `label_patches` does."""
         name = f"torch {torch.__version__.partition('+')[0]}" if self.runtime is None else self.runtime.name
         if self.device.type == "cuda":
-            return f"{name}, {torch.cuda.get_device_name(self.device)}, bfloat16"
+            return f"{name}, {torch.cuda.get_device_name(self.device)}, float16"
         return f"{name}, {self.device.type}, {'float32' if self.runtime is None else self.runtime.precision}"
 
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -111,17 +116,19 @@ class NetPredictor:
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Labels unscaled patches; see `Predictor`. Only their own bytes go to the device, and only uint8 comes back.
 
-        A GPU computes in bfloat16 (with sums in 32 bit), a CPU in 32 bit.
+        A GPU computes in 16 bit (with sums in 32), a CPU in 32 bit.
         """
-        native = np.require(grey, grey.dtype.newbyteorder("="), ["C", "W"])
-        raw = torch.from_numpy(native)
-        on_gpu = self.device.type == "cuda"
+        raw = torch.from_numpy(np.require(grey, grey.dtype.newbyteorder("="), ["C", "W"]))
+        on_gpu, half = self.device.type == "cuda", HALF.get(self.device.type)
         if on_gpu:
             raw = raw.pin_memory()
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=on_gpu):
+        with torch.inference_mode():
             images = raw.to(self.device, non_blocking=on_gpu).to(torch.float32, copy=True)
             images.sub_(scale.mean).mul_(1 / scale.std)
-            logits = self._compute_logits(images)[..., crop[0], crop[1]]
+            with torch.autocast(self.device.type, half, enabled=half is not None):
+                logits = self._compute_logits(images)[..., crop[0], crop[1]]
+            if half is not None and not logits.isfinite().all():
+                logits = self._compute_logits(images)[..., crop[0], crop[1]]
             labels = logits.argmax(1).to(torch.uint8)
             shares = (logits.softmax(1).amax(1) * 255).round().to(torch.uint8) if confidence else None
             return labels.cpu().numpy(), None if shares is None else shares.cpu().numpy()

@@ -76,5 +76,5 @@ def _check_size(predictor: NetPredictor, attached: NetPredictor, exact: bool) ->
 def _build_torch(predictor: NetPredictor) -> Runtime:
     from neurotome.models.back_ends.folded import fold_network
 
-    net = fold_network(predictor.net)
+    net = fold_network(predictor.net, predictor.in_channels)
     return Runtime(f"torch {torch.__version__.partition('+')[0]}", "float32", lambda: net, net)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import ModelError
+from neurotome.normalize import Scale
 from neurotome.predictor import BackEnd, Predictor, Ranges
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class BackEndReport:
         back_end: Its name, by which another process attaches it.
         name: What it is, with its version.
         seconds: For the patches, median; None if it cannot take this network.
-        agreement: Share of pixels with the label that torch gives.
+        agreement: Share of pixels with the label that torch gives; of torch itself, with the one in 32 bit.
         difference: Largest difference of a probability from torch's.
         chosen: Whether it is the one to use.
         ranges: What openvino-int8 must be given by another process, else None.
@@ -62,7 +63,8 @@ class BackEndReport:
             return f"{self.back_end}: not used, {self.problem}"
         chosen = ", chosen" if self.chosen else ""
         if self.back_end == "torch":
-            return f"{self.name}: {self.seconds:.3g} s{chosen}"
+            equal = "" if self.agreement == 1 else f", labels equal those in 32 bit on {floor_percent(self.agreement)} %"
+            return f"{self.name}: {self.seconds:.3g} s{equal}{chosen}"
         loss = ""
         if self.agreement < LEAST_AGREEMENT:
             loss = " (no longer the model's own labels: compare them with labels you trust before relying on them)"
@@ -94,13 +96,15 @@ def choose_back_end(
         SettingsError: One that is named alone is not installed, or does not run on this device.
         ModelError: It cannot take this network.
     """
-    from neurotome.models.net_predictor import NetPredictor
+    from neurotome.models.net_predictor import HALF, NetPredictor
 
     if not isinstance(predictor, NetPredictor):
         return predictor, []
     if "auto" in candidates and voxels < FEWEST_VOXELS:
         candidates = ["torch"]
     attached, reports = _attach_all(predictor, patches, candidates)
+    if predictor.device.type in HALF:
+        return attached["torch"][0], [_compare_half(attached["torch"][0], patches)]
     if len(attached) == 1:
         return attached["torch"][0], reports
     probs = {back_end: candidate.predict_probs(patches) for back_end, (candidate, _) in attached.items()}
@@ -124,6 +128,19 @@ def choose_back_end(
     if runtime is not None:  # anew, because what it has run keeps its memory
         chosen = dataclasses.replace(chosen, runtime=runtime._replace(run=runtime.build()))
     return chosen, [dataclasses.replace(report, chosen=report is best) for report in reports]
+
+
+def _compare_half(predictor: NetPredictor, patches: NDArray[np.float32]) -> BackEndReport:
+    """Compares labels in 16 bit, as a GPU computes them, with those in 32 bit."""
+    whole = slice(0, patches.shape[2]), slice(0, patches.shape[3])
+    expected = predictor.predict_probs(patches).argmax(1)
+    seconds = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        labels, _ = predictor.label_patches(patches, Scale(0.0, 1.0), whole, confidence=False)
+        seconds.append(time.perf_counter() - began)
+    agreement = float((labels == expected).mean())
+    return BackEndReport("torch", predictor.back_end, statistics.median(seconds), agreement, chosen=True)
 
 
 def _attach_all(

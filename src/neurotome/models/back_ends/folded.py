@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 
 
-def fold_network(net: Network) -> Network:
+def fold_network(net: Network, in_channels: int) -> Network:
     """Returns a copy for prediction in which every normalisation that follows a convolution is part of its weights.
 
     Which follows which is seen by running the network once, so that its code may be anything. The result is compared with
@@ -28,7 +28,7 @@ def fold_network(net: Network) -> Network:
     parameter = next(plain.parameters())
     edge = max(2 * net.stride, net.minimum)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn((1, _count_channels(plain), edge, edge), generator=generator).to(parameter)
+    images = torch.randn((1, in_channels, edge, edge), generator=generator).to(parameter)
     with torch.inference_mode():
         pairs = _find_pairs(folded, images)
     for convolution, normalisation in pairs:
@@ -40,10 +40,6 @@ def fold_network(net: Network) -> Network:
     same = (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
     chosen = folded if same else plain
     return chosen.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stub lacks it
-
-
-def _count_channels(net: nn.Module) -> int:
-    return next(module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d))
 
 
 def _find_pairs(net: nn.Module, images: Tensor) -> list[tuple[Convolution, nn.BatchNorm2d]]:

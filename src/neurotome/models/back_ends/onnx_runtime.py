@@ -18,7 +18,7 @@ def build_onnx_runtime(predictor: NetPredictor) -> Runtime:
     import onnxruntime
 
     net = predictor.net
-    content = export_onnx(fold_network(net), predictor.in_channels)
+    content = export_onnx(fold_network(net, predictor.in_channels), predictor.in_channels)
 
     def build() -> Run:
         options = onnxruntime.SessionOptions()

@@ -29,7 +29,7 @@ def build_openvino(predictor: NetPredictor, ranges: Ranges | None = None) -> Run
             in 8 bit.
     """
     net = predictor.net
-    model = convert(fold_network(net), predictor.in_channels)
+    model = convert(fold_network(net, predictor.in_channels), predictor.in_channels)
     if ranges is not None:
         quantise(model, ranges)
 
@@ -50,7 +50,7 @@ def measure_ranges(predictor: NetPredictor, patches: NDArray[np.float32]) -> Ran
     import_openvino()
     from openvino import opset13 as ops
 
-    model = convert(fold_network(predictor.net), predictor.in_channels)
+    model = convert(fold_network(predictor.net, predictor.in_channels), predictor.in_channels)
     first = len(model.outputs)
     for convolution in _list_convolutions(model):
         read, axes = convolution.input_value(0), ops.constant(np.arange(4))
