@@ -37,8 +37,8 @@ MOST_LISTED = 20
 TURNS = LEDGER / "turns.lock"
 """Held by the job that makes what all jobs of an output share."""
 
-FEWEST_ESTIMATED = 8
-"""Blocks from which on a tile is computed beforehand, to say how long they will take."""
+FEWEST_ESTIMATED = 100
+"""Tiles from which on one is computed beforehand, to say how long they will take: it costs a hundredth at most."""
 
 CHECK_S = 60.0
 """Seconds between two looks at whether the input has changed."""
@@ -119,7 +119,7 @@ def _run(plan: VolumePlan, ledger: BlockLedger, options: VolumeSettings, engine:
     result = JobResult()
     if not tasks:
         return result
-    if len(tasks) >= FEWEST_ESTIMATED:
+    if len(tasks) * int(plan.wanted.sum()) >= FEWEST_ESTIMATED * len(plan.blocks):
         with contextlib.suppress(ImageError):  # its block will be tried, and named
             say(f"This takes {estimate(plan, options, tasks, tiles=1).sentence}.")
     progress = Progress(f"predicting {plan.volume.name}", sum(sizes.values()) / 1e6, "Mvoxel")
