@@ -25,10 +25,11 @@ LABELS[GRID.place(4)] = 255  # which takes no file
 FINGERPRINT = {"model": "x"}
 
 
-def write_blocks(out, *, without=()):
+def write_blocks(out, *, without=(), version="0.5"):
     """Writes labels and confidence as a job does, all blocks that are not written down."""
-    labels = create_label_store(out, SHAPE, classes=ClassSet(("background", "vessel", "cell")), block_zyx=BLOCK)
-    confidence = create_label_store(name_confidence(out), SHAPE, classes=None, block_zyx=BLOCK)
+    classes = ClassSet(("background", "vessel", "cell"))
+    labels = create_label_store(out, SHAPE, classes=classes, block_zyx=BLOCK, version=version)
+    confidence = create_label_store(name_confidence(out), SHAPE, classes=None, block_zyx=BLOCK, version=version)
     ledger = BlockLedger(out / "0" / "ledger", FINGERPRINT, writer=f"{len(list((out / '0/ledger').glob('*')))}")
     missing = [block for block in range(len(GRID)) if block not in without and ledger.find(block) is None]
     for block in missing:
@@ -99,6 +100,20 @@ def test_a_damaged_block_is_found_and_done_again(out, capsys, harm, what, name, 
     assert write_blocks(out) == [block]
     np.testing.assert_array_equal(open_label_store(out).read(GRID.place(block)), LABELS[GRID.place(block)])
     assert run("verify", out, "--deep") == 0
+
+
+def test_blocks_of_many_files_are_checked_too(tmp_path):
+    out = tmp_path / "image.zarr" / "labels" / "tissue"
+    create_label_store(tmp_path / "image.zarr", SHAPE, classes=None, block_zyx=BLOCK, version="0.4")
+    write_blocks(out, version="0.4")
+    assert name_confidence(out) == tmp_path / "image_tissue_confidence.zarr"
+    verify(out, settings=VerifySettings(deep=True))
+    remove(next(path for path in (out / "0/0").rglob("2") if path.is_file()))
+    with pytest.raises(RunError, match=r"1 blocks are not .*\ntissue/0, block 2 \(0:4,0:8,256:300\): "):
+        verify(out)
+    verify(out, settings=VerifySettings(repair=True))
+    assert write_blocks(out, version="0.4") == [2]
+    verify(out)
 
 
 def test_damaged_confidence_is_found_and_done_again(out):

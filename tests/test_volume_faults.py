@@ -245,10 +245,11 @@ def test_a_byte_flips_and_a_confirmed_shard_is_cut(jobs, home):
 def test_two_jobs_at_once_do_not_harm_each_other(jobs):
     first = jobs.start(gate=jobs.gate)
     jobs.wait_for(1)
-    status, said = jobs.do()
-    assert status == 1
-    assert f"process {first.pid} on" in said
-    assert "--shard" in said
+    for again in ((), ("--overwrite",)):
+        status, said = jobs.do(*again)
+        assert status == 1
+        assert f"process {first.pid} on" in said
+        assert "--shard" in said
     jobs.gate.touch()
     assert jobs.end(first) == 0
     assert sorted(jobs.begun) == list(range(BLOCKS))

@@ -205,13 +205,18 @@ def _check_outputs(source: Path, out: Path, confidence: Path | None, options: Vo
         check_output(path, options.ome_version)
         if not path.exists() and not path.is_symlink():
             continue
-        if not path.is_dir() or (any(path.iterdir()) and not is_zarr(path) and not (path / LEDGER).is_dir()):
+        if not path.is_dir() or (_holds_anything(path) and not is_zarr(path) and not (path / LEDGER).is_dir()):
             raise RunError(f"{path}: is there already, and is no output of predict. Choose another output.")
-    if out.exists() and any(out.iterdir()) and not options.overwrite and not (out / LEDGER).is_dir():
+    if out.exists() and _holds_anything(out) and not options.overwrite and not (out / LEDGER).is_dir():
         raise RunError(
             f"{out}: is there already, without a ledger of what was predicted, so nobody knows by what. Choose another "
             "output, or say --overwrite."
         )
+
+
+def _holds_anything(folder: Path) -> bool:
+    """Returns whether there is more in a folder than the way to a ledger that another job may be making just now."""
+    return any(path.name != LEDGER.parts[0] for path in folder.iterdir())
 
 
 def _clear(out: Path, confidence: Path | None) -> None:

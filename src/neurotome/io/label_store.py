@@ -123,10 +123,7 @@ def create_label_store(
     found = read_group(path)
     if found is not None:
         _check_same(path, found, own, version)
-    fill = 0 if classes is None else NOT_PREDICTED
-    open_block_array(path, LEVEL, shape_zyx, block_zyx, chunk_zyx, version, fill=fill)
-    store = LabelStore(path, LEVEL, block_zyx, version)
-    if found is None:
+    if found is None:  # before the array, for which zarr would write a group of nobody, which other jobs would refuse
         multiscale = describe_multiscale(name_image(path), voxel_size_um, origin_zyx, {LEVEL: (1, 1, 1)})
         ome: dict[str, Any] = {"multiscales": [_add_version(multiscale, version)]}
         if classes is not None:
@@ -134,7 +131,10 @@ def create_label_store(
             if find_image_of(path) is not None:
                 ome["image-label"]["source"] = {"image": "../../"}
         update_group(path, version, ome, {**own, **(attributes or {})})
-    elif attributes:
+    fill = 0 if classes is None else NOT_PREDICTED
+    open_block_array(path, LEVEL, shape_zyx, block_zyx, chunk_zyx, version, fill=fill)
+    store = LabelStore(path, LEVEL, block_zyx, version)
+    if found is not None and attributes:
         store.set_attributes(**attributes)
     if classes is not None:
         _list_in_image(path, version)
