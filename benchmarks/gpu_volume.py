@@ -79,6 +79,7 @@ def predict_once(folder: Path, model: Path, volume: Path, shape, arguments) -> d
         bbox=f"0:{shape[0]},0:{shape[1]},0:{shape[2]}",
         back_end="torch",
         threads=arguments.threads if arguments.threads else "auto",
+        workers=arguments.workers if arguments.workers else "auto",
         max_memory=arguments.max_memory,
     )
     began = time.perf_counter()
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--halo", type=int, default=-1, help="of predict; -1: auto")
     parser.add_argument("--tile", type=int, default=0, help="of predict; 0: auto")
     parser.add_argument("--threads", type=int, default=0, help="of predict; 0: auto")
+    parser.add_argument("--workers", type=int, default=0, help="of predict; 0: auto")
     parser.add_argument("--max-memory", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile")
