@@ -10,6 +10,7 @@ others' leaves out: loading the model, choosing back end and halo, the pyramid, 
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -22,8 +23,11 @@ import numpy as np
 HERE = Path(__file__).parent
 
 OURS = """
-import json, resource, sys, time
-import numpy, torch, zarr, segmentation_models_pytorch
+import json, sys, time
+from pathlib import Path
+import numpy, torch, zarr
+from neurotome.models.networks import import_smp
+import_smp()
 from neurotome import predict
 from neurotome.inference.predict import PredictSettings
 from neurotome.inference.volume_settings import VolumeSettings
@@ -32,7 +36,10 @@ started = time.perf_counter()
 settings, options = PredictSettings(device="cpu"), VolumeSettings(**json.loads(sys.argv[5]))
 predict(sys.argv[1], sys.argv[2], sys.argv[3], settings=settings, options=options)
 seconds = time.perf_counter() - started
-print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+report = json.loads((Path(sys.argv[3]) / "zarr.json").read_text())["attributes"]["neurotome"]["report"]
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+blocks = report["job"]["seconds"]
+print(json.dumps({"seconds": seconds, "peak": int(peak.split()[1]) * 1024, "blocks": blocks}))
 """
 
 
@@ -104,11 +111,13 @@ def time_bare_forward(folder: Path, model: str, repetitions: int) -> dict[str, l
     return {name: values[1:] for name, values in rates.items()}
 
 
-def run_child(command: list[str]) -> dict[str, float]:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def run_child(method: str, command: list[str], environment: dict[str, str]) -> dict[str, float]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        raise SystemExit(f"{command[:3]}: {done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        raise SystemExit(f"{method}: {done.stderr[-3000:]}")
+    line = done.stdout.strip().splitlines()[-1]
+    print(f"{method}: {line}", file=sys.stderr, flush=True)
+    return json.loads(line)
 
 
 def main() -> None:
@@ -133,18 +142,21 @@ def main() -> None:
         reference = label_whole_slices(folder, arguments.model)
         voxels = reference.size / 1e6
         bare = time_bare_forward(folder, arguments.model, arguments.repetitions)
+        print(f"bare forward: {bare}", file=sys.stderr, flush=True)
         for repetition in range(arguments.repetitions):
             for method, options in ours.items():
                 out = folder / f"{method}-{repetition}.zarr"
                 volume = str(folder / "volume.zarr")
                 code = [sys.executable, "-c", OURS, arguments.model, volume, str(out), str(arguments.threads)]
-                found.setdefault(method, []).append(run_child([*code, json.dumps(options)]))
+                found.setdefault(method, []).append(run_child(method, [*code, json.dumps(options)], dict(os.environ)))
                 agreement[method] = measure_agreement(out / "0", reference)
             for peer, python in pythons.items():
                 if python is not None:
                     out = folder / f"{peer}.zarr"
-                    script = [str(python), str(HERE / "volume_peer.py"), peer, str(folder), str(out)]
-                    found.setdefault(peer, []).append(run_child(script))
+                    # -P: the files beside the script are no modules of theirs
+                    script = [str(python), "-P", str(HERE / "volume_peer.py"), peer, str(folder), str(out)]
+                    theirs = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+                    found.setdefault(peer, []).append(run_child(peer, script, theirs))
                     agreement[peer] = measure_agreement(out, reference)
     report(voxels, found, agreement, bare, arguments)
 
@@ -165,6 +177,9 @@ def report(voxels, found, agreement, bare, arguments) -> None:
             f"neurotome / it {statistics.median(ratios):5.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); as whole slices "
             f"{100 * agreement[method]:8.4f} %; peak {max(run['peak'] for run in found[method]) / 1e9:.2f} GB"
         )
+    for method in [name for name, runs in found.items() if "blocks" in runs[0]]:
+        steady = sorted(voxels / run["blocks"] for run in found[method])
+        print(f"{method}, blocks alone: {statistics.median(steady):.3f} Mvoxel/s ({steady[0]:.3f} to {steady[-1]:.3f})")
     for name, values in bare.items():
         print(f"bare forward, {name:<12} {statistics.median(values):6.3f} Mpixel/s ({min(values):.3f} to {max(values):.3f})")
     if arguments.out:

@@ -45,7 +45,7 @@ class HaloChoice:
         difference: Largest difference of a probability from that with the full halo, at the measured places.
         agreement: Share of a tile's labels that are those with the full halo.
         full: Pixels that the model can see.
-        measured: All this as a sentence.
+        measured: All this, as the end of a sentence about the halo.
     """
 
     halo: int
@@ -118,16 +118,16 @@ def choose_halo(
     difference, agreement = best
     edges = " x ".join(str(n) for n in sorted(expected[0].shape[1:])[1:])
     kept = (
-        f"probabilities differ by at most {difference:.2g}, and {100 * agreement:.4f} % of a tile's labels are the same."
+        f"probabilities differ by at most {difference:.2g}, and {100 * agreement:.4f} % of a tile's labels are the same"
         if halo < full
-        else "no smaller one keeps to it."
+        else "no smaller one keeps to it"
     )
     return HaloChoice(
         halo,
         difference,
         agreement,
         full,
-        f"The halo is {halo} pixels of {full} that the model can see; measured at {count} places of {edges} pixels "
+        f"of {full} that the model can see; measured at {count} places of {edges} pixels "
         f"with a tolerance of {tolerance:g}, {kept}",
     )
 

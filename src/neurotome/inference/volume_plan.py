@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.engines import settle_engine
+from neurotome.engines import list_gpus, settle_engine
 from neurotome.errors import SettingsError
 from neurotome.inference.geometry import Geometry, estimate_memory, plan_geometry
 from neurotome.inference.halo import choose_halo
@@ -198,6 +198,8 @@ def _choose(
     bytes_per_pixel = float(BYTES_STEP ** math.ceil(math.log(measure_bytes_per_pixel(predictor), BYTES_STEP)))
     program = -(-measure_used_memory() // PROGRAM_STEP) * PROGRAM_STEP
     device_bytes = measure_device_bytes(device)
+    if device_bytes is not None and options.workers != "auto":  # several workers may share a GPU
+        device_bytes //= -(-options.workers // max(1, len(list_gpus(device))))
     plan = functools.partial(
         plan_geometry,
         predictor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shutil
 import sys
 import time
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from neurotome.engines import Engine, settle_engine
+from neurotome.engines.serial import Serial
 from neurotome.inference.labelling import label_block
 from neurotome.inference.seams import describe_seams, measure_seams
 from neurotome.inference.volume_plan import VolumePlan
 from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger
 from neurotome.io.label_store import NOT_PREDICTED, open_label_store
-from neurotome.io.pyramid import build_pyramid
+from neurotome.io.pyramid import build_pyramid, plan_levels
 from neurotome.progress import format_duration
 from neurotome.quantities import format_bytes
 from neurotome.runs.environment import describe_environment
@@ -62,6 +64,9 @@ class JobResult:
         }
 
 
+FEWEST_LEVEL_BLOCKS = 256
+"""Blocks of coarser levels from which on the workers make them, and not this process."""
+
 PYRAMID_SHARE = 0.2
 """Bytes of the coarser levels over those of the finest: an eighth of the voxels each time, but less alike."""
 
@@ -81,7 +86,7 @@ def describe_plan(plan: VolumePlan, blocks: int, left: int) -> list[str]:
         f"volume {plan.volume.name}: {size} voxels (z, y, x), axes {job.geometry.axes}; {blocks} blocks of {block} in "
         f"tiles of {tile}{done}.",
         *plan.notes,
-        f"The halo is {chosen['halo']} pixels: {chosen['halo_measured']}.",
+        f"The halo is {chosen['halo']} pixels, {chosen['halo_measured']}.",
         chosen["back_end_measured"],
         f"Grey values are scaled by {_say_scale(plan)}.",
         f"A worker takes at most {format_bytes(plan.memory_bytes)} of memory.",
@@ -206,7 +211,11 @@ def finish(plan: VolumePlan, ledger: BlockLedger, job: JobResult, engine: Engine
     labels = open_label_store(plan.job.labels)
     began = time.monotonic()
     for path in filter(None, (plan.job.labels, plan.job.confidence)):
-        build_pyramid(open_label_store(Path(path).absolute()), engine.run)
+        store = open_label_store(Path(path).absolute())
+        coarser = plan_levels(store.shape_zyx, store.block_zyx, store.voxel_size_um)[1:]
+        # workers take longer to start than a few blocks do, and they start for every level
+        here = sum(len(level.grid) for level in coarser) < FEWEST_LEVEL_BLOCKS
+        build_pyramid(store, Serial(max(2, min(8, (os.cpu_count() or 2) // 2)), 0).run if here else engine.run)
     pyramid_seconds = time.monotonic() - began
     axes = plan.job.geometry.axes
     along = "zyx" if len(axes) > 1 else "zyx".replace(axes, "")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 AUTOMATIC: tuple[BackEnd, ...] = ("torch", "onnxruntime", "openvino")
 """What auto chooses from; 8 bit is taken only when it is asked for."""
 
-FEWEST_VOXELS = 20_000_000
+FEWEST_VOXELS = 100_000_000
 """Below, converting and timing take longer than they can save."""
 
 LEAST_AGREEMENT = 0.9999
