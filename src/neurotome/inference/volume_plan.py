@@ -27,7 +27,7 @@ from neurotome.io.chunks import list_chunks
 from neurotome.io.identity import compare_by, identify_input
 from neurotome.io.opening import open_labels
 from neurotome.models.back_ends.choose import choose_back_end
-from neurotome.models.back_ends.memory import measure_bytes_per_pixel, measure_device_bytes, share_heap
+from neurotome.models.back_ends.memory import measure_bytes_per_pixel, measure_device_bytes, release_heap, share_heap
 from neurotome.models.model_folder import find_model, read_digest
 from neurotome.models.stored_model import read_description
 from neurotome.normalize import Scale
@@ -196,6 +196,7 @@ def _choose(
         chosen["back_end_measured"] = f"Computed by {predictor.back_end}. On a patch of this volume {tried}."
     # rounded, so that what differs from one measurement to the next does not change the tiles
     bytes_per_pixel = float(BYTES_STEP ** math.ceil(math.log(measure_bytes_per_pixel(predictor), BYTES_STEP)))
+    release_heap()
     program = -(-measure_used_memory() // PROGRAM_STEP) * PROGRAM_STEP
     device_bytes = measure_device_bytes(device)
     if device_bytes is not None and options.workers != "auto":  # several workers may share a GPU

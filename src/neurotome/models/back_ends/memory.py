@@ -72,6 +72,12 @@ def share_heap() -> None:
             mallopt(option, value)
 
 
+def release_heap() -> None:
+    """Gives what is free in the heap back to the system, after what will not be repeated."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def measure_device_bytes(device: str) -> int | None:
     """Returns the memory that is free on a GPU, less a fifth that its allocator loses; None for what shares the host's."""
     if not device.startswith("cuda"):
