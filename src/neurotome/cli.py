@@ -35,7 +35,7 @@ COMMANDS = {
         "neurotome.experiments.reproduction.reproduce",
         "The founding report beside what is measured.",
     ),
-    "predict": ("neurotome.inference.predict", "Label an image, a stack or a folder with a trained model."),
+    "predict": ("neurotome.inference.predict", "Label an image, a stack, a folder or a whole volume with a trained model."),
     "verify": ("neurotome.inference.verify", "Check every block of a predicted OME-Zarr against its checksum; repair."),
 }
 

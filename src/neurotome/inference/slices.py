@@ -18,6 +18,7 @@ from neurotome.inference.overlay import Painter
 from neurotome.inference.resampling import choose_factors, count_resampled
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.sink import Sink, create_image, create_labels
+from neurotome.models.back_ends.memory import release_heap, share_heap
 from neurotome.normalize import Scale
 from neurotome.predictor import Predictor, choose_cores, predict_slice
 from neurotome.volume import Volume
@@ -65,12 +66,16 @@ def predict_slices(
         if on_progress is not None:
             on_progress(done / 1e6)
 
-    for z in range(volume.shape[0]):
-        image: Any = _open_context(volume, z, predictor.in_channels, scale)
-        if shape != volume.shape[1:]:
-            image = resize(image[:, :, :], shape)
-        probs = predict_slice(predictor, image, edge, margin, count)
-        yield resize(probs, volume.shape[1:])
+    share_heap()
+    try:
+        for z in range(volume.shape[0]):
+            image: Any = _open_context(volume, z, predictor.in_channels, scale)
+            if shape != volume.shape[1:]:
+                image = resize(image[:, :, :], shape)
+            probs = predict_slice(predictor, image, edge, margin, count)
+            yield resize(probs, volume.shape[1:])
+    finally:
+        release_heap()
 
 
 def label_slices(
