@@ -38,6 +38,7 @@ class _Site:
     def open(self) -> Work:
         with self.lock:
             if self.work is None:
+                # it comes from the client as dask's own messages do, which whoever reaches a scheduler can send anyway
                 self.work = pickle.loads(self.build)()
             return self.work
 
