@@ -234,7 +234,7 @@ def _enter(pipe: Connection, build: bytes, threads: int, cores: list[int]) -> No
             pipe.send(message)
 
     try:
-        work = pickle.loads(build)()  # made by the process that started this one, and given by memory: never read from a file
+        work = pickle.loads(build)()  # from the process that started this one, never from a file
     except Exception as error:
         tell(Ending("broken", error=describe(error)))
         return
