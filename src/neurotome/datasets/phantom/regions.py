@@ -187,8 +187,8 @@ REGIONS: Mapping[str, Region] = {
         neuropil=140.0,
         capillary_radius=(1.45, 0.3),
         capillary=45.0,
-        strand_sd=8.0,
-        strand_sigma=(1.6, 1.4, 7.0),
+        strand_sd=9.0,
+        strand_sigma=(1.7, 1.5, 3.5),
         streak_sd=8.0,
         noise_sd=15.0,
         low_sd=5.0,
@@ -231,7 +231,7 @@ def draw_region(base: Region, rng: np.random.Generator) -> Region:
     axon = neuropil + rng.uniform(12, 55)
     across = factor(3.5, 22)
     texture = factor(0.7, 1.4)
-    # texture as strong as fibres' own is found where there are no bundles to be told from it
+    # texture as strong as fibres' own is found where there are no bundles to be told from it, and is never as long
     strands = rng.uniform(4, 14) if max(share, beyond_share) < 0.2 and rng.random() < 0.5 else rng.uniform(1, 7)
     drawn_wider = rng.uniform(-0.3, 1.0)  # a person draws vessels and cells alike
     return replace(
@@ -270,7 +270,7 @@ def draw_region(base: Region, rng: np.random.Generator) -> Region:
         capillary=rng.uniform(0, 65),
         lumen=rng.uniform(-25, 25),
         strand_sd=strands,
-        strand_sigma=(texture * factor(1.0, 2), texture * factor(0.9, 1.8), texture * factor(2, 9)),
+        strand_sigma=(texture * factor(1.0, 2), texture * factor(0.9, 1.8), texture * factor(1.5, 4.5)),
         streak_sd=rng.uniform(3, 11),
         streak_sigma=(texture * factor(1.2, 2.4), texture * factor(1.0, 2.2), factor(5, 40)),
         gap_depth=rng.uniform(0, 35),
