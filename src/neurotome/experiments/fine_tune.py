@@ -153,7 +153,9 @@ def tune_and_score(dataset: Dataset, name: str, out: Path, recipe: Recipe) -> Ru
 def _tune(dataset: Dataset, name: str, run: Run, folder: Path, recipe: Recipe) -> None:
     """Trains on all parts but one and at last on all, decides by the parts, and writes model and summary into the run."""
     parts = leave_out(dataset.split("train"), dataset.groups, dataset.classes)
-    progress = Progress("fine-tuning", len(parts) + 1, "trainings")
+    runs = [Run(folder / str(number)) for number in range(len(parts) + 1)]
+    progress = Progress("fine-tuning", len(runs), "trainings")
+    progress.start_at(sum(part.is_finished for part in runs))
 
     def train(number: int, cutouts: tuple[Cutout, ...]) -> Run:
         part = dataclasses.replace(dataset, splits={"train": cutouts})
@@ -162,9 +164,9 @@ def _tune(dataset: Dataset, name: str, run: Run, folder: Path, recipe: Recipe) -
         asked = dataclasses.replace(recipe, sample=dataclasses.replace(recipe.sample, patch=patch))
 
         def advance(_: Mapping[str, float | None], share: float) -> None:
-            progress.update(number + share, f"training {number + 1} of {len(parts) + 1}")
+            progress.update(number + share, f"training {number + 1} of {len(runs)}")
 
-        return train_and_score(part, name, folder / str(number), asked, splits=(), on_epoch=advance)
+        return train_and_score(part, name, runs[number].folder, asked, splits=(), on_epoch=advance)
 
     left_out = []
     for number, (seen, unseen) in enumerate(parts):
@@ -192,7 +194,9 @@ def _tune(dataset: Dataset, name: str, run: Run, folder: Path, recipe: Recipe) -
     predictor = mix(load_model(recipe.init), load_model(final.folder), alpha)
     save_model(predictor, run.model, {**predictor.facts, "fine_tuning": facts}, recipe.train.storage)
     run.write_metrics(final.read_metrics())
-    run.write_training({**(final.read_training() or {}), "fine_tuning": facts})
+    summaries = [part.read_training() or {} for part in runs]
+    seconds = sum(summary.get("seconds", 0.0) for summary in summaries)
+    run.write_training({**summaries[-1], "seconds": seconds, "fine_tuning": facts})
     progress.finish(f"{alpha:.0%} of the new weights")
 
 
