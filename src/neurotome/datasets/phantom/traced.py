@@ -55,11 +55,11 @@ class Style:
 
 
 def draw_style(rng: Generator) -> Style:
-    """Draws a style from ranges that cover how people draw: a little wider than the edge more often than narrower."""
+    """Draws a style from ranges that cover how people draw: a little within the true edge as often as beyond it."""
     has_gaps = rng.random() < 0.6
     return Style(
-        cell_edge=rng.normal(0.0, 0.4),
-        vessel_edge=rng.normal(0.5, 0.4),
+        cell_edge=rng.normal(-0.15, 0.4),
+        vessel_edge=rng.normal(0.1, 0.4),
         axon_edge=rng.normal(0.0, 0.6),
         edge_spread=rng.uniform(0.1, 0.4),
         weak_cells=rng.uniform(0.0, 0.2),
