@@ -34,6 +34,9 @@ TRAIN, HELD_OUT, REPLAY = 0, 1, 2  # random streams
 REPLAYED = 120
 """Slices of synthetic tissue that fine-tuning sees again."""
 
+CHECKED = 16
+"""Slices of other synthetic tissue by which it is told what fine-tuning has forgotten."""
+
 
 @dataclass(frozen=True)
 class StreamSettings:
@@ -127,9 +130,21 @@ def open_replay(dataset: Dataset, edge: int, depth: int, seed: int) -> CutoutSou
             f"train.replay is above 0, but {dataset.name} has the classes {', '.join(dataset.classes.names)}{made}; "
             f"synthetic tissue can only be added to other data with the classes {', '.join(CLASSES)}. Use --train.replay 0."
         )
-    settings = StreamSettings(seed=seed, edge=max(edge, 32), faithful=0.5)
-    numbers = track(range(REPLAYED), "making tissue to replay", REPLAYED, "slices")
-    return CutoutSource(tuple(wrap_cutout(make_piece(settings, REPLAY, n, depth), f"tissue_{n:03d}") for n in numbers))
+    return CutoutSource(_make_replayed(max(edge, 32), depth, seed, REPLAYED))
+
+
+@functools.lru_cache(maxsize=1)  # several trainings on the same patches see the same tissue
+def _make_replayed(edge: int, depth: int, seed: int, count: int) -> tuple[Cutout, ...]:
+    settings = StreamSettings(seed=seed, edge=edge, faithful=0.5)
+    numbers = track(range(count), "making tissue to replay", count, "slices")
+    return tuple(wrap_cutout(make_piece(settings, REPLAY, n, depth), f"tissue_{n:03d}") for n in numbers)
+
+
+def make_checked(depth: int, seed: int) -> tuple[Cutout, ...]:
+    """Makes synthetic tissue that no training sees, each of so many slices, to be scored before and after fine-tuning."""
+    settings = StreamSettings(seed=seed, faithful=0.5)
+    numbers = track(range(CHECKED), "making tissue to check", CHECKED, "slices")
+    return tuple(wrap_cutout(make_piece(settings, HELD_OUT, n, depth), f"checked_{n:03d}") for n in numbers)
 
 
 class PhantomStream(CutoutSource):
