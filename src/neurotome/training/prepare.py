@@ -88,6 +88,12 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
     decided = {name: value for name, value in decided.items() if getattr(recipe.train, name) == "auto"}
     train = dataclasses.replace(recipe.train, **decided)  # type: ignore[arg-type]  # each of its own type
     check_batch(sample, int(model.in_channels), len(dataset.classes))
+    if dataset.source is not None and recipe.stream.maps and int(model.in_channels) > 1:
+        raise SettingsError(
+            f"stream.maps is {recipe.stream.maps}, whose slices have no neighbours, but the network sees "
+            f"{model.in_channels} slices at once (model.in_channels); expected 1. Leave stream.maps out, or use "
+            "--model.in-channels 1."
+        )
     if train.replay and sample.batch < 2:
         raise SettingsError(
             f"sample.batch is {sample.batch}, but some of the patches are to show synthetic tissue; expected 2 or more. "
