@@ -68,6 +68,7 @@ class Normalization:
         dtype: Their dtype; in mode `dataset` other grey scales are refused.
         reference: In mode `tissue` the scale of the images that training was told to measure it over, of dtype `dtype`;
             volumes that fit it are scaled by it. None: by what they hold themselves.
+        alone: Whether training was told to scale each volume by itself, even beside others that share its grey scale.
     """
 
     mode: str
@@ -75,6 +76,7 @@ class Normalization:
     std: float
     dtype: str
     reference: Scale | None = None
+    alone: bool = False
 
     def scale_for(self, volume: Volume) -> Scale:
         """Returns the scale for one volume by itself, all of it even if only some of its slices are labelled.
@@ -129,7 +131,7 @@ class Normalization:
         reference = Scale(float(told["mean"]), float(told["std"]), str(told["source"])) if told else None
         if reference and not (abs(reference.mean) < most and 1 / most < reference.std < most):
             raise ValueError(f"a reference with grey {reference.mean} and unit {reference.std}")
-        return cls(mode, mean, std, str(content["dtype"]), reference)
+        return cls(mode, mean, std, str(content["dtype"]), reference, bool(content.get("alone")))
 
 
 def largest_grey(volume: Volume) -> float:

@@ -73,9 +73,9 @@ def identify_reference(reference: str) -> str | None:
 def refer(normalization: Normalization, reference: str) -> Normalization:
     """Returns a normalisation that scales by a reference whatever fits it; own: each image by itself."""
     if reference == OWN:
-        return dataclasses.replace(normalization, reference=None)
+        return dataclasses.replace(normalization, reference=None, alone=True)
     measured = measure_reference(list_reference(reference), open_volume)
-    return dataclasses.replace(normalization, dtype=measured.dtype, reference=measured.reference)
+    return dataclasses.replace(normalization, dtype=measured.dtype, reference=measured.reference, alone=False)
 
 
 def describe_misfit(normalization: Normalization, volume: Volume) -> str:

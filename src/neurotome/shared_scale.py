@@ -77,7 +77,7 @@ class DatasetScales:
 
     def __init__(self, normalization: Normalization, volumes: Sequence[Volume]) -> None:
         self.normalization, self.volumes = normalization, volumes  # kept, because they are known by their identity
-        is_needed = normalization.mode == "tissue" and len(volumes) > 1
+        is_needed = normalization.mode == "tissue" and not normalization.alone and len(volumes) > 1
         shared = share_scales(normalization, [look_at(volume, len(volumes)) for volume in volumes] if is_needed else [])
         self.said = shared.said
         self.known = {id(volume): scale for volume, scale in zip(volumes, shared.scales, strict=False) if scale}

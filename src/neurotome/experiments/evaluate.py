@@ -35,7 +35,7 @@ from neurotome.runs import Run
 from neurotome.runs.contents import check_scores, read_checked
 from neurotome.runs.run import redo_damaged
 from neurotome.scoring import Scores, score_images
-from neurotome.shared_scale import OWN, DatasetScales
+from neurotome.shared_scale import DatasetScales
 from neurotome.statistics import IntervalSettings
 
 
@@ -89,7 +89,7 @@ def evaluate(
             "show. Leave it out."
         )
     normalization = refer(predictor.normalization, reference) if reference else predictor.normalization
-    scales = DatasetScales(normalization, []) if reference == OWN else scale_dataset(normalization, dataset, split)
+    scales = scale_dataset(normalization, dataset, split)
     sys.stderr.writelines(f"note: {sentence}\n" for sentence in scales.said)
     made_from = trace_scores(dataset, split, read_digest(Path(model)))
     if reference:

@@ -94,7 +94,7 @@ def measure_scales(
         assert measured.reference is not None
         _say(f"grey scale: {describe_scale(measured.reference)}.")
         return GreyScales({}, measured, flips)
-    if reference == OWN or normalization.mode != "tissue":
+    if reference == OWN or normalization.alone or normalization.mode != "tissue":
         return GreyScales({}, None, flips)
     if len(sources) == 1:
         if normalization.reference is None and (note := note_alone(read(sources[0]))):

@@ -24,7 +24,6 @@ from neurotome.models.networks import USUAL, ModelSettings, build_network, settl
 from neurotome.models.stored_model import read_model
 from neurotome.normalize import fit_normalization
 from neurotome.reference import identify_reference, refer
-from neurotome.shared_scale import OWN, DatasetScales
 from neurotome.training.recipe import Recipe, check_training
 from neurotome.training.sampler import PatchSampler, SampleSettings, collect_slices
 from neurotome.volume import note_other_size
@@ -240,7 +239,7 @@ def prepare(dataset: Dataset, settled: Settled) -> SegmentationModule:
         normalization = init.normalization
     if train.reference:
         normalization = refer(normalization, train.reference)
-    scales = DatasetScales(normalization, []) if train.reference == OWN else scale_dataset(normalization, dataset)
+    scales = scale_dataset(normalization, dataset)
     sys.stderr.writelines(f"note: {sentence}\n" for sentence in scales.said)
     held_out = dataset.splits.get("val", ())
     if not held_out and train.keep == "best":
