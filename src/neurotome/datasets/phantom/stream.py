@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, CutoutSource, Dataset
 from neurotome.datasets.phantom.make import CITATION, CLASSES, LICENCE, Pair, make_cutout, wrap_cutout
 from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
+from neurotome.datasets.phantom.traced import make_traced, read_maps
 from neurotome.errors import SettingsError
 from neurotome.progress import track
 
@@ -61,6 +63,14 @@ class StreamSettings:
     faithful: float = 0.15
     """Share of cutouts with the measured numbers; those of the others are drawn from ranges around them."""
 
+    maps: str = ""
+    """An .npz file of label maps that people drew, uint8 (n, y, x) per region of the phantom (cortex, striatum, vp, zi);
+    some cutouts then have their geometry, painted with synthetic grey values. Their slices have no neighbours: only for
+    networks that see one slice."""
+
+    traced: float = 0.6
+    """Share of cutouts that are painted from `maps`, if there are any."""
+
     held_out: int = 12
     """Slices of other tissue in each of the splits val and test."""
 
@@ -84,6 +94,10 @@ def open_stream(settings: StreamSettings = StreamSettings()) -> Dataset:
             f"stream.faithful is {settings.faithful} (0 to 1), seed {settings.seed} and workers {settings.workers} (0 or "
             f"more), start {settings.start} (at most the pool, {settings.pool})."
         )
+    if not 0 <= settings.traced <= 1:
+        raise SettingsError(f"stream.traced is {settings.traced}; expected a share from 0 to 1.")
+    if settings.maps:
+        read_maps(Path(settings.maps))
     stream = PhantomStream(settings)
     held_out = stream.make_held_out()
     splits = {
@@ -185,6 +199,8 @@ class PhantomStream(CutoutSource):
 def make_piece(settings: StreamSettings, stream: int, number: int, depth: int) -> Pair:
     """Makes cutout `number` of a random stream; its voxels depend on nothing but the arguments."""
     rng = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(stream, number)))
+    if settings.maps and rng.random() < settings.traced:
+        return make_traced(read_maps(Path(settings.maps)), depth, settings.edge, rng)
     region, instrument = REGIONS[list(REGIONS)[rng.integers(len(REGIONS))]], INSTRUMENT
     if rng.random() >= settings.faithful:
         region, instrument = draw_region(region, rng), draw_instrument(rng)
