@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from neurotome.blocks import Box, Grid, Triple
 from neurotome.errors import SettingsError, unknown
-from neurotome.inference.resampling import PLANE, choose_factors, count_resampled, find_needed
+from neurotome.resampling import PLANE, choose_factors, count_resampled, find_needed
 from neurotome.predictor import Predictor
 from neurotome.volume import SIZE_TOLERANCE, Volume
 
