@@ -14,6 +14,9 @@ from neurotome.datasets.phantom.make import PhantomSettings, phantom
 SCRIPTS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 
 
+sys.path.append(str(SCRIPTS[0].parent))  # as for a script that is run; at the end, so that no name there hides a package
+
+
 def load_script(path):
     spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
     script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up

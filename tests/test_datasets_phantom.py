@@ -20,6 +20,7 @@ from neurotome.datasets.phantom.tissue import locate_fibres, sample_field, stamp
 from neurotome.errors import DatasetError, RunError, SettingsError
 from tests.traced_maps import paint_labels
 
+STRAIGHT = replace(REGIONS["vp"], fibre_bend=0.0)
 SMALL = PhantomSettings(height=40, width=48, train_depth=3, val_depth=1, test_depth=2)
 
 # From Prasad et al. (2020): shares of vessel, cell and axon; mean and standard deviation of grey values
@@ -257,14 +258,14 @@ def test_field_has_unit_variance_and_the_smoothness_asked_for() -> None:
 
 
 def test_fibres_run_at_the_angle_asked_for() -> None:
-    fibres = locate_fibres((2, 60, 60), 30.0, 1e5, np.random.default_rng(0))
+    fibres = locate_fibres((2, 60, 60), replace(STRAIGHT, fibre_fan=1e5), np.random.default_rng(0))
     slope_y, slope_x = np.gradient(fibres[2, 0].astype(float))
     angle = np.rad2deg(np.arctan2(-slope_y.mean(), slope_x.mean())) % 180
     assert angle == pytest.approx(30, abs=12)
 
 
 def test_fibres_fan_out() -> None:
-    fibres = locate_fibres((1, 200, 200), 30.0, 260.0, np.random.default_rng(0))
+    fibres = locate_fibres((1, 200, 200), STRAIGHT, np.random.default_rng(0))
     slope_y, slope_x = np.gradient(fibres[2, 0].astype(float))
     angles = np.unwrap(np.arctan2(-slope_y, slope_x).ravel()) % np.pi
     assert np.ptp(np.rad2deg(angles)) > 20

@@ -43,7 +43,7 @@ def paint_labels(
     # an ignored pixel has no look of its own
     known = np.where(labels < len(CLASSES), labels, 0).astype(np.uint8)
     solid = np.pad(np.repeat(known[None], 2 * PAD + 1, axis=0), ((0, 0), (PAD, PAD), (PAD, PAD)), mode="symmetric")
-    fibres = locate_fibres(solid.shape, region.fibre_angle_deg, region.fibre_fan, rng)
+    fibres = locate_fibres(solid.shape, region, rng)
     bundles = (solid == AXON).astype(np.float32)
     tissue = Tissue(solid, _trace_cells(solid[PAD], region, rng), fibres, bundles, _find_lumens(solid))
     painted = paint_tissue(region, tissue, rng)

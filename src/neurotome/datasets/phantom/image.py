@@ -29,6 +29,7 @@ SMALLEST_WITH_NUCLEUS = 4.2  # radius
 
 FADE_SIGMA = 12.0  # capillaries are fainter here and there
 LOW_FREQUENCY_SIGMA = 12.0
+GAP = 0.9  # standard deviations below the mean of the texture along fibres where a gap begins
 SPECK_GREY = 140.0  # above the neuropil, at a speck's centre
 AIR_GREY = 3.0
 RIM_WIDTH = 4.0
@@ -38,15 +39,19 @@ def paint_tissue(region: Region, tissue: Tissue, rng: Generator) -> NDArray[np.f
     """Returns the grey value of every structure, float32 (z, y, x), sharp and without any fault of the instrument."""
     shape = tissue.labels.shape
     image = region.strand_sd * sample_field(rng, tissue.fibres, region.strand_sigma)
-    if region.axon_share > 0:
-        streaks = region.streak_sd * sample_field(rng, tissue.fibres, region.streak_sigma)
-        image += tissue.bundles * (region.axon - region.neuropil + streaks - image)
+    if tissue.beyond is not None:
+        image += region.beyond_grey * tissue.beyond
+    if tissue.bundles.any():
+        streaks = sample_field(rng, tissue.fibres, region.streak_sigma)
+        gaps = region.gap_depth * np.clip(-GAP - streaks, 0, 1)
+        image += tissue.bundles * (region.axon - region.neuropil + region.streak_sd * streaks - gaps - image)
     image += region.neuropil + region.low_sd * sample_slow_field(rng, shape, LOW_FREQUENCY_SIGMA)
     for cell in tissue.cells:
         _paint_cell(image, cell, region.soma)
-    where = tissue.labels == VESSEL
+    shown = (tissue.labels == VESSEL).astype(np.float32) if tissue.capillaries is None else tissue.capillaries
+    where = shown > 0
     fade = np.clip(0.1 + 0.3 * sample_slow_field(rng, shape, FADE_SIGMA)[where], 0, 0.6)
-    image[where] = region.capillary + fade * (region.neuropil - region.capillary)
+    image[where] += shown[where] * (1 - fade) * (region.capillary - image[where])
     image[tissue.lumens] = region.lumen
     specks = rng.integers(0, shape, (rng.poisson(region.specks_per_mvox * 1e-6 * image.size), 3))
     for offset in np.ndindex(2, 2, 2):  # a speck is two voxels wide

@@ -5,8 +5,8 @@ Axes are zyx, lengths in voxels of 1.17 um; see `regions` for where the numbers 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,16 @@ Generator = np.random.Generator
 
 BACKGROUND, VESSEL, CELL, AXON = range(4)
 
+Tubes = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp]]
+"""Points (n, 3) along tubes, the radius at each (n,), and the number of its tube (n,), which grows."""
+
 CELL_ASPECT = 1.4
 FAINT_CONTRAST = (0.1, 0.45)
+FAINT_VESSEL = (0.15, 0.6)  # how much of a capillary shows that is thinner than a voxel
+NARROWEST = 0.9  # radius of a tube that is one voxel wide without holes
+HALF_DIAGONAL = 0.75**0.5  # of a voxel
+OBJECT_EDGE = 0.25  # voxels by which single objects are drawn wider or narrower than others
+BEND_SIGMA = 40.0  # correlation length of the bends of fibres and borders
 GRID_SIGMA = 1.5  # a field's smoothing on its own grid, in that grid's steps
 
 
@@ -34,7 +42,7 @@ class Cell:
     contrast: float  # 1 is as dark as the soma can be, 0 invisible
     nucleus: float  # grey values by which the nucleus of a large cell is lighter than the soma
     nucleolus: float  # the same at the centre
-    faint: bool = False  # for a person to draw: it is seen, but not labelled
+    drawn: bool = True  # by a person; those that are not are seen, but not labelled
 
 
 @dataclass(frozen=True)
@@ -46,43 +54,65 @@ class Tissue:
     fibres: NDArray[np.float32]  # (3, z, y, x): every voxel's coordinates in z, across and along the fibres
     bundles: NDArray[np.float32]  # (z, y, x): 1 within axon bundles, 0 outside, between at their edges
     lumens: NDArray[np.bool_]  # (z, y, x): within a large vessel
+    capillaries: NDArray[np.float32] | None = None  # (z, y, x): how much of a capillary shows; None: all that is labelled
+    beyond: NDArray[np.float32] | None = None  # (z, y, x): 1 beyond a border between two regions, 0 before it
 
 
 def build_tissue(region: Region, shape: Shape, rng: Generator) -> Tissue:
     """Lays out fibres, vessels and cells, and labels them; vessels win over cells, cells over axons."""
-    fibres = locate_fibres(shape, region.fibre_angle_deg, region.fibre_fan, rng)
-    bundles = _grow_bundles(region, fibres, rng)
-    lumens = _grow_lumens(region, shape, rng)
-    vessels = lumens.copy()
-    stamp_tubes(vessels, *_grow_capillaries(region, shape, rng))
-    stamp_tubes(vessels, *_grow_dashes(region, shape, fibres, rng))
+    fibres = locate_fibres(shape, region, rng)
+    beyond = _draw_border(region, shape, rng)
+    bundles = _grow_bundles(region, fibres, beyond, rng)
+    lumens, drawn = _grow_lumens(region, shape, rng)
+    capillaries = np.zeros(shape, np.float32)
+    for tubes in (_grow_capillaries(region, shape, rng), _grow_dashes(region, shape, fibres, rng)):
+        _draw_tubes(tubes, region, capillaries, drawn, rng)
     labels = np.zeros(shape, np.uint8)
-    cells = _place_cells(region, bundles > 0.5, lumens, rng)
+    cells = _place_cells(region, bundles > 0.5, fibres, lumens, rng)
     for cell in cells:
-        if not cell.faint:
-            box, distance = locate_cell(cell, shape, 1.0)
-            labels[box][distance <= 1] = CELL
-    labels[vessels] = VESSEL
+        if cell.drawn:
+            box, distance = locate_cell(cell, shape, 1.0 + max(region.cell_edge + OBJECT_EDGE, 0) / cell.radius)
+            edge = region.cell_edge + rng.uniform(-OBJECT_EDGE, OBJECT_EDGE)
+            seen = distance.min(axis=(1, 2), initial=1.0) < np.sqrt(1 - region.cell_pole**2)
+            labels[box][(distance <= 1 + edge / cell.radius) & seen[:, None, None]] = CELL
+    labels[drawn] = VESSEL
     labels[(labels == BACKGROUND) & (bundles > 0.5)] = AXON
-    return Tissue(labels, cells, fibres, bundles, lumens)
+    return Tissue(labels, cells, fibres, bundles, lumens, capillaries, beyond)
 
 
-def locate_fibres(shape: Shape, angle_deg: float, fan: float, rng: Generator) -> NDArray[np.float32]:
-    """Returns every voxel's coordinates in z, across and along fibres that fan out from a point, float32 (3, z, y, x).
+def locate_fibres(shape: Shape, region: Region, rng: Generator) -> NDArray[np.float32]:
+    """Returns every voxel's coordinates across (2) and along fibres that fan out from a point, float32 (3, z, y, x).
 
-    In the middle the fibres are at `angle_deg` above the x axis, `fan` voxels from where they meet.
+    In the middle the fibres are at `fibre_angle_deg` above the x axis, `fibre_fan` voxels from where they meet.
     """
-    fan = max(fan, 0.75 * float(np.hypot(*shape[1:])))  # fibres must not meet within the field
-    angle = np.deg2rad(angle_deg + rng.normal(0, 4))
+    fan = max(region.fibre_fan, 0.75 * float(np.hypot(*shape[1:])))  # fibres must not meet within the field
+    angle = np.deg2rad(region.fibre_angle_deg + rng.normal(0, 4))
     side = rng.choice([-1.0, 1.0])
     y, x = np.meshgrid(*(np.arange(n, dtype=np.float32) - n / 2 for n in shape[1:]), indexing="ij", sparse=True)
     along = side * (np.cos(angle) * x - np.sin(angle) * y) + fan
     across = np.sin(angle) * x + np.cos(angle) * y
+    across = across + np.float32(region.fibre_bend) * sample_slow_field(rng, shape[1:], BEND_SIGMA)
     z = (np.arange(shape[0], dtype=np.float32) - shape[0] / 2)[:, None, None]
     # tilted in z: the field shifts sideways and along from slice to slice
     tilt = rng.normal(0, 0.25, 2)
-    axes = (z, fan * np.arctan2(across, along) + tilt[0] * z, np.hypot(across, along) + tilt[1] * z)
+    across, along = fan * np.arctan2(across, along) + tilt[0] * z, np.hypot(across, along) + tilt[1] * z
+    dip = np.deg2rad(region.fibre_dip_deg)
+    axes = (np.cos(dip) * z - np.sin(dip) * along, across, np.cos(dip) * along + np.sin(dip) * z)
     return np.stack([np.broadcast_to(axis, shape) for axis in axes]).astype(np.float32)
+
+
+def _draw_border(region: Region, shape: Shape, rng: Generator) -> NDArray[np.float32] | None:
+    """Returns a wavy border's far side, or a sheet, float32 (z, y, x): 1 there, 0 before it; None for no border."""
+    if region.beyond_share == region.axon_share:
+        return None
+    angle = rng.uniform(0, 2 * np.pi)
+    z, y, x = np.meshgrid(*(np.arange(n, dtype=np.float32) - n / 2 for n in shape), indexing="ij", sparse=True)
+    height = np.float32(np.cos(angle)) * y + np.float32(np.sin(angle)) * x + np.float32(rng.normal(0, 0.3)) * z
+    height = height + np.float32(rng.uniform(2, 20)) * sample_slow_field(rng, shape, BEND_SIGMA)
+    height += np.float32(rng.uniform(-0.3, 0.3) * min(shape[1:]))
+    if region.sheet_width > 0:
+        height = region.sheet_width / 2 - abs(height)
+    return np.asarray(np.clip(height / np.float32(rng.uniform(1, 20)) + 0.5, 0, 1), np.float32)
 
 
 def sample_field(rng: Generator, coordinates: NDArray[np.float32], sigmas: Sequence[float]) -> NDArray[np.float32]:
@@ -149,34 +179,72 @@ def grow_debris(shape: Shape, rng: Generator) -> NDArray[np.bool_]:
 
 def stamp_tubes(mask: NDArray[np.bool_], points: NDArray[np.float64], radii: NDArray[np.float64]) -> None:
     """Sets the voxels of `mask` (z, y, x) within `radii` (n,) of `points` (n, 3); none outside."""
+    for voxels, apart, near in _visit_tubes(mask.shape, points, radii):
+        mask[tuple(voxels[apart <= radii[near]].T)] = True
+
+
+def _visit_tubes(
+    shape: Sequence[int], points: NDArray[np.float64], reach: NDArray[np.float64]
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.intp]]]:
+    """Yields voxels (m, 3) within `reach` (n,) of `points` (n, 3), their distance (m,), and to which point (m,)."""
     if not len(points):
         return
-    reach = int(np.ceil(radii.max()))
-    near = ((points > -reach - 1) & (points < np.array(mask.shape) + reach)).all(1)
-    points, radii = points[near].astype(np.float32), radii[near].astype(np.float32)
+    farthest = int(np.ceil(reach.max()))
+    near = np.flatnonzero(((points > -farthest - 1) & (points < np.array(shape) + farthest)).all(1))
+    near = near[np.argsort(-reach[near])]  # widest first: few reach far
+    points, reach = points[near].astype(np.float32), reach[near].astype(np.float32)
     nearest = np.rint(points).astype(np.int32)
     rest = points - nearest
-    for offset in np.ndindex((2 * reach + 3,) * 3):
-        step = np.array(offset, np.int32) - reach - 1
-        if step @ step > (reach + 1) ** 2:
+    own = np.square(rest).sum(1)
+    for offset in np.ndindex((2 * farthest + 3,) * 3):
+        step = np.array(offset, np.int32) - farthest - 1
+        length = float(step @ step)
+        count = int(np.searchsorted(-reach, HALF_DIAGONAL - np.sqrt(length), "right"))
+        if not count:
             continue
-        voxels = (nearest + step)[np.square(step - rest).sum(1) <= radii**2]
-        voxels = voxels[((voxels >= 0) & (voxels < mask.shape)).all(1)]
-        mask[tuple(voxels.T)] = True
+        squared = own[:count] - rest[:count] @ (2 * step).astype(np.float32) + np.float32(length)
+        which = np.flatnonzero(squared <= np.square(reach[:count]))
+        voxels = nearest[which] + step
+        within = ((voxels >= 0) & (voxels < shape)).all(1)
+        which = which[within]
+        yield voxels[within], np.sqrt(np.maximum(squared[which], 0)), near[which]
 
 
-def _grow_bundles(region: Region, fibres: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:
+def _draw_tubes(tubes: Tubes, region: Region, shown: NDArray[np.float32], drawn: NDArray[np.bool_], rng: Generator) -> None:
+    """Puts capillaries into `shown` (how much of one shows, 0..1) and `drawn` (labelled as a vessel), both (z, y, x).
+
+    What is thinner than a voxel is painted one voxel wide and lighter.
+    """
+    points, radii, number = tubes
+    if not len(points):
+        return
+    faint = rng.random(number[-1] + 1) < region.faint_vessels
+    share = np.where(faint, rng.uniform(*FAINT_VESSEL, len(faint)), 1.0).astype(np.float32)[number]
+    edge = region.vessel_edge + rng.uniform(-OBJECT_EDGE, OBJECT_EDGE, len(faint))
+    left_out = faint & (rng.random(len(faint)) >= region.faint_vessels_drawn)
+    widths = np.where(left_out[number], 0, np.maximum(radii + edge[number], NARROWEST))
+    for voxels, apart, near in _visit_tubes(shown.shape, points, np.maximum(radii, widths)):
+        inside = apart <= radii[near]
+        at = tuple(voxels[inside].T)
+        shown[at] = np.maximum(shown[at], share[near[inside]])
+        drawn[tuple(voxels[apart <= widths[near]].T)] = True
+
+
+def _grow_bundles(
+    region: Region, fibres: NDArray[np.float32], beyond: NDArray[np.float32] | None, rng: Generator
+) -> NDArray[np.float32]:
     """Returns the axon bundles, 1 within and 0 outside: long along the fibres, with rough and more or less soft edges."""
-    if region.axon_share <= 0:
+    if max(region.axon_share, region.beyond_share) <= 0:
         return np.zeros(fibres.shape[1:], np.float32)
     field = sample_field(rng, fibres, region.fibre_sigma) + 0.2 * sample_field(rng, fibres, (2.5, 2.0, 7.0))
-    threshold = np.quantile(field[:, ::2, ::2], 1 - region.axon_share)
+    low, high = np.quantile(field[:, ::2, ::2], (1 - region.axon_share, 1 - region.beyond_share))
+    threshold = low if beyond is None else low + np.float32(high - low) * beyond
     return np.asarray(np.clip((field - threshold) / region.bundle_edge + 0.5, 0, 1), np.float32)
 
 
-def _grow_lumens(region: Region, shape: Shape, rng: Generator) -> NDArray[np.bool_]:
-    """Returns where the large vessels are, bool (z, y, x): bent tubes, most of which cross the plane."""
-    lumens = np.zeros(shape, bool)
+def _grow_lumens(region: Region, shape: Shape, rng: Generator) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Returns where large vessels are and where they are drawn, bool (z, y, x): bent tubes; most cross the plane."""
+    lumens, drawn = np.zeros(shape, bool), np.zeros(shape, bool)
     grid = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij", sparse=True)
     for expected, smallest, largest in region.lumens:
         # rounding at random, not a Poisson number: small pieces of tissue differ enough already
@@ -185,26 +253,34 @@ def _grow_lumens(region: Region, shape: Shape, rng: Generator) -> NDArray[np.boo
             centre = rng.uniform(0, shape)
             course = rng.normal(size=3) * (1.0, 0.6, 0.6)
             course /= np.linalg.norm(course)
-            sway = np.cross(course, rng.normal(size=3))
-            sway *= rng.uniform(0.05, 0.4) * radius / np.linalg.norm(sway)
+            sideways = np.cross(course, rng.normal(size=3))
+            sideways /= np.linalg.norm(sideways)
+            sway = sideways * rng.uniform(0.05, 0.4) * radius
+            # a collapsed vessel is flat: distances grow along the third direction
+            flat, stretch = np.cross(course, sideways), 1 / (1 - rng.uniform(0, region.lumen_squash)) ** 2 - 1
+            edge = np.float32(region.vessel_edge + rng.uniform(-OBJECT_EDGE, OBJECT_EDGE))
             phase = rng.uniform(0, 2 * np.pi)
             offset = [g - np.float32(c) for g, c in zip(grid, centre, strict=True)]
             t = sum(o * np.float32(d) for o, d in zip(offset, course, strict=True))
             bend = np.sin(t / (3 * radius) + np.float32(phase))
             squared: Any = 0.0
-            for o, d, s in zip(offset, course, sway, strict=True):
-                squared = squared + (o - t * np.float32(d) - bend * np.float32(s)) ** 2
-            lumens |= squared <= (radius * (1 + 0.12 * np.sin(t / (2 * radius)))) ** 2
-    return lumens
+            aside: Any = 0.0
+            for o, d, s, f in zip(offset, course, sway, flat, strict=True):
+                distance = o - t * np.float32(d) - bend * np.float32(s)
+                squared = squared + distance**2
+                aside = aside + distance * np.float32(f)
+            squared += np.float32(stretch) * aside**2
+            width = radius * (1 + np.float32(0.12) * np.sin(t / (2 * radius)))
+            lumens |= squared <= width**2
+            drawn |= squared <= (width + edge) ** 2
+    return lumens, drawn
 
 
-def _grow_dashes(
-    region: Region, shape: Shape, fibres: NDArray[np.float32], rng: Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns points (n, 3) and radii (n,) of short vessels that run along the fibres."""
+def _grow_dashes(region: Region, shape: Shape, fibres: NDArray[np.float32], rng: Generator) -> Tubes:
+    """Returns short vessels that run along the fibres."""
     count = rng.poisson(region.dashes_per_mvox * 1e-6 * np.prod(shape))
     if not count:
-        return np.empty((0, 3)), np.empty(0)
+        return np.empty((0, 3)), np.empty(0), np.empty(0, np.intp)
     middle = shape[0] // 2
     # the fibres' direction is where their coordinate across does not change
     gradient = np.stack(np.gradient(fibres[1, middle]))
@@ -216,14 +292,14 @@ def _grow_dashes(
         course = np.array([rng.normal(0, 0.25), dx / norm, -dy / norm])
         aside = np.array([0.0, dy / norm, dx / norm])
         length = np.clip(rng.gamma(2.5, 5), 5, 45)
-        t = np.linspace(-0.5, 0.5, int(length / 0.6) + 2)[:, None]
+        t = np.linspace(-0.5, 0.5, int(length / 0.8) + 2)[:, None]
         points.append(centre + length * (t * course + rng.normal(0, 0.05) * np.cos(np.pi * t) * aside))
-        radii.append(np.full(len(t), max(0.85 * rng.normal(*region.capillary_radius), 0.9)))
-    return np.concatenate(points), np.concatenate(radii)
+        radii.append(np.full(len(t), max(0.85 * rng.normal(*region.capillary_radius), NARROWEST)))
+    return _join_tubes(points, radii)
 
 
-def _grow_capillaries(region: Region, shape: Shape, rng: Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns points (n, 3) and radii (n,) along a connected network of capillaries.
+def _grow_capillaries(region: Region, shape: Shape, rng: Generator) -> Tubes:
+    """Returns a connected network of capillaries.
 
     Random branch points are joined by their minimum spanning tree, then loops are closed along short edges of
     their Delaunay triangulation until the network is as long as asked.
@@ -250,22 +326,29 @@ def _grow_capillaries(region: Region, shape: Shape, rng: Generator) -> tuple[NDA
     chosen[spare[np.cumsum(lengths[spare]) < missing]] = True
     points, radii = [], []
     for edge, extent in zip(edges[chosen], lengths[chosen], strict=True):
-        t = np.linspace(0, 1, int(extent / 0.6) + 2)[:, None]
+        t = np.linspace(0, 1, int(extent / 0.8) + 2)[:, None]
         start, stop = nodes[edge]
         bulge = rng.normal(0, 0.07 * extent, 3) * np.sin(np.pi * t) + rng.normal(0, 0.02 * extent, 3) * np.sin(2 * np.pi * t)
         points.append(start + (stop - start) * t + bulge)
-        radii.append(np.full(len(t), max(rng.normal(*region.capillary_radius), 0.9)))
-    return np.concatenate(points), np.concatenate(radii)
+        radii.append(np.full(len(t), max(rng.normal(*region.capillary_radius), NARROWEST)))
+    return _join_tubes(points, radii)
 
 
-def _place_cells(region: Region, bundles: NDArray[np.bool_], lumens: NDArray[np.bool_], rng: Generator) -> tuple[Cell, ...]:
+def _join_tubes(points: list[NDArray[np.float64]], radii: list[NDArray[np.float64]]) -> Tubes:
+    return np.concatenate(points), np.concatenate(radii), np.repeat(np.arange(len(radii)), [len(r) for r in radii])
+
+
+def _place_cells(
+    region: Region, bundles: NDArray[np.bool_], fibres: NDArray[np.float32], lumens: NDArray[np.bool_], rng: Generator
+) -> tuple[Cell, ...]:
     """Returns cells that hardly overlap, avoid large vessels, form clusters, and are rarer among fibres."""
     shape = np.array(bundles.shape)
     margin = 8.0  # a cell whose centre lies outside still reaches in
-    drawn = int(region.cells_per_mvox * 1e-6 * (shape + 2 * margin).prod() + rng.random())
-    wanted = int(drawn * (1 + region.faint_cells))
+    clear = int(region.cells_per_mvox * 1e-6 * (shape + 2 * margin).prod() + rng.random())
+    wanted = int(clear * (1 + region.faint_cells))
     centres, radii = np.empty((wanted, 3)), np.empty(wanted)
     cells: list[Cell] = []
+    slope_y, slope_x = np.gradient(fibres[1, len(fibres[1]) // 2]) if min(shape[1:]) > 1 else (fibres[1, 0], fibres[1, 0])
     for _ in range(40 * wanted):
         n = len(cells)
         if n == wanted:
@@ -273,7 +356,9 @@ def _place_cells(region: Region, bundles: NDArray[np.bool_], lumens: NDArray[np.
         radius = float(np.clip(rng.normal(*region.cell_diameter) / 2, 2.5, 9.0))
         if n and rng.random() < region.cell_clusters:
             beside = int(rng.integers(n))
-            direction = rng.normal(size=3)
+            y, x = np.clip(centres[beside, 1:], 0, shape[1:] - 1).astype(int)
+            row = region.cell_rows * rng.choice([-1.0, 1.0])
+            direction = rng.normal(size=3) + row * np.array([0, slope_x[y, x], -slope_y[y, x]])
             centre = centres[beside] + direction / np.linalg.norm(direction) * (radii[beside] + radius) * rng.uniform(
                 0.9, 1.6
             )
@@ -285,7 +370,8 @@ def _place_cells(region: Region, bundles: NDArray[np.bool_], lumens: NDArray[np.
         if bundles[z, y, x] and rng.random() >= region.cells_in_axon:
             continue
         centres[n], radii[n] = centre, radius
-        cells.append(shape_cell(centre, radius, region, rng, faint=n >= drawn))
+        cell = shape_cell(centre, radius, region, rng, faint=n >= clear)
+        cells.append(replace(cell, drawn=n < clear or rng.random() < region.faint_cells_drawn))
     return tuple(cells)
 
 
@@ -296,7 +382,7 @@ def shape_cell(centre: NDArray[np.float64], radius: float, region: Region, rng: 
     lengths = radius * aspect ** (-1 / 3) * np.array([aspect, 1.0, 1.0])
     nucleus, nucleolus = rng.uniform(-15, 40), rng.uniform(-40, 10)
     contrast = rng.uniform(*(FAINT_CONTRAST if faint else region.cell_contrast))
-    return Cell(centre, axes.T / lengths[:, None], radius, contrast, nucleus, nucleolus, faint)
+    return Cell(centre, axes.T / lengths[:, None], radius, contrast, nucleus, nucleolus)
 
 
 def locate_cell(cell: Cell, shape: Sequence[int], reach: float) -> tuple[tuple[slice, ...], NDArray[np.float64]]:
@@ -304,5 +390,8 @@ def locate_cell(cell: Cell, shape: Sequence[int], reach: float) -> tuple[tuple[s
     half = reach * 1.6 * cell.radius + 1
     low = np.clip(np.floor(cell.centre - half), 0, shape).astype(int)
     high = np.clip(np.ceil(cell.centre + half) + 1, 0, shape).astype(int)
-    offsets = np.moveaxis(np.indices(high - low), 0, -1) + (low - cell.centre)
-    return tuple(map(slice, low, high)), np.linalg.norm(offsets @ cell.to_sphere.T, axis=-1)
+    z, y, x = np.ix_(*(np.arange(start, stop) - middle for start, stop, middle in zip(low, high, cell.centre, strict=True)))
+    squared: Any = 0.0
+    for along_z, along_y, along_x in cell.to_sphere:
+        squared = squared + (along_z * z + along_y * y + along_x * x) ** 2
+    return tuple(map(slice, low, high)), np.sqrt(squared)
