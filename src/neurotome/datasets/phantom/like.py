@@ -104,7 +104,8 @@ class Appearance:
     def from_json(cls, content: Mapping[str, Any]) -> Appearance:
         """Rebuilds an Appearance; KeyError or TypeError if something is missing."""
         values = {field.name: content[field.name] for field in dataclasses.fields(cls)}
-        return cls(**{name: Measured(**value) if isinstance(value, Mapping) else value for name, value in values.items()})
+        made: dict[str, Any] = {n: Measured(**v) if isinstance(v, Mapping) else v for n, v in values.items()}
+        return cls(**made)
 
 
 def read_appearance(paths: Sequence[str | Path], voxel_size_um: float | None = None) -> Appearance:
@@ -142,8 +143,8 @@ def measure_appearance(volumes: Sequence[Volume]) -> Appearance:
     """
     tiles: list[Plane] = []
     tissue_px, whites, darkest_greys, neuropils, step = 0, [], [], [], 0.0
-    # of very many images some stand for all, evenly spaced
-    for volume in volumes[:: -(-len(volumes) // (2 * MOST_TILES)) or 1]:
+    volumes = volumes[:: max(-(-len(volumes) // (2 * MOST_TILES)), 1)]  # of very many images some stand for all
+    for volume in volumes:
         own, tissue, darkest, neuropil, white, own_step = _read_tiles(volume, -(-MOST_TILES // len(volumes)))
         tissue_px += tissue
         if not own:
@@ -157,13 +158,12 @@ def measure_appearance(volumes: Sequence[Volume]) -> Appearance:
     unit = GREY / float(np.median(np.subtract(neuropils, darkest_greys))) if neuropils else 1.0
     seen = _summarise(tiles, white, step * unit) | _fit_edges(tiles) if tissue_px >= FEWEST_TISSUE else {}
     if "noise_sd_grey" not in seen:
-        flat = (
-            "" if tissue_px < FEWEST_TISSUE else ", none of it without cells and vessels over at least 1500 pixels in a row"
-        )
+        flat = "" if tissue_px < FEWEST_TISSUE else ", nowhere 1500 of them away from cells and vessels"
+        many = "s" * (len(volumes) != 1)
         raise ImageError(
-            f"found {tissue_px} pixels of tissue in {len(volumes)} image{'s' * (len(volumes) != 1)}{flat}; expected at least "
-            f"{FEWEST_TISSUE} to measure what tissue looks like. Tissue is grey with darker cells and vessels in it; air and "
-            "blank images are none. Give more images, or larger ones."
+            f"found {tissue_px} pixels of tissue in {len(volumes)} image{many}{flat}; expected at least {FEWEST_TISSUE} to "
+            "measure what tissue looks like. Tissue is grey with darker cells and vessels in it; air and blank images are "
+            "none. Give more images, or larger ones."
         )
     appearance = Appearance(
         images=len(volumes),
@@ -174,7 +174,7 @@ def measure_appearance(volumes: Sequence[Volume]) -> Appearance:
         image_grey_step=step,
         **{name: seen.get(name) for name in _FITTED},  # type: ignore[arg-type]
     )
-    begun = {name: Measured(value, seen[name].spread) for name, (_, value) in _ALONG.items() if name in seen}
+    begun: dict[str, Any] = {name: Measured(value, seen[name].spread) for name, (_, value) in _ALONG.items() if name in seen}
     return _correct(replace(appearance, **begun), seen)
 
 
@@ -225,8 +225,9 @@ _ALONG = {"strand_sd_grey": ("neuropil_along", 3.0), "streak_sd_grey": ("white_a
 
 
 def _read_tiles(volume: Volume, most: int) -> tuple[list[Plane], int, float, float, float | None, float]:
-    """Returns squares of tissue on the phantom's grey scale, at its voxel size; pixels of tissue; darkest, neuropil; white
-    matter on the phantom's scale; distance of grey values.
+    """Returns squares of tissue and how many pixels they hold, the image's greys, and its white matter and grey step.
+
+    Squares and white matter are on the phantom's grey scale; the darkest grey, neuropil and the step on the image's.
     """
     where = volume.path or volume.name
     factors = choose_factors(volume, "z", (VOXEL_SIZE_UM,) * 3)
@@ -296,7 +297,7 @@ def _summarise(tiles: Sequence[Plane], white: float | None, step: float) -> dict
     """Returns the numbers of `Appearance` as they are measured, before any correction."""
     pooled = measured.pool(measured.measure_tile(tile, white, step) for tile in tiles)
     seen = {name: _spread(values) for name, values in pooled.items()}
-    found = {name: seen[name] for name in ("dark_share", "soma_grey", "white_grey") if name in seen}
+    found: dict[str, Measured] = {name: seen[name] for name in ("dark_share", "soma_grey", "white_grey") if name in seen}
     found["specks_per_mpx"] = Measured(float(pooled["specks_per_mpx"].mean()), seen["specks_per_mpx"].spread)
     if white is None:
         found.pop("white_grey", None)
@@ -350,7 +351,7 @@ def _correct(appearance: Appearance, seen: Mapping[str, Measured]) -> Appearance
         made = _simulate(appearance, pieces)
         darkest = appearance.image_darkest_grey.centre
         found_neuropil = darkest + (neuropil.centre - darkest) * GREY / made["neuropil"].centre
-        corrected = {"image_neuropil_grey": replace(neuropil, centre=found_neuropil)}
+        corrected: dict[str, Any] = {"image_neuropil_grey": replace(neuropil, centre=found_neuropil)}
         for name, (low, high) in {**_BOUNDS, **_LEVELS, **_VARIANCES}.items():
             now = getattr(appearance, name)
             if now is None or name not in made:
@@ -359,7 +360,7 @@ def _correct(appearance: Appearance, seen: Mapping[str, Measured]) -> Appearance
             if name in _BOUNDS:
                 better = now.centre * float(np.clip(target / max(found, 1e-6), 0.5, 2.0))
             elif name in _LEVELS:
-                better = now.centre + target - found
+                better = now.centre + 0.5 * (target - found)
             else:
                 better = float(np.sqrt(max(now.centre**2 + target**2 - found**2, 0.0)))
             better = float(np.clip(better, low, high))

@@ -83,8 +83,8 @@ class PhantomSettings:
             raise SettingsError(f"seed is {self.seed}; expected 0 or more.")
         if self.voxel_size_um != "auto" and (not self.like or not 0 < self.voxel_size_um < 1e4):
             raise SettingsError(
-                f"voxel_size_um is {self.voxel_size_um:g} for {len(self.like)} images to measure; expected more than 0 and less "
-                "than 10000 um, and images in --like: the phantom's own voxels have 1.17 um."
+                f"voxel_size_um is {self.voxel_size_um:g} for {len(self.like)} images to measure; expected more than 0 and "
+                "less than 10000 um, and images in --like: the phantom's own voxels have 1.17 um."
             )
 
 

@@ -7,6 +7,7 @@ map g -> a * g + b with a > 0 of an image changes none of them. Axes yx, lengths
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ def smooth_within(values: Plane, mask: Mask, sigma: float) -> Plane:
 
     weight = gaussian_filter(mask.astype(np.float32), sigma)
     total = gaussian_filter(np.where(mask, values, 0).astype(np.float32), sigma)
-    smoothed: Plane = total / np.maximum(weight, 1e-3)
+    smoothed: Plane = np.divide(total, np.maximum(weight, 1e-3), dtype=np.float32)
     return smoothed
 
 
@@ -171,7 +172,7 @@ def measure_along(tile: Plane, mask: Mask) -> float:
 
 
 def predict_covariances(sigma_yx: tuple[float, float]) -> NDArray[np.float64]:
-    """Returns what `measure_noise` finds of white noise smoothed by a Gaussian: lags 0, y 1..3, x 1..3; variance 1 before."""
+    """Returns what `measure_noise` finds of smoothed white noise of variance 1: lag 0, lags 1..3 along y, and along x."""
     size = 64
     fy, fx = np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size), indexing="ij")
     squares = (2 * np.pi) ** 2
@@ -198,7 +199,7 @@ def fit_noise(covariances: NDArray[np.float64]) -> tuple[float, float, float]:
     return float(np.sqrt(max(covariances[0], 0.01) / kept)), float(sigma_y), float(sigma_x)
 
 
-def find_lumens(tile: Plane) -> tuple[NDArray[np.int32], list[int]]:
+def find_lumens(tile: Plane) -> tuple[NDArray[Any], list[int]]:
     """Returns marked dark profiles of a tile (y, x), and the numbers of those that are whole and empty within."""
     from scipy.ndimage import binary_fill_holes, distance_transform_edt, find_objects, label
 
@@ -279,7 +280,7 @@ def fit_edges(profile: NDArray[np.float64], radii: Sequence[float], lumen: float
         return np.mean(looks, axis=0) if looks else np.zeros(len(profile))
 
     def miss(numbers: NDArray[np.float64]) -> float:
-        blur, gain, wider = numbers
+        blur, gain, wider = (float(number) for number in numbers)
         outside = max(0.3 - blur, 0) + max(-gain, 0) + max(blur + 0.4 - wider, 0) + max(wider - 6, 0) + max(gain - 5, 0)
         if outside > 0:
             return 1e4 * (1 + outside)
