@@ -4,8 +4,8 @@
 
 Four labelled patches say little and soon have been looked at too often, so five kinds of evidence stand beside each other:
 
-patches     the four real patches as they are, each scaled by its own grey. A model that was trained on them scores too high
-            here; for what few labels bring to a region that was left out see --numbers.
+patches     the four real patches as they are, each scaled by its own grey. A model that was trained on them, which stands
+            beside its name, scores too high here; for what few labels bring to a region that was left out see --numbers.
 near planes two label planes of VP and striatum against the whole slices z = 159 and z = 309. They are a few slices off, so
             nothing reaches 1 here: axons are compared pixel by pixel, vessels and cells with 2 pixels tolerance. All axon
             would have F1 0.89 and 0.76 in VP; the correlation (phi) of such a guess is 0.
@@ -32,10 +32,11 @@ interval over them (Student's t). --forest: a random forest besides. What is fin
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ from neurotome.datasets.phantom.make import CLASSES
 from neurotome.documents import CONFIGS
 from neurotome.errors import ImageError
 from neurotome.load import load_predictor
-from neurotome.models.model_folder import load_model, read_digest
+from neurotome.models.model_folder import find_model, load_model, read_digest
+from neurotome.models.stored_model import read_description
 from neurotome.normalize import Scale
 from neurotome.pixels.train import BaselineSettings, fit_baseline
 from neurotome.predictor import Predictor, predict_slice
@@ -78,40 +80,60 @@ def predict_labels(predictor: Predictor, image: NDArray[Any], scale: Scale | Non
     return predict_slice(predictor, grey).argmax(0).astype(np.uint8)
 
 
-def predict_all(predictor: Predictor, data: Path, scale_by: str) -> Said:
+def predict_patches(predictor: Predictor, data: Path, scale_by: str) -> Said:
     patches = {patch.name: patch.volume.data[0] for patch in read_patches(data)}
-    shared = None
-    if scale_by == "patches":
-        side_by_side = np.concatenate(list(patches.values()), axis=1)
-        shared = predictor.normalization.scale_for(Volume(side_by_side[None], "the patches"))
-    said: Said = {name: predict_labels(predictor, grey, shared) for name, grey in patches.items()}
+    side_by_side = Volume(np.concatenate(list(patches.values()), axis=1)[None], "the patches")
+    scale = predictor.normalization.scale_for(side_by_side) if scale_by == "patches" else None
+    return {name: predict_labels(predictor, grey, scale) for name, grey in patches.items()}
+
+
+def predict_wholes(predictor: Predictor, data: Path) -> Said:
+    return {f"slice{z}": predict_labels(predictor, grey) for z, grey in read_slices(data).items()}
+
+
+def predict_crops(predictor: Predictor, data: Path, scale_by: str) -> Said:
+    said = {}
     for z, grey in read_slices(data).items():
-        said[f"slice{z}"] = predict_labels(predictor, grey)
-        whole = predictor.normalization.scale_for(Volume(grey[None], "slice")) if scale_by == "slice" else None
+        scale = predictor.normalization.scale_for(Volume(grey[None], "slice")) if scale_by == "slice" else None
         for number, offset in enumerate(OFFSETS):
-            seen = np.full(grey.shape, UNSEEN, np.uint8)
+            seen = said[f"crops{z}-{number}"] = np.full(grey.shape, UNSEEN, np.uint8)
             for crop in plan_crops(grey, offset):
-                try:
-                    seen[crop] = predict_labels(predictor, grey[crop], whole)
-                except ImageError:  # refused, as it would be for a user
-                    continue
-            said[f"crops{z}-{number}"] = seen
+                with contextlib.suppress(ImageError):  # refused, as it would be for a user
+                    seen[crop] = predict_labels(predictor, grey[crop], scale)
     return said
 
 
 def recall_or_predict(model: str, data: Path, scale_by: str, out: Path) -> Said:
-    path = out / f"{read_digest(model)[:16]}-{scale_by}.npz"
-    if not path.is_file():
-        predictor = load_predictor(model)
-        if predictor.classes.names != CLASSES:
-            raise SystemExit(f"{model} predicts {', '.join(predictor.classes.names)}; expected {', '.join(CLASSES)}.")
-        begun = time.process_time()
-        said = predict_all(predictor, data, scale_by)
-        said["seconds"] = np.array(time.process_time() - begun)
-        with atomic_path(path) as temporary:
-            np.savez_compressed(temporary, **said)
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
+    predictor = load_predictor(model)
+    if predictor.classes.names != CLASSES:
+        raise SystemExit(f"{model} predicts {', '.join(predictor.classes.names)}; expected {', '.join(CLASSES)}.")
+    pieces: dict[str, Callable[[], Said]] = {
+        "patches-together" if scale_by == "patches" else "patches": lambda: predict_patches(predictor, data, scale_by),
+        "wholes": lambda: predict_wholes(predictor, data),
+        "crops-as-slice" if scale_by == "slice" else "crops": lambda: predict_crops(predictor, data, scale_by),
+    }
+    said, seconds = {}, 0.0
+    for name, predict in pieces.items():
+        path = out / f"{read_digest(model)[:16]}-{name}.npz"
+        if not path.is_file():
+            begun = time.process_time()
+            piece = predict()
+            piece["seconds"] = np.array(time.process_time() - begun)
+            with atomic_path(path) as temporary:
+                np.savez_compressed(temporary, **piece)
+        with np.load(path, allow_pickle=False) as stored:
+            said.update(stored)
+        seconds += float(said["seconds"])
+    return {**said, "seconds": np.array(seconds)}
+
+
+def list_real_data(model: str) -> list[str]:
+    """Names of the datasets that a model and those it began with were trained on, but for synthetic tissue."""
+    facts, names = read_description(find_model(model))[0].get("facts", {}), []
+    while facts:
+        names.append(str(facts.get("dataset")))
+        facts = facts.get("init")
+    return [name for name in names if not name.startswith("phantom")]
 
 
 def count_look(out: Path, model: str) -> tuple[int, int]:
@@ -185,15 +207,18 @@ def show_models(found: dict[str, dict[str, Any]]) -> None:
     )
 
 
-def show_selection(found: dict[str, dict[str, Any]], looks: dict[str, tuple[int, int]]) -> None:
-    show(
-        f"Selection; looks at any model so far: {max(total for _, total in looks.values())}",
-        ["model", *next(iter(found.values()))["selection"], "looks", "CPU s"],
-        (
-            [m, *(f"{v:.3f}" for v in f["selection"].values()), str(looks[m][0]), f"{f['seconds']:.0f}"]
-            for m, f in found.items()
-        ),
-    )
+def show_selection(found: dict[str, dict[str, Any]], looks: dict[str, tuple[int, int]], *, seeds: bool) -> None:
+    rows = [
+        [m, *(f"{v:.3f}" for v in f["selection"].values()), str(looks[m][0]), f"{f['seconds']:.0f}"]
+        for m, f in found.items()
+    ]
+    parts = list(next(iter(found.values()))["selection"])
+    if seeds:
+        rows.append(
+            ["mean (95 % interval)", *(interval([f["selection"][part] for f in found.values()]) for part in parts), "", ""]
+        )
+    total = max(total for _, total in looks.values())
+    show(f"Selection; looks at any model so far: {total}", ["model", *parts, "looks", "CPU s"], rows)
 
 
 def read_recipe(model: str, seed: int) -> Recipe:
@@ -270,16 +295,19 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["microct-base"], help="names of packaged models, run folders")
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--scale", choices=("own", "slice", "patches"), default="own")
+    parser.add_argument("--seeds", action="store_true", help="the models differ by their seed: show mean and interval")
     parser.add_argument("--numbers", nargs="+", type=int, choices=(1, 2, 3), default=[])
     parser.add_argument("--forest", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    found = {}
-    for model in arguments.models:
+    found, names = {}, {}
+    for model in dict.fromkeys(arguments.models):
+        real = list_real_data(model)
+        names[model] = f"{model} (trained on {', '.join(real)})" if real else model
         said = recall_or_predict(model, arguments.data, arguments.scale, arguments.out)
-        found[model] = {**judge(said, arguments.data), "seconds": float(said["seconds"])}
+        found[names[model]] = {**judge(said, arguments.data), "seconds": float(said["seconds"])}
     show_models(found)
-    show_selection(found, {model: count_look(arguments.out, model) for model in found})
+    show_selection(found, {name: count_look(arguments.out, model) for model, name in names.items()}, seeds=arguments.seeds)
     if arguments.numbers:
         show_left_out(arguments)
 

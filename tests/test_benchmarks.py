@@ -71,3 +71,36 @@ def test_simulated_volumes_take_what_binds(rates, expected_s):
     makespan_s, work_s = SCALING.simulate(machine, 100)
     assert work_s == pytest.approx(100)
     assert makespan_s == pytest.approx(expected_s, rel=0.1)
+
+
+TRANSFER = load_script(next(path for path in SCRIPTS if path.stem == "transfer"))
+
+
+def test_an_interval_over_seeds_is_students():
+    assert TRANSFER.interval([0.1, 0.2, 0.3]) == "0.200 (-0.048 to 0.448)"  # t = 4.303 for 2 degrees, 4.303 * 0.1 / 3**0.5
+    assert TRANSFER.interval([0.5]) == "0.500"
+
+
+def test_looks_are_counted_by_what_a_model_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(TRANSFER, "read_digest", lambda model: model[0])  # "a" and "another" are the same model
+    assert [TRANSFER.count_look(tmp_path, model) for model in ("a", "b", "another")] == [(1, 1), (1, 2), (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("facts", "real"),
+    [
+        ({"dataset": "phantom-stream", "init": {"dataset": "phantom-stream"}}, []),
+        ({"dataset": "phantom-stream", "init": {"dataset": "mine"}}, ["mine"]),
+        ({"dataset": "mine", "init": {"dataset": "phantom-stream"}}, ["mine"]),
+    ],
+)
+def test_real_data_are_told_from_synthetic_tissue(monkeypatch, facts, real):
+    monkeypatch.setattr(TRANSFER, "find_model", lambda model: model)
+    monkeypatch.setattr(TRANSFER, "read_description", lambda folder: ({"facts": facts}, b""))
+    assert TRANSFER.list_real_data("model") == real
+
+
+def test_repeats_choose_other_patches():
+    others = list("abc")
+    assert [TRANSFER.choose(others, 2, repeat) for repeat in range(3)] == [("a", "b"), ("b", "c"), ("c", "a")]
+    assert sorted(TRANSFER.choose(others, 3, 2)) == others

@@ -271,6 +271,49 @@ def test_fibres_fan_out() -> None:
     assert np.ptp(np.rad2deg(angles)) > 20
 
 
+def test_fibres_that_dip_by_90_degrees_are_cut_across() -> None:
+    fibres = locate_fibres((4, 30, 30), replace(STRAIGHT, fibre_fan=1e5, fibre_dip_deg=90.0), np.random.default_rng(0))
+    assert np.diff(fibres[2], axis=0) == pytest.approx(1, abs=0.01)
+    assert np.diff(fibres[2], axis=1) == pytest.approx(0, abs=0.01)
+
+
+CROWDED = replace(
+    REGIONS["vp"], cells_per_mvox=400.0, faint_cells=1.0, faint_cells_drawn=0.0, faint_vessels=0.5, faint_vessels_drawn=0.0
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "value"),
+    [
+        ({"cell_edge": 1.0}, 2),
+        ({"vessel_edge": 1.0}, 1),
+        ({"faint_cells_drawn": 1.0}, 2),
+        ({"faint_vessels_drawn": 1.0}, 1),
+        ({"cell_pole": 0.0}, 2),
+    ],
+)
+def test_how_people_draw_changes_the_labels_and_not_the_image(changes: dict, value: int) -> None:
+    few = replace(CROWDED, cell_pole=0.7)
+    (image, narrow), (again, wide) = (
+        make_cutout(region, INSTRUMENT, (3, 48, 48), np.random.default_rng(4)) for region in (few, replace(few, **changes))
+    )
+    np.testing.assert_array_equal(image, again)
+    # a vessel wins over a cell
+    assert np.isin(wide[narrow == value], (1, value)).all()
+    assert (wide == value).sum() > 1.02 * (narrow == value).sum()
+
+
+@pytest.mark.parametrize("sheet", [0.0, 20.0])
+def test_white_matter_lies_beyond_a_border(sheet: float) -> None:
+    bare = replace(REGIONS["cortex"], cells_per_mvox=0.0, beyond_share=1.0, sheet_width=sheet, specks_per_mvox=0.0)
+    image, labels = make_cutout(bare, INSTRUMENT, (1, 96, 96), np.random.default_rng(1))
+    axon = ndimage.binary_closing(labels[0] == 3, iterations=3)
+    marked, _ = ndimage.label(axon)
+    assert 0.08 < axon.mean() < 0.92
+    assert np.bincount(marked.ravel())[1:].max() > 0.95 * axon.sum()  # in one piece
+    assert image[labels == 3].mean() > image[labels == 0].mean() + 15
+
+
 def read_real_maps() -> dict[str, np.ndarray]:
     path = Path(__file__).parents[2] / "shared" / "data" / "microct_patches" / "label_maps_128_patches.npz"
     if not path.is_file():

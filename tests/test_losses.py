@@ -26,6 +26,7 @@ from neurotome.losses import (
     parse_terms,
     sigmoid_focal,
     weigh_classes,
+    weigh_rehearsal,
 )
 
 CLASSES = ClassSet(("background", "vessel", "cell", "axon"))
@@ -377,3 +378,29 @@ def test_weights_are_read_from_numbers_and_text(given_weights: str | tuple[float
 def test_build_loss_refuses(chosen: LossSettings, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         build_loss(chosen, CLASSES, COUNTS)
+
+
+def test_rehearsal_counts_by_weight_and_not_by_pixels() -> None:
+    loss = build_loss(LossSettings("cross_entropy"), ClassSet(("background", "cell")), np.array([1, 1]))
+    logits = torch.randn((3, 2, 4, 5), generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros((3, 4, 5), dtype=torch.uint8)
+    labels[0, 1:] = 255
+    total = weigh_rehearsal(loss, 1, 0.5, [])(logits, labels)
+    torch.testing.assert_close(total, (loss(logits[:1], labels[:1]) + 0.5 * loss(logits[1:], labels[1:])) / 1.5)
+
+
+def test_what_own_images_do_not_show_is_learned_from_the_others_alone() -> None:
+    classes = ClassSet(("background", "cell", "axon"))
+    loss = build_loss(LossSettings("cross_entropy"), classes, np.array([1, 1, 1]))
+    logits = torch.randn((2, 3, 1, 2), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.tensor([[[0, 1]], [[0, 2]]], dtype=torch.uint8)
+    total = weigh_rehearsal(loss, 1, 1.0, [2])(logits, labels)
+    probs = logits.softmax(1)
+    own = -torch.log(probs[0, 0, 0, 0] + probs[0, 2, 0, 0]) - torch.log(probs[0, 1, 0, 1])
+    others = -torch.log(probs[1, 0, 0, 0]) - torch.log(probs[1, 2, 0, 1])
+    torch.testing.assert_close(total, (own + others) / 4)
+    total.backward()
+    assert logits.grad is not None
+    # background's pixel of the own image: both grow in proportion to what they are, so that their ratio stays
+    background, _, axon = logits.grad[0, :, 0, 0]
+    torch.testing.assert_close(background / axon, (probs[0, 0, 0, 0] / probs[0, 2, 0, 0]).detach())

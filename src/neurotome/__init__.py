@@ -1,9 +1,9 @@
 """neurotome: segment brain microstructure in X-ray microCT; train, compare, apply and measure.
 
-Each command of the command line is a function here: `describe`, `fetch`, `train`, `baseline`, `evaluate`, `predict`,
-`verify`, `compare`, `search`, `phantom`, `demo`. What are options there are keywords here, by the last part of their name:
-`train("my_data", out="runs/first", max_time="12m", encoder="resnet34")`. Where two have it, write the whole name,
-`**{"train.seed": 1}`, or the group, `train={"seed": 1}`; or give the settings as they are, `recipe=Recipe(...)`.
+Each command of the command line is a function here: `describe`, `fetch`, `train`, `fine_tune`, `baseline`, `evaluate`,
+`predict`, `verify`, `compare`, `search`, `phantom`, `demo`. What are options there are keywords here, by the last part of
+their name: `train("my_data", out="runs/first", max_time="12m", encoder="resnet34")`. Where two have it, write the whole
+name, `**{"train.seed": 1}`, or the group, `train={"seed": 1}`; or give the settings as they are, `recipe=Recipe(...)`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from neurotome.experiments.demo import DemoSettings as DemoSettings
     from neurotome.experiments.demo import demo as demo
     from neurotome.experiments.evaluate import evaluate as evaluate
+    from neurotome.experiments.fine_tune import fine_tune as fine_tune
     from neurotome.experiments.grids.grid import grid as grid
     from neurotome.experiments.grids.plan import read_grid as read_grid
     from neurotome.experiments.reproduction.reproduce import reproduce as reproduce
@@ -66,6 +67,7 @@ _NAMES = {
     "experiments.compare": "compare",
     "experiments.demo": "DemoSettings demo",
     "experiments.evaluate": "evaluate",
+    "experiments.fine_tune": "fine_tune",
     "experiments.grids.grid": "grid",
     "experiments.grids.plan": "read_grid",
     "experiments.reproduction.reproduce": "reproduce",
@@ -95,7 +97,7 @@ __all__ = sorted(_HOMES)
 
 _COMMANDS = (
     *("baseline", "compare", "demo", "describe", "evaluate", "fetch", "phantom", "predict", "predict_probs"),
-    *("grid", "reproduce", "search", "train", "verify"),
+    *("fine_tune", "grid", "reproduce", "search", "train", "verify"),
 )
 
 

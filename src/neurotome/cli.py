@@ -26,6 +26,7 @@ COMMANDS = {
     "fetch": ("neurotome.datasets.fetch", "Get MTNeuro, or a box of any volume, from BossDB; goes on where it was."),
     "phantom": ("neurotome.datasets.phantom.make", "Write a synthetic dataset in the likeness of brain microCT."),
     "train": ("neurotome.experiments.train", "Train a network, score it on every split, write a report."),
+    "fine-tune": ("neurotome.experiments.fine_tune", "Make a trained model better by a few annotated images."),
     "baseline": ("neurotome.experiments.baseline", "Train a pixel classifier, score it on every split, write a report."),
     "grid": ("neurotome.experiments.grids.grid", "Train and score every setting of a grid; several processes may share it."),
     "search": ("neurotome.experiments.searches.search", "Find good settings by many short trainings (extra: hpo)."),
@@ -39,12 +40,16 @@ COMMANDS = {
     "verify": ("neurotome.inference.verify", "Check every block of a predicted OME-Zarr against its checksum; repair."),
 }
 
+BUILT_IN = {"fine-tune": "fine_tune"}
+"""Built-in settings that a command begins with; those of --config win over them."""
+
 STOPPED = "stopped. Files that were finished are kept, half-written ones are not"
 """What is true of every command; `GO_ON` says what to do next."""
 
 GO_ON = {
     **dict.fromkeys(
-        ("demo", "fetch", "train", "baseline", "grid", "search", "reproduce"), "; the same command goes on from there."
+        ("demo", "fetch", "train", "fine-tune", "baseline", "grid", "search", "reproduce"),
+        "; the same command goes on from there.",
     ),
     "predict": "; the same command does the others, with --existing skip where the output is no .zarr.",
 }
@@ -68,7 +73,7 @@ def make_app() -> App:
         suppress_keyboard_interrupt=False,
     )
     for name, (module, summary) in COMMANDS.items():
-        app.command(f"{module}:{name}", name=name, help=summary)
+        app.command(f"{module}:{name.replace('-', '_')}", name=name, help=summary)
     return app
 
 
@@ -109,28 +114,37 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _take_config(tokens: list[str], command: str) -> list[Dict]:
     """Removes `--config FILE` from the tokens, of which none may be empty, and returns the settings that the file holds."""
+    built_in = BUILT_IN.get(command, "")
     for before, token in zip(["", *tokens], tokens, strict=False):
         if not token or (token.startswith("--") and token.endswith("=")):
             raise SettingsError(f"found an empty text after {before or 'neurotome'}; expected a value. Give one.")
     index = next((i for i, token in enumerate(tokens) if token.partition("=")[0] == "--config"), None)
-    if index is None:
-        return []
-    _, assigned, value = tokens.pop(index).partition("=")
-    if not assigned:
-        if index == len(tokens):
-            raise SettingsError("--config: found nothing after it, expected a YAML file or the name of built-in settings.")
-        value = tokens.pop(index)
+    configs = []
+    if index is not None:
+        _, assigned, value = tokens.pop(index).partition("=")
+        if not assigned:
+            if index == len(tokens):
+                raise SettingsError(
+                    "--config: found nothing after it, expected a YAML file or the name of built-in settings."
+                )
+            value = tokens.pop(index)
+        configs.append(_read_config(value, command))
+    return [*configs, _read_config(built_in, command)] if built_in else configs
+
+
+def _read_config(name: str, command: str) -> Dict:
+    """Returns the settings of a file, or of a name of built-in ones."""
     from cyclopts.config import Dict
 
     from neurotome.documents import find_config, read_yaml
 
-    path = find_config(value)
+    path = find_config(name)
     content = read_yaml(path, SettingsError, "Expected settings such as 'train: {epochs: 10}'.")
     parameters = make_app()[command].assemble_argument_collection() if command else []
     groups = {name for parameter in parameters if parameter.children for name in parameter.names}
     _check_plain(dict(content), groups, path)
     # under the command's name, because `train` is a command and a group of settings too
-    return [Dict({command: content}, source=value)]
+    return Dict({command: content}, source=name)
 
 
 def _check_plain(content: dict[Any, Any], groups: set[str], path: Path, key: str = "") -> None:

@@ -33,6 +33,9 @@ FOCAL = ("focal", "sigmoid_focal")
 # Keeps 1 - p away from 0, where the slope of its power is infinite for gamma < 1.
 SMALLEST_MISS = 1e-8
 
+NEVER = -1e4
+"""Logit of a class that is not; finite, so that what it is multiplied by stays a number."""
+
 
 @dataclass(frozen=True)
 class LossSettings:
@@ -148,6 +151,34 @@ def _average(values: Tensor, share: Tensor) -> Tensor:
 def _compare(target: Tensor, classes: int) -> Tensor:
     """Returns bool (n, classes, y, x): whether a pixel's label is the class."""
     return target[:, None] == torch.arange(classes, device=target.device)[:, None, None]
+
+
+def weigh_rehearsal(
+    loss: Callable[[Tensor, Tensor], Tensor], own: int, weight: float, absent: Sequence[int]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns the loss of batches whose first `own` images are one's own, and whose others are seen again.
+
+    Both kinds have a loss of their own, a mean over their own pixels, so that neither their numbers nor how much of them is
+    labelled decides which of them counts: (own + weight * others) / (1 + weight).
+
+    Args:
+        loss: A function of logits and labels.
+        own: Number of images.
+        weight: Of the others.
+        absent: Classes without a labelled pixel in one's own images, class 0 not among them. In those images class 0 stands
+            for all of them, so that they say nothing about where such a class is, which would be forgotten otherwise: the
+            marginal loss of Shi et al. (2021), doi:10.1016/j.media.2021.101979.
+    """
+
+    def total(logits: Tensor, labels: Tensor) -> Tensor:
+        mine = logits[:own]
+        if absent:
+            mine = mine.clone()
+            mine[:, 0] = torch.logsumexp(logits[:own, [0, *absent]], 1)
+            mine[:, list(absent)] = NEVER
+        return (loss(mine, labels[:own]) + weight * loss(logits[own:], labels[own:])) / (1 + weight)
+
+    return total
 
 
 def parse_terms(expression: str) -> dict[str, float]:

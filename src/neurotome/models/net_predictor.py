@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -137,3 +139,17 @@ class NetPredictor:
         run = self.net if self.runtime is None else self.runtime.run
         logits: Tensor = run(images.contiguous(memory_format=torch.channels_last))
         return logits.float()
+
+
+def mix(old: NetPredictor, new: NetPredictor, alpha: float) -> NetPredictor:
+    """Returns a predictor as `new` is, on its device, with the weights (1 - alpha) * old + alpha * new.
+
+    Of a network that was trained further from an old one, such weights keep what the old ones know of other images, and gain
+    on images like those it was trained on: Wortsman et al. (2022), arXiv 2109.01903. What a network counts is the new one's.
+    """
+    net, before = copy.deepcopy(new.net), old.net.state_dict()
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.lerp(before[name].to(tensor), tensor, alpha))
+    return dataclasses.replace(new, net=net)

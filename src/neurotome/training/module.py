@@ -88,6 +88,12 @@ class SegmentationModule(lightning.LightningModule):
         self.steps_per_epoch, self.rate = int(settings.steps_per_epoch), float(settings.learning_rate)
         norms = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.instancenorm._InstanceNorm)
         self.frozen = [m for m in self.net.modules() if isinstance(m, norms)] if settings.freeze_statistics else []
+        named = dict(self.net.named_parameters())
+        encoder = [parameter for name, parameter in named.items() if name.startswith("core.encoder.")]
+        others = [parameter for name, parameter in named.items() if not name.startswith("core.encoder.")]
+        is_one = settings.encoder_rate == 1
+        self.groups = [(list(self.net.parameters()), 1.0)] if is_one else [(others, 1.0), (encoder, settings.encoder_rate)]
+        self.start = [parameter.detach().clone() for parameter in self.net.parameters()] if settings.anchor else []
         self.total_steps = self.steps_per_epoch * settings.epochs
         self.step = 0
         self.history: list[dict[str, float | None]] = []
@@ -146,9 +152,9 @@ class SegmentationModule(lightning.LightningModule):
             "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
         }
         optimizer = kinds[self.settings.optimizer](
-            list(self.net.parameters()),
+            [{"params": parameters} for parameters, _ in self.groups],
             lr=self.rate,
-            weight_decay=self.settings.weight_decay,
+            weight_decay=0.0 if self.start else self.settings.weight_decay,
             fused=self.device.type == "cpu",  # on a GPU, gradient scaling and clipping do not go with fused steps
         )
         if self.restored:
@@ -176,8 +182,8 @@ class SegmentationModule(lightning.LightningModule):
         for norm in self.frozen:
             norm.eval()
         factor = schedule_factor(self.settings, self.share_done(), self.step // self.steps_per_epoch)
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.rate * factor
+        for group, (_, own_factor) in zip(self.trainer.optimizers[0].param_groups, self.groups, strict=True):
+            group["lr"] = self.rate * factor * own_factor
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Augments a batch on the device and returns its loss; raises TrainingError as `check_losses` does."""
@@ -224,9 +230,22 @@ class SegmentationModule(lightning.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Does a step, counts it, and moves the average of the weights."""
         super().optimizer_step(*args, **kwargs)
+        if self.start:
+            self._draw_back()
         self.step += 1
         if self.average is not None:
             self.average.update_parameters(self.net)
+
+    @torch.no_grad()
+    def _draw_back(self) -> None:
+        """Moves the weights towards those that training began with, as decoupled weight decay moves them towards 0.
+
+        L2-SP, Li et al. (2018), arXiv 1802.01483, decoupled from the gradient as in Loshchilov and Hutter (2019),
+        arXiv 1711.05101.
+        """
+        self.start = [weights.to(self.device) for weights in self.start]
+        share = min(1.0, self.settings.anchor * self.trainer.optimizers[0].param_groups[0]["lr"])
+        torch._foreach_lerp_(list(self.net.parameters()), self.start, share)
 
     def validate(self, check: Callable[[], None]) -> tuple[NDArray[np.int64], float | None]:
         """Predicts the validation slices; returns confusion counts (truth, predicted) and cross-entropy, if there are any.

@@ -16,7 +16,7 @@ from neurotome.datasets.phantom.stream import open_replay
 from neurotome.datasets.statistics import list_seen
 from neurotome.errors import DatasetError, ModelError, SettingsError
 from neurotome.lazy import mend_torchvision
-from neurotome.losses import build_loss
+from neurotome.losses import build_loss, weigh_rehearsal
 from neurotome.models.model_folder import build_predictor, find_model
 from neurotome.models.networks import USUAL, ModelSettings, build_network, settle_network
 from neurotome.models.stored_model import read_model
@@ -88,6 +88,21 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
     decided = {name: value for name, value in decided.items() if getattr(recipe.train, name) == "auto"}
     train = dataclasses.replace(recipe.train, **decided)  # type: ignore[arg-type]  # each of its own type
     check_batch(sample, int(model.in_channels), len(dataset.classes))
+    if dataset.source is not None and recipe.stream.maps and int(model.in_channels) > 1:
+        raise SettingsError(
+            f"stream.maps is {recipe.stream.maps}, whose slices have no neighbours, but the network sees "
+            f"{model.in_channels} slices at once (model.in_channels); expected 1. Leave stream.maps out, or use "
+            "--model.in-channels 1."
+        )
+    if train.replay and sample.batch < 2:
+        raise SettingsError(
+            f"sample.batch is {sample.batch}, but some of the patches are to show synthetic tissue; expected 2 or more. "
+            "Raise it, or use --train.replay 0."
+        )
+    if init is None and train.anchor:
+        raise SettingsError(
+            f"train.anchor is {train.anchor}, but there are no weights to stay near; name a model with --init."
+        )
     if init is not None:
         _check_network(recipe.init, model, init.settings)
         if train.normalization != mode:
@@ -106,10 +121,14 @@ def load_init(dataset: Dataset, name: str) -> tuple[NetPredictor, str]:
     """
     stored = read_model(find_model(name))
     if stored.classes.names != dataset.classes.names:
+        wanted, found = stored.classes.names, dataset.classes.names
+        missing, verb = [name for name in wanted if name not in found], "are" if len(set(wanted) - set(found)) > 1 else "is"
+        how = f"{', '.join(missing)} {verb} called otherwise there, or {verb} missing" if missing else ""
+        how = how or ("those are the same names in another order" if set(wanted) == set(found) else "some are more")
         raise ModelError(
-            f"--init {name}: the model's classes are {', '.join(stored.classes.names)}, the dataset {dataset.name} has "
-            f"{', '.join(dataset.classes.names)}; expected the same names in the same order. Rename or reorder the "
-            "dataset's classes, or train without --init."
+            f"--init {name}: the model's classes are {', '.join(wanted)}, the dataset {dataset.name} has {', '.join(found)}"
+            f": {how}. List the model's classes in its order in dataset.yaml and give the labels their numbers; a class may "
+            f"be absent, and pixels that are not labelled have the value {stored.classes.ignore}. Or train without --init."
         )
     return build_predictor(stored), str(stored.content["weights_sha256"])
 
@@ -221,6 +240,8 @@ def prepare(dataset: Dataset, settled: Settled) -> SegmentationModule:
     if init is None:
         list_seen(dataset, sampler.class_counts)
     criterion = build_loss(recipe.loss, dataset.classes, sampler.class_counts)
+    if replay:
+        criterion = weigh_rehearsal(criterion, sampler.own, train.replay_weight, sampler.absent)
 
     mend_torchvision()  # torchmetrics imports it, and lightning torchmetrics
     import torch

@@ -36,8 +36,14 @@ class TrainSettings:
     learning_rate: float | Literal["auto"] = "auto"
     """Highest learning rate; auto: 3e-3, or 3e-4 with --init."""
 
+    encoder_rate: float = 1.0
+    """Factor on the learning rate of the encoder, whose features serve other images too; 0: the encoder stays as it is."""
+
     weight_decay: float = 0.01
     """Weight decay."""
+
+    anchor: float = 0.0
+    """Pull towards the weights of --init, in the place of the pull towards 0 of weight_decay; 0: none."""
 
     schedule: Literal["cosine", "one-cycle", "constant", "step"] = "cosine"
     """How the learning rate falls; step multiplies it by step_factor after every step_epochs epochs."""
@@ -78,7 +84,11 @@ class TrainSettings:
     dtype (range: 255 for uint8; black is 0); auto: dataset, or as the model of --init does."""
 
     replay: float = 0.0
-    """Share of the drawn patches that show synthetic tissue, so that fine-tuning does not forget it; 0: none."""
+    """Share of the drawn patches that show synthetic tissue, so that fine-tuning does not forget it; 0: none. Classes that
+    no pixel of one's own images has are then learned from the tissue alone."""
+
+    replay_weight: float = 1.0
+    """Weight of the synthetic tissue's loss beside that of one's own images, however many patches show it."""
 
     storage: Storage = "float32"
     """How the model's weights are written; float16 halves the file and rounds them to 3 digits."""
@@ -122,7 +132,9 @@ def check_training(settings: TrainSettings) -> None:
         "epochs": settings.epochs >= 1,
         "steps_per_epoch": settings.steps_per_epoch == "auto" or settings.steps_per_epoch >= 1,
         "learning_rate": settings.learning_rate == "auto" or 0 < settings.learning_rate < math.inf,
+        "encoder_rate": 0 <= settings.encoder_rate < math.inf,
         "weight_decay": 0 <= settings.weight_decay < math.inf,
+        "anchor": 0 <= settings.anchor < math.inf,
         "warmup": 0 <= settings.warmup < 1,
         "schedule": settings.schedule in ("cosine", "one-cycle", "constant", "step"),
         "step_epochs": settings.step_epochs >= 1,
@@ -131,6 +143,7 @@ def check_training(settings: TrainSettings) -> None:
         "clip": 0 <= settings.clip < math.inf,
         "average": 0 <= settings.average < 1,
         "replay": 0 <= settings.replay < 1,
+        "replay_weight": 0 < settings.replay_weight < math.inf,
         "patience": settings.patience >= 0,
         "val_slices": settings.val_slices >= 0,
         "seed": 0 <= settings.seed < 2**31,

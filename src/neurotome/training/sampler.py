@@ -162,6 +162,7 @@ class PatchSampler:
         sources = [dataset.source or CutoutSource(cutouts), *([replay[0]] if replay else [])]
         self.pools = [Pool(source, dataset.classes, normalization, edge) for source in sources]
         self.share = replay[1] if replay else 0.0
+        self.own = min(max(1, round(settings.batch * (1 - self.share))), settings.batch - 1) if replay else settings.batch
         self.tiles = self.pools[0].plan_tiles() if settings.order == "sequential" else []
 
     @property
@@ -174,6 +175,11 @@ class PatchSampler:
         return total
 
     @property
+    def absent(self) -> list[int]:
+        """Classes after the first without a labelled pixel in the dataset, which a second source may show."""
+        return [class_id for class_id in range(1, len(self.pools[0].classes)) if not self.pools[0].counts[:, class_id].any()]
+
+    @property
     def facts(self) -> Mapping[str, Any]:
         """What the sources have to say about the drawing so far; JSON values."""
         return {name: value for pool in self.pools for name, value in pool.source.facts.items()}
@@ -181,7 +187,8 @@ class PatchSampler:
     def draw(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Returns batch number `step`: scaled images (n, in_channels, patch, patch) and labels (n, patch, patch).
 
-        Only the last batch of a sequential pass has fewer than `batch` patches.
+        The first `own` of them are from the dataset, the others from the second source. Only the last batch of a sequential
+        pass has fewer than `batch` patches.
         """
         places, edge = self._list_places(step), self.pools[0].edge
         images = np.empty((len(places), self.in_channels, edge, edge), np.float32)
@@ -231,9 +238,8 @@ class PatchSampler:
             pool.follow(step)
         generator = np.random.default_rng([self.seed, step])
         places = []
-        for _ in range(self.settings.batch):
-            # one source draws no number for the choice
-            pool = self.pools[int(generator.random() < self.share)] if len(self.pools) > 1 else self.pools[0]
+        for number in range(self.settings.batch):
+            pool = self.pools[int(number >= self.own)]
             place = pool.draw(generator, self.settings.rare)
             places.append((pool, place if depth is None else pool.deepen(place, depth, generator)))
         return places

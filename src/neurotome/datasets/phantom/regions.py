@@ -199,8 +199,8 @@ REGIONS: Mapping[str, Region] = {
 
 INSTRUMENT = Instrument(
     blur_sigma=1.15,
-    edge_gain=1.7,
-    edge_sigma=2.8,
+    edge_gain=2.3,
+    edge_sigma=2.5,
     noise_sigma_zyx=(1.2, 1.45, 1.0),
     streaks=0.0,
     streak_depth=30.0,
@@ -300,8 +300,8 @@ def draw_instrument(rng: np.random.Generator) -> Instrument:
     correlation = _draw_factor(rng, 0.75, 1.3)
     return Instrument(
         blur_sigma=rng.uniform(0.75, 1.4),
-        edge_gain=rng.uniform(0.8, 2.8),
-        edge_sigma=rng.uniform(2.0, 3.4),
+        edge_gain=rng.uniform(1.0, 3.4),
+        edge_sigma=rng.uniform(1.9, 3.2),
         noise_sigma_zyx=(1.2 * correlation, correlation * rng.uniform(0.95, 1.6), correlation * rng.uniform(0.85, 1.2)),
         streaks=rng.uniform(0, 8) if rng.random() < 0.3 else 0.0,
         streak_depth=rng.uniform(10, 50),

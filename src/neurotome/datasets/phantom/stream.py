@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, CutoutSource, Dataset
 from neurotome.datasets.phantom.make import CITATION, CLASSES, LICENCE, Pair, make_cutout, wrap_cutout
 from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
+from neurotome.datasets.phantom.traced import make_traced, read_maps
 from neurotome.errors import SettingsError
 from neurotome.progress import track
 
@@ -31,6 +33,9 @@ TRAIN, HELD_OUT, REPLAY = 0, 1, 2  # random streams
 
 REPLAYED = 120
 """Slices of synthetic tissue that fine-tuning sees again."""
+
+CHECKED = 16
+"""Slices of other synthetic tissue by which it is told what fine-tuning has forgotten."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,14 @@ class StreamSettings:
     faithful: float = 0.15
     """Share of cutouts with the measured numbers; those of the others are drawn from ranges around them."""
 
+    maps: str = ""
+    """An .npz file of label maps that people drew, uint8 (n, y, x) per region of the phantom (cortex, striatum, vp, zi);
+    some cutouts then have their geometry, painted with synthetic grey values. Their slices have no neighbours: only for
+    networks that see one slice."""
+
+    traced: float = 0.6
+    """Share of cutouts that are painted from `maps`, if there are any."""
+
     held_out: int = 12
     """Slices of other tissue in each of the splits val and test."""
 
@@ -81,6 +94,10 @@ def open_stream(settings: StreamSettings = StreamSettings()) -> Dataset:
             f"stream.faithful is {settings.faithful} (0 to 1), seed {settings.seed} and workers {settings.workers} (0 or "
             f"more), start {settings.start} (at most the pool, {settings.pool})."
         )
+    if not 0 <= settings.traced <= 1:
+        raise SettingsError(f"stream.traced is {settings.traced}; expected a share from 0 to 1.")
+    if settings.maps:
+        read_maps(Path(settings.maps))
     stream = PhantomStream(settings)
     held_out = stream.make_held_out()
     splits = {
@@ -113,9 +130,21 @@ def open_replay(dataset: Dataset, edge: int, depth: int, seed: int) -> CutoutSou
             f"train.replay is above 0, but {dataset.name} has the classes {', '.join(dataset.classes.names)}{made}; "
             f"synthetic tissue can only be added to other data with the classes {', '.join(CLASSES)}. Use --train.replay 0."
         )
-    settings = StreamSettings(seed=seed, edge=max(edge, 32), faithful=0.5)
-    numbers = track(range(REPLAYED), "making tissue to replay", REPLAYED, "slices")
-    return CutoutSource(tuple(wrap_cutout(make_piece(settings, REPLAY, n, depth), f"tissue_{n:03d}") for n in numbers))
+    return CutoutSource(_make_replayed(max(edge, 32), depth, seed, REPLAYED))
+
+
+@functools.lru_cache(maxsize=1)  # several trainings on the same patches see the same tissue
+def _make_replayed(edge: int, depth: int, seed: int, count: int) -> tuple[Cutout, ...]:
+    settings = StreamSettings(seed=seed, edge=edge, faithful=0.5)
+    numbers = track(range(count), "making tissue to replay", count, "slices")
+    return tuple(wrap_cutout(make_piece(settings, REPLAY, n, depth), f"tissue_{n:03d}") for n in numbers)
+
+
+def make_checked(depth: int, seed: int) -> tuple[Cutout, ...]:
+    """Makes synthetic tissue that no training sees, each of so many slices, to be scored before and after fine-tuning."""
+    settings = StreamSettings(seed=seed, faithful=0.5)
+    numbers = track(range(CHECKED), "making tissue to check", CHECKED, "slices")
+    return tuple(wrap_cutout(make_piece(settings, HELD_OUT, n, depth), f"checked_{n:03d}") for n in numbers)
 
 
 class PhantomStream(CutoutSource):
@@ -170,6 +199,8 @@ class PhantomStream(CutoutSource):
 def make_piece(settings: StreamSettings, stream: int, number: int, depth: int) -> Pair:
     """Makes cutout `number` of a random stream; its voxels depend on nothing but the arguments."""
     rng = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(stream, number)))
+    if settings.maps and rng.random() < settings.traced:
+        return make_traced(read_maps(Path(settings.maps)), depth, settings.edge, rng)
     region, instrument = REGIONS[list(REGIONS)[rng.integers(len(REGIONS))]], INSTRUMENT
     if rng.random() >= settings.faithful:
         region, instrument = draw_region(region, rng), draw_instrument(rng)

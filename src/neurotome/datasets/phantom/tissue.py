@@ -70,9 +70,9 @@ def build_tissue(region: Region, shape: Shape, rng: Generator) -> Tissue:
     labels = np.zeros(shape, np.uint8)
     cells = _place_cells(region, bundles > 0.5, fibres, lumens, rng)
     for cell in cells:
+        edge = region.cell_edge + rng.uniform(-OBJECT_EDGE, OBJECT_EDGE)
         if cell.drawn:
             box, distance = locate_cell(cell, shape, 1.0 + max(region.cell_edge + OBJECT_EDGE, 0) / cell.radius)
-            edge = region.cell_edge + rng.uniform(-OBJECT_EDGE, OBJECT_EDGE)
             seen = distance.min(axis=(1, 2), initial=1.0) < np.sqrt(1 - region.cell_pole**2)
             labels[box][(distance <= 1 + edge / cell.radius) & seen[:, None, None]] = CELL
     labels[drawn] = VESSEL
@@ -225,8 +225,7 @@ def _draw_tubes(tubes: Tubes, region: Region, shown: NDArray[np.float32], drawn:
     widths = np.where(left_out[number], 0, np.maximum(radii + edge[number], NARROWEST))
     for voxels, apart, near in _visit_tubes(shown.shape, points, np.maximum(radii, widths)):
         inside = apart <= radii[near]
-        at = tuple(voxels[inside].T)
-        shown[at] = np.maximum(shown[at], share[near[inside]])
+        np.maximum.at(shown, tuple(voxels[inside].T), share[near[inside]])
         drawn[tuple(voxels[apart <= widths[near]].T)] = True
 
 
