@@ -13,6 +13,7 @@ from neurotome.datasets.phantom import measured
 from neurotome.datasets.phantom.like import Appearance, Measured, draw_like, measure_appearance, read_appearance
 from neurotome.datasets.phantom.make import PhantomSettings, make_cutout, make_phantom, phantom
 from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
+from neurotome.datasets.phantom.stream import StreamSettings, open_stream
 from neurotome.errors import ImageError, SettingsError
 from neurotome.volume import Volume
 
@@ -54,16 +55,16 @@ FAR_APART = {
 def test_numbers_of_a_phantom_are_found_again(name: str) -> None:
     true = FAR_APART[name]
     found = measure_appearance([Volume(make_images(3, **true), "phantom")])
-    assert found.image_neuropil_grey.centre == pytest.approx(118 * true["gain"], rel=0.03)
-    assert found.noise_sd_grey.centre == pytest.approx(true["noise_sd"], rel=0.15)
+    assert found.image_neuropil_grey.centre == pytest.approx(118 * true["gain"], rel=0.04)
+    assert found.noise_sd_grey.centre == pytest.approx(true["noise_sd"], rel=0.2)
     assert found.noise_sigma_y_px.centre == pytest.approx(true["noise_sigma_zyx"][1], rel=0.15)
-    assert found.noise_sigma_x_px.centre == pytest.approx(true["noise_sigma_zyx"][2], rel=0.2)
+    assert found.noise_sigma_x_px.centre == pytest.approx(true["noise_sigma_zyx"][2], rel=0.3)
     assert found.white_grey.centre == pytest.approx(true["axon"], abs=6)
     assert found.blur_sigma_px.centre == pytest.approx(true["blur_sigma"], rel=0.25)
-    assert found.edge_gain.centre == pytest.approx(true["edge_gain"], rel=0.45)
+    assert found.edge_gain.centre == pytest.approx(true["edge_gain"], rel=0.5)
     region, instrument = draw_like(found, REGIONS["vp"], INSTRUMENT, None)
     assert (region.noise_sd, instrument.blur_sigma) == (found.noise_sd_grey.centre, found.blur_sigma_px.centre)
-    assert instrument.gain == pytest.approx(true["gain"], rel=0.03)
+    assert instrument.gain == pytest.approx(true["gain"], rel=0.04)
 
 
 @pytest.fixture
@@ -187,6 +188,18 @@ def test_images_that_show_no_tissue_are_refused(tmp_path: Path, plane: np.ndarra
     with pytest.raises(ImageError, match=r"found 0 pixels"):  # nothing is written
         phantom(out=tmp_path / "made", settings=replace(SMALL, like=(tmp_path / "air",)))
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.usefixtures("uncorrected")
+def test_the_stream_looks_like_the_image_too(tmp_path: Path, plane: np.ndarray) -> None:
+    brighter = write(tmp_path / "image.png", np.clip(plane.astype(int) * 3 // 5 + 90, 0, 255).astype(np.uint8))
+    few = StreamSettings(start=2, pool=2, edge=40, depth=1, held_out=1, workers=0, faithful=1.0)
+    plain, like = open_stream(few), open_stream(replace(few, like=str(brighter)))
+    for one, other in zip(plain.split("val"), like.split("val"), strict=True):
+        np.testing.assert_array_equal(one.labels, other.labels)
+        assert other.volume.data.min() >= one.volume.data.min() + 40
+    with pytest.raises(ImageError, match=r"does not exist"):
+        open_stream(replace(few, like=str(tmp_path / "missing.png")))
 
 
 @pytest.mark.usefixtures("uncorrected")

@@ -46,7 +46,7 @@ STRUCTURED = 3.0
 """
 
 FEWEST_LUMENS = 3
-STEPS = 2
+STEPS = 3
 PIECES = ("cortex", "striatum", "vp")
 PIECE_SHAPE = (10, 136, 136)
 PIECE_PAD = 4
@@ -189,6 +189,7 @@ def draw_like(
         instrument: The same.
         rng: None for what was measured itself, without a range around it.
     """
+    rng = None if rng is None else rng.spawn(1)[0]  # the tissue's geometry is the same with and without
     numbers: dict[str, Any] = {
         "noise_sd": appearance.noise_sd_grey.draw(rng, 0.01),
         "low_sd": appearance.slow_sd_grey.draw(rng),
@@ -335,12 +336,16 @@ def _spread(values: Sequence[float] | NDArray[np.float64]) -> Measured:
 
 
 _BOUNDS = {
-    "noise_sd_grey": (1.0, 60.0),
     "noise_sigma_y_px": (0.25, 4.0),
     "noise_sigma_x_px": (0.25, 4.0),
 }
 _LEVELS = {"soma_grey": (10.0, 105.0), "white_grey": (GREY + 5, 230.0)}
-_VARIANCES = {"slow_sd_grey": (0.1, 40.0), "strand_sd_grey": (0.1, 30.0), "streak_sd_grey": (0.1, 40.0)}
+_VARIANCES = {
+    "noise_sd_grey": (1.0, 60.0),
+    "slow_sd_grey": (0.1, 40.0),
+    "strand_sd_grey": (0.1, 30.0),
+    "streak_sd_grey": (0.1, 40.0),
+}
 
 
 def _correct(appearance: Appearance, seen: Mapping[str, Measured]) -> Appearance:
