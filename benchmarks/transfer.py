@@ -24,9 +24,10 @@ Whoever chooses by a number should know how often it was looked at: each row tha
 What a model says is kept under OUT by the digest of its weights; delete that file after a change of prediction itself.
 --scale slice scales the crops as their whole slice, --scale patches the four patches as one image.
 
---numbers 1 2 3: leave one region out. The model is fine-tuned on 1, 2 or 3 of the other patches and predicts the one it has
-not seen; pooled as above; --repeats times, with other choices of patches, or for all three with other seeds, and a 95 %
-interval over them (Student's t). --forest: a random forest besides. What is finished is kept.
+--numbers 1 2 3: leave one region out. The model is fine-tuned, as `neurotome fine-tune` does it, on 1, 2 or 3 of the other
+patches and predicts the one it has not seen; pooled as above; --repeats times with other seeds and, but for all three, other
+choices of patches, and a 95 % interval over them (Student's t). --forest: a random forest besides. What is finished is kept;
+benchmarks/few_labels.py compares recipes.
 """
 
 from __future__ import annotations
@@ -42,34 +43,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from scipy import stats
 from transfer_measures import NEAR_PLANES, OFFSETS, UNSEEN, Labels, Said, judge, plan_crops, read_patches, read_slices
 
 from neurotome import open_dataset
 from neurotome.atomic import atomic_path, write_json
-from neurotome.augment import AugmentSettings
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.datasets.phantom.make import CLASSES
-from neurotome.documents import CONFIGS
 from neurotome.errors import ImageError
+from neurotome.experiments.fine_tune import RECIPE, choose_images, tune_and_score
+from neurotome.keywords import replace_settings
 from neurotome.load import load_predictor
-from neurotome.models.model_folder import find_model, load_model, read_digest
+from neurotome.models.model_folder import find_model, read_digest
 from neurotome.models.stored_model import read_description
 from neurotome.normalize import Scale
 from neurotome.pixels.train import BaselineSettings, fit_baseline
 from neurotome.predictor import Predictor, predict_slice
-from neurotome.runs import Run
 from neurotome.scoring import score_images
-from neurotome.training.fit import fit
-from neurotome.training.prepare import prepare, settle_recipe
-from neurotome.training.recipe import Recipe, TrainSettings
-from neurotome.training.sampler import SampleSettings
 from neurotome.volume import Volume
-
-FINE_TUNE = CONFIGS / "fine_tune.yaml"
 
 
 def predict_labels(predictor: Predictor, image: NDArray[Any], scale: Scale | None = None) -> Labels:
@@ -221,22 +214,13 @@ def show_selection(found: dict[str, dict[str, Any]], looks: dict[str, tuple[int,
     show(f"Selection; looks at any model so far: {total}", ["model", *parts, "looks", "CPU s"], rows)
 
 
-def read_recipe(model: str, seed: int) -> Recipe:
-    asked = yaml.safe_load(FINE_TUNE.read_text())
-    augment = {key: tuple(value) if isinstance(value, list) else value for key, value in asked["augment"].items()}
-    return Recipe(
-        sample=SampleSettings(**asked["sample"]),
-        augment=AugmentSettings(**augment),
-        train=TrainSettings(**{**asked["train"], "seed": seed}),
-        init=model,
-    )
-
-
-def fit_network(dataset: Dataset, model: str, seed: int, run: Path) -> Predictor:
-    shutil.rmtree(run, ignore_errors=True)
-    run.mkdir(parents=True)
-    fit(prepare(dataset, settle_recipe(dataset, read_recipe(model, seed))), Run(run))
-    return load_model(run)
+def fine_tune(patches: Dataset, model: str, seed: int, run: Path) -> Predictor:
+    """Does what `neurotome fine-tune` does; stopped, it goes on."""
+    recipe = replace_settings(RECIPE, {"train": {"seed": seed}, "init": model})
+    tune_and_score(choose_images(patches), "patches", run, recipe)
+    predictor = load_predictor(run)
+    shutil.rmtree(run)
+    return predictor
 
 
 def choose(others: list[Cutout], number: int, repeat: int) -> tuple[Cutout, ...]:
@@ -246,22 +230,22 @@ def choose(others: list[Cutout], number: int, repeat: int) -> tuple[Cutout, ...]
 
 def leave_one_out(data: Path, model: str | None, number: int, repeat: int, out: Path) -> dict[str, Any]:
     """Scores of the four patches, each predicted by a model fine-tuned on others; by a random forest where none is given."""
-    path = out / f"{read_digest(model)[:16] if model else 'forest'}-{number}-{repeat}.json"
-    if path.is_file():
-        return dict(json.loads(path.read_text()))
+    folder = out / f"{read_digest(model)[:16] if model else 'forest'}-{number}-{repeat}"
     cutouts, images = read_patches(data), []
     for held_out in cutouts:
-        others = [cutout for cutout in cutouts if cutout is not held_out]
-        patches = replace(open_dataset(data / "microct_patches"), splits={"train": choose(others, number, repeat)})
-        predictor: Predictor
-        if model:
-            predictor = fit_network(patches, model, repeat, out / "run")
-        else:
-            predictor = fit_baseline(patches, BaselineSettings(seed=repeat))
-        images.append((held_out.name, held_out.read_labels(0), predict_labels(predictor, held_out.volume.data[0])))
-    found = score_images("microct_patches", f"{number} others seen, repeat {repeat}", ClassSet(CLASSES), images)
-    write_json(path, found)
-    return found
+        path = folder / f"{held_out.name}.npy"
+        if not path.is_file():
+            others = choose([cutout for cutout in cutouts if cutout is not held_out], number, repeat)
+            patches = replace(open_dataset(data / "microct_patches"), splits={"train": others})
+            predictor: Predictor
+            if model:
+                predictor = fine_tune(patches, model, repeat, folder / held_out.name)
+            else:
+                predictor = fit_baseline(patches, BaselineSettings(seed=repeat))
+            with atomic_path(path) as temporary:
+                np.save(temporary, predict_labels(predictor, held_out.volume.data[0]))
+        images.append((held_out.name, held_out.read_labels(0), np.load(path, allow_pickle=False)))
+    return score_images("microct_patches", f"{number} others seen, repeat {repeat}", ClassSet(CLASSES), images)
 
 
 def interval(values: Sequence[float]) -> str:

@@ -235,7 +235,7 @@ def test_the_options_on_the_command_line(sized: Path, tmp_path: Path, capsys: py
     assert "note: " in shown
     more = ("--tile", "64", "--halo", "auto", "--channel", "auto", "--time", "0")
     assert run("predict", sized, source, target, "--device", "cpu", "--invert", "--voxel-size-um", "1", *more) == 0
-    assert "note: " not in capsys.readouterr().err
+    assert "voxel size" not in capsys.readouterr().err
     expected = predict(sized, image, settings=PredictSettings(device="cpu", voxel_size_um=1.0))
     np.testing.assert_array_equal(np.asarray(Image.open(target)), expected)
 

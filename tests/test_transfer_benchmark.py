@@ -104,7 +104,7 @@ def test_crops_lie_in_tissue():
 
 def test_views_agree_by_kind_and_refused_crops_are_counted():
     whole = np.zeros((10, 30), np.uint8)
-    whole[:, :10] = measures.AXON
+    whole[:, :6] = measures.AXON
     whole[0, 10:20] = measures.VESSEL
     seen = whole.copy()
     seen[:5, :10] = 0
@@ -112,7 +112,7 @@ def test_views_agree_by_kind_and_refused_crops_are_counted():
     crops = [(slice(None), slice(x, x + 10)) for x in (0, 10, 20)]
     judged = measures.judge_views(whole, [(seen, crops)])
     assert judged["refused"] == 1
-    assert judged["axon"] == [0.5, pytest.approx((0 + 2 / 3) / 2)]
+    assert judged["axon"] == [0.7, pytest.approx((2 * 40 / 110 + 2 * 30 / 90) / 2)]
     assert judged["neuropil"] == [1, 1]
 
 

@@ -21,13 +21,15 @@ from neurotome.errors import NeurotomeError, RunError, SettingsError
 from neurotome.inference import block_worker, geometry
 from neurotome.inference.predict import predict, predict_probs
 from neurotome.inference.predict_settings import PredictSettings
+from neurotome.inference.verify import verify
 from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger
 from neurotome.io.label_store import open_label_store
 from neurotome.models.model_folder import save_model
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network
-from neurotome.normalize import Normalization
+from neurotome.normalize import Normalization, measure_tissue
+from neurotome.volume import Volume
 
 CLASSES = ClassSet(("background", "vessel", "cell"))
 SHAPE = (10, 40, 70)
@@ -36,14 +38,14 @@ CPU = PredictSettings(device="cpu", tile=32)
 PLAIN = VolumeSettings(back_end="torch", tolerance=0, threads=1)
 
 
-def make_model(folder: Path, in_channels: int = 1) -> Path:
+def make_model(folder: Path, in_channels: int = 1, mode: str = "image") -> Path:
     torch.manual_seed(3)
     settings = ModelSettings(decoder="linknet", encoder="resnet18", encoder_depth=3, in_channels=in_channels)
     net = build_network(settings, 3)
     with torch.no_grad():
         for _ in range(3):
             net(torch.randn(4, in_channels, 64, 64))
-    save_model(NetPredictor(net, settings, CLASSES, Normalization("image", 100, 25, "uint8"), HALO), folder)
+    save_model(NetPredictor(net, settings, CLASSES, Normalization(mode, 100, 25, "uint8"), HALO), folder)
     return folder
 
 
@@ -372,3 +374,20 @@ def test_a_damaged_chunk_is_named(home: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(NeurotomeError, match=r"c/2/1/2: this chunk is damaged or was cut \(20 bytes"):
         predict(home / "model", damaged, tmp_path / "out.zarr", settings=CPU, options=replace(PLAIN, retries=1))
+
+
+def test_a_reference_gives_the_scale_and_another_is_refused(home: Path, tmp_path: Path) -> None:
+    model, out = make_model(tmp_path / "tissue", mode="tissue"), tmp_path / "out.zarr"
+    for number, name in enumerate(("one", "other")):
+        Image.fromarray(make_grey((1, 40, 90))[0] + np.uint8(number)).save(tmp_path / f"{name}.png")
+    settled = replace(CPU, reference=str(tmp_path / "one.png"))
+    predict(model, home / "image.zarr", out, settings=settled, options=PLAIN)
+    expected = measure_tissue(Volume(make_grey((1, 40, 90)), "one"))
+    scale = open_label_store(out).attributes["inference"]["scale"]
+    assert (scale["mean"], scale["std"]) == (expected.mean, expected.std)
+    assert scale["source"].endswith(f"of the reference {tmp_path / 'one.png'}")
+    assert str(tmp_path / "one.png") in verify(out)["grey scale"]
+    predict(model, home / "image.zarr", out, settings=settled, options=PLAIN)
+    for reference in (str(tmp_path / "other.png"), "own", ""):
+        with pytest.raises(RunError, match="was begun with something else: reference"):
+            predict(model, home / "image.zarr", out, settings=replace(CPU, reference=reference), options=PLAIN)

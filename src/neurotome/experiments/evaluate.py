@@ -19,7 +19,8 @@ from neurotome.atomic import write_json
 from neurotome.classes import Palette
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import SPLITS, Cutout, Dataset, DatasetOrName
-from neurotome.errors import ImageError, ModelError, RunError
+from neurotome.datasets.scales import scale_dataset
+from neurotome.errors import ImageError, ModelError, RunError, SettingsError
 from neurotome.inference.jobs import Output
 from neurotome.inference.slices import label_slices, predict_slices
 from neurotome.io import find_image, open_labels
@@ -28,11 +29,13 @@ from neurotome.models.model_folder import add_facts, find_model, read_digest
 from neurotome.outputs import plan_outputs
 from neurotome.predictor import Device, Predictor
 from neurotome.progress import Progress
+from neurotome.reference import identify_reference, refer
 from neurotome.report import build_report, verdict
 from neurotome.runs import Run
 from neurotome.runs.contents import check_scores, read_checked
 from neurotome.runs.run import redo_damaged
 from neurotome.scoring import Scores, score_images
+from neurotome.shared_scale import DatasetScales
 from neurotome.statistics import IntervalSettings
 
 
@@ -43,6 +46,7 @@ def evaluate(
     split: Literal["train", "val", "test"] = "test",
     out: Path | None = None,
     device: Device = "auto",
+    reference: str = "",
     interval: IntervalSettings = IntervalSettings(),
 ) -> Scores:
     """Scores a trained model on a split of a dataset.
@@ -53,6 +57,8 @@ def evaluate(
         split: Which images.
         out: File to write the scores to; new, or one of scores.
         device: Where it runs: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps.
+        reference: Image, or folder of images, of the same scan over which the grey scale is measured; empty: over those
+            images of the dataset that share one; own: each by itself.
         interval: How intervals are measured.
 
     Returns:
@@ -77,8 +83,19 @@ def evaluate(
             f"{model}: the model's classes are {', '.join(predictor.classes.names)}, the dataset {dataset.name} has "
             f"{', '.join(dataset.classes.names)}. Choose a dataset with the model's classes, or train on this one."
         )
+    if reference and predictor.normalization.mode != "tissue":
+        raise SettingsError(
+            f"--reference {reference}: the model scales grey values by {predictor.normalization.mode!r}, not by what images "
+            "show. Leave it out."
+        )
+    normalization = refer(predictor.normalization, reference) if reference else predictor.normalization
+    scales = scale_dataset(normalization, dataset, split)
+    sys.stderr.writelines(f"note: {sentence}\n" for sentence in scales.said)
     made_from = trace_scores(dataset, split, read_digest(Path(model)))
-    scores = Scores({**score_split(predictor, dataset, split, interval=interval), "made_from": made_from})
+    if reference:
+        made_from["reference_sha256"] = str(identify_reference(reference))
+    scored = score_split(predictor, dataset, split, interval=interval, scales=scales)
+    scores = Scores({**scored, "made_from": made_from})
     if out is not None:
         write_json(out, scores)
     return scores
@@ -135,16 +152,18 @@ def score_split(
     predictions: Path | None = None,
     uncertainty: Path | None = None,
     interval: IntervalSettings = IntervalSettings(),
+    scales: DatasetScales | None = None,
 ) -> dict[str, Any]:
     """Predicts the images of a split and scores them slice by slice.
 
     Label files go to the folder `predictions` and images of 1 - the probability of the chosen class, times 255, to
-    `uncertainty`, if they are given.
+    `uncertainty`, if they are given. `scales` are those of the dataset's images if not given.
 
     Returns:
         The content of `scores/<split>.json`.
     """
     cutouts = dataset.split(split)
+    scales = scales or scale_dataset(predictor.normalization, dataset, split)
     progress = Progress(f"scoring {split}", sum(c.volume.data.size for c in cutouts) / 1e6, "Mpixel")
 
     def advance(before: float, mpixels: float) -> None:
@@ -157,13 +176,16 @@ def score_split(
             name = f"{cutout.name}{'.png' if depth == 1 else '.tif'}"
             folders: dict[Output, Path | None] = {"labels": predictions, "uncertainty": uncertainty}
             files = {kind: folder / name for kind, folder in folders.items() if folder is not None}
-            probs = predict_slices(predictor, cutout.volume, on_progress=partial(advance, done))
+            scale = scales.scale_for(cutout.volume)
+            probs = predict_slices(predictor, cutout.volume, scale, on_progress=partial(advance, done))
             labelled = label_slices(probs, files, cutout.volume, dataset.classes)
             for z, (slice_name, labels) in enumerate(zip(cutout.slice_names, labelled, strict=True)):
                 yield slice_name, cutout.read_labels(z), labels
             done += cutout.volume.data.size / 1e6
 
     scores = score_images(dataset.name, split, dataset.classes, predict_all(), interval)
+    if scales.said:
+        scores["grey_scale"] = list(scales.said)
     progress.finish(f"macro F1 {scores['macro']['f1']:.3f}" if scores["macro"]["f1"] is not None else "")
     return scores
 

@@ -19,6 +19,7 @@ from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Cutout, Dataset, DatasetOrName
 from neurotome.datasets.phantom.make import CLASSES
 from neurotome.datasets.phantom.stream import make_checked
+from neurotome.datasets.scales import scale_dataset
 from neurotome.documents import CONFIGS, read_yaml
 from neurotome.errors import SettingsError
 from neurotome.experiments.evaluate import finish, score_splits
@@ -30,6 +31,7 @@ from neurotome.metrics import confusion, scores
 from neurotome.models.model_folder import load_model, save_model
 from neurotome.progress import Progress
 from neurotome.runs import Run, find_method, record_run
+from neurotome.shared_scale import DatasetScales
 from neurotome.tables import Table
 from neurotome.training.prepare import prepare, settle_recipe
 from neurotome.training.recipe import Recipe
@@ -136,7 +138,9 @@ def tune_and_score(dataset: Dataset, name: str, out: Path, recipe: Recipe) -> Ru
     recipe, config = settled.recipe, {"dataset": name, **dataclasses.asdict(settled.recipe)}
     method = f"{recipe.model.decoder}, {recipe.model.encoder}, fine-tuned"
     origin = find_method(recipe.init), settled.init_sha256
-    record = record_run("network", method, {**config, "alphas": ALPHAS}, dataset, recipe.train.seed, *origin)
+    record = record_run(
+        "network", method, {**config, "alphas": ALPHAS}, dataset, recipe.train.seed, *origin, settled.reference_sha256
+    )
     run = Run(out)
     run.check(config, record)
     if not run.is_finished:
@@ -171,7 +175,7 @@ def _tune(dataset: Dataset, name: str, run: Run, folder: Path, recipe: Recipe) -
     left_out = []
     for number, (seen, unseen) in enumerate(parts):
         trained = train(number, seen)
-        left_out.append(count_by_alpha(recipe.init, trained, unseen, recipe.train.device))
+        left_out.append(count_by_alpha(recipe.init, trained, unseen, recipe.train.device, dataset))
     final = train(len(parts), dataset.split("train"))
     tissue: dict[float, Counts] = {}
     if dataset.classes.names == CLASSES:
@@ -240,19 +244,25 @@ def _part_labels(cutout: Cutout, quarter: int, ignore: int) -> tuple[Cutout, Cut
     return Cutout(cutout.volume, seen), Cutout(cutout.volume, unseen)
 
 
-def count_by_alpha(base: str, trained: Run, cutouts: Sequence[Cutout], device: str) -> dict[float, Counts]:
-    """Returns the confusion matrix of images for each alpha, of weights between a model and what was trained from it."""
+def count_by_alpha(
+    base: str, trained: Run, cutouts: Sequence[Cutout], device: str, dataset: Dataset | None = None
+) -> dict[float, Counts]:
+    """Returns the confusion matrix of images for each alpha, of weights between a model and what was trained from it.
+
+    Images of a dataset are predicted on the grey scale that they share with its others.
+    """
     from neurotome.models.net import choose_device
     from neurotome.models.net_predictor import mix
 
     old, new = load_model(base), load_model(trained.folder)
     new.net.to(choose_device(device))
+    scales = scale_dataset(new.normalization, dataset) if dataset else DatasetScales(new.normalization, [])
     counts = {}
     for alpha in ALPHAS:
         predictor = mix(old, new, alpha)
         counts[alpha] = np.zeros((len(predictor.classes),) * 2, np.int64)
         for cutout in cutouts:
-            for z, probs in enumerate(predict_slices(predictor, cutout.volume)):
+            for z, probs in enumerate(predict_slices(predictor, cutout.volume, scales.scale_for(cutout.volume))):
                 counts[alpha] += confusion(cutout.read_labels(z), probs.argmax(0), predictor.classes)
     return counts
 

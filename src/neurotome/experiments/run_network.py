@@ -41,7 +41,7 @@ def train_and_score(
     config = {"dataset": name, **dataclasses.asdict(settled.recipe)}
     method = method or f"{settled.recipe.model.decoder}, {settled.recipe.model.encoder}"
     origin = find_method(recipe.init), settled.init_sha256
-    record = record_run("network", method, config, dataset, recipe.train.seed, *origin)
+    record = record_run("network", method, config, dataset, recipe.train.seed, *origin, settled.reference_sha256)
     run = Run(out)
     longer = run.check(config, record, GROWING)
     # a damaged table of epochs is written again from the checkpoint, as a damaged summary is

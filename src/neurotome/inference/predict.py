@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from cyclopts import Parameter
 from numpy.typing import NDArray
 
 from neurotome.errors import ImageError, SettingsError
+from neurotome.inference.grey_scale import GreyScales, measure_scales
 from neurotome.inference.jobs import Job, Output, list_sources, plan_jobs
 from neurotome.inference.predict_settings import PredictSettings
 from neurotome.inference.volume_job import find_extremes, flip_grey
@@ -65,7 +67,7 @@ def predict(
             return predict_volume(str(model), Path(input), Path(output), settings, options)
     options.refuse_given("name an output that ends in .zarr, or IMAGE.zarr/labels/NAME")
     image = Path(input) if isinstance(input, (str, Path)) else _open(input, settings)
-    jobs, legend = _plan(image, output, settings)
+    jobs, legend, sources = _plan(image, output, settings)
     if not jobs and legend is None:
         return []
     from neurotome.inference.overlay import Painter, write_legend
@@ -77,14 +79,20 @@ def predict(
     shown = [classes.index(name) for name in settings.show] or list(range(1 - classes.first_id, len(classes)))
     failures: list[str] = []
     noted = False
+    scales = measure_scales(
+        predictor, sources, partial(_open, settings=settings), reference=settings.reference, invert=settings.invert
+    )
     for number, job in enumerate(jobs, start=1):
         try:
-            volume = job.source if isinstance(job.source, Volume) else _open(job.source, settings)
+            volume = _open(job.source, settings)
             noted = noted or note_unknown_size(volume, predictor.voxel_size_um)
             title = f"predicting {volume.name}" + (f" ({number} of {len(jobs)})" if len(jobs) > 1 else "")
             progress = Progress(title, math.prod(volume.shape) / 1e6, "Mpixel")
-            prepared = _prepare(predictor, volume, settings)
-            probs = predict_slices(predictor, prepared, tile=settings.tile, halo=settings.halo, on_progress=progress.update)
+            prepared = _prepare(predictor, volume, scales)
+            scale = scales.choose(job.source, prepared)
+            probs = predict_slices(
+                predictor, prepared, scale, tile=settings.tile, halo=settings.halo, on_progress=progress.update
+            )
             painter = Painter(volume, classes, shown) if "overlay" in job.files else None
             slices = label_slices(probs, job.files, volume, classes, painter)
             if isinstance(input, (str, Path)):
@@ -128,12 +136,17 @@ def predict_probs(
 
     volume = _open(image, settings)
     predictor = load_predictor(Path(model), settings.device) if isinstance(model, (str, Path)) else model
-    volume = _prepare(predictor, volume, settings)
-    return np.stack(list(predict_slices(predictor, volume, tile=settings.tile, halo=settings.halo)), axis=1)
+    read = partial(_open, settings=settings)
+    scales = measure_scales(predictor, [volume], read, reference=settings.reference, invert=settings.invert)
+    volume = _prepare(predictor, volume, scales)
+    scale = scales.choose(volume, volume)
+    return np.stack(list(predict_slices(predictor, volume, scale, tile=settings.tile, halo=settings.halo)), axis=1)
 
 
-def _plan(image: Path | Volume, output: str | Path | None, settings: PredictSettings) -> tuple[list[Job], Path | None]:
-    """Returns what is to be predicted, with the files to write, and the legend if there is one to write."""
+def _plan(
+    image: Path | Volume, output: str | Path | None, settings: PredictSettings
+) -> tuple[list[Job], Path | None, list[Path | Volume]]:
+    """Returns what is to be predicted, with the files to write, the legend if there is one to write, and all images."""
     wanted: dict[Output, bool] = {"confidence": settings.confidence, "overlay": settings.overlay}
     beside = [kind for kind, is_wanted in wanted.items() if is_wanted]
     if output is None and (isinstance(image, Path) or beside):
@@ -143,13 +156,16 @@ def _plan(image: Path | Volume, output: str | Path | None, settings: PredictSett
         )
     plain = [Job(image, {})] if isinstance(image, Volume) else []
     if output is None:
-        return plain, None
-    jobs, legend = plan_jobs(*list_sources(image, Path(output)), beside, settings.existing)
-    return jobs or plain, legend
+        return plain, None, [image]
+    pairs, legend = list_sources(image, Path(output))
+    jobs, written = plan_jobs(pairs, legend, beside, settings.existing)
+    return jobs or plain, written, [source for source, _ in pairs]
 
 
-def _open(source: str | Path | NDArray[Any], settings: PredictSettings) -> Volume:
+def _open(source: str | Path | NDArray[Any] | Volume, settings: PredictSettings) -> Volume:
     """Returns a file, or an array (y, x) or (z, y, x) checked as a file would be, as a volume."""
+    if isinstance(source, Volume):
+        return source
     edge = settings.voxel_size_um
     size_um = None if edge == "auto" else (edge, edge, edge)
     if isinstance(source, (str, Path)):
@@ -162,12 +178,12 @@ def _open(source: str | Path | NDArray[Any], settings: PredictSettings) -> Volum
     return Volume(data, "array", size_um)
 
 
-def _prepare(predictor: Predictor, volume: Volume, settings: PredictSettings) -> Volume:
+def _prepare(predictor: Predictor, volume: Volume, scales: GreyScales) -> Volume:
     """Flips the grey values if asked to, and says so if they are unlike the training data's."""
     chunks = list_chunks(volume.data)
     if chunks is not None and chunks.note:
         warnings.warn(f"{volume.path}: {chunks.note} If they should be there, copy or export it again.", stacklevel=3)
-    volume = invert_grey(volume) if settings.invert else volume
+    volume = scales.prepare(volume)
     predictor.normalization.note_unlike(volume)
     return volume
 

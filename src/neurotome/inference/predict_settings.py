@@ -39,6 +39,11 @@ class PredictSettings:
     invert: bool = False
     """Flip the grey values first: for images in which vessels and cells are brighter than the tissue around them."""
 
+    reference: str = ""
+    """Image, or folder of images, of the same scan over which the grey scale is measured: for images that show one kind of
+    tissue only, such as white matter. Empty: over all images of a folder that share a grey scale, or over the one image;
+    own: each image by itself. For models of normalisation tissue, as the packaged one is."""
+
     voxel_size_um: float | Literal["auto"] = "auto"
     """Edge of the image's pixels in micrometres; auto: what the file says. Where the model's differs, slices are resampled
     to it and the labels brought back."""

@@ -26,6 +26,7 @@ from neurotome.volume import Volume
 def predict_slices(
     predictor: Predictor,
     volume: Volume,
+    scale: Scale | None = None,
     *,
     tile: int | Literal["auto"] = "auto",
     halo: int | Literal["auto"] = "auto",
@@ -36,6 +37,7 @@ def predict_slices(
     Args:
         predictor: A network or pixel classifier.
         volume: What to predict; may be lazy.
+        scale: Its grey scale, where it shares one with others; None: its own.
         tile: Edge of a tile in pixels; auto: the predictor's own.
         halo: Pixels read around a tile; auto: the predictor's own.
         on_progress: Called with the Mpixels done so far.
@@ -58,7 +60,7 @@ def predict_slices(
             f"pixels only approximate it. Raise tile above {max(shape)} if memory allows.",
             stacklevel=2,
         )
-    scale = predictor.normalization.scale_for(volume)
+    scale = scale or predictor.normalization.scale_for(volume)
     done = 0.0
 
     def count(pixels: int) -> None:

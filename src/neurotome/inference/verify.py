@@ -194,6 +194,8 @@ def _describe(ledger: BlockLedger, arrays: Sequence[Checked], finest: int) -> di
         "blocks": f"{len(done)} of {len(arrays[0].grid)} are written down as done, {in_part} of them in part",
         "coarser levels": f"{len(arrays) - finest}",
     }
+    if (scale := ledger.head.get("chosen", {}).get("scale")) and scale["source"]:
+        report["grey scale"] = f"mean {scale['mean']:.4g} and deviation {scale['std']:.4g}, measured from {scale['source']}"
     if failed := ledger.failures:
         report["set aside"] = ", ".join(map(str, failed))
     return report

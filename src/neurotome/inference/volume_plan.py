@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from neurotome.engines import list_gpus, settle_engine
 from neurotome.errors import SettingsError
 from neurotome.inference.geometry import Geometry, estimate_memory, plan_geometry
+from neurotome.inference.grey_scale import measure_scales
 from neurotome.inference.halo import choose_halo
 from neurotome.inference.predict_settings import PredictSettings
 from neurotome.inference.selection import parse_bbox, select_tiles
-from neurotome.inference.volume_job import LEDGER, VolumeJob, VolumeSource, find_extremes, pack_tiles
+from neurotome.inference.volume_job import LEDGER, VolumeJob, VolumeSource, pack_tiles
 from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger, read_head
 from neurotome.io.chunks import list_chunks
@@ -34,6 +35,7 @@ from neurotome.normalize import Scale
 from neurotome.predictor import Predictor
 from neurotome.quantities import format_bytes, read_bytes
 from neurotome.runs.environment import measure_peak_memory
+from neurotome.shared_scale import OWN
 from neurotome.volume import Volume, note_unknown_size
 
 MOST_MEMORY = 8_000_000_000
@@ -104,6 +106,9 @@ def plan_volume(
         "settings": _list_settings(settings, options),
         "device": device.partition(":")[0],
     }
+    if settings.reference:  # else jobs that were begun before there was such a setting go on
+        own = settings.reference == OWN
+        fingerprint["reference"] = OWN if own else compare_by(identify_input(settings.reference))
     chosen: dict[str, Any] = {}
     if not options.overwrite and read_head(labels / LEDGER) is not None:
         chosen = dict(BlockLedger(labels / LEDGER, fingerprint, writer="none").head["chosen"])  # refuses another fingerprint
@@ -113,8 +118,11 @@ def plan_volume(
             f"{model}: has {len(predictor.classes)} classes; expected fewer, because 255 means not predicted."
         )
     is_new = not chosen
-    if is_new and settings.invert:
-        chosen["flip"] = list(find_extremes(volume))
+    if is_new:
+        source_of = functools.partial(_open_like, opened, volume)
+        scales = measure_scales(predictor, [source], source_of, reference=settings.reference, invert=settings.invert)
+        if settings.invert:
+            chosen["flip"] = list(scales.flips[volume.data.dtype.name])
     if chosen.get("flip"):
         low, high = chosen["flip"]
         opened = dataclasses.replace(opened, flip=(low, high))
@@ -122,6 +130,8 @@ def plan_volume(
     if is_new:
         note_unknown_size(volume, predictor.voxel_size_um)
         predictor.normalization.note_unlike(volume)
+        shared = scales.choose(source, volume) or predictor.normalization.scale_for(volume)
+        chosen["scale"] = {"mean": shared.mean, "std": shared.std, "source": shared.source}
     memory = _choose_memory(options.max_memory)
     if "geometry" not in chosen:
         predictor = _choose(predictor, volume, chosen, settings, options, device, memory)
@@ -166,6 +176,11 @@ def plan_volume(
     )
 
 
+def _open_like(opened: VolumeSource, volume: Volume, path: Path | Volume) -> Volume:
+    """Opens another image as the volume was opened, or returns the volume itself."""
+    return volume if str(path) == opened.path else dataclasses.replace(opened, path=str(path)).open()
+
+
 def _list_settings(settings: PredictSettings, options: VolumeSettings) -> dict[str, Any]:
     """Returns the settings that change a voxel."""
     kept = ("tile", "halo", "confidence", "invert", "voxel_size_um", "channel", "time")
@@ -182,9 +197,8 @@ def _choose(
     device: str,
     memory_bytes: int,
 ) -> Predictor:
-    """Settles scale, back end, halo and geometry, writes them into `chosen`, and returns the predictor of that back end."""
-    scale = predictor.normalization.scale_for(volume)
-    chosen["scale"] = {"mean": scale.mean, "std": scale.std, "source": scale.source}
+    """Settles back end, halo and geometry, writes them into `chosen`, and returns the predictor of that back end."""
+    scale = Scale(chosen["scale"]["mean"], chosen["scale"]["std"])
     # 8 bit is fitted to the patches, so it needs to see more of the volume
     patches = scale.apply(_cut_patches(predictor, volume, 3 if options.back_end == "openvino-int8" else 1))
     predictor, reports = choose_back_end(predictor, patches, [options.back_end], math.prod(volume.shape))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from neurotome.blocks import Slices, plan_blocks
 from neurotome.datasets.base import Cutout, Dataset
+from neurotome.datasets.scales import scale_dataset
 from neurotome.datasets.statistics import count_slices
 from neurotome.features import Extractor, Read
 from neurotome.normalize import Normalization, Scale
@@ -62,6 +63,7 @@ def draw_pixels(
     table = np.empty((int(rows.sum()), len(extractor.names)), np.float32)
     labels = np.empty(len(table), np.uint8)
     done = 0
+    scales = scale_dataset(normalization, dataset, split)
     slices = [(cutout, z) for cutout in dataset.split(split) for z in range(cutout.volume.shape[0])]
     for (cutout, z), asked in zip(slices, spread_rows(count_slices(dataset, split), rows, rng), strict=True):
         if not asked.any():
@@ -71,7 +73,7 @@ def draw_pixels(
         for i in np.flatnonzero(asked):
             places = np.flatnonzero(truth == i)
             picked.reshape(-1)[rng.choice(places, asked[i], replace=False, shuffle=False)] = True
-        scale = normalization.scale_for(cutout.volume)
+        scale = scales.scale_for(cutout.volume)
         for features, classes in _compute_slice(cutout, z, truth, picked, extractor, scale):
             rows_done = slice(done, done + len(classes))
             table[rows_done], labels[rows_done] = features, classes

@@ -14,8 +14,8 @@ from neurotome.runs.contents import check_types
 
 FORMAT = 1
 
-NAMED_MODELS = ("init", "encoder.model")
-"""Settings that name a model, which is told apart by its weights."""
+NAMED = ("init", "encoder.model", "train.reference")
+"""Settings that name a model or images, which are told apart by their content."""
 
 LEARNERS = {"rf": "forest", "gbdt": "boosting", "lr": "logistic"}
 """Settings that a learner reads, and the others do not."""
@@ -36,6 +36,7 @@ class Record:
         splits: For each split that the dataset has, for each image by its name: SHA-256 of its `pixels` and its `labels`,
             and `voxel_size_um` (z, y, x) or None.
         init_sha256: Weights that training began with, None if they were random.
+        reference_sha256: Images over which the grey scale was measured, None if they were the training images.
     """
 
     kind: Kind
@@ -46,6 +47,7 @@ class Record:
     ignore: int
     splits: Mapping[str, Mapping[str, Mapping[str, Any]]]
     init_sha256: str | None = None
+    reference_sha256: str | None = None
     format: int = FORMAT
 
     @classmethod
@@ -67,6 +69,7 @@ def record_run(
     seed: int,
     init_method: str | None = None,
     init_sha256: str | None = None,
+    reference_sha256: str | None = None,
 ) -> Record:
     """Returns the record of a run that is to be made, of a method's short name and the complete settings.
 
@@ -77,19 +80,22 @@ def record_run(
     names, ignore = dataset.classes.names, dataset.classes.ignore
     # tissue that is made while training differs with the seed, which makes no other method
     data = None if dataset.source is not None else {name: splits.get(name) for name in ("train", "val")}
-    methodical = {key: value for key, value in list_settings(config).items() if key not in NAMED_MODELS}
-    content = json.dumps([kind, methodical, names, ignore, data, init_method or init_sha256], sort_keys=True)
+    methodical = {key: value for key, value in list_settings(config).items() if key not in NAMED}
+    content = json.dumps(
+        [kind, methodical, names, ignore, data, init_method or init_sha256, *filter(None, [reference_sha256])],
+        sort_keys=True,
+    )
     digest = hashlib.sha256(content.encode()).hexdigest()
-    return Record(kind, method, digest, seed, names, ignore, splits, init_sha256)
+    return Record(kind, method, digest, seed, names, ignore, splits, init_sha256, reference_sha256)
 
 
 def compare_configs(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns the settings that differ, by dotted name, with both values.
 
-    Where the dataset and the models lie makes no difference: they are compared by content.
+    Where the dataset, the models and the reference lie makes no difference: they are compared by content.
     """
     before, now = flatten(there), flatten(asked)
-    keys = [key for key in before | now if key not in ("dataset", *NAMED_MODELS)]
+    keys = [key for key in before | now if key not in ("dataset", *NAMED)]
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 

@@ -109,6 +109,12 @@ class Run:
                 f"{self}: the model that this run began with{named} has other weights now, or another one is asked for. "
                 "Restore it to go on, or use a new --out."
             )
+        if there.reference_sha256 != record.reference_sha256:
+            before, asked = (flatten(settings).get("train.reference") for settings in (known, config))
+            raise RunError(
+                f"{self}: the reference over which this run measured the grey scale is another now, or its images changed "
+                f"(train.reference {before!r} there, {asked!r} asked). Give or restore it to go on, or use a new --out."
+            )
         if changes := compare_data(there, record, ("train", "val")):
             raise RunError(
                 f"{self}: the training or validation data changed since this run began: {'; '.join(changes)}. Restore "

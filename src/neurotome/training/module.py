@@ -83,7 +83,7 @@ class SegmentationModule(lightning.LightningModule):
         self.loss, self.sampler, self.validation = loss, sampler, validation
         # once, because an image's own scale is measured on the whole image
         cutouts = {id(cutout): cutout for cutout, _ in validation}
-        self.scales = {key: predictor.normalization.scale_for(cutout.volume) for key, cutout in cutouts.items()}
+        self.scales = {key: sampler.scales.scale_for(cutout.volume) for key, cutout in cutouts.items()}
         self.augment_settings, self.settings = augment_settings, settings
         self.steps_per_epoch, self.rate = int(settings.steps_per_epoch), float(settings.learning_rate)
         norms = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.instancenorm._InstanceNorm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import psutil
 from neurotome.augment import check_augment
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.phantom.stream import open_replay
+from neurotome.datasets.scales import scale_dataset
 from neurotome.datasets.statistics import list_seen
 from neurotome.errors import DatasetError, ModelError, SettingsError
 from neurotome.lazy import mend_torchvision
@@ -21,6 +23,7 @@ from neurotome.models.model_folder import build_predictor, find_model
 from neurotome.models.networks import USUAL, ModelSettings, build_network, settle_network
 from neurotome.models.stored_model import read_model
 from neurotome.normalize import fit_normalization
+from neurotome.reference import identify_reference, refer
 from neurotome.training.recipe import Recipe, check_training
 from neurotome.training.sampler import PatchSampler, SampleSettings, collect_slices
 from neurotome.volume import note_other_size
@@ -50,11 +53,13 @@ class Settled:
         recipe: No setting in it is auto.
         init: The model that training starts from, if any; its network is trained.
         init_sha256: Digest of that model's weights.
+        reference_sha256: What `train.reference` names, told by its content.
     """
 
     recipe: Recipe
     init: NetPredictor | None = None
     init_sha256: str | None = None
+    reference_sha256: str | None = None
 
 
 def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
@@ -110,7 +115,13 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
                 f"train.normalization is {train.normalization!r}, but {recipe.init} was trained with {mode!r}, which its "
                 "weights depend on. Leave the setting out, or leave out --init."
             )
-    return Settled(dataclasses.replace(recipe, model=model, train=train, sample=sample), init, digest)
+    if train.reference and (train.normalization != "tissue" or dataset.source is not None):
+        raise SettingsError(
+            f"train.reference is {train.reference!r}, but grey values are scaled by {train.normalization!r} and the dataset "
+            f"is {dataset.name}; expected train.normalization tissue and images of one scan. Leave train.reference out."
+        )
+    recipe = dataclasses.replace(recipe, model=model, train=train, sample=sample)
+    return Settled(recipe, init, digest, identify_reference(train.reference))
 
 
 def load_init(dataset: Dataset, name: str) -> tuple[NetPredictor, str]:
@@ -226,6 +237,10 @@ def prepare(dataset: Dataset, settled: Settled) -> SegmentationModule:
         normalization = fit_normalization((c.volume for c in dataset.split("train")), train.normalization)
     else:
         normalization = init.normalization
+    if train.reference:
+        normalization = refer(normalization, train.reference)
+    scales = scale_dataset(normalization, dataset)
+    sys.stderr.writelines(f"note: {sentence}\n" for sentence in scales.said)
     held_out = dataset.splits.get("val", ())
     if not held_out and train.keep == "best":
         warnings.warn(
@@ -234,9 +249,9 @@ def prepare(dataset: Dataset, settled: Settled) -> SegmentationModule:
             stacklevel=2,
         )
     for cutout in held_out:
-        normalization.scale_for(cutout.volume)
+        scales.scale_for(cutout.volume)
     replay = (open_replay(dataset, patch, in_channels, train.seed), train.replay) if train.replay else None
-    sampler = PatchSampler(dataset, sample, normalization, in_channels, train.seed, replay)
+    sampler = PatchSampler(dataset, sample, scales, in_channels, train.seed, replay)
     if init is None:
         list_seen(dataset, sampler.class_counts)
     criterion = build_loss(recipe.loss, dataset.classes, sampler.class_counts)

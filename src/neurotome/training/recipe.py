@@ -83,6 +83,11 @@ class TrainSettings:
     image's tissue and darkest pixels, which survives another scanner's grey scale, or by the largest value of the integer
     dtype (range: 255 for uint8; black is 0); auto: dataset, or as the model of --init does."""
 
+    reference: str = ""
+    """Image, or folder of images, of the same scan over which normalization tissue measures the grey scale, by which the
+    model then scales whatever fits it. Empty: over those images of train and val that share a grey scale; own: each by
+    itself."""
+
     replay: float = 0.0
     """Share of the drawn patches that show synthetic tissue, so that fine-tuning does not forget it; 0: none. Classes that
     no pixel of one's own images has are then learned from the tissue alone."""

@@ -6,7 +6,7 @@ That makes resuming exact: whoever asks for batch 1234 gets the same patches, ho
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from neurotome.datasets.base import Cutout, CutoutSource, Dataset
 from neurotome.datasets.statistics import count_slices
 from neurotome.errors import SettingsError
 from neurotome.normalize import Normalization, Scale
+from neurotome.shared_scale import DatasetScales
 
 Place = tuple[int, int, int, int]
 """Cutout, and where in it a patch begins: z, y, x."""
@@ -50,8 +51,8 @@ class SampleSettings:
 class Pool:
     """The cutouts of a source at a step, from which places are drawn."""
 
-    def __init__(self, source: CutoutSource, classes: ClassSet, normalization: Normalization, edge: int) -> None:
-        self.source, self.classes, self.normalization, self.edge = source, classes, normalization, edge
+    def __init__(self, source: CutoutSource, classes: ClassSet, known: Normalization | DatasetScales, edge: int) -> None:
+        self.source, self.classes, self.known, self.edge = source, classes, known, edge
         self.numbers: list[int] = []  # those that the source gives the cutouts
         self.cutouts: tuple[Cutout, ...] = ()
         self.scales: list[Scale] = []
@@ -64,7 +65,7 @@ class Pool:
         if numbers == self.numbers:
             return
         known = dict(zip(self.numbers, self.scales, strict=True))
-        self.scales = [known.get(number) or self.normalization.scale_for(cutout.volume) for number, cutout in window]
+        self.scales = [known.get(number) or self.known.scale_for(cutout.volume) for number, cutout in window]
         self.numbers, self.cutouts = numbers, tuple(cutout for _, cutout in window)
         self.counts = np.concatenate([cutout.label_counts[:, : len(self.classes)] for cutout in self.cutouts])
         self.slices = collect_slices(self.cutouts, 0)
@@ -130,7 +131,7 @@ class PatchSampler:
         self,
         dataset: Dataset,
         settings: SampleSettings,
-        normalization: Normalization,
+        normalization: Normalization | DatasetScales,
         in_channels: int,
         seed: int,
         replay: tuple[CutoutSource, float] | None = None,
@@ -159,8 +160,11 @@ class PatchSampler:
             )
         count_slices(dataset)  # refuses data without a label
         self.settings, self.in_channels, self.seed = settings, in_channels, seed
-        sources = [dataset.source or CutoutSource(cutouts), *([replay[0]] if replay else [])]
-        self.pools = [Pool(source, dataset.classes, normalization, edge) for source in sources]
+        self.scales = normalization
+        self.pools = [Pool(dataset.source or CutoutSource(cutouts), dataset.classes, normalization, edge)]
+        if replay:  # each of its cutouts has a grey scale of its own
+            plain = normalization.normalization if isinstance(normalization, DatasetScales) else normalization
+            self.pools.append(Pool(replay[0], dataset.classes, replace(plain, reference=None), edge))
         self.share = replay[1] if replay else 0.0
         self.own = min(max(1, round(settings.batch * (1 - self.share))), settings.batch - 1) if replay else settings.batch
         self.tiles = self.pools[0].plan_tiles() if settings.order == "sequential" else []

@@ -89,7 +89,7 @@ class Appearance:
     slow_sd_grey: Measured
     strand_sd_grey: Measured  # of the texture along fibres in neuropil
     specks_per_mpx: Measured
-    soma_grey: Measured | None
+    soma_grey: Measured | None  # of cells' cores, recorded, not used: nuclei, nucleoli and contrast are in it
     white_grey: Measured | None  # of white matter
     streak_sd_grey: Measured | None  # of that in white matter
     blur_sigma_px: Measured | None
@@ -198,8 +198,6 @@ def draw_like(
     }
     if appearance.white_grey is not None:
         numbers["axon"] = region.neuropil + max(appearance.white_grey.draw(rng) - GREY, 5.0)
-    if appearance.soma_grey is not None:
-        numbers["soma"] = region.neuropil / GREY * appearance.soma_grey.draw(rng)
     if appearance.streak_sd_grey is not None and region.axon_share > 0:
         numbers["streak_sd"] = appearance.streak_sd_grey.draw(rng)
     sigma_y, sigma_x = appearance.noise_sigma_y_px.draw(rng, 0.2), appearance.noise_sigma_x_px.draw(rng, 0.2)
@@ -339,7 +337,7 @@ _BOUNDS = {
     "noise_sigma_y_px": (0.25, 4.0),
     "noise_sigma_x_px": (0.25, 4.0),
 }
-_LEVELS = {"soma_grey": (10.0, 105.0), "white_grey": (GREY + 5, 230.0)}
+_LEVELS = {"white_grey": (GREY + 5, 230.0)}
 _VARIANCES = {
     "noise_sd_grey": (1.0, 60.0),
     "slow_sd_grey": (0.1, 40.0),
@@ -365,7 +363,7 @@ def _correct(appearance: Appearance, seen: Mapping[str, Measured]) -> Appearance
             if name in _BOUNDS:
                 better = now.centre * float(np.clip(target / max(found, 1e-6), 0.5, 2.0))
             elif name in _LEVELS:
-                better = now.centre + 0.5 * (target - found)
+                better = now.centre + target - found
             else:
                 better = float(np.sqrt(max(now.centre**2 + target**2 - found**2, 0.0)))
             better = float(np.clip(better, low, high))
