@@ -6,6 +6,7 @@ Each trial moves the phantom's ranges by numbers drawn at random, trains the mod
 them, and scores it on the labelled patches: the network never sees them, as in Learn2Synth (arXiv 2411.16719), which follows
 a gradient instead. Trial 0 moves nothing. For each region the trial is chosen that scores best on the other three, and its
 score on the region itself is what counts. What is finished is kept as JSON files; with more --trials the script goes on.
+After a change of the phantom use another --out.
 """
 
 from __future__ import annotations

@@ -111,7 +111,11 @@ def test_each_image_is_left_out_once_and_the_test_never_looked_at(base: Path, tr
     assert len(trainer.seen) == 3
 
 
-def test_killed_it_goes_on_with_the_part_it_was_at(base: Path, trainer: Trainer, tmp_path: Path) -> None:
+def test_killed_it_goes_on_with_the_part_it_was_at(
+    base: Path, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "ALPHAS", (0.0, 1.0))
+    monkeypatch.setattr(command, "score_splits", lambda *_: None)
     trainer.kills = 2
     with pytest.raises(KeyboardInterrupt):
         tune(make_patches("a", "b"), base, tmp_path / "run")
@@ -119,7 +123,6 @@ def test_killed_it_goes_on_with_the_part_it_was_at(base: Path, trainer: Trainer,
     made = tune(make_patches("a", "b"), base, tmp_path / "run")
     assert trainer.seen == [["b"], ["a"], ["a"], ["a", "b"]]
     assert [part["images"] for part in (made.read_training() or {})["fine_tuning"]["parts"]] == [["a"], ["b"]]
-    assert made.list_scored() == ["train"]
 
 
 def make_counts(right: int) -> np.ndarray:

@@ -142,8 +142,13 @@ def test_a_reference_of_an_absurd_voxel_size(folder: Path, tmp_path: Path) -> No
         predict("m", folder / "4.png", tmp_path / "out.png", settings=settle(voxel_size_um="auto", reference=str(path)))
 
 
-def test_a_reference_of_another_scan_is_noted(folder: Path, tmp_path: Path) -> None:
-    Image.fromarray(make_scene(0.1, 7) // 3).save(tmp_path / "other.png")
+@pytest.mark.parametrize(
+    "other",
+    [make_scene(0.1, 7) // 3, np.random.default_rng(0).normal(5, 2, (64, 64)).clip(0).astype(np.uint8)],
+    ids=["another exposure", "noise of air"],
+)
+def test_a_reference_of_another_scan_is_noted(folder: Path, tmp_path: Path, other: NDArray[np.uint8]) -> None:
+    Image.fromarray(other).save(tmp_path / "other.png")
     with pytest.warns(UserWarning, match="two grey scales, so labels may be wrong"):
         predict("m", folder / "0.png", tmp_path / "out.png", settings=settle(reference=str(tmp_path / "other.png")))
 

@@ -158,7 +158,7 @@ def _tune(dataset: Dataset, name: str, run: Run, folder: Path, recipe: Recipe) -
     """Trains on all parts but one and at last on all, decides by the parts, and writes model and summary into the run."""
     parts = leave_out(dataset.split("train"), dataset.groups, dataset.classes)
     runs = [Run(folder / str(number)) for number in range(len(parts) + 1)]
-    progress = Progress("fine-tuning", len(runs), "trainings")
+    progress = Progress("fine-tuning", len(runs))
     progress.start_at(sum(part.is_finished for part in runs))
 
     def train(number: int, cutouts: tuple[Cutout, ...]) -> Run:

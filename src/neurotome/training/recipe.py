@@ -184,4 +184,4 @@ class Recipe:
 
     init: str = ""
     """Model to start from: the name of a packaged model, a run or a model folder. Weights, network, classes and scaling of
-    grey values are the model's; a split val is then not needed. For few images use --config fine_tune too."""
+    grey values are the model's; a split val is then not needed. For few images use neurotome fine-tune instead."""

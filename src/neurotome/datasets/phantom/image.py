@@ -13,11 +13,12 @@ from neurotome.datasets.phantom.tissue import (
     VESSEL,
     Cell,
     Generator,
+    Shape,
     Tissue,
-    grow_debris,
     locate_cell,
     sample_field,
     sample_slow_field,
+    stamp_tubes,
 )
 
 # How much of a cell, not of the neuropil, shows at a distance from the centre in radii.
@@ -71,7 +72,7 @@ def record_image(
     if air is not None:
         image += np.float32(instrument.rim) * np.exp(np.minimum(air, 0) / RIM_WIDTH)
         image[air > 0] = AIR_GREY
-        image[(air > 0) & grow_debris(image.shape, rng)] = rng.uniform(90, 255)
+        image[(air > 0) & _grow_debris(image.shape, rng)] = rng.uniform(90, 255)
     recorded = gaussian_filter(image, instrument.blur_sigma, truncate=3)
     wide = gaussian_filter(image, instrument.edge_sigma, truncate=2.5)
     recorded += instrument.edge_gain * (recorded - wide)
@@ -87,6 +88,18 @@ def record_image(
     if instrument.grey_step > 1:
         recorded = np.rint(recorded / np.float32(instrument.grey_step)) * np.float32(instrument.grey_step)
     return np.clip(np.rint(recorded), 0, 255).astype(np.uint8)
+
+
+def _grow_debris(shape: Shape, rng: Generator) -> NDArray[np.bool_]:
+    """Returns threads that lie about in the air, bool (z, y, x)."""
+    threads = np.zeros(shape, bool)
+    for _ in range(rng.integers(0, 5)):
+        start = rng.uniform(0, shape)
+        steps = np.cumsum(rng.normal(0, 0.15, (int(rng.integers(40, 400)), 3)), axis=0) * (0.2, 1, 1)
+        steps += rng.normal(size=3) * (0, 1, 1)
+        path = start + np.cumsum(steps / np.linalg.norm(steps, axis=1, keepdims=True), axis=0)
+        stamp_tubes(threads, path, np.full(len(path), rng.uniform(0.9, 2.0)))
+    return threads
 
 
 def _add_streaks(image: NDArray[np.float32], instrument: Instrument, rng: Generator) -> None:

@@ -29,6 +29,7 @@ NARROWEST = 0.9  # radius of a tube that is one voxel wide without holes
 HALF_DIAGONAL = 0.75**0.5  # of a voxel
 OBJECT_EDGE = 0.25  # voxels by which single objects are drawn wider or narrower than others
 BEND_SIGMA = 40.0  # correlation length of the bends of fibres and borders
+PERIOD = 200  # steps of a field's grid; a fine texture seen along all three axes would need a grid of many millions
 GRID_SIGMA = 1.5  # a field's smoothing on its own grid, in that grid's steps
 
 
@@ -118,7 +119,8 @@ def _draw_border(region: Region, shape: Shape, rng: Generator) -> NDArray[np.flo
 def sample_field(rng: Generator, coordinates: NDArray[np.float32], sigmas: Sequence[float]) -> NDArray[np.float32]:
     """Samples a Gaussian random field of mean 0 and standard deviation 1, float32 (z, y, x), at coordinates (3, z, y, x).
 
-    White noise is drawn and smoothed by `sigmas` on a grid no finer than the field needs, and interpolated.
+    White noise is drawn and smoothed by `sigmas` on a grid no finer than the field needs, and interpolated; a field longer
+    than `PERIOD` steps of that grid repeats itself.
     """
     from scipy.ndimage import map_coordinates
 
@@ -129,8 +131,8 @@ def sample_field(rng: Generator, coordinates: NDArray[np.float32], sigmas: Seque
         low, high = float(values.min()), float(values.max())
         np.subtract(values, low, out=where[axis])
         where[axis] /= step
-        sizes.append(int(np.ceil((high - low) / step)) + 2)
-    return np.asarray(map_coordinates(_smooth_noise(rng, sizes), where, np.float32, order=1, mode="nearest"))
+        sizes.append(min(int(np.ceil((high - low) / step)) + 2, PERIOD))
+    return np.asarray(map_coordinates(_smooth_noise(rng, sizes), where, np.float32, order=1, mode="grid-wrap"))
 
 
 def sample_slow_field(rng: Generator, shape: Sequence[int], sigma: float) -> NDArray[np.float32]:
@@ -163,18 +165,6 @@ def grow_air(shape: Shape, share: float, rng: Generator) -> NDArray[np.float32]:
     height = height + np.float32(rng.uniform(2, 14)) * sample_slow_field(rng, shape, 25.0)
     height += np.float32(rng.uniform(0, 2)) * sample_slow_field(rng, shape, 4.0)
     return np.asarray(height - np.quantile(height[:, ::2, ::2], 1 - share), np.float32)
-
-
-def grow_debris(shape: Shape, rng: Generator) -> NDArray[np.bool_]:
-    """Returns threads that lie about in the air, bool (z, y, x)."""
-    threads = np.zeros(shape, bool)
-    for _ in range(rng.integers(0, 5)):
-        start = rng.uniform(0, shape)
-        steps = np.cumsum(rng.normal(0, 0.15, (int(rng.integers(40, 400)), 3)), axis=0) * (0.2, 1, 1)
-        steps += rng.normal(size=3) * (0, 1, 1)
-        path = start + np.cumsum(steps / np.linalg.norm(steps, axis=1, keepdims=True), axis=0)
-        stamp_tubes(threads, path, np.full(len(path), rng.uniform(0.9, 2.0)))
-    return threads
 
 
 def stamp_tubes(mask: NDArray[np.bool_], points: NDArray[np.float64], radii: NDArray[np.float64]) -> None:
@@ -244,7 +234,6 @@ def _grow_bundles(
 def _grow_lumens(region: Region, shape: Shape, rng: Generator) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Returns where large vessels are and where they are drawn, bool (z, y, x): bent tubes; most cross the plane."""
     lumens, drawn = np.zeros(shape, bool), np.zeros(shape, bool)
-    grid = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij", sparse=True)
     for expected, smallest, largest in region.lumens:
         # rounding at random, not a Poisson number: small pieces of tissue differ enough already
         for _ in range(int(expected * shape[1] * shape[2] / 256**2 + rng.random())):
@@ -259,7 +248,9 @@ def _grow_lumens(region: Region, shape: Shape, rng: Generator) -> tuple[NDArray[
             flat, stretch = np.cross(course, sideways), 1 / (1 - rng.uniform(0, region.lumen_squash)) ** 2 - 1
             edge = np.float32(region.vessel_edge + rng.uniform(-OBJECT_EDGE, OBJECT_EDGE))
             phase = rng.uniform(0, 2 * np.pi)
-            offset = [g - np.float32(c) for g, c in zip(grid, centre, strict=True)]
+            box = _bound_tube(shape, centre, course, 1.6 * float(radius) + 1.5)
+            axes = [np.arange(part.start, part.stop, dtype=np.float32) for part in box]
+            offset = np.ix_(*(axis - np.float32(c) for axis, c in zip(axes, centre, strict=True)))
             t = sum(o * np.float32(d) for o, d in zip(offset, course, strict=True))
             bend = np.sin(t / (3 * radius) + np.float32(phase))
             squared: Any = 0.0
@@ -270,9 +261,19 @@ def _grow_lumens(region: Region, shape: Shape, rng: Generator) -> tuple[NDArray[
                 aside = aside + distance * np.float32(f)
             squared += np.float32(stretch) * aside**2
             width = radius * (1 + np.float32(0.12) * np.sin(t / (2 * radius)))
-            lumens |= squared <= width**2
-            drawn |= squared <= (width + edge) ** 2
+            lumens[box] |= squared <= width**2
+            drawn[box] |= squared <= (width + edge) ** 2
     return lumens, drawn
+
+
+def _bound_tube(shape: Shape, centre: NDArray[np.float64], course: NDArray[np.float64], reach: float) -> tuple[slice, ...]:
+    """Returns the box that holds a tube which runs through `centre`, within the field, from end to end."""
+    size = np.array(shape)
+    away = np.stack([-reach - centre, size + reach - centre]) / np.where(abs(course) < 1e-6, 1e-6, course)
+    ends = centre + np.outer([away.min(0).max(), away.max(0).min()], course)
+    low = np.clip(np.floor(ends.min(0) - reach), 0, size).astype(int)
+    high = np.clip(np.ceil(ends.max(0) + reach) + 1, 0, size).astype(int)
+    return tuple(map(slice, low, high))
 
 
 def _grow_dashes(region: Region, shape: Shape, fibres: NDArray[np.float32], rng: Generator) -> Tubes:
