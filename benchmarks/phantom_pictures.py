@@ -6,6 +6,7 @@ Real images: Prasad et al. (2020), doi:10.1038/s41597-020-00692-y, CC BY 4.0; th
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,11 @@ from neurotome.models.model_folder import load_model
 from neurotome.volume import Volume
 
 ANNOTATED = {"cortex": (900, 4600), "striatum": (500, 3700), "vp": (850, 3063), "zi": (650, 1543)}
+BETWEEN = {
+    (560, 3300): replace(REGIONS["striatum"], axon_share=0.05, beyond_share=1.0, fibre_angle_deg=-30.0, gap_depth=12.0),
+    (420, 2560): replace(REGIONS["vp"], axon_share=0.95, beyond_share=0.6, fibre_angle_deg=0.0),
+}
+"""Places between the annotated regions: border of striatum and internal capsule; white matter above the thalamus."""
 EDGE, GAP = 256, 6
 
 
@@ -43,10 +49,11 @@ def grey(image: np.ndarray) -> np.ndarray:
 def show_phantom(data: Path, out: Path, classes: ClassSet) -> None:
     plane = read_slice(data, 159)
     real, made, labelled, drawn = [], [], [], []
-    for number, (name, (y, x)) in enumerate(ANNOTATED.items()):
-        image, labels = make_cutout(REGIONS[name], INSTRUMENT, (1, EDGE, EDGE), np.random.default_rng([9, number]))
+    places = [(place, REGIONS[name]) for name, place in ANNOTATED.items()] + list(BETWEEN.items())
+    for number, ((y, x), region) in enumerate(places):
+        image, labels = make_cutout(region, INSTRUMENT, (1, EDGE, EDGE), np.random.default_rng([9, number]))
         rng = np.random.default_rng([11, number])
-        other, _ = make_cutout(draw_region(REGIONS[name], rng), draw_instrument(rng), (1, EDGE, EDGE), rng)
+        other, _ = make_cutout(draw_region(region, rng), draw_instrument(rng), (1, EDGE, EDGE), rng)
         real.append(grey(plane[y : y + EDGE, x : x + EDGE]))
         made.append(grey(image[0]))
         labelled.append(classes.overlay(image[0], labels[0]))

@@ -3,9 +3,10 @@
     python benchmarks/phantom_statistics.py --data ../shared/data --out table.md
 
 Labels: 32 human-drawn maps of 128 x 128 pixels per region against as many of the phantom. Grey values: the annotated
-regions of a real slice (z = 159), 256 x 256 each, against phantom slices of that size. Profiles of cells and vessels: four
-real patches, whose grey values went through an unknown affine map, against phantom patches; both are expressed so that the
-darkest pixel is 0 and the median of the tissue 100.
+regions of a real slice (z = 159), 256 x 256 each, against phantom slices of that size. VP is shown again at two places, with
+the one label map that lies within a few slices of each and the grey values of that slice (z = 309 has 19 grey levels).
+Profiles of cells and vessels: four real patches, whose grey values went through an unknown affine map, against phantom
+patches; both are expressed so that the darkest pixel is 0 and the median of the tissue 100.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS
 
 REAL_MAPS = {"cortex": "ctx", "striatum": "str", "vp": "trn", "zi": "zi"}
 ANNOTATED = {"cortex": (900, 4600), "striatum": (500, 3700), "vp": (850, 3063), "zi": (650, 1543)}
+NEAR_PLANES = {159: 1, 309: 6}
+"""Which of a region's eight label maps of 256 x 256 lies near a slice; entries of their quadrants are 8 apart."""
 VESSEL, CELL = 1, 2
 EDGE = 256
 
@@ -118,16 +121,20 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.data / "microct_patches"
     maps = np.load(folder / "label_maps_128_patches.npz", allow_pickle=False)
-    plane = np.asarray(Image.open(folder / "unlabelled" / "slice_z159_1420x5805.png"))
+    slices = {z: np.asarray(Image.open(folder / "unlabelled" / f"slice_z{z}_1420x5805.png")) for z in NEAR_PLANES}
+    columns = [(name, 159, slice(None)) for name in ANNOTATED]
+    columns += [("vp", z, slice(plane, None, 8)) for z, plane in NEAR_PLANES.items()]
     rows: dict[str, list[str]] = {}
     phantoms = {name: make_phantoms(name, 8) for name in REGIONS}
-    for name, (y, x) in ANNOTATED.items():
+    for name, z, entries in columns:
+        y, x = ANNOTATED[name]
         images, labels = zip(*phantoms[name], strict=True)
-        real = measure_labels(maps[REAL_MAPS[name]]) | measure_grey([plane[y : y + EDGE, x : x + EDGE]])
+        real = measure_labels(maps[REAL_MAPS[name]][entries]) | measure_grey([slices[z][y : y + EDGE, x : x + EDGE]])
         made = measure_labels(cut_quadrants(list(labels))) | measure_grey(list(images))
         for key in real:
             rows.setdefault(key, []).extend((real[key], made[key]))
-    lines = ["| | " + " | ".join(f"{n} real | phantom" for n in ANNOTATED) + " |", "|-|" + "-|" * 8]
+    titles = [*ANNOTATED, *(f"vp at z = {z}" for z in NEAR_PLANES)]
+    lines = ["| | " + " | ".join(f"{title} real | phantom" for title in titles) + " |", "|-|" + "-|" * 2 * len(titles)]
     lines += [f"| {key} | " + " | ".join(values) + " |" for key, values in rows.items()]
     patches = [
         tuple(np.asarray(Image.open(folder / kind / p.name)) for kind in ("images", "labels"))
