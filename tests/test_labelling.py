@@ -16,11 +16,11 @@ from neurotome.blocks import Grid
 from neurotome.classes import ClassSet
 from neurotome.inference.geometry import Geometry, estimate_memory, plan_geometry
 from neurotome.inference.labelling import NOT_PREDICTED, label_block
-from neurotome.inference.resampling import find_needed, resample
 from neurotome.inference.slices import predict_slices, resize
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings
 from neurotome.normalize import Normalization, Scale
+from neurotome.resampling import find_needed, resample
 from neurotome.volume import Volume
 
 FREE = contextlib.nullcontext()

@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 from neurotome.blocks import Box, Grid, Triple
 from neurotome.errors import SettingsError, unknown
-from neurotome.inference.resampling import PLANE, choose_factors, count_resampled, find_needed
 from neurotome.predictor import Predictor
+from neurotome.resampling import PLANE, choose_factors, count_resampled, find_needed
 from neurotome.volume import SIZE_TOLERANCE, Volume
 
 AXES = ("z", "y", "x", "zyx")

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neurotome.errors import ImageError, SettingsError
-from neurotome.inference.resampling import choose_factors
 from neurotome.inference.volume_job import find_extremes, flip_grey
 from neurotome.normalize import Normalization, Scale
 from neurotome.predictor import Predictor
 from neurotome.reference import describe_misfit, list_reference, measure_reference
+from neurotome.resampling import choose_factors
 from neurotome.shared_scale import OWN, describe_scale, look_at, note_alone, share_scales
 from neurotome.volume import Volume
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from neurotome.blocks import Box, Grid
 from neurotome.inference.geometry import Geometry, find_stride
 from neurotome.inference.labelling import Region, predict_box
-from neurotome.inference.resampling import PLANE, choose_factors
 from neurotome.io.chunks import list_chunks
 from neurotome.normalize import Scale
 from neurotome.predictor import TILE, Predictor
+from neurotome.resampling import PLANE, choose_factors
 from neurotome.volume import Volume
 
 AGREEMENT = 0.9999

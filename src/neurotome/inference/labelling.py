@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from neurotome.blocks import Box
 from neurotome.inference.geometry import Geometry
-from neurotome.inference.resampling import PLANE, resample
 from neurotome.normalize import Scale
 from neurotome.predictor import Predictor
+from neurotome.resampling import PLANE, resample
 from neurotome.volume import Volume
 
 NOT_PREDICTED = 255

@@ -15,11 +15,11 @@ from PIL import Image
 from neurotome.classes import ClassSet
 from neurotome.inference.jobs import Output
 from neurotome.inference.overlay import Painter
-from neurotome.inference.resampling import choose_factors, count_resampled
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.sink import Sink, create_image, create_labels
 from neurotome.normalize import Scale
 from neurotome.predictor import Predictor, choose_cores, predict_slice
+from neurotome.resampling import choose_factors, count_resampled
 from neurotome.volume import Volume
 
 

@@ -85,6 +85,8 @@ def record_image(
     _add_streaks(recorded, instrument, rng)
     recorded += instrument.shift
     recorded *= instrument.gain
+    if instrument.grey_step > 1:
+        recorded = np.rint(recorded / np.float32(instrument.grey_step)) * np.float32(instrument.grey_step)
     return np.clip(np.rint(recorded), 0, 255).astype(np.uint8)
 
 

@@ -23,6 +23,7 @@ from neurotome.datasets.mtneuro.stored import PROVENANCE
 from neurotome.datasets.mtneuro.variants import REGIONS as MTNEURO_REGIONS
 from neurotome.datasets.mtneuro.variants import name_cache
 from neurotome.datasets.phantom.image import paint_tissue, record_image
+from neurotome.datasets.phantom.like import Appearance, draw_like, read_appearance
 from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, Instrument, Region, draw_instrument, draw_region
 from neurotome.datasets.phantom.tissue import BACKGROUND, Shape, build_tissue, grow_air
 from neurotome.errors import RunError, SettingsError, unknown
@@ -63,6 +64,11 @@ class PhantomSettings:
     """Slices of each test cutout."""
     regions: tuple[str, ...] = tuple(REGIONS)
     """Regions to make, one cutout each per split."""
+    like: tuple[Path, ...] = ()
+    """Images, or folders of them, that the tissue shall look like: grey scale, noise, edges and texture are measured in
+    them. They need no labels. In mode randomised numbers are drawn around what was measured."""
+    voxel_size_um: float | Literal["auto"] = "auto"
+    """Edge of a voxel of these images in micrometres; auto: what the files say, 1.17 if they say nothing."""
 
     def __post_init__(self) -> None:
         for name in self.regions:
@@ -75,18 +81,38 @@ class PhantomSettings:
                 raise SettingsError(f"{name} is {getattr(self, name)}; expected at least 1 voxel.")
         if self.seed < 0:
             raise SettingsError(f"seed is {self.seed}; expected 0 or more.")
+        if self.voxel_size_um != "auto" and (not self.like or not 0 < self.voxel_size_um < 1e4):
+            raise SettingsError(
+                f"voxel_size_um is {self.voxel_size_um:g} for {len(self.like)} images to measure; expected more than 0 and "
+                "less than 10000 um, and images in --like: the phantom's own voxels have 1.17 um."
+            )
 
 
-def make_phantom(settings: PhantomSettings = PhantomSettings()) -> Dataset:
+def measure_like(settings: PhantomSettings) -> Appearance | None:
+    """Returns what the images of setting `like` look like, None where there are none; errors as `read_appearance`."""
+    if not settings.like:
+        return None
+    return read_appearance(settings.like, None if settings.voxel_size_um == "auto" else settings.voxel_size_um)
+
+
+def make_phantom(settings: PhantomSettings = PhantomSettings(), appearance: Appearance | None = None) -> Dataset:
     """Makes the dataset in memory.
 
     Every cutout has a random stream of its own, named by seed, split and region: it does not depend on which
     others are made.
 
+    Args:
+        settings: What to make.
+        appearance: What it shall look like; None: what setting `like` says.
+
     Returns:
         Cutouts `<split>_<region>`: uint8 images and uint8 labels of shape (depth, height, width).
+
+    Raises:
+        ImageError: An image to look like cannot be measured.
     """
     splits = {}
+    appearance = appearance or measure_like(settings)
     for number, split in enumerate(SPLITS):
         cutouts = []
         for name in settings.regions:
@@ -96,9 +122,15 @@ def make_phantom(settings: PhantomSettings = PhantomSettings()) -> Dataset:
             region, instrument = REGIONS[name], INSTRUMENT
             if settings.mode == "randomised":
                 region, instrument = draw_region(region, rng), draw_instrument(rng)
+            if appearance is not None:
+                around = rng if settings.mode == "randomised" else None
+                region, instrument = draw_like(appearance, region, instrument, around)
             cutouts.append(wrap_cutout(make_cutout(region, instrument, shape, rng), f"{split}_{name}"))
         splits[split] = tuple(cutouts)
-    return Dataset("phantom", ClassSet(CLASSES), splits, LICENCE, CITATION.format(seed=settings.seed))
+    citation = CITATION.format(seed=settings.seed)
+    if appearance is not None:
+        citation += f" Its appearance was measured in {appearance.images} unlabelled images of the user's."
+    return Dataset("phantom", ClassSet(CLASSES), splits, LICENCE, citation)
 
 
 def wrap_cutout(pair: Pair, name: str) -> Cutout:
@@ -127,7 +159,8 @@ def phantom(
 ) -> Path:
     """Writes a synthetic dataset: brain tissue with blood vessels, cells and axons, and its exact labels.
 
-    The folder is there whole or not at all.
+    The folder is there whole or not at all. With --like it looks like images of your own, and like.json in it says what was
+    measured in them.
 
     Args:
         out: Folder to write; it must be new or empty.
@@ -141,6 +174,7 @@ def phantom(
     Raises:
         RunError: The folder holds something already, or `out` is a file.
         SettingsError: The layout is mtneuro, but not all of its regions are to be made.
+        ImageError: An image of --like cannot be read, is no image of brain, or shows too little tissue.
     """
     out = Path(out)  # text from Python
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -150,9 +184,14 @@ def phantom(
             f"regions are {', '.join(settings.regions)}, but MTNeuro's layout has {', '.join(MTNEURO_REGIONS)}; leave "
             "--regions out, or use --layout folder."
         )
-    dataset = make_phantom(settings)
+    appearance = measure_like(settings)
+    dataset = make_phantom(settings, appearance)
     with atomic_folder(out) as temporary:
         (_write_folder if layout == "folder" else _write_mtneuro)(temporary, dataset)
+        if appearance is not None:
+            write_json(
+                temporary / "like.json", {"measured_in": [Path(path).name for path in settings.like], **appearance.to_json()}
+            )
     return out
 
 

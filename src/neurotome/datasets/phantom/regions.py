@@ -83,6 +83,7 @@ class Instrument:
     rim: float  # grey values added where tissue meets air
     shift: float  # grey values added before clipping at 0: how much of the undershoot survives
     gain: float  # factor on grey values before clipping
+    grey_step: float = 0.0  # distance of neighbouring grey values where an image has few of them
 
 
 _CORTEX = Region(

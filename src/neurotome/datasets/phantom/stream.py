@@ -23,6 +23,7 @@ import numpy as np
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, CutoutSource, Dataset
+from neurotome.datasets.phantom.like import Appearance, draw_like, read_appearance
 from neurotome.datasets.phantom.make import CITATION, CLASSES, LICENCE, Pair, make_cutout, wrap_cutout
 from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
 from neurotome.datasets.phantom.traced import make_traced, read_maps
@@ -71,6 +72,10 @@ class StreamSettings:
     traced: float = 0.6
     """Share of cutouts that are painted from `maps`, if there are any."""
 
+    like: str = ""
+    """An image, or a folder of them, that the tissue shall look like, see `neurotome phantom --like`; no labels are needed.
+    What is painted from `maps` keeps the phantom's own appearance."""
+
     held_out: int = 12
     """Slices of other tissue in each of the splits val and test."""
 
@@ -83,6 +88,7 @@ def open_stream(settings: StreamSettings = StreamSettings()) -> Dataset:
 
     Raises:
         SettingsError: A setting is out of range.
+        ImageError: The images of `like` cannot be measured.
     """
     if min(settings.pool, settings.start, settings.every, settings.depth, settings.held_out) < 1 or settings.edge < 32:
         raise SettingsError(
@@ -98,7 +104,7 @@ def open_stream(settings: StreamSettings = StreamSettings()) -> Dataset:
         raise SettingsError(f"stream.traced is {settings.traced}; expected a share from 0 to 1.")
     if settings.maps:
         read_maps(Path(settings.maps))
-    stream = PhantomStream(settings)
+    stream = PhantomStream(settings, read_appearance([settings.like]) if settings.like else None)
     held_out = stream.make_held_out()
     splits = {
         "train": tuple(cutout for _, cutout in stream.window(0)),
@@ -150,8 +156,9 @@ def make_checked(depth: int, seed: int) -> tuple[Cutout, ...]:
 class PhantomStream(CutoutSource):
     """The pool of cutouts, and the processes that fill it."""
 
-    def __init__(self, settings: StreamSettings) -> None:
+    def __init__(self, settings: StreamSettings, appearance: Appearance | None = None) -> None:
         self.settings = settings
+        self.appearance = appearance
         self._waited_seconds = 0.0
         self._cutouts: dict[int, Cutout] = {}
         self._coming: dict[int, Callable[[], Pair]] = {}
@@ -188,15 +195,15 @@ class PhantomStream(CutoutSource):
     def _order(self, stream: int, number: int, depth: int) -> Callable[[], Pair]:
         """Lets a worker make a cutout and returns what waits for it; without workers, what makes it."""
         if not self.settings.workers:
-            return functools.partial(make_piece, self.settings, stream, number, depth)
+            return functools.partial(make_piece, self.settings, stream, number, depth, self.appearance)
         if self._executor is None:
             self._executor = ProcessPoolExecutor(
                 self.settings.workers, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(),)
             )
-        return self._executor.submit(make_piece, self.settings, stream, number, depth).result
+        return self._executor.submit(make_piece, self.settings, stream, number, depth, self.appearance).result
 
 
-def make_piece(settings: StreamSettings, stream: int, number: int, depth: int) -> Pair:
+def make_piece(settings: StreamSettings, stream: int, number: int, depth: int, appearance: Appearance | None = None) -> Pair:
     """Makes cutout `number` of a random stream; its voxels depend on nothing but the arguments."""
     rng = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(stream, number)))
     if settings.maps and rng.random() < settings.traced:
@@ -204,6 +211,8 @@ def make_piece(settings: StreamSettings, stream: int, number: int, depth: int) -
     region, instrument = REGIONS[list(REGIONS)[rng.integers(len(REGIONS))]], INSTRUMENT
     if rng.random() >= settings.faithful:
         region, instrument = draw_region(region, rng), draw_instrument(rng)
+    if appearance is not None:
+        region, instrument = draw_like(appearance, region, instrument, rng)
     return make_cutout(region, instrument, (depth, settings.edge, settings.edge), rng)
 
 
