@@ -17,6 +17,7 @@ from safetensors.numpy import load, save
 from neurotome.classes import ClassSet
 from neurotome.errors import ModelError
 from neurotome.load import load_predictor
+from neurotome.models import model_folder
 from neurotome.models.model_folder import find_model, load_model, save_model
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.networks import ModelSettings, build_network, settle_network
@@ -350,3 +351,15 @@ def test_a_description_cannot_ask_for_a_download(model: Path) -> None:
     edit(model, model={"encoder_weights": "imagenet"})
     with pytest.raises(ModelError, match="encoder_weights must be none"):
         load_model(model)
+
+
+def test_a_packaged_model_is_named_with_its_newest_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_folder, "ZOO", tmp_path / "zoo")
+    monkeypatch.chdir(tmp_path)
+    for name in ("base-2", "base-10", "other-base-1", "base-of-old"):
+        (tmp_path / "zoo" / name).mkdir(parents=True)
+        (tmp_path / "zoo" / name / "model.json").write_text("{}")
+    assert [model_folder.name_version(name) for name in ("base", "base-2", "none")] == ["base-10", "base-2", "none"]
+    assert find_model("base") == tmp_path / "zoo" / "base-10"
+    (tmp_path / "base").mkdir()  # somebody's own folder
+    assert model_folder.name_version("base") == "base"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections import deque
 from functools import partial
@@ -60,11 +61,12 @@ def predict(
         RunError: An output is there already, or is an input; nothing has been read then.
         SettingsError: A setting is out of range.
     """
+    model = _state_version(str(model))
     if isinstance(input, (str, Path)) and output is not None:
         from neurotome.inference.volumes import is_volume_output, predict_volume
 
         if is_volume_output(Path(output)):
-            return predict_volume(str(model), Path(input), Path(output), settings, options)
+            return predict_volume(model, Path(input), Path(output), settings, options)
     options.refuse_given("name an output that ends in .zarr, or IMAGE.zarr/labels/NAME")
     image = Path(input) if isinstance(input, (str, Path)) else _open(input, settings)
     jobs, legend, sources = _plan(image, output, settings)
@@ -113,6 +115,16 @@ def predict(
             f"take them out, and give the same command with --existing skip:\n{listed}"
         )
     return [job.files["labels"] for job in jobs if "labels" in job.files] if isinstance(input, (str, Path)) else labels
+
+
+def _state_version(name: str) -> str:
+    """Returns a packaged model's name with its version, and says so where none was asked for."""
+    from neurotome.models.model_folder import name_version
+
+    model = name_version(name)
+    if model != name:
+        sys.stderr.write(f"note: {name} is {model}; give this name to have the same model after an update.\n")
+    return model
 
 
 def predict_probs(

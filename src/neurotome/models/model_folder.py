@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,8 +80,18 @@ def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def list_packaged() -> list[str]:
-    """Returns the names of the models that come with the package."""
+    """Returns the names of the models that come with the package, each with its version, such as microct-base-1."""
     return sorted(path.parent.name for path in ZOO.glob("*/model.json"))
+
+
+def name_version(name: str) -> str:
+    """Returns the name of a packaged model with its version, the newest where none is given; other names as they are.
+
+    A folder of that name goes before a packaged model.
+    """
+    known = [] if Path(name).exists() else list_packaged()
+    versions = [match for packaged in known if (match := re.fullmatch(re.escape(name) + r"-(\d+)", packaged))]
+    return max(versions, key=lambda match: int(match[1]))[0] if versions else name
 
 
 def find_model(path: Path | str) -> Path:
@@ -98,8 +109,8 @@ def find_model(path: Path | str) -> Path:
             return folder
     if not path.exists():
         known = list_packaged() if len(path.parts) == 1 else []
-        if path.name in known:
-            return ZOO / path.name
+        if (name := name_version(path.name)) in known:
+            return ZOO / name
         hint = f"; {unknown('packaged model', path.name, known)}" if known else "."
         raise ModelError(f"{path}: no such run or model folder{hint}")
     if (path / "config.yaml").is_file():
