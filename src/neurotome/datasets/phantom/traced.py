@@ -177,7 +177,7 @@ def paint_labels(labels: Labels, region: Region, style: Style, rng: Generator) -
     length = np.exp(rng.uniform(np.log(6), np.log(35)))
     streaks = 1.4 * region.streak_sd * fibres.draw_field(rng.uniform(0.8, 1.8), length, rng)
     strands = region.strand_sd * fibres.draw_field(rng.uniform(0.7, 1.5), rng.uniform(3, 9), rng)
-    image = strands * (1 - 0.7 * share)
+    image: Field = np.asarray(strands * (1 - 0.7 * share), np.float32)
     if style.gaps:
         threads = fibres.draw_field(1.0, rng.uniform(6, 20), rng)
         streaks -= style.gaps * style.axon_contrast * np.clip(threads - rng.uniform(1, 2), 0, 1)
@@ -194,7 +194,7 @@ def paint_labels(labels: Labels, region: Region, style: Style, rng: Generator) -
     specks = rng.integers(0, np.array(shape) - 1, (rng.poisson(region.specks_per_mvox * 4e-6 * labels.size), 2))
     for offset in np.ndindex(2, 2):
         image[tuple((specks + offset).T)] = region.neuropil + SPECK_GREY
-    return image.astype(np.float32)
+    return image
 
 
 class Fibres:
@@ -249,7 +249,7 @@ def measure_depth(mask: NDArray[np.bool_]) -> Field:
 
 
 def _slow(rng: Generator, shape: tuple[int, ...], sigma: float) -> Field:
-    return sample_slow_field(rng, (1, *shape), sigma)[0]
+    return np.asarray(sample_slow_field(rng, (1, *shape), sigma)[0])
 
 
 def _fill_bundles(labels: Labels) -> NDArray[np.bool_]:
@@ -325,7 +325,7 @@ def _draw_faint_cells(labels: Labels, region: Region, rng: Generator) -> NDArray
         y, x = (index - at for index, at in zip(np.mgrid[box], centre, strict=True))
         along, across = np.cos(angle) * y + np.sin(angle) * x, np.cos(angle) * x - np.sin(angle) * y
         mask[box] |= along**2 / aspect + across**2 * aspect <= radius**2
-    return mask & (labels != CELL)
+    return np.asarray(mask & (labels != CELL))
 
 
 def _paint_vessels(image: Field, mask: NDArray[np.bool_], style: Style, region: Region, rng: Generator) -> None:
