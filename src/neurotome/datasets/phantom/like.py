@@ -228,6 +228,8 @@ def _read_tiles(volume: Volume, most: int) -> tuple[list[Plane], int, float, flo
 
     Squares and white matter are on the phantom's grey scale; the darkest grey, neuropil and the step on the image's.
     """
+    from scipy.ndimage import gaussian_filter
+
     where = volume.path or volume.name
     factors = choose_factors(volume, "z", (VOXEL_SIZE_UM,) * 3)
     shape = tuple(int(n * factor + 0.5) for n, factor in zip(volume.shape[1:], factors, strict=True))
@@ -241,7 +243,7 @@ def _read_tiles(volume: Volume, most: int) -> tuple[list[Plane], int, float, flo
     tiles, tissue_px, levels = [], 0, np.empty(0)
     for tile in _spread_tiles(volume, factors, most):
         relative = (tile - np.float32(darkest)) / np.float32(centre - darkest)
-        tissue = _find_tissue(relative)
+        tissue = gaussian_filter(relative, 3.0) > 0.5
         if tissue.mean() < 0.6:
             continue
         tiles.append(tile)
@@ -274,13 +276,6 @@ def _spread_tiles(volume: Volume, factors: tuple[float, float], most: int) -> It
             size = round(edges[1] * factors[1]), round(edges[0] * factors[0])
             tile = np.asarray(Image.fromarray(tile).resize(size, Image.Resampling.BILINEAR))
         yield tile
-
-
-def _find_tissue(relative: Plane) -> NDArray[np.bool_]:
-    from scipy.ndimage import gaussian_filter
-
-    tissue: NDArray[np.bool_] = gaussian_filter(relative, 3.0) > 0.5
-    return tissue
 
 
 def _has_structure(tiles: Sequence[Plane]) -> bool:
