@@ -24,7 +24,7 @@ lint: .venv/installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# the packaged model, made again: three hours on two cores; stopped, the same command goes on
+# the packaged model, made again: an hour and a half on two cores; stopped, the same command goes on
 DATA ?= ../shared/data
 microct-base: .venv/installed
 	$(BIN)/python benchmarks/label_maps.py --data $(DATA) --out runs/label_maps.npz
