@@ -236,7 +236,7 @@ def draw_region(base: Region, rng: np.random.Generator) -> Region:
     texture = factor(0.7, 1.4)
     # texture as strong as fibres' own is found where there are no bundles to be told from it, and is never as long
     strands = rng.uniform(4, 14) if max(share, beyond_share) < 0.2 and rng.random() < 0.5 else rng.uniform(1, 7)
-    drawn_wider = rng.uniform(-0.3, 1.0)  # a person draws vessels and cells alike
+    drawn_wider = rng.uniform(-0.5, 0.7)  # a person draws vessels and cells much alike
     return replace(
         base,
         axon_share=share,
@@ -253,16 +253,16 @@ def draw_region(base: Region, rng: np.random.Generator) -> Region:
         cells_per_mvox=base.cells_per_mvox * factor(0.5, 2.0),
         cell_diameter=(base.cell_diameter[0] * factor(0.8, 1.2), base.cell_diameter[1] * factor(0.7, 1.3)),
         faint_cells=rng.uniform(0, 0.8),
-        faint_cells_drawn=rng.uniform(0, 1),
+        faint_cells_drawn=rng.beta(0.7, 1.4),
         cell_pole=rng.uniform(0, 0.6),
-        cell_edge=drawn_wider + rng.uniform(-0.3, 0.3),
+        cell_edge=drawn_wider + rng.uniform(-0.5, 0.1),
         cell_clusters=rng.uniform(0, 0.7),
         cell_rows=rng.uniform(0, 3),
-        capillary_length=base.capillary_length * factor(0.6, 1.6),
+        capillary_length=base.capillary_length * factor(0.8, 2.0),
         capillary_radius=(base.capillary_radius[0] * factor(0.75, 1.3), base.capillary_radius[1] * factor(0.7, 1.5)),
         faint_vessels=rng.uniform(0, 0.6),
         faint_vessels_drawn=rng.uniform(0, 1),
-        vessel_edge=drawn_wider + rng.uniform(-0.3, 0.3),
+        vessel_edge=drawn_wider + rng.uniform(-0.1, 0.5),
         dashes_per_mvox=float(rng.choice([0.0, 1.0])) * factor(20, 150),
         lumens=((factor(0.5, 4), 6.0, 10.0), (factor(0.5, 3), 8.0, 20.0), (factor(0.05, 0.6), 20.0, 80.0)),
         lumen_squash=rng.uniform(0, 0.85),

@@ -55,14 +55,14 @@ class Style:
 
 
 def draw_style(rng: Generator) -> Style:
-    """Draws a style from ranges that cover how people draw: a little within the true edge as often as beyond it."""
+    """Draws a style from ranges that cover how people draw: cells more often within the true edge, vessels on both sides."""
     has_gaps = rng.random() < 0.6
     return Style(
-        cell_edge=rng.normal(-0.15, 0.4),
-        vessel_edge=rng.normal(0.1, 0.4),
+        cell_edge=rng.normal(-0.5, 0.4),
+        vessel_edge=rng.normal(0.1, 0.5),
         axon_edge=rng.normal(0.0, 0.6),
         edge_spread=rng.uniform(0.1, 0.4),
-        weak_cells=rng.uniform(0.0, 0.2),
+        weak_cells=rng.uniform(0.0, 0.1),
         thin_vessels=rng.uniform(0, 10),
         axon_contrast=rng.uniform(20, 55),
         axon_change=rng.uniform(0, 0.4),
@@ -187,7 +187,7 @@ def paint_labels(labels: Labels, region: Region, style: Style, rng: Generator) -
     image += region.neuropil + 0.5 * region.low_sd * _slow(rng, shape, 12.0) + rng.uniform(0, 8) * _slow(rng, shape, 50.0)
     contrasts = (*region.cell_contrast, style.weak_cells)
     _paint_cells(image, labels == CELL, contrasts, style.cell_edge, style, region, rng)
-    _paint_cells(image, _draw_faint_cells(labels, region, rng), (0.1, 0.4, 0.0), style.cell_edge, style, region, rng)
+    _paint_cells(image, _draw_faint_cells(labels, region, rng), (0.1, 0.5, 0.0), style.cell_edge, style, region, rng)
     _paint_vessels(image, labels == VESSEL, style, region, rng)
     for _ in range(rng.poisson(style.thin_vessels * labels.size / 256**2)):
         _paint_thin_vessel(image, region.capillary, rng)
