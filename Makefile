@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint microct-base clean
+.PHONY: demo test lint microct-base microct-base-25d clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,6 +29,10 @@ DATA ?= ../shared/data
 microct-base: .venv/installed
 	$(BIN)/python benchmarks/label_maps.py --data $(DATA) --out runs/label_maps.npz
 	$(BIN)/neurotome train phantom-stream --config microct_base --stream.maps runs/label_maps.npz --out runs/microct-base
+
+# the same for three neighbouring slices, trained on from the packaged model
+microct-base-25d: .venv/installed
+	$(BIN)/neurotome train phantom-stream --config microct_base_25d --out runs/microct-base-25d
 
 clean:
 	rm -rf .venv neurotome-demo

@@ -7,6 +7,7 @@ import yaml
 
 import neurotome
 from conftest import run, write_dataset
+from neurotome.datasets.phantom.make import CLASSES
 from neurotome.experiments.grids.plan import read_grid
 
 FILES = sorted((Path(neurotome.__file__).parent / "configs").rglob("*.yaml"))
@@ -18,13 +19,16 @@ def test_config_trains_for_two_steps(config, tmp_path, monkeypatch):
     # what every configuration shares is tested elsewhere, and takes most of the time
     monkeypatch.setattr("neurotome.models.net.measure_halo", lambda *_: (64, True))
     monkeypatch.setattr("neurotome.experiments.evaluate.build_report", lambda run, *_: run.report)
-    write_dataset(tmp_path / "data")
+    asked = yaml.safe_load(config.read_text())
+    init = asked.pop("init", "")
+    write_dataset(tmp_path / "data", CLASSES if init else ("background", "vessel", "cell"))
     small = ["--model.encoder-weights", "none", "--sample.patch", "32", "--sample.batch", "2"]
     short = ["--train.epochs", "1", "--train.steps-per-epoch", "2", "--train.device", "cpu"]
     short += ["--train.replay", "0"]  # synthetic tissue has other classes than this data
     out = tmp_path / "run"
     assert run("train", tmp_path / "data", "--out", out, "--config", config, *small, *short) == 0
-    kept, asked = yaml.safe_load((out / "config.yaml").read_text()), yaml.safe_load(config.read_text())
+    kept = yaml.safe_load((out / "config.yaml").read_text())
+    assert kept["init"] == init
     for section, values in asked.items():
         for key, value in values.items():
             if f"--{section}.{key}".replace("_", "-") not in (*small, *short):

@@ -9,7 +9,10 @@ from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Cutout
 from neurotome.datasets.phantom.stream import PhantomStream, StreamSettings, open_stream
 from neurotome.errors import SettingsError
+from neurotome.models.networks import ModelSettings
 from neurotome.normalize import fit_normalization
+from neurotome.training.prepare import settle_recipe
+from neurotome.training.recipe import Recipe
 from neurotome.training.sampler import PatchSampler, SampleSettings
 
 SMALL = StreamSettings(seed=3, pool=4, start=2, every=2, edge=40, depth=2, held_out=1, workers=0)
@@ -53,6 +56,24 @@ def test_held_out_tissue_is_none_of_the_training_tissue() -> None:
     assert not held_out & trained
 
 
+def test_held_out_slices_keep_their_neighbours() -> None:
+    dataset = open_stream(replace(SMALL, held_out_depth=3))
+    (cutout,) = dataset.split("val")
+    assert cutout.volume.shape == cutout.labels.shape == (1, 40, 40)
+    above, middle, below = cutout.volume.read_context(0, 3)
+    np.testing.assert_array_equal(middle, cutout.volume.data[0])
+    assert all(0.3 < np.corrcoef(middle.ravel(), other.ravel())[0, 1] < 1 for other in (above, below))
+    assert cutout.slice_names == ["held_out_000"]
+    assert dataset.fingerprint("val") != dataset.fingerprint("test")
+
+
+def test_a_network_is_not_judged_without_the_neighbours_that_it_reads() -> None:
+    asked = Recipe(ModelSettings(in_channels=3), SampleSettings(patch=32), stream=SMALL)
+    with pytest.raises(SettingsError, match=r"stream\.held_out_depth is 1, .* 3 slices .*--stream\.held-out-depth 3"):
+        settle_recipe(open_stream(SMALL), asked)
+    assert settle_recipe(open_stream(replace(SMALL, held_out_depth=3)), asked).recipe.model.in_channels == 3
+
+
 def test_batches_follow_the_stream_and_depend_on_the_step_alone() -> None:
     def sampler() -> PatchSampler:
         dataset = open_dataset("phantom-stream", SMALL)
@@ -69,7 +90,12 @@ def test_batches_follow_the_stream_and_depend_on_the_step_alone() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"every": 0}, "every 0"), ({"faithful": 2.0}, "faithful is 2.0"), ({"start": 9}, "at most the pool")],
+    [
+        ({"every": 0}, "every 0"),
+        ({"held_out_depth": 2}, "held_out_depth is 2"),
+        ({"faithful": 2.0}, "faithful is 2.0"),
+        ({"start": 9}, "at most the pool"),
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict, message: str) -> None:
     with pytest.raises(SettingsError, match=message):

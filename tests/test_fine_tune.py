@@ -21,7 +21,7 @@ from neurotome.datasets.phantom.make import CLASSES
 from neurotome.errors import DatasetError, ModelError, SettingsError
 from neurotome.models import model_folder as folders
 from neurotome.models.model_folder import find_model, list_packaged, load_model, save_model
-from neurotome.models.net_predictor import NetPredictor
+from neurotome.models.net_predictor import NetPredictor, mix, widen
 from neurotome.models.networks import ModelSettings, build_network
 from neurotome.normalize import Normalization
 from neurotome.runs import Run
@@ -73,6 +73,63 @@ def test_training_begins_with_the_models_weights_network_and_scaling(model: Path
         assert torch.equal(module.net.state_dict()[key], value)
     digest = json.loads((model / "model.json").read_text())["weights_sha256"]
     assert module.predictor.facts["init"] == {"name": str(model), "weights_sha256": digest, "licence": "BSD-3-Clause"}
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+def test_neighbours_say_nothing_before_they_are_learned_from(model: Path, channels: int) -> None:
+    asked = make_recipe(model, model=ModelSettings(in_channels=channels))
+    module = build(make_dataset(slices=channels), asked)
+    stack = torch.randn(2, channels, 48, 40, generator=torch.Generator().manual_seed(1))
+    there = load_model(model)
+    module.net.eval()
+    with torch.inference_mode():
+        expected = there.net(stack[:, channels // 2, None])
+        # exactly so if sums were; a convolution of more channels may add in another order
+        torch.testing.assert_close(module.net(stack), expected, rtol=1e-5, atol=1e-5)
+    assert module.predictor.in_channels == channels
+    assert module.predictor.settings == dataclasses.replace(NETWORK, in_channels=channels)
+    assert module.predictor.facts["init"]["widened_from"] == 1
+    module.net(stack).square().mean().backward()
+    first = next(p for p in module.net.parameters() if p.ndim == 4 and p.shape[1] == channels)
+    assert first.grad is not None
+    assert (first.grad.abs().amax((0, 2, 3)) > 0).all()  # neighbours can be learned from
+
+
+def move_first_weights(predictor: NetPredictor) -> None:
+    """As training would: the neighbours count."""
+    with torch.no_grad():
+        next(p for p in predictor.net.parameters() if p.ndim == 4).add_(0.1)
+
+
+def test_three_slices_lie_in_the_middle_of_five_and_cannot_become_one(model: Path, tmp_path: Path) -> None:
+    three = widen(load_model(model), 3)
+    move_first_weights(three)
+    five, stack = widen(three, 5), torch.randn(1, 5, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(five.net(stack), three.net(stack[:, 1:4]), rtol=1e-5, atol=1e-5)
+    save_model(three, tmp_path / "three")
+    with pytest.raises(SettingsError, match=r"another than .*: model\.in_channels \(1 asked, 3 there\)"):
+        settle_recipe(make_dataset(), make_recipe(tmp_path / "three", model=ModelSettings(in_channels=1)))
+    with pytest.raises(ModelError, match=r"in_channels is 4; expected an odd number"):
+        settle_recipe(make_dataset(), make_recipe(tmp_path / "three", model=ModelSettings(in_channels=4)))
+
+
+def test_weights_between_a_model_and_one_that_reads_more_slices(model: Path) -> None:
+    old = load_model(model)
+    new, stack = widen(old, 3), torch.randn(1, 3, 32, 32)
+    move_first_weights(new)
+    none, whole = mix(old, new, 0.0), mix(old, new, 1.0)
+    with torch.inference_mode():
+        torch.testing.assert_close(none.net(stack), old.net(stack[:, 1:2]), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(whole.net(stack), new.net(stack), rtol=1e-5, atol=1e-5)
+
+
+def test_more_slices_are_refused_where_more_than_one_convolution_reads_them() -> None:
+    settings = ModelSettings("linknet", "mobileone_s0", in_channels=1, encoder_depth=3)  # its first block has branches
+    scaling = Normalization("image", 100, 25, "uint8")
+    predictor = NetPredictor(build_network(settings, 2), settings, ClassSet(("background", "cell")), scaling, 64)
+    with pytest.raises(ModelError, match=r"linknet on mobileone_s0 that reads 3 slices .* expected the first convolution"):
+        widen(predictor, 3)
 
 
 def test_the_learning_rate_is_lower_from_a_model(model: Path) -> None:

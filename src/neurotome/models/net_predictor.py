@@ -11,11 +11,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from neurotome.classes import ClassSet
+from neurotome.errors import ModelError
 from neurotome.models.net import Network
-from neurotome.models.networks import ModelSettings, settle_network
+from neurotome.models.networks import ModelSettings, build_network, settle_network
 from neurotome.normalize import Normalization, Scale
 
 Run = Callable[[Tensor], Tensor]
@@ -141,12 +142,44 @@ class NetPredictor:
         return logits.float()
 
 
+def widen(predictor: NetPredictor, in_channels: int) -> NetPredictor:
+    """Returns a predictor that reads more neighbouring slices and, until it is trained, says what the given one says.
+
+    Its network has the same weights; those that the first convolution has for the added slices are 0.
+
+    Args:
+        predictor: A trained network; stays as it is.
+        in_channels: Slices to read, odd and more than it reads.
+
+    Raises:
+        ModelError: More of the network depends on the number of slices than the first convolution.
+    """
+    settings = dataclasses.replace(predictor.settings, in_channels=in_channels)
+    net, weights = build_network(settings, len(predictor.classes)), dict(predictor.net.state_dict())
+    reads, beside = predictor.in_channels, (in_channels - predictor.in_channels) // 2
+    have, want = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (weights, net.state_dict()))
+    differing = sorted(name for name in have | want if have.get(name) != want.get(name))
+    first = have.get(differing[0], ()) if len(differing) == 1 else ()
+    if len(first) != 4 or first[1] != reads or want.get(differing[0]) != (first[0], in_channels, *first[2:]):
+        raise ModelError(
+            f"{settings.decoder} on {settings.encoder} that reads {in_channels} slices differs from one that reads {reads} "
+            f"in {', '.join(differing) or 'no weights'}; expected the first convolution alone, whose weights for the added "
+            "slices begin at 0. Leave --model.in-channels out, or train without --init."
+        )
+    weights[differing[0]] = nn.functional.pad(weights[differing[0]], (0, 0, 0, 0, beside, beside))
+    net.load_state_dict(weights)
+    facts = {**predictor.facts, "widened_from": reads}
+    return dataclasses.replace(predictor, net=net.to(predictor.device), settings=settings, facts=facts, runtime=None)
+
+
 def mix(old: NetPredictor, new: NetPredictor, alpha: float) -> NetPredictor:
     """Returns a predictor as `new` is, on its device, with the weights (1 - alpha) * old + alpha * new.
 
     Of a network that was trained further from an old one, such weights keep what the old ones know of other images, and gain
     on images like those it was trained on: Wortsman et al. (2022), arXiv 2109.01903. What a network counts is the new one's.
+    An old network that reads fewer slices takes part as `widen` makes it.
     """
+    old = widen(old, new.in_channels) if old.in_channels < new.in_channels else old
     net, before = copy.deepcopy(new.net), old.net.state_dict()
     with torch.no_grad():
         for name, tensor in net.state_dict().items():

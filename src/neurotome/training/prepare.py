@@ -41,6 +41,9 @@ FINE_RATE = 3e-4
 PATCH = 256
 """Edge in pixels of the usual patch."""
 
+ORIGIN = ("dataset", "licence", "citation", "init", "widened_from")
+"""What a model says of the one that its training began with; the last, how many slices that read if they were fewer."""
+
 FEWEST_STEPS, MOST_STEPS = 50, 2000
 """Steps of an epoch: validating takes no less time after few, and after many a killed training loses more."""
 
@@ -93,12 +96,8 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
     decided = {name: value for name, value in decided.items() if getattr(recipe.train, name) == "auto"}
     train = dataclasses.replace(recipe.train, **decided)  # type: ignore[arg-type]  # each of its own type
     check_batch(sample, int(model.in_channels), len(dataset.classes))
-    if dataset.source is not None and recipe.stream.maps and int(model.in_channels) > 1:
-        raise SettingsError(
-            f"stream.maps is {recipe.stream.maps}, whose slices have no neighbours, but the network sees "
-            f"{model.in_channels} slices at once (model.in_channels); expected 1. Leave stream.maps out, or use "
-            "--model.in-channels 1."
-        )
+    if dataset.source is not None:
+        check_neighbours(dataset, recipe.stream.maps, int(model.in_channels))
     if train.replay and sample.batch < 2:
         raise SettingsError(
             f"sample.batch is {sample.batch}, but some of the patches are to show synthetic tissue; expected 2 or more. "
@@ -109,7 +108,7 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
             f"train.anchor is {train.anchor}, but there are no weights to stay near; name a model with --init."
         )
     if init is not None:
-        _check_network(recipe.init, model, init.settings)
+        init = _adapt_network(recipe.init, model, init)
         if train.normalization != mode:
             raise SettingsError(
                 f"train.normalization is {train.normalization!r}, but {recipe.init} was trained with {mode!r}, which its "
@@ -122,6 +121,26 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
         )
     recipe = dataclasses.replace(recipe, model=model, train=train, sample=sample)
     return Settled(recipe, init, digest, identify_reference(train.reference))
+
+
+def check_neighbours(dataset: Dataset, maps: str, in_channels: int) -> None:
+    """Checks that slices of synthetic tissue have as many neighbours as the network reads.
+
+    Raises:
+        SettingsError: They have not.
+    """
+    sees = f"the network sees {in_channels} slices at once (model.in_channels)"
+    if maps and in_channels > 1:
+        raise SettingsError(
+            f"stream.maps is {maps}, whose slices have no neighbours, but {sees}; expected 1. Leave stream.maps out, or use "
+            "--model.in-channels 1."
+        )
+    depth = min(len(cutout.volume.stack) for split in ("val", "test") for cutout in dataset.split(split))
+    if depth < in_channels:
+        raise SettingsError(
+            f"stream.held_out_depth is {depth}, but {sees}, and would be judged without the neighbours that it is trained "
+            f"with. Use --stream.held-out-depth {in_channels}."
+        )
 
 
 def load_init(dataset: Dataset, name: str) -> tuple[NetPredictor, str]:
@@ -144,12 +163,18 @@ def load_init(dataset: Dataset, name: str) -> tuple[NetPredictor, str]:
     return build_predictor(stored), str(stored.content["weights_sha256"])
 
 
-def _check_network(name: str, asked: ModelSettings, has: ModelSettings) -> None:
-    """Checks that the network asked for is the model's.
+def _adapt_network(name: str, asked: ModelSettings, init: NetPredictor) -> NetPredictor:
+    """Returns the model to start from; where it is to read more slices, as `widen` makes it.
 
     Raises:
-        SettingsError: It is not.
+        ModelError: The network cannot be made to read more slices.
+        SettingsError: The network asked for is another than the model's.
     """
+    has = init.settings
+    if int(asked.in_channels) > init.in_channels and dataclasses.replace(asked, in_channels=has.in_channels) == has:
+        from neurotome.models.net_predictor import widen
+
+        return widen(init, int(asked.in_channels))
     differing = [
         f"model.{field.name} ({getattr(asked, field.name)} asked, {getattr(has, field.name)} there)"
         for field in dataclasses.fields(asked)
@@ -160,6 +185,7 @@ def _check_network(name: str, asked: ModelSettings, has: ModelSettings) -> None:
             f"--init {name}: the model's network is another than the settings ask for: {'; '.join(differing)}. Leave "
             "these settings out, because the network comes with the weights, or train without --init."
         )
+    return init
 
 
 def list_splits(dataset: Dataset, recipe: Recipe) -> tuple[str, ...]:
@@ -279,7 +305,7 @@ def prepare(dataset: Dataset, settled: Settled) -> SegmentationModule:
         "training_data_sha256": dataset.fingerprint("train"),
     }
     if init is not None:
-        origin = {key: init.facts[key] for key in ("dataset", "licence", "citation", "init") if key in init.facts}
+        origin = {key: init.facts[key] for key in ORIGIN if key in init.facts}
         facts["init"] = {"name": recipe.init, "weights_sha256": settled.init_sha256, **origin}
         note_other_size(recipe.init, init.voxel_size_um, dataset.voxel_size_um)
     predictor = NetPredictor(net, model, dataset.classes, normalization, halo, bounded, patch, dataset.voxel_size_um, facts)

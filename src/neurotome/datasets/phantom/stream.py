@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from neurotome.datasets.phantom.make import CITATION, CLASSES, LICENCE, Pair, ma
 from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
 from neurotome.datasets.phantom.traced import make_traced, read_maps
 from neurotome.errors import SettingsError
+from neurotome.io.picked import PickedSlices
 from neurotome.progress import track
 
 TRAIN, HELD_OUT, REPLAY = 0, 1, 2  # random streams
@@ -79,6 +80,10 @@ class StreamSettings:
     held_out: int = 12
     """Slices of other tissue in each of the splits val and test."""
 
+    held_out_depth: int = 1
+    """Slices of these that are made, an odd number; the one in the middle is labelled. At least as many as the network
+    sees (model.in_channels)."""
+
     workers: int = 1
     """Processes that make cutouts beside training; 0: training makes its own and waits for them."""
 
@@ -100,6 +105,8 @@ def open_stream(settings: StreamSettings = StreamSettings()) -> Dataset:
             f"stream.faithful is {settings.faithful} (0 to 1), seed {settings.seed} and workers {settings.workers} (0 or "
             f"more), start {settings.start} (at most the pool, {settings.pool})."
         )
+    if settings.held_out_depth < 1 or settings.held_out_depth % 2 == 0:
+        raise SettingsError(f"stream.held_out_depth is {settings.held_out_depth}; expected an odd number (1, 3, 5, ...).")
     if not 0 <= settings.traced <= 1:
         raise SettingsError(f"stream.traced is {settings.traced}; expected a share from 0 to 1.")
     if settings.maps:
@@ -188,9 +195,11 @@ class PhantomStream(CutoutSource):
         return [(n, self._cutouts[n]) for n in range(oldest, newest)]
 
     def make_held_out(self) -> tuple[Cutout, ...]:
-        """Returns single slices of tissue from which no training cutout is cut: half for val, half for test."""
-        coming = [self._order(HELD_OUT, n, 1) for n in range(2 * self.settings.held_out)]
-        return tuple(wrap_cutout(wait(), f"held_out_{n:03d}") for n, wait in enumerate(coming))
+        """Returns slices of tissue from which no training cutout is cut: half for val, half for test."""
+        depth = self.settings.held_out_depth
+        coming = [self._order(HELD_OUT, n, depth) for n in range(2 * self.settings.held_out)]
+        made = [wrap_cutout(wait(), f"held_out_{n:03d}") for n, wait in enumerate(coming)]
+        return tuple(made) if depth == 1 else tuple(map(_pick_middle, made))
 
     def _order(self, stream: int, number: int, depth: int) -> Callable[[], Pair]:
         """Lets a worker make a cutout and returns what waits for it; without workers, what makes it."""
@@ -201,6 +210,13 @@ class PhantomStream(CutoutSource):
                 self.settings.workers, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(),)
             )
         return self._executor.submit(make_piece, self.settings, stream, number, depth, self.appearance).result
+
+
+def _pick_middle(cutout: Cutout) -> Cutout:
+    """Returns the slice in the middle of a cutout, which keeps its neighbours as those of a volume do."""
+    volume, middle = cutout.volume, cutout.volume.shape[0] // 2
+    picked = PickedSlices(volume.data, np.array([middle]), Path(volume.name))
+    return Cutout(replace(volume, data=picked), cutout.labels[middle : middle + 1])
 
 
 def make_piece(settings: StreamSettings, stream: int, number: int, depth: int, appearance: Appearance | None = None) -> Pair:
