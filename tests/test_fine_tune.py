@@ -189,7 +189,6 @@ def test_another_network_or_scaling_is_refused(model: Path) -> None:
         ("model", "decoder", "unet"),
         ("model", "encoder", "resnet18"),
         ("model", "encoder_depth", 5),
-        ("model", "in_channels", 3),
         ("train", "normalization", "dataset"),
     ],
 )
