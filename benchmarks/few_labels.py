@@ -36,21 +36,22 @@ from neurotome.metrics import scores
 from neurotome.models.model_folder import load_model, read_digest
 from neurotome.training.recipe import Recipe
 
-VARIANTS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "fine_tune": {},
-    "before": {"steps_per_epoch": 20, "learning_rate": 1e-4, "encoder_rate": 1.0},
-    "no tissue": {"replay": 0.0},
-    "tissue counts a third": {"replay_weight": 0.33},
-    "tissue counts three times": {"replay_weight": 3.0},
-    "encoder as fast": {"encoder_rate": 1.0},
-    "encoder stays": {"encoder_rate": 0.0},
-    "anchored": {"anchor": 3.0},
-    "twice the rate": {"learning_rate": 6e-4},
-    "three times the steps": {"steps_per_epoch": 120},
-    "no average": {"average": 0.0},
-    "statistics follow": {"freeze_statistics": False},
+    "before": {"train": {"steps_per_epoch": 20, "learning_rate": 1e-4, "encoder_rate": 1.0}},
+    "smaller patches": {"sample": {"patch": 128}},
+    "no tissue": {"train": {"replay": 0.0}},
+    "tissue counts a third": {"train": {"replay_weight": 0.33}},
+    "tissue counts three times": {"train": {"replay_weight": 3.0}},
+    "encoder as fast": {"train": {"encoder_rate": 1.0}},
+    "encoder stays": {"train": {"encoder_rate": 0.0}},
+    "anchored": {"train": {"anchor": 3.0}},
+    "twice the rate": {"train": {"learning_rate": 6e-4}},
+    "three times the steps": {"train": {"steps_per_epoch": 120}},
+    "no average": {"train": {"average": 0.0}},
+    "statistics follow": {"train": {"freeze_statistics": False}},
 }
-"""Settings of `train` that differ from the built-in recipe."""
+"""Settings that differ from the built-in recipe."""
 
 Measured = dict[float, dict[str, np.ndarray]]
 """Confusion matrices by alpha and patch; `tissue` is a patch too."""
@@ -66,7 +67,7 @@ class Bench:
         self.tissue: tuple[Cutout, ...] = ()
 
     def measure(self, variant: str, seed: int, names: tuple[str, ...]) -> Measured:
-        recipe = replace_settings(RECIPE, {"train": {**VARIANTS[variant], "seed": seed}})
+        recipe = replace_settings(replace_settings(RECIPE, VARIANTS[variant]), {"train": {"seed": seed}})
         digest = hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]  # another recipe may have the name one day
         path = self.out / f"{variant.replace(' ', '_')}-{digest}-{'+'.join(names)}.json"
         if not path.is_file():

@@ -12,19 +12,11 @@ import io
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from transfer_measures import read_planes
 
 from neurotome.atomic import write_bytes
 
-REGION_OF = {"ctx": "cortex", "str": "striatum", "trn": "vp", "zi": "zi"}
-LEFT_OUT = {"ctx": (1, 3, 6), "str": (1, 3, 6), "trn": (1, 3, 6), "zi": (0, 1, 3, 6)}
-
-
-def join_quadrants(maps: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns planes (8, 256, 256) of maps (32, 128, 128): 8 each of top left, bottom left, top right, bottom right."""
-    top_left, bottom_left, top_right, bottom_right = maps.reshape(4, 8, 128, 128)
-    top, bottom = np.concatenate([top_left, top_right], 2), np.concatenate([bottom_left, bottom_right], 2)
-    return np.concatenate([top, bottom], 1)
+LEFT_OUT = {"cortex": (1, 3, 6), "striatum": (1, 3, 6), "vp": (1, 3, 6), "zi": (0, 1, 3, 6)}
 
 
 def main() -> None:
@@ -32,9 +24,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/label_maps.npz"))
     arguments = parser.parse_args()
-    with np.load(arguments.data / "microct_patches" / "label_maps_128_patches.npz") as content:
-        planes = {name: join_quadrants(content[name]) for name in REGION_OF}
-    kept = {REGION_OF[name]: np.delete(of_region, LEFT_OUT[name], 0) for name, of_region in planes.items()}
+    kept = {region: np.delete(maps, LEFT_OUT[region], 0) for region, maps in read_planes(arguments.data).items()}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     written = io.BytesIO()
     np.savez_compressed(written, **kept)

@@ -22,11 +22,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from markdown import join, show
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -128,16 +129,6 @@ def correlate_next(image: NDArray[Any]) -> list[float]:
     """Pearson's correlation of voxels with the next one along z, y and x."""
     pairs = [(np.delete(image, -1, axis), np.delete(image, 0, axis)) for axis in range(3)]
     return [float(np.corrcoef(first.ravel(), second.ravel())[0, 1]) for first, second in pairs]
-
-
-def show(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    print(f"\n{title}\n\n| {' | '.join(headings)} |\n|{'-|' * len(headings)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |", flush=True)
-
-
-def join(values: Iterable[float], digits: int = 3) -> str:
-    return " / ".join(f"{value:.{digits}f}" for value in values)
 
 
 def say(value: float, draws: Floats, sign: str = "") -> str:

@@ -37,12 +37,13 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markdown import join, show
 from numpy.typing import NDArray
 from scipy import stats
 from transfer_measures import NEAR_PLANES, OFFSETS, UNSEEN, Labels, Said, judge, plan_crops, read_patches, read_slices
@@ -138,38 +139,28 @@ def count_look(out: Path, model: str) -> tuple[int, int]:
     return len(looks[digest]["times"]), sum(len(look["times"]) for look in looks.values())
 
 
-def show(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    print(f"\n{title}\n\n| {' | '.join(headings)} |\n|{'-|' * len(headings)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |", flush=True)
-
-
-def join(values: Iterable[float], digits: int = 2) -> str:
-    return " / ".join(f"{v:.{digits}f}" for v in values)
-
-
 def show_models(found: dict[str, dict[str, Any]]) -> None:
     patches = {model: f["patches"] for model, f in found.items()}
     show(
         "Patches: pooled macro F1 (95 % interval over tiles), each patch; background / vessel / cell / axon",
         ["model", "macro F1", "cortex / striatum / TRN / zona incerta", "precision", "recall", "F1"],
         (
-            [m, f"{p['macro']:.3f} ({p['interval'][0]:.3f} to {p['interval'][1]:.3f})", join(p["single"], 3)]
-            + [join(c[key] for c in p["per_class"]) for key in ("precision", "recall", "f1")]
+            [m, f"{p['macro']:.3f} ({p['interval'][0]:.3f} to {p['interval'][1]:.3f})", join(p["single"])]
+            + [join((c[key] for c in p["per_class"]), 2) for key in ("precision", "recall", "f1")]
             for m, p in patches.items()
         ),
     )
     show(
         "Objects on the patches",
         ["model", "vessel precision / recall", "cell precision / recall"],
-        ([m, *(join(p["objects"][kind]) for kind in ("vessel", "cell"))] for m, p in patches.items()),
+        ([m, *(join(p["objects"][kind], 2) for kind in ("vessel", "cell"))] for m, p in patches.items()),
     )
     for region in ("vp", "striatum"):
         show(
             f"Near planes, {region}, z = 159 / z = 309; the planes are a few slices off",
             ["model", "axon F1", "axon phi", "axon share", "share of the plane", "vessel F1 within 2", "cell F1 within 2"],
             (
-                [m, *(join(f["near"][region, z][key] for z in NEAR_PLANES) for key in f["near"][region, 159])]
+                [m, *(join((f["near"][region, z][key] for z in NEAR_PLANES), 2) for key in f["near"][region, 159])]
                 for m, f in found.items()
             ),
         )
@@ -193,7 +184,7 @@ def show_models(found: dict[str, dict[str, Any]]) -> None:
         ["model", *(f"z = {z}, mostly {kind}" for z, kind in kinds), "crops refused"],
         (
             [m]
-            + [join(f["views"][z][kind]) if kind in f["views"][z] else "none" for z, kind in kinds]
+            + [join(f["views"][z][kind], 2) if kind in f["views"][z] else "none" for z, kind in kinds]
             + [str(sum(view["refused"] for view in f["views"].values()))]
             for m, f in found.items()
         ),
@@ -265,7 +256,7 @@ def show_left_out(arguments: argparse.Namespace) -> None:
             classes = np.mean([[c["f1"] for c in f["per_class"].values()] for f in found], axis=0)
             single = np.mean([f["per_image"]["macro_f1"] for f in found], axis=0)
             macro = interval([f["macro"]["f1"] for f in found])
-            rows.append([model or "random forest", str(number), macro, join(classes), join(single, 3)])
+            rows.append([model or "random forest", str(number), macro, join(classes, 2), join(single)])
     show(
         f"Leave one region out: mean of {arguments.repeats} repeats (95 % interval over them)",
         ["model", "patches", "macro F1", "background / vessel / cell / axon", "cortex / striatum / TRN / zona incerta"],
