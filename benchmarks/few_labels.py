@@ -39,7 +39,6 @@ from neurotome.training.recipe import Recipe
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "fine_tune": {},
     "before": {"train": {"steps_per_epoch": 20, "learning_rate": 1e-4, "encoder_rate": 1.0}},
-    "smaller patches": {"sample": {"patch": 128}},
     "no tissue": {"train": {"replay": 0.0}},
     "tissue counts a third": {"train": {"replay_weight": 0.33}},
     "tissue counts three times": {"train": {"replay_weight": 3.0}},
@@ -47,7 +46,9 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "encoder stays": {"train": {"encoder_rate": 0.0}},
     "anchored": {"train": {"anchor": 3.0}},
     "twice the rate": {"train": {"learning_rate": 6e-4}},
+    "half again the steps": {"train": {"steps_per_epoch": 60}},
     "three times the steps": {"train": {"steps_per_epoch": 120}},
+    "twice the rate and encoder as fast": {"train": {"learning_rate": 6e-4, "encoder_rate": 1.0}},
     "no average": {"train": {"average": 0.0}},
     "statistics follow": {"train": {"freeze_statistics": False}},
 }
