@@ -46,6 +46,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "encoder stays": {"train": {"encoder_rate": 0.0}},
     "anchored": {"train": {"anchor": 3.0}},
     "twice the rate": {"train": {"learning_rate": 6e-4}},
+    "half the rate": {"train": {"learning_rate": 1.5e-4}},
     "half again the steps": {"train": {"steps_per_epoch": 60}},
     "three times the steps": {"train": {"steps_per_epoch": 120}},
     "twice the rate and encoder as fast": {"train": {"learning_rate": 6e-4, "encoder_rate": 1.0}},

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from markdown import join, show
 from numpy.typing import NDArray
+from printed_tables import join, show
 from scipy import ndimage
 
 from neurotome.atomic import atomic_path

@@ -43,8 +43,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markdown import join, show
 from numpy.typing import NDArray
+from printed_tables import join, show
 from scipy import stats
 from transfer_measures import NEAR_PLANES, OFFSETS, UNSEEN, Labels, Said, judge, plan_crops, read_patches, read_slices
 
