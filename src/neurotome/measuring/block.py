@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +102,8 @@ class BlockWork:
             both = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(place, cube, strict=True)]
             inside = tuple(slice(a.start - p.start, a.stop - p.start) for a, p in zip(both, place, strict=True))
             z, y, x = (slice(a.start + s, a.stop + s) for a, s in zip(both, shift, strict=True))
-            codes, ids = labels[inside].ravel(), np.zeros(1, np.int64)
+            codes: NDArray[Any] = labels[inside].ravel()
+            ids = np.zeros(1, np.int64)
             if regions is not None:
                 ids, which = np.unique(regions.read((z, y, x)), return_inverse=True)
                 codes = which.ravel() * 256 + codes

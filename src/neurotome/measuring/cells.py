@@ -85,20 +85,19 @@ def list_densities(source: Source, cells: dict[str, Any], tally: Tally, settings
         inside = np.ones(len(cells["cell"]), bool) if region is None else cells["region"] == region
         counts = _count_by_cluster(source, cells, tally, inside)
         frame = tally.count_frame(region)
-        seen = {"region": WHOLE if region is None else str(region)}
-        numbers = int(counts.sum()), int(np.count_nonzero(inside))
+        seen: dict[str, Any] = {"region": WHOLE if region is None else str(region)}
+        counted, in_sight = int(counts.sum()), int(np.count_nonzero(inside))
         if source.flat:
             area = frame * source.size_um[1] * source.size_um[2] / UM2_PER_MM2
             found = estimate_density(counts, area, settings.level)
             depth_mm = (settings.slice_thickness_um + height) / 1000
             ratio = Ratio(*(None if value is None or math.isnan(depth_mm) else value / depth_mm for value in found))
-            seen |= dict(zip(("profiles_counted", "profiles_seen"), numbers, strict=True))
+            seen |= {"profiles_counted": counted, "profiles_seen": in_sight}
             seen |= {"frame_mm2": area.sum(), "profiles_per_mm2": found.value, "cell_height_um": height}
         else:
             volume = frame * source.voxel_um3 / UM3_PER_MM3
             ratio = estimate_density(counts, volume, settings.level)
-            seen |= dict(zip(("cells_counted", "cells_seen"), numbers, strict=True))
-            seen["frame_mm3"] = volume.sum()
+            seen |= {"cells_counted": counted, "cells_seen": in_sight, "frame_mm3": volume.sum()}
         limits = {"density_low_per_mm3": ratio.low, "density_high_per_mm3": ratio.high}
         rows.append(seen | {"density_per_mm3": ratio.value} | limits)
     return gather(rows, PROFILES if source.flat else DENSITIES)
@@ -140,7 +139,7 @@ def map_density(source: Source, cells: dict[str, Any], tally: Tally) -> Any:
 def _diameter(part: Part, source: Source) -> float:
     if source.flat:
         return math.sqrt(4 / math.pi * part.voxels * source.size_um[1] * source.size_um[2])
-    return (6 / math.pi * part.voxels * source.voxel_um3) ** (1 / 3)
+    return float((6 / math.pi * part.voxels * source.voxel_um3) ** (1 / 3))
 
 
 def _count_by_cluster(
@@ -162,7 +161,7 @@ def _find_nearest(places_um: NDArray[np.float64], slices: NDArray[np.int64] | No
     for group in [None] if slices is None else np.unique(slices):
         inside = np.arange(len(places_um)) if group is None else np.flatnonzero(slices == group)
         if len(inside) > 1:
-            nearest[inside] = KDTree(places_um[inside]).query(places_um[inside], 2)[0][:, 1]
+            nearest[inside] = np.asarray(KDTree(places_um[inside]).query(places_um[inside], 2)[0])[:, 1]
     return nearest
 
 

@@ -31,7 +31,7 @@ def list_fractions(source: Source, tally: Tally, level: float) -> dict[str, Any]
         for class_id, name in enumerate(source.classes.names):
             counts = tally.count((class_id,), region)
             share = estimate_share(counts, labelled, level)
-            row = {"region": WHOLE if region is None else str(region), "class": name}
+            row: dict[str, Any] = {"region": WHOLE if region is None else str(region), "class": name}
             row |= {"fraction": share.value, "fraction_low": share.low, "fraction_high": share.high}
             rows.append(row | {"volume_mm3": counts.sum() * voxel_mm3, "labelled_mm3": labelled.sum() * voxel_mm3})
     return gather(rows, FRACTIONS)

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.blocks import Box, Triple
-from neurotome.measuring.shapes import Mask, measure_perimeter_um, measure_surface_um2
-from neurotome.measuring.splitting import Sides, split_touching
+from neurotome.measuring.shapes import Mask, Sides, measure_perimeter_um, measure_surface_um2
+from neurotome.measuring.splitting import split_touching
 from neurotome.volume import Size
 
 LOW, CUT = 1, 2
@@ -72,9 +72,9 @@ class Shaping:
         from scipy import ndimage
 
         ends = [a + size for a, size in zip(start, mask.shape, strict=True)]
-        cut: Sides = tuple((a == 0, b == size) for a, b, size in zip(start, ends, self.shape, strict=True))
+        cut: Sides = [(int(a == 0), int(b == size)) for a, b, size in zip(start, ends, self.shape, strict=True)]
         if self.flat:
-            cut = ((True, True), *cut[1:])
+            cut = [(1, 1), *cut[1:]]
         parted = split_touching(mask, self.size_um, self.neck, cut)
         places = ndimage.find_objects(parted)
         found = []
@@ -148,7 +148,7 @@ def find_pieces(mask: Mask, flags: NDArray[np.uint8] | None, place: Box, shaping
         else:
             whole += shaping.measure(found, flagged, (start[0], start[1], start[2]))
 
-    def list_face(face: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def list_face(face: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         where = np.flatnonzero(face)
         return where, numbers[face[where]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from neurotome.volume import Size
 
 Mask = NDArray[np.bool_]
+Step = tuple[int, int, int]
+Sides = Sequence[tuple[int, int]]
+"""For each axis, how many voxels at its lower and at its upper end."""
 
 
 def measure_surface_um2(mask: Mask, size_um: Size) -> float:
@@ -23,16 +27,13 @@ def measure_surface_um2(mask: Mask, size_um: Size) -> float:
     radius comes out within 3 %, flat faces along the axes up to 13 % too small. Small objects are too coarse to have a
     surface, and their sphericity may exceed 1 a little.
     """
-    padded = np.pad(mask, 1)
-    total = 0.0
-    for step, weight in _weigh_directions(size_um):
-        total += weight * _count_crossings(padded, step)
-    return 2 * total
+    padded = pad_mask(mask, ((1, 1), (1, 1), (1, 1)))
+    return 2.0 * sum(weight * _count_crossings(padded, step) for step, weight in _weigh_directions(size_um))
 
 
 def measure_perimeter_um(mask: Mask, size_um: Size) -> float:
     """Returns the perimeter of a profile (1, y, x), in the same way as the surface by lines of 4 directions."""
-    padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)))
+    padded = pad_mask(mask, ((0, 0), (1, 1), (1, 1)))
     _, y, x = size_um
     angles = sorted((math.atan2(dy * y, dx * x) % math.pi, (0, dy, dx)) for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)))
     total = 0.0
@@ -43,29 +44,42 @@ def measure_perimeter_um(mask: Mask, size_um: Size) -> float:
     return math.pi / 2 * total
 
 
-def measure_sphericity(volume_um3: float, surface_um2: float) -> float:
-    """Returns the surface of a ball of this volume, as a share of the surface: 1 for balls, less for all else."""
+def measure_sphericity(volume_um3: Any, surface_um2: Any) -> Any:
+    """Returns the surface of a ball of this volume, as a share of the surface: 1 for balls; or of many."""
     return math.pi ** (1 / 3) * (6 * volume_um3) ** (2 / 3) / surface_um2
 
 
-def measure_circularity(area_um2: float, perimeter_um: float) -> float:
-    """Returns the perimeter of a disc of this area, as a share of the perimeter, squared: 1 for discs, less for all else."""
+def measure_circularity(area_um2: Any, perimeter_um: Any) -> Any:
+    """Returns the perimeter of a disc of this area, as a share of the perimeter, squared: 1 for discs; or of many."""
     return 4 * math.pi * area_um2 / perimeter_um**2
 
 
-def _count_crossings(padded: Mask, step: tuple[int, int, int]) -> int:
+def pad_mask(mask: Mask, around: Sides) -> Mask:
+    """Returns a mask (z, y, x) with so many voxels of nothing before and after it along each axis."""
+    # numpy's pad takes longer than most of what is done with a cell
+    padded = np.zeros([size + before + after for size, (before, after) in zip(mask.shape, around, strict=True)], bool)
+    padded[tuple(slice(before, before + size) for size, (before, _) in zip(mask.shape, around, strict=True))] = mask
+    return padded
+
+
+def _count_crossings(padded: Mask, step: Step) -> int:
     """Returns in how many pairs of voxels a step apart one is in the object and the other is not."""
-    here: Any = tuple(slice(max(0, -d), min(0, -d) or None) for d in step)
-    there: Any = tuple(slice(max(0, d), min(0, d) or None) for d in step)
+    here, there = _cut_pairs(step)
     return int(np.count_nonzero(padded[here] != padded[there]))
 
 
 @cache
-def _weigh_directions(size_um: Size) -> list[tuple[tuple[int, int, int], float]]:
+def _cut_pairs(step: Step) -> Any:
+    """Returns what to cut of an array so that voxels a step apart lie at the same place."""
+    return tuple(tuple(slice(max(0, s * d), min(0, s * d) or None) for d in step) for s in (-1, 1))
+
+
+@cache
+def _weigh_directions(size_um: Size) -> list[tuple[Step, float]]:
     """Returns the 13 directions with their share of the sphere times the area (um2) that a line in them stands for."""
     from scipy.spatial import SphericalVoronoi
 
-    steps = [step for step in itertools.product((-1, 0, 1), repeat=3) if any(step)]
+    steps = [(z, y, x) for z, y, x in itertools.product((-1, 0, 1), repeat=3) if z or y or x]
     lengths = [math.hypot(*(d * edge for d, edge in zip(step, size_um, strict=True))) for step in steps]
     points = np.asarray(steps) * size_um / np.asarray(lengths)[:, None]
     shares = SphericalVoronoi(points).calculate_areas() / (4 * math.pi)

@@ -99,7 +99,7 @@ class Source:
         known[self.classes.first_id : self.classes.first_id + len(self.classes)] = np.arange(len(self.classes))
         known[[self.classes.stored_ignore, NOT_LABELLED]] = NOT_LABELLED
         if stored.dtype == np.uint8:
-            labels = known[stored]
+            labels: NDArray[np.uint8] = np.asarray(known[stored])
         else:
             fits = (stored >= 0) & (stored <= 255)
             labels = np.where(fits, known[np.where(fits, stored, 0)], np.uint8(254))

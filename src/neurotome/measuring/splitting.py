@@ -7,13 +7,13 @@ the two are one: a share, because what is a neck of a large cell would be a whol
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.measuring.shapes import Mask
+from neurotome.measuring.shapes import Mask, Sides, pad_mask
 from neurotome.volume import Size
-
-Sides = tuple[tuple[bool, bool], ...]
 
 
 def split_touching(mask: Mask, size_um: Size, neck: float, cut: Sides) -> NDArray[np.int32]:
@@ -23,18 +23,18 @@ def split_touching(mask: Mask, size_um: Size, neck: float, cut: Sides) -> NDArra
         mask: The object in its bounding box.
         size_um: Edges of a voxel (z, y, x).
         neck: Share of the smaller cell's width below which a neck parts two.
-        cut: For each axis, whether the object is cut by the border of what was measured at its lower and its upper end:
+        cut: For each axis, 1 where the object is cut by the border of what was measured, at its lower and its upper end:
             nobody knows that it ends there.
     """
     from scipy import ndimage
-    from skimage.segmentation import watershed
+    from skimage import segmentation
 
     whole = mask.astype(np.int32)
     if neck <= 0 or mask.sum() < 8:  # too small for two peaks with anything between them
         return whole
-    around = [(int(not low), int(not high)) for low, high in cut]
+    around = [(1 - low, 1 - high) for low, high in cut]
     inside = tuple(slice(low, low + size) for (low, _), size in zip(around, mask.shape, strict=True))
-    padded = np.pad(mask, around)
+    padded = pad_mask(mask, around)
     if padded.all():
         return whole
     # rounded, so that equal distances are equal whatever the order in which they were summed
@@ -43,7 +43,8 @@ def split_touching(mask: Mask, size_um: Size, neck: float, cut: Sides) -> NDArra
     marked, count = ndimage.label(peaks, np.ones((3, 3, 3)))
     if count < 2:
         return whole
-    basins = watershed(-distance, marked, mask=mask, connectivity=1)
+    part: Any = segmentation.watershed  # untyped
+    basins: NDArray[np.int32] = part(-distance, marked, mask=mask, connectivity=1)
     heights = np.asarray(ndimage.maximum(distance, basins, np.arange(1, count + 1)))
     joined = _join(basins, distance, heights, neck)
     return np.asarray(joined[basins], np.int32)
@@ -56,9 +57,9 @@ def _join(
     widths: dict[tuple[int, int], float] = {}
     for axis in range(3):
         lower, upper = (tuple(part if a == axis else slice(None) for a in range(3)) for part in (slice(-1), slice(1, None)))
-        first, second = basins[lower], basins[upper]
-        border = (first != second) & (first > 0) & (second > 0)
-        pairs = np.sort(np.stack([first[border], second[border]], 1), axis=1)
+        before, after = basins[lower], basins[upper]
+        border = (before != after) & (before > 0) & (after > 0)
+        pairs = np.sort(np.stack([before[border], after[border]], 1), axis=1)
         for pair, width in zip(
             map(tuple, pairs.tolist()), np.minimum(distance[lower], distance[upper])[border].tolist(), strict=True
         ):

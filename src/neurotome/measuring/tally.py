@@ -42,7 +42,7 @@ class Tally:
         if region is not None:
             chosen &= rows[:, 1] == region
         summed = np.bincount(rows[chosen, 0], rows[chosen, 3], self.clusters.count_tiles())
-        return summed.reshape(self.clusters.tiles_zyx)
+        return np.asarray(summed.reshape(self.clusters.tiles_zyx), np.float64)
 
     def count_frame(self, region: int | None = None) -> NDArray[np.float64]:
         """Returns the voxels at which a cell that counts may begin."""

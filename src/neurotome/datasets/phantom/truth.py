@@ -56,9 +56,9 @@ def list_cells(tissue: Tissue, labels: NDArray[np.uint8], pad: int, image: str) 
     rows = []
     for number, centroid in zip(numbers.tolist(), ndimage.center_of_mass(owners > 0, owners, numbers), strict=True):
         cell, volume = tissue.cells[number - 1], float(voxels[number]) * VOXEL_SIZE_UM**3
-        places = [float(along) * VOXEL_SIZE_UM for along in (*(cell.centre - pad), *centroid)]
+        places = (np.concatenate([cell.centre - pad, centroid]) * VOXEL_SIZE_UM).tolist()
         sizes = volume, (6 * volume / math.pi) ** (1 / 3), 2 * cell.radius * VOXEL_SIZE_UM
-        rows.append(CellRow(image, *places, *sizes, number in cut))
+        rows.append(CellRow._make((image, *places, *sizes, number in cut)))
     return rows
 
 
