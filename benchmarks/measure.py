@@ -155,7 +155,8 @@ def measure_speed(work: Path, mvoxel: int, workers: int) -> None:
     cpu = used.ru_utime + used.ru_stime
     voxels = np.prod(shape) / 1e6
     print(f"{voxels:.0f} Mvoxel, {workers} workers: {seconds:.0f} s, {voxels / seconds:.1f} Mvoxel/s")
-    print(f"{cpu:.0f} s of processor time, {voxels / cpu:.1f} Mvoxel/s and core; at most {used.ru_maxrss / 1e3:.0f} MB in one process")
+    print(f"{cpu:.0f} s of processor time, {voxels / cpu:.1f} Mvoxel/s and core")
+    print(f"at most {used.ru_maxrss / 1e3:.0f} MB in one process")
 
 
 def main() -> None:

@@ -184,11 +184,12 @@ def test_profiles_in_one_slice_give_the_density_of_spheres() -> None:
     labels = draw_balls((1, 700, 700), crossing - (12, 0, 0), [6.0] * len(crossing))
     true = np.count_nonzero(((centres >= 0) & (centres < shape)).all(1)) / (np.prod(shape) * 1e-9)
     density = measure_array(labels).tables["density"]
-    assert density["cell_height_um"][0] == pytest.approx(12, rel=0.05)
+    # near its poles a ball of 12 um has profiles of less than 4 um, which are left out
+    assert density["cell_height_um"][0] == pytest.approx(np.sqrt(12**2 - 4**2), rel=0.05)
     assert density["density_per_mm3"][0] == pytest.approx(true, rel=0.12)
     assert density["density_low_per_mm3"][0] < true < density["density_high_per_mm3"][0]
     # Abercrombie (1946): a slice of thickness T shows what lies within T + H
-    thick = measure_array(labels, slice_thickness_um=8.0, cell_diameter_um=12.0).tables["density"]
+    thick = measure_array(labels, slice_thickness_um=8.0, cell_diameter_um=12.0, smallest_um=0.0).tables["density"]
     assert thick["density_per_mm3"][0] == pytest.approx(thick["profiles_per_mm2"][0] / 0.020)
 
 

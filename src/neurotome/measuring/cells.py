@@ -104,14 +104,32 @@ def list_densities(source: Source, cells: dict[str, Any], tally: Tally, settings
 
 
 def find_height(profiles: dict[str, Any], settings: MeasureSettings) -> float:
-    """Returns the mean height of cells across slices, in um: as stated, or that of spheres with such profiles; NaN if none.
+    """Returns the height across slices within which a cell shows a profile, in um, by the mean of cells; NaN if unknown.
 
-    A plane cuts spheres of diameter D in discs of pi / 4 D on average. Profiles that the border cuts tell nothing.
+    It is that of spheres of one diameter with such profiles, or with the diameter as stated. Profiles that are smaller than
+    `smallest_um` are left out, so that a sphere shows none near its poles (lost caps, Floderus 1944). Profiles that the
+    border cuts say nothing of the diameter.
     """
-    if settings.cell_diameter_um != "auto":
-        return settings.cell_diameter_um
+    from scipy.optimize import brentq
+
+    smallest = settings.smallest_um
     whole = profiles["equivalent_diameter_um"][~profiles["cut_by_border"]]
-    return 4 / math.pi * float(whole.mean()) if len(whole) else math.nan
+
+    def share(diameter: float) -> float:
+        return math.sqrt(max(0.0, 1 - (smallest / diameter) ** 2))
+
+    def mean_profile(diameter: float) -> float:
+        seen = share(diameter)
+        return diameter / 2 * (math.sqrt(1 - seen**2) + math.asin(seen) / seen) if seen else diameter
+
+    if settings.cell_diameter_um != "auto":
+        diameter = settings.cell_diameter_um
+    elif len(whole):
+        mean = float(whole.mean())
+        diameter = float(brentq(lambda tried: mean_profile(tried) - mean, mean, 2 * mean))
+    else:
+        return math.nan
+    return diameter * share(diameter) or math.nan
 
 
 def list_density_map(source: Source, cells: dict[str, Any], tally: Tally) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class MeasureSettings:
     cells: str = "auto"
     """Class of which single cells are measured; auto: the one named cell, if there is one; none: fractions only."""
 
-    neck: float = 0.75
+    neck: float = 0.7
     """Touching cells are parted where the neck between them is narrower than this share of the smaller one. 0: never."""
 
     smallest_um: float = 4.0
@@ -40,8 +40,7 @@ class MeasureSettings:
     to a density in 3D. A single slice always is."""
 
     cell_diameter_um: float | Literal["auto"] = "auto"
-    """Mean height of a cell across the slices, for that correction; auto: 4 / pi of the mean diameter of the profiles, which
-    is right for spheres of one size."""
+    """Mean diameter of a cell, for that correction; auto: that of spheres of one size with such profiles."""
 
     slice_thickness_um: float = 0.0
     """Thickness of a slice within which a cell is seen wherever it lies, for that correction; 0: a plane, as in a volume."""
