@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neurotome.blocks import parse_bbox
 from neurotome.classes import ClassSet
 from neurotome.measuring.run import Measurements, measure_labels
 from neurotome.measuring.settings import MeasureSettings
@@ -37,6 +38,7 @@ def measure_array(
     block: tuple[int, int, int] = (256, 256, 256),
     size_um: tuple[float, float, float] = (1.0, 1.0, 1.0),
     regions: NDArray[Any] | None = None,
+    bbox: str = "",
     **settings: Any,
 ) -> Measurements:
     """Measures an array without a file."""
@@ -45,7 +47,7 @@ def measure_array(
         path=Path("labels.tif"),
         labels=labels,
         classes=CLASSES,
-        box=tuple(slice(0, size) for size in labels.shape),  # type: ignore[arg-type]
+        box=parse_bbox(bbox, labels.shape),  # type: ignore[arg-type]
         size_um=size_um,
         size_from="as stated",
         cell=CELL,

@@ -193,6 +193,23 @@ def test_profiles_in_one_slice_give_the_density_of_spheres() -> None:
     assert thick["density_per_mm3"][0] == pytest.approx(thick["profiles_per_mm2"][0] / 0.020)
 
 
+def test_a_box_is_measured_as_if_it_were_all_there_is() -> None:
+    rng = np.random.default_rng(5)
+    labels = draw_balls((40, 50, 60), place_balls(rng, (40, 50, 60), 30, 4.0), [4.0] * 30)
+    regions = rng.integers(0, 3, labels.shape)
+    box = (slice(4, 36), slice(7, 49), slice(10, 60))
+    inside = measure_array(labels, regions=regions, bbox="4:36,7:49,10:", block=(9, 13, 11)).tables
+    alone = measure_array(labels[box], regions=regions[box]).tables
+    for name, table in alone.items():
+        for column, values in table.items():
+            if column.startswith("cent"):
+                values = values + {"z": 4, "y": 7, "x": 10}[column.split("_")[1]]
+            if isinstance(values, list):
+                assert inside[name][column] == values
+            else:
+                np.testing.assert_allclose(inside[name][column], values)
+
+
 def test_circular_profiles_are_circular() -> None:
     labels = draw_balls((1, 60, 60), [(0, 20.4, 19.7), (0, 40.6, 44.8)], [12.2, 9.7])
     cells = measure_array(labels).tables["cells"]

@@ -18,7 +18,7 @@ FRAME = 256
 """Beside the ids of the classes: voxels at which a cell that counts may begin."""
 
 
-class Measured(NamedTuple):
+class BlockResult(NamedTuple):
     """What was found in a block: its place in the plan (z, y, x), counts (see `count`), and cells."""
 
     block: Triple
@@ -42,11 +42,11 @@ class BlockWork:
     clusters: Grid
     shaping: Shaping
 
-    def build(self) -> Callable[[int], Measured]:
+    def build(self) -> Callable[[int], BlockResult]:
         """Returns what an engine calls in every process."""
         return self.measure
 
-    def measure(self, number: int) -> Measured:
+    def measure(self, number: int) -> BlockResult:
         """Reads a block and measures it."""
         place = self.grid.place(number)
         shape = self.source.shape
@@ -60,7 +60,7 @@ class BlockWork:
         pieces = None
         if self.source.cell is not None:
             pieces = find_pieces(labels == self.source.cell, flags, place, self.shaping)
-        return Measured((z, y, x), self._count(labels, flags, place), pieces)
+        return BlockResult((z, y, x), self._count(labels, flags, place), pieces)
 
     @property
     def _axes(self) -> list[int]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from neurotome.blocks import Grid, Triple
 from neurotome.engines import EngineSettings, open_engine
 from neurotome.errors import ImageError
-from neurotome.measuring.block import BlockWork, Measured
+from neurotome.measuring.block import BlockResult, BlockWork
 from neurotome.measuring.cells import list_cells, list_densities, list_density_map, map_density
 from neurotome.measuring.fractions import list_fraction_map, list_fractions, map_fraction
 from neurotome.measuring.objects import Part, Shaping, Stitcher
@@ -63,7 +63,7 @@ def measure_labels(source: Source, settings: MeasureSettings) -> Measurements:
         for outcome in engine.run(work.build, range(len(grid))):
             if outcome.error is not None:
                 raise ImageError(outcome.error)
-            assert isinstance(outcome.result, Measured)
+            assert isinstance(outcome.result, BlockResult)
             tally.add(outcome.result.counts)
             if outcome.result.pieces is not None:
                 parts += stitcher.add(outcome.result.block, outcome.result.pieces)

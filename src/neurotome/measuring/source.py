@@ -24,6 +24,8 @@ BLOCK_EDGE = 256
 BLOCK_VOXELS = BLOCK_EDGE**3
 NOT_LABELLED = 255
 """Within this room: a voxel of which nothing is known."""
+NO_CLASS = 254
+"""A value that should not be there."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +97,15 @@ class Source:
             slice(start.start + part.start, start.start + part.stop) for start, part in zip(self.box, place, strict=True)
         )
         stored = np.asarray(self.labels[where])
-        known = np.full(256, 254, np.uint8)  # no ClassSet has 254 classes beside an ignored and an unpredicted value
+        known = np.full(256, NO_CLASS, np.uint8)
         known[self.classes.first_id : self.classes.first_id + len(self.classes)] = np.arange(len(self.classes))
         known[[self.classes.stored_ignore, NOT_LABELLED]] = NOT_LABELLED
         if stored.dtype == np.uint8:
             labels: NDArray[np.uint8] = np.asarray(known[stored])
         else:
             fits = (stored >= 0) & (stored <= 255)
-            labels = np.where(fits, known[np.where(fits, stored, 0)], np.uint8(254))
-        if (wrong := labels == 254).any():
+            labels = np.where(fits, known[np.where(fits, stored, 0)], np.uint8(NO_CLASS))
+        if (wrong := labels == NO_CLASS).any():
             values, counts = np.unique(stored[wrong], return_counts=True)
             listed = ", ".join(f"{value} ({count} voxels)" for value, count in zip(values[:5], counts[:5], strict=True))
             raise ImageError(
@@ -125,6 +127,8 @@ def open_source(path: Path, regions: Path | None, settings: MeasureSettings) -> 
     classes, made = read_meanings(path)
     if settings.classes:
         classes = ClassSet(settings.classes)
+    if classes is not None and len(classes) > NO_CLASS:
+        raise ImageError(f"{path}: found {len(classes)} classes; expected at most {NO_CLASS}.")
     if classes is None:
         raise ImageError(
             f"{path}: found labels that do not say what their ids mean; expected the names of the classes. Give them, the "

@@ -15,7 +15,7 @@ ROWS = 1 << 20
 
 
 class Tally:
-    """Counts that `BlockWork` returns, summed."""
+    """Counts that `BlockWork` returns, summed; rows are kept by region, cluster and kind, in this order."""
 
     def __init__(self, clusters: Grid, parts: Iterable[NDArray[np.int64]] = ()) -> None:
         """Begins with what is given: rows of cluster, region, kind and number."""
@@ -26,22 +26,22 @@ class Tally:
 
     def add(self, rows: NDArray[np.int64]) -> None:
         """Adds the counts of a block."""
-        self._rows.append(rows)
+        self._rows.append(rows[:, [1, 0, 2, 3]])
         if sum(map(len, self._rows[1:])) > ROWS:
             self._sum()
 
     @property
     def regions(self) -> list[int]:
         """Those that have a labelled voxel, increasing."""
-        return sorted(set(self._sum()[:, 1].tolist()))
+        return sorted(set(self._sum()[:, 0].tolist()))
 
     def count(self, kinds: Iterable[int], region: int | None = None) -> NDArray[np.float64]:
         """Returns the voxels of some kinds together, float64, a number for each cluster (z, y, x); None: of all regions."""
         rows = self._sum()
-        chosen = np.isin(rows[:, 2], list(kinds))
         if region is not None:
-            chosen &= rows[:, 1] == region
-        summed = np.bincount(rows[chosen, 0], rows[chosen, 3], self.clusters.count_tiles())
+            rows = rows[np.searchsorted(rows[:, 0], region) : np.searchsorted(rows[:, 0], region, "right")]
+        rows = rows[np.isin(rows[:, 2], list(kinds))]
+        summed = np.bincount(rows[:, 1], rows[:, 3], self.clusters.count_tiles())
         return np.asarray(summed.reshape(self.clusters.tiles_zyx), np.float64)
 
     def count_frame(self, region: int | None = None) -> NDArray[np.float64]:
