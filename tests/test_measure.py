@@ -19,6 +19,9 @@ from neurotome.errors import ImageError, NeurotomeError, RunError, SettingsError
 from neurotome.experiments import measure as module
 from neurotome.io.label_store import create_label_store
 from neurotome.io.sink import write_labels
+from neurotome.measuring.run import measure_labels
+from neurotome.measuring.settings import MeasureSettings
+from neurotome.measuring.source import open_source
 from neurotome.volume import Volume
 from tests.conftest import run
 from tests.measured_labels import CELL, CLASSES, draw_balls
@@ -75,14 +78,11 @@ def test_every_format_gives_the_same_numbers(tif: Path, labels: np.ndarray, tmp_
     slices.mkdir()
     for z, plane in enumerate(labels):
         Image.fromarray(plane).save(slices / f"{z}.png")
-    stated = {"classes": CLASSES.names, "voxel_size_um": SIZE}
-    found = [
-        neurotome.measure(tif, out=tmp_path / "a"),
-        neurotome.measure(store.path, out=tmp_path / "b"),
-        neurotome.measure(slices, out=tmp_path / "c", block=9, **stated),
-    ]
-    for other in found[1:]:
-        for name, table in found[0].tables.items():
+    found = neurotome.measure(store.path, out=tmp_path / "b")
+    stated = MeasureSettings(classes=CLASSES.names, voxel_size_um=SIZE, block=9)
+    for path, settings in ((tif, MeasureSettings()), (slices, stated)):
+        other = measure_labels(open_source(path, None, settings), settings)
+        for name, table in found.tables.items():
             for column, values in table.items():
                 np.testing.assert_array_equal(other.tables[name][column], values)
     assert json.loads((tmp_path / "b" / "measure.json").read_text())["made_by"]["model"] == "microct-base-2"
@@ -123,7 +123,7 @@ def test_regions_are_measured_each_also_where_their_map_is_coarser(tif: Path, la
     coarse = np.zeros((8, 30, 60), np.uint32)
     coarse[:, :, 27:] = 614_454_277
     tifffile.imwrite(tmp_path / "map.tif", coarse, photometric="minisblack", metadata={"axes": "ZYX"})
-    found = neurotome.measure(tif, out=tmp_path / "out", regions=tmp_path / "map.tif").tables
+    found = measure_labels(open_source(tif, tmp_path / "map.tif", MeasureSettings()), MeasureSettings()).tables
     for region, part in (("0", labels[..., :54]), ("614454277", labels[..., 54:110])):
         row = next(i for i, r in enumerate(found["fractions"]["region"]) if r == region) + CELL
         assert found["fractions"]["fraction"][row] == np.count_nonzero(part == CELL) / part.size

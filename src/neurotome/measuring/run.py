@@ -45,7 +45,7 @@ class Measurements:
 
 
 def measure_labels(source: Source, settings: MeasureSettings) -> Measurements:
-    """Measures labels, in memory that depends on the blocks and on the number of cells (some 300 bytes each) alone.
+    """Measures labels, in memory that depends on the blocks and on the number of cells (some 500 bytes each) alone.
 
     Raises:
         ImageError: A block cannot be read, or holds a value that is no class.
