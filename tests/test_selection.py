@@ -11,10 +11,10 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurotome.blocks import Grid
+from neurotome.blocks import Grid, parse_bbox
 from neurotome.errors import ImageError, SettingsError
 from neurotome.inference import selection
-from neurotome.inference.selection import parse_bbox, select_tiles
+from neurotome.inference.selection import select_tiles
 from neurotome.io import open_labels
 from neurotome.io.chunks import ChunkMap
 from neurotome.volume import Volume

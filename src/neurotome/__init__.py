@@ -1,9 +1,9 @@
 """neurotome: segment brain microstructure in X-ray microCT; train, compare, apply and measure.
 
 Each command of the command line is a function here: `describe`, `fetch`, `train`, `fine_tune`, `baseline`, `evaluate`,
-`predict`, `verify`, `compare`, `search`, `phantom`, `demo`. What are options there are keywords here, by the last part of
-their name: `train("my_data", out="runs/first", max_time="12m", encoder="resnet34")`. Where two have it, write the whole
-name, `**{"train.seed": 1}`, or the group, `train={"seed": 1}`; or give the settings as they are, `recipe=Recipe(...)`.
+`predict`, `measure`, `verify`, `compare`, `search`, `phantom`, `demo`. What are options there are keywords here, by the last
+part of their name: `train("my_data", out="runs/first", max_time="12m", encoder="resnet34")`. Where two have it, write the
+whole name, `**{"train.seed": 1}`, or the group, `train={"seed": 1}`; or give the settings as they are, `recipe=Recipe(...)`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from neurotome.experiments.fine_tune import fine_tune as fine_tune
     from neurotome.experiments.grids.grid import grid as grid
     from neurotome.experiments.grids.plan import read_grid as read_grid
+    from neurotome.experiments.measure import measure as measure
     from neurotome.experiments.reproduction.reproduce import reproduce as reproduce
     from neurotome.experiments.searches.search import SearchSettings as SearchSettings
     from neurotome.experiments.searches.search import search as search
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from neurotome.inference.volume_settings import VolumeSettings as VolumeSettings
     from neurotome.load import load_predictor as load_predictor
     from neurotome.losses import LossSettings as LossSettings
+    from neurotome.measuring.settings import MeasureSettings as MeasureSettings
     from neurotome.models.model_folder import load_model as load_model
     from neurotome.models.networks import ModelSettings as ModelSettings
     from neurotome.pixels.learners import BoostingSettings as BoostingSettings
@@ -70,6 +72,7 @@ _NAMES = {
     "experiments.fine_tune": "fine_tune",
     "experiments.grids.grid": "grid",
     "experiments.grids.plan": "read_grid",
+    "experiments.measure": "measure",
     "experiments.reproduction.reproduce": "reproduce",
     "experiments.searches.search": "SearchSettings search",
     "experiments.train": "train",
@@ -80,6 +83,7 @@ _NAMES = {
     "inference.volume_settings": "VolumeSettings",
     "load": "load_predictor",
     "losses": "LossSettings",
+    "measuring.settings": "MeasureSettings",
     "models.model_folder": "load_model",
     "models.networks": "ModelSettings",
     "pixels.learners": "BoostingSettings ForestSettings LogisticSettings",
@@ -97,7 +101,7 @@ __all__ = sorted(_HOMES)
 
 _COMMANDS = (
     *("baseline", "compare", "demo", "describe", "evaluate", "fetch", "phantom", "predict", "predict_probs"),
-    *("fine_tune", "grid", "reproduce", "search", "train", "verify"),
+    *("fine_tune", "grid", "measure", "reproduce", "search", "train", "verify"),
 )
 
 

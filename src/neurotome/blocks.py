@@ -1,4 +1,4 @@
-"""Block, plan_blocks, Grid: patches, tiles, blocks, halos as pure geometry.
+"""Block, plan_blocks, Grid, parse_bbox: patches, tiles, blocks, halos as pure geometry.
 
 Every array is cut the same way: a *core* that is written and a *read* region around it, the core plus a halo clipped at
 the array's border. Cores of a plan partition the array; axes are zyx.
@@ -6,6 +6,7 @@ the array's border. Cores of a plan partition the array; axes are zyx.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -64,6 +65,32 @@ def plan_blocks(
             spans.append((slice(start, stop), slice(first, min(size, stop + margin)), slice(start - first, stop - first)))
         axes.append(spans)
     return [Block(*zip(*spans, strict=True)) for spans in product(*axes)]
+
+
+def parse_bbox(bbox: str, shape_zyx: Triple) -> Box:
+    """Returns the box that `z0:z1,y0:y1,x0:x1` means, in voxels of the volume; an end that is left out is the volume's.
+
+    Raises:
+        SettingsError: It is written in another way, is empty, or lies outside.
+    """
+    parts = bbox.replace(" ", "").split(",") if bbox else [":"] * 3
+    matched = [re.fullmatch(r"(\d*):(\d*)", part, re.ASCII) for part in parts]
+    shown = " x ".join(map(str, shape_zyx))
+    if len(parts) != 3 or not all(matched):
+        raise SettingsError(
+            f"bbox is {bbox!r}; expected z0:z1,y0:y1,x0:x1 in voxels, the stops left out, of a volume of {shown} (z, y, x); "
+            "an end may be left empty. For example, :,0:512,512:1024."
+        )
+    ends = [
+        slice(int(found[1] or 0), int(found[2] or size)) for found, size in zip(matched, shape_zyx, strict=True) if found
+    ]
+    for axis, part, size in zip("zyx", ends, shape_zyx, strict=True):
+        if not part.start < part.stop <= size:
+            raise SettingsError(
+                f"bbox is {bbox!r}: {axis} from {part.start} to {part.stop}; expected a first voxel, then a larger stop, "
+                f"of at most {size}, because the volume has {shown} voxels (z, y, x)."
+            )
+    return ends[0], ends[1], ends[2]
 
 
 @dataclass(frozen=True)

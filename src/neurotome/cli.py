@@ -37,6 +37,7 @@ COMMANDS = {
         "The founding report beside what is measured.",
     ),
     "predict": ("neurotome.inference.predict", "Label an image, a stack, a folder or a whole volume with a trained model."),
+    "measure": ("neurotome.experiments.measure", "From labels to numbers: volume fractions and cells, with intervals."),
     "verify": ("neurotome.inference.verify", "Check every block of a predicted OME-Zarr against its checksum; repair."),
 }
 

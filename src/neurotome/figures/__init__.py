@@ -1,4 +1,4 @@
-"""All plotting: training, scores, comparisons, examples and what a dataset looks like.
+"""All plotting: training, scores, comparisons, examples, what a dataset looks like, what was measured.
 
 Every function returns a `matplotlib.figure.Figure` that belongs to its caller alone: pyplot, which keeps figures, is not
 used. A class has the same colour in every figure.
@@ -7,6 +7,9 @@ used. A class has the same colour in every figure.
 from neurotome.figures import backend as _backend  # noqa: F401 - before all that imports matplotlib
 from neurotome.figures.dataset import plot_class_shares as plot_class_shares
 from neurotome.figures.dataset import plot_histograms as plot_histograms
+from neurotome.figures.measures import plot_coarse_maps as plot_coarse_maps
+from neurotome.figures.measures import plot_diameters as plot_diameters
+from neurotome.figures.measures import plot_fractions as plot_fractions
 from neurotome.figures.pictures import Example as Example
 from neurotome.figures.pictures import plot_augmentation as plot_augmentation
 from neurotome.figures.pictures import plot_augmented as plot_augmented

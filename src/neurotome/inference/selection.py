@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
@@ -11,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.blocks import Box, Grid
-from neurotome.errors import ImageError, SettingsError
+from neurotome.blocks import Box, Grid, parse_bbox
+from neurotome.errors import ImageError
 from neurotome.io.chunks import ChunkMap, Spans, any_within, list_chunks
 from neurotome.volume import Volume
 
@@ -43,7 +42,7 @@ def select_tiles(grid: Grid, *, bbox: str = "", mask: Volume | None = None, chun
 
     Args:
         grid: The tiles.
-        bbox: See `parse_bbox`; all of the volume if empty. Every tile that it touches is taken.
+        bbox: See `blocks.parse_bbox`; all of the volume if empty. Every tile that it touches is taken.
         mask: A volume of the same shape, or smaller by a whole number along every axis; a tile is taken if any voxel of the
             mask within it is not 0. It is read chunk by chunk, and only where its voxels can still decide.
         chunks: Which chunks of the image are stored; a tile that meets none is left out.
@@ -85,32 +84,6 @@ def select_tiles(grid: Grid, *, bbox: str = "", mask: Volume | None = None, chun
     gathered = [_cut(count, edge) for count, edge in zip(grid.tiles_zyx, per_block, strict=True)]
     blocks = np.flatnonzero(any_within(wanted, gathered)).astype(np.int64)
     return Selection(wanted.ravel(), empty, blocks, notes)
-
-
-def parse_bbox(bbox: str, shape_zyx: Triple) -> Box:
-    """Returns the box that `z0:z1,y0:y1,x0:x1` means, in voxels of the volume; an end that is left out is the volume's.
-
-    Raises:
-        SettingsError: It is written in another way, is empty, or lies outside.
-    """
-    parts = bbox.replace(" ", "").split(",") if bbox else [":"] * 3
-    matched = [re.fullmatch(r"(\d*):(\d*)", part, re.ASCII) for part in parts]
-    shown = " x ".join(map(str, shape_zyx))
-    if len(parts) != 3 or not all(matched):
-        raise SettingsError(
-            f"bbox is {bbox!r}; expected z0:z1,y0:y1,x0:x1 in voxels, the stops left out, of a volume of {shown} (z, y, x); "
-            "an end may be left empty. For example, :,0:512,512:1024."
-        )
-    ends = [
-        slice(int(found[1] or 0), int(found[2] or size)) for found, size in zip(matched, shape_zyx, strict=True) if found
-    ]
-    for axis, part, size in zip("zyx", ends, shape_zyx, strict=True):
-        if not part.start < part.stop <= size:
-            raise SettingsError(
-                f"bbox is {bbox!r}: {axis} from {part.start} to {part.stop}; expected a first voxel, then a larger stop, "
-                f"of at most {size}, because the volume has {shown} voxels (z, y, x)."
-            )
-    return ends[0], ends[1], ends[2]
 
 
 def _cut(size: int, edge: int) -> Spans:

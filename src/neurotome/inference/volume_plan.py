@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neurotome.blocks import parse_bbox
 from neurotome.engines import list_gpus, settle_engine
 from neurotome.errors import SettingsError
 from neurotome.inference.geometry import Geometry, estimate_memory, plan_geometry
 from neurotome.inference.grey_scale import measure_scales
 from neurotome.inference.halo import choose_halo
 from neurotome.inference.predict_settings import PredictSettings
-from neurotome.inference.selection import parse_bbox, select_tiles
+from neurotome.inference.selection import select_tiles
 from neurotome.inference.volume_job import LEDGER, VolumeJob, VolumeSource, pack_tiles
 from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.block_ledger import BlockLedger, read_head

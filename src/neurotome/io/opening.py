@@ -76,12 +76,19 @@ def open_labels(path: str | Path, *, channel: int | None = None, time: int | Non
     Raises:
         ImageError: As for `open_volume`; or the file was compressed with loss, or does not hold integers.
     """
-    labels = _open_source(Path(path), {"c": channel, "t": time}, labels=True, stack=stack).data
-    if labels.dtype.kind not in "iu":
+    return open_label_volume(path, channel=channel, time=time, stack=stack).data
+
+
+def open_label_volume(
+    path: str | Path, *, channel: int | None = None, time: int | None = None, stack: bool = False
+) -> Volume:
+    """Opens a label image or stack as `open_labels` does, together with the voxel size that the file says."""
+    source = _open_source(Path(path), {"c": channel, "t": time}, labels=True, stack=stack)
+    if source.data.dtype.kind not in "iu":
         raise ImageError(
-            f"{path}: labels have dtype {labels.dtype}; expected integers, one class id per pixel. Save them as uint8."
+            f"{path}: labels have dtype {source.data.dtype}; expected integers, one class id per pixel. Save them as uint8."
         )
-    return labels
+    return Volume(source.data, name_image(split_inner(Path(path))[0]), source.voxel_size_um, path=Path(path))
 
 
 def read_labels(path: str | Path) -> NDArray[Any]:

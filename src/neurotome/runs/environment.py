@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "lightning", "segmentation-models-pytorch", "timm", "numpy", "scikit-learn", "scipy")
+PACKAGES = ("torch", "lightning", "segmentation-models-pytorch", "timm", "numpy", "scikit-image", "scikit-learn", "scipy")
 
 
 def describe_environment() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from neurotome.datasets.phantom import measured
 from neurotome.datasets.phantom.image import paint_tissue, record_image
 from neurotome.datasets.phantom.measured import GREY, Plane
-from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, Instrument, Region
+from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, VOXEL_SIZE_UM, Instrument, Region
 from neurotome.datasets.phantom.tissue import Tissue, build_tissue
 from neurotome.errors import ImageError
 from neurotome.io.files import SUFFIXES, list_images
@@ -28,8 +28,6 @@ from neurotome.io.opening import open_volume
 from neurotome.normalize import measure_tissue
 from neurotome.resampling import choose_factors
 from neurotome.volume import Volume
-
-VOXEL_SIZE_UM = 1.17
 
 EDGE = 160
 SMALLEST_EDGE = 64

@@ -24,13 +24,21 @@ from neurotome.datasets.mtneuro.variants import REGIONS as MTNEURO_REGIONS
 from neurotome.datasets.mtneuro.variants import name_cache
 from neurotome.datasets.phantom.image import paint_tissue, record_image
 from neurotome.datasets.phantom.like import Appearance, draw_like, read_appearance
-from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, Instrument, Region, draw_instrument, draw_region
-from neurotome.datasets.phantom.tissue import BACKGROUND, Shape, build_tissue, grow_air
+from neurotome.datasets.phantom.regions import (
+    INSTRUMENT,
+    REGIONS,
+    VOXEL_SIZE_UM,
+    Instrument,
+    Region,
+    draw_instrument,
+    draw_region,
+)
+from neurotome.datasets.phantom.tissue import BACKGROUND, Shape, Tissue, build_tissue, grow_air
+from neurotome.datasets.phantom.truth import CellRow, list_cells, write_truth
 from neurotome.errors import RunError, SettingsError, unknown
 from neurotome.volume import Volume
 
 CLASSES = ("background", "blood vessel", "cell", "axon")
-VOXEL_SIZE_UM = 1.17
 LICENCE = "CC0-1.0"
 CITATION = (
     "Synthetic: neurotome phantom, seed {seed}. Its numbers were measured on Prasad et al. (2020) A three-"
@@ -111,8 +119,12 @@ def make_phantom(settings: PhantomSettings = PhantomSettings(), appearance: Appe
     Raises:
         ImageError: An image to look like cannot be measured.
     """
-    splits = {}
-    appearance = appearance or measure_like(settings)
+    return make_known(settings, appearance or measure_like(settings))[0]
+
+
+def make_known(settings: PhantomSettings, appearance: Appearance | None) -> tuple[Dataset, list[CellRow]]:
+    """Makes the dataset as `make_phantom` does; returns with it the cells that are in it, see `truth`."""
+    splits, cells = {}, list[CellRow]()
     for number, split in enumerate(SPLITS):
         cutouts = []
         for name in settings.regions:
@@ -125,12 +137,14 @@ def make_phantom(settings: PhantomSettings = PhantomSettings(), appearance: Appe
             if appearance is not None:
                 around = rng if settings.mode == "randomised" else None
                 region, instrument = draw_like(appearance, region, instrument, around)
-            cutouts.append(wrap_cutout(make_cutout(region, instrument, shape, rng), f"{split}_{name}"))
+            pair, tissue = make_piece(region, instrument, shape, rng)
+            cutouts.append(wrap_cutout(pair, f"{split}_{name}"))
+            cells += list_cells(tissue, pair[1], PAD, f"{split}_{name}")
         splits[split] = tuple(cutouts)
     citation = CITATION.format(seed=settings.seed)
     if appearance is not None:
         citation += f" Its appearance was measured in {appearance.images} unlabelled images of the user's."
-    return Dataset("phantom", ClassSet(CLASSES), splits, LICENCE, citation)
+    return Dataset("phantom", ClassSet(CLASSES), splits, LICENCE, citation), cells
 
 
 def wrap_cutout(pair: Pair, name: str) -> Cutout:
@@ -140,6 +154,11 @@ def wrap_cutout(pair: Pair, name: str) -> Cutout:
 
 def make_cutout(region: Region, instrument: Instrument, shape: Shape, rng: np.random.Generator) -> Pair:
     """Makes a piece of a brain region, as it looks when it is recorded by an instrument."""
+    return make_piece(region, instrument, shape, rng)[0]
+
+
+def make_piece(region: Region, instrument: Instrument, shape: Shape, rng: np.random.Generator) -> tuple[Pair, Tissue]:
+    """Makes what `make_cutout` makes; returns with it the tissue, which is `PAD` voxels larger on every side."""
     padded = (shape[0] + 2 * PAD, shape[1] + 2 * PAD, shape[2] + 2 * PAD)
     tissue = build_tissue(region, padded, rng)
     air = grow_air(padded, instrument.air, rng) if instrument.air > 0 else None
@@ -148,7 +167,7 @@ def make_cutout(region: Region, instrument: Instrument, shape: Shape, rng: np.ra
     if air is not None:
         labels[air > 0] = BACKGROUND
     kept = (slice(PAD, -PAD),) * 3
-    return image[kept].copy(), labels[kept].copy()
+    return (image[kept].copy(), labels[kept].copy()), tissue
 
 
 def phantom(
@@ -159,8 +178,9 @@ def phantom(
 ) -> Path:
     """Writes a synthetic dataset: brain tissue with blood vessels, cells and axons, and its exact labels.
 
-    The folder is there whole or not at all. With --like it looks like images of your own, and like.json in it says what was
-    measured in them.
+    The folder is there whole or not at all. What is true of its labels stands in truth/: cells.csv, a row per cell, and
+    fractions.csv, the share of each class in each image. With --like it looks like images of your own, and like.json in it
+    says what was measured in them.
 
     Args:
         out: Folder to write; it must be new or empty.
@@ -185,9 +205,10 @@ def phantom(
             "--regions out, or use --layout folder."
         )
     appearance = measure_like(settings)
-    dataset = make_phantom(settings, appearance)
+    dataset, cells = make_known(settings, appearance)
     with atomic_folder(out) as temporary:
         (_write_folder if layout == "folder" else _write_mtneuro)(temporary, dataset)
+        write_truth(temporary / "truth", dataset, cells)
         if appearance is not None:
             write_json(
                 temporary / "like.json", {"measured_in": [Path(path).name for path in settings.like], **appearance.to_json()}

@@ -20,6 +20,8 @@ import numpy as np
 
 Span = tuple[float, float]
 
+VOXEL_SIZE_UM = 1.17
+
 
 @dataclass(frozen=True)
 class Region:

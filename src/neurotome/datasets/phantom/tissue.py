@@ -57,6 +57,7 @@ class Tissue:
     lumens: NDArray[np.bool_]  # (z, y, x): within a large vessel
     capillaries: NDArray[np.float32] | None = None  # (z, y, x): how much of a capillary shows; None: all that is labelled
     beyond: NDArray[np.float32] | None = None  # (z, y, x): 1 beyond a border between two regions, 0 before it
+    owners: NDArray[np.int32] | None = None  # (z, y, x): where a cell is labelled, its place in `cells`, from 1
 
 
 def build_tissue(region: Region, shape: Shape, rng: Generator) -> Tissue:
@@ -68,17 +69,19 @@ def build_tissue(region: Region, shape: Shape, rng: Generator) -> Tissue:
     capillaries = np.zeros(shape, np.float32)
     for tubes in (_grow_capillaries(region, shape, rng), _grow_dashes(region, shape, fibres, rng)):
         _draw_tubes(tubes, region, capillaries, drawn, rng)
-    labels = np.zeros(shape, np.uint8)
+    labels, owners = np.zeros(shape, np.uint8), np.zeros(shape, np.int32)
     cells = _place_cells(region, bundles > 0.5, fibres, lumens, rng)
-    for cell in cells:
+    for number, cell in enumerate(cells, 1):
         edge = region.cell_edge + rng.uniform(-OBJECT_EDGE, OBJECT_EDGE)
         if cell.drawn:
             box, distance = locate_cell(cell, shape, 1.0 + max(region.cell_edge + OBJECT_EDGE, 0) / cell.radius)
             seen = distance.min(axis=(1, 2), initial=1.0) < np.sqrt(1 - region.cell_pole**2)
-            labels[box][(distance <= 1 + edge / cell.radius) & seen[:, None, None]] = CELL
+            inside = (distance <= 1 + edge / cell.radius) & seen[:, None, None]
+            labels[box][inside], owners[box][inside] = CELL, number
     labels[drawn] = VESSEL
     labels[(labels == BACKGROUND) & (bundles > 0.5)] = AXON
-    return Tissue(labels, cells, fibres, bundles, lumens, capillaries, beyond)
+    owners[drawn] = 0
+    return Tissue(labels, cells, fibres, bundles, lumens, capillaries, beyond, owners)
 
 
 def locate_fibres(shape: Shape, region: Region, rng: Generator) -> NDArray[np.float32]:

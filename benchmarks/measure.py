@@ -1,0 +1,182 @@
+"""How right, how sure and how fast `neurotome measure` is.
+
+OMP_NUM_THREADS=1 python benchmarks/measure.py cells       # against the phantom's own list, by how cells are parted
+OMP_NUM_THREADS=1 python benchmarks/measure.py slices      # densities from single slices against those in 3D
+OMP_NUM_THREADS=1 python benchmarks/measure.py coverage    # how often 95 % intervals hold the truth
+OMP_NUM_THREADS=1 python benchmarks/measure.py speed --work runs/measure [--mvoxel 1024] [--workers 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import KDTree
+from scipy.special import ndtr
+
+from neurotome.classes import ClassSet
+from neurotome.datasets.phantom.make import CLASSES
+from neurotome.datasets.phantom.regions import REGIONS, VOXEL_SIZE_UM
+from neurotome.datasets.phantom.tissue import build_tissue
+from neurotome.datasets.phantom.truth import list_cells
+from neurotome.io.label_store import create_label_store
+from neurotome.measuring.intervals import estimate_density, estimate_share
+from neurotome.measuring.run import measure_labels
+from neurotome.measuring.settings import MeasureSettings
+from neurotome.measuring.source import Source
+
+SHAPE = (64, 136, 136)
+PAD = 4
+NECKS = (0.0, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+APART_UM = 3.0
+
+
+def make_pieces(seeds: int):
+    """Yields region, labels and true cells of pieces of tissue."""
+    for name, region in REGIONS.items():
+        for seed in range(seeds):
+            padded = tuple(edge + 2 * PAD for edge in SHAPE)
+            tissue = build_tissue(region, padded, np.random.default_rng([seed, 7]))
+            labels = tissue.labels[(slice(PAD, -PAD),) * 3].copy()
+            yield name, labels, list_cells(tissue, labels, PAD, name)
+
+
+def measure(labels, **settings):
+    asked = MeasureSettings(**settings)
+    box = tuple(slice(0, edge) for edge in labels.shape)
+    flat = asked.as_slices or len(labels) == 1
+    size = (VOXEL_SIZE_UM,) * 3
+    return measure_labels(
+        Source(Path("-"), labels, ClassSet(CLASSES), box, size, "as made", 2, flat, (256,) * 3), asked
+    ).tables
+
+
+def compare_cells(seeds: int) -> None:
+    pieces = list(make_pieces(seeds))
+    print("| neck | " + " | ".join(f"{name}: cells, found, precision / recall" for name in REGIONS) + " |")
+    print("|-|" + "-|" * len(REGIONS))
+    for neck in NECKS:
+        row = []
+        for name in REGIONS:
+            true = found = matched = 0
+            for _, labels, listed in (piece for piece in pieces if piece[0] == name):
+                cells = [cell for cell in listed if cell.cut_by_border or cell.equivalent_diameter_um >= 4]
+                places = np.array([(c.centroid_z_um, c.centroid_y_um, c.centroid_x_um) for c in cells])
+                table = measure(labels, neck=neck)["cells"]
+                centroids = np.stack([table[f"centroid_{axis}_um"] for axis in "zyx"], 1)
+                apart, nearest = KDTree(centroids).query(places)
+                mutual = KDTree(places).query(centroids)[1][nearest] == np.arange(len(places))
+                true, found = true + len(places), found + len(centroids)
+                matched += int(np.count_nonzero(mutual & (apart < APART_UM)))
+            row.append(f"{true}, {found} ({found / true - 1:+.1%}), {matched / found:.3f} / {matched / true:.3f}")
+        print(f"| {neck:g} | " + " | ".join(row) + " |", flush=True)
+
+
+def compare_slices(seeds: int) -> None:
+    print("| region | 3D, cells/mm3 | slices, auto height | ratio | slices, height from 3D | ratio |")
+    print("|-|-|-|-|-|-|")
+    gathered: dict[str, list[tuple[float, ...]]] = {}
+    for name, labels, _ in make_pieces(seeds):
+        solid = measure(labels)
+        cells = solid["cells"]
+        diameter = float(cells["equivalent_diameter_um"][~cells["cut_by_border"]].mean())
+        by_slice = measure(labels[::4], as_slices=True)["density"]
+        known = measure(labels[::4], as_slices=True, cell_diameter_um=diameter)["density"]
+        row = [table["density_per_mm3"][0] for table in (solid["density"], by_slice, known)]
+        gathered.setdefault(name, []).append(tuple(row))
+    for name, rows in gathered.items():
+        solid, auto, known = np.mean(rows, 0)
+        print(f"| {name} | {solid:,.0f} | {auto:,.0f} | {auto / solid:.2f} | {known:,.0f} | {known / solid:.2f} |")
+
+
+def simulate_coverage(draws: int) -> None:
+    rng = np.random.default_rng(11)
+    print(f"| what ({draws} draws) | held by the 95 % interval |")
+    print("|-|-|")
+    points = {
+        "12^3 cubes, 100 clusters of 5": ((12, 12, 12), 100, 5, 0.3),
+        "16^3, clusters wider than a cube": ((16,) * 3, 100, 8, 1),
+    }
+    points |= {"single slice, 24^2": ((1, 24, 24), 100, 5, 1.0), "10^3, independent": ((10, 10, 10), 300, 1, 0.0)}
+    for what, (shape, parents, each, spread) in points.items():
+        held, truth = 0, parents * each / np.prod(shape)
+        for _ in range(draws):
+            around = np.array(shape) + 8 * spread
+            made = rng.poisson(parents * np.prod(around) / np.prod(shape))
+            centres = rng.uniform(0, 1, (made, 3)) * around - 4 * spread
+            cells = np.repeat(centres, rng.poisson(each, made), 0)
+            counts, _ = np.histogramdd(cells + rng.normal(0, 1, cells.shape) * spread, [np.arange(n + 1) for n in shape])
+            found = estimate_density(counts, np.ones(shape), 0.95)
+            held += found.low <= truth <= found.high
+        print(f"| density, {what} | {held / draws:.3f} |", flush=True)
+    fields = {"6^3 cubes": ((24, 24, 24), 2.0), "10^3": ((40, 40, 40), 2.5), "16^3": ((64, 64, 64), 4.0)}
+    fields |= {"2 x 24^2": ((8, 96, 96), 3.0), "single slice, 24^2": ((1, 96, 96), 4.0)}
+    for what, (shape, sigma) in fields.items():
+        sigmas = [sigma if edge > 1 else 0.0 for edge in shape]
+        margin = [int(3 * s + 1) for s in sigmas]
+        unit = np.zeros([2 * m + 1 for m in margin], np.float32)
+        unit[tuple(margin)] = 1
+        deviation = float(np.sqrt(np.square(ndimage.gaussian_filter(unit, sigmas, truncate=3)).sum()))
+        held, edges = 0, [min(4, edge) for edge in shape]
+        for _ in range(draws):
+            noise = rng.standard_normal([edge + 2 * m for edge, m in zip(shape, margin, strict=True)], np.float32)
+            field = ndimage.gaussian_filter(noise, sigmas, truncate=3)
+            inside = field[tuple(slice(m, m + edge) for edge, m in zip(shape, margin, strict=True))] > 0.8 * deviation
+            cut = [n for edge, size in zip(edges, shape, strict=True) for n in (size // edge, edge)]
+            hits = inside.reshape(cut).sum((1, 3, 5)).astype(float)
+            found = estimate_share(hits, np.full(hits.shape, float(np.prod(edges))), 0.95)
+            held += found.low <= 1 - ndtr(0.8) <= found.high
+        print(f"| fraction, {what}, structures of {sigma:g} / 4 of a cube | {held / draws:.3f} |", flush=True)
+
+
+def measure_speed(work: Path, mvoxel: int, workers: int) -> None:
+    tiles = [labels[:, :128, :128] for _, labels, _ in make_pieces(1)]
+    shape = (64 * max(1, mvoxel // 64), 1024, 1024)
+    path = work / f"labels_{shape[0]}.zarr"
+    if not path.exists():
+        made = {"classes": ClassSet(CLASSES), "block_zyx": (64, 512, 512), "chunk_zyx": (64, 128, 128)}
+        store = create_label_store(path, shape, voxel_size_um=(VOXEL_SIZE_UM,) * 3, **made)
+        rng = np.random.default_rng(0)
+        for z, y, x in np.ndindex(shape[0] // 64, 2, 2):
+            block = np.block([[tiles[rng.integers(4)][:, :: rng.choice([-1, 1])] for _ in range(4)] for _ in range(4)])
+            store.write_block(tuple(slice(n * i, n * i + n) for i, n in zip((z, y, x), (64, 512, 512), strict=True)), block)
+    command = [sys.executable, "-m", "neurotome", "measure", str(path), "--out", str(work / "out"), "--overwrite"]
+    began = time.monotonic()
+    subprocess.run([*command, "--workers", str(workers)], check=True)
+    seconds = time.monotonic() - began
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime
+    voxels = np.prod(shape) / 1e6
+    print(f"{voxels:.0f} Mvoxel, {workers} workers: {seconds:.0f} s, {voxels / seconds:.1f} Mvoxel/s")
+    print(f"{cpu:.0f} s of processor time, {voxels / cpu:.1f} Mvoxel/s and core")
+    print(f"at most {used.ru_maxrss / 1e3:.0f} MB in one process")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("cells", "slices", "coverage", "speed"))
+    parser.add_argument("--seeds", type=int, default=3, help="pieces of tissue per region")
+    parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--work", type=Path, default=Path("runs/measure"))
+    parser.add_argument("--mvoxel", type=int, default=1024)
+    parser.add_argument("--workers", type=int, default=2)
+    asked = parser.parse_args()
+    if asked.what == "cells":
+        compare_cells(asked.seeds)
+    elif asked.what == "slices":
+        compare_slices(asked.seeds)
+    elif asked.what == "coverage":
+        simulate_coverage(asked.draws)
+    else:
+        measure_speed(asked.work, asked.mvoxel, asked.workers)
+
+
+if __name__ == "__main__":
+    main()

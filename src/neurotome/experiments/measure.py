@@ -1,0 +1,169 @@
+"""measure: the command that turns labels into numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from cyclopts import Parameter
+
+from neurotome.atomic import atomic_folder, write_json
+from neurotome.errors import RunError
+from neurotome.io.identity import identify_input
+from neurotome.io.sink import write_image
+from neurotome.measuring.cells import RULES
+from neurotome.measuring.run import Measurements, measure_labels
+from neurotome.measuring.settings import MeasureSettings
+from neurotome.measuring.source import Source, open_source
+from neurotome.measuring.tables import write_table
+from neurotome.outputs import plan_outputs
+from neurotome.report.measures import PAGE, write_measures
+from neurotome.runs.environment import describe_environment, measure_peak_memory
+from neurotome.tables import Shown, Table
+from neurotome.volume import Volume
+
+PROVENANCE = "measure.json"
+
+
+@dataclass(frozen=True, repr=False)
+class Measured(Shown):
+    """What `measure` found; `tables` by name as in its files, columns as arrays."""
+
+    folder: Path
+    tables: Mapping[str, Mapping[str, Any]]
+    notes: Sequence[str]
+
+    def _show(self) -> Sequence[str | Table]:
+        fractions = self.tables["fractions"]
+        keys = ("region", "class", "fraction", "fraction_low", "fraction_high")
+        shown: list[str | Table] = [_tabulate(fractions, keys)]
+        if density := self.tables.get("density"):
+            shown.append(_tabulate(density, [name for name in density if not name.startswith("frame")]))
+        return [*shown, *self.notes, f"The page: {self.folder / PAGE}"]
+
+
+def measure(
+    labels: Path,
+    *,
+    out: Path,
+    regions: Path | None = None,
+    settings: Annotated[MeasureSettings, Parameter(name="*")] = MeasureSettings(),
+) -> Measured:
+    """Measures labels: volume fractions of classes and single cells, with intervals, block by block.
+
+    Tables are written as CSV and as Parquet: fractions and fractions_grid; of cells cells, density and density_grid. maps/
+    has the coarse maps as TIFF, measure.json what all rests on, measure.html a page with pictures. A volume of any size is
+    measured in bounded memory; a measurement is not resumed. OUT is there whole or not at all.
+
+    Args:
+        labels: What `predict` wrote, or any other labels: OME-Zarr, TIFF, PNG, npy, a folder of slices.
+        out: Folder to write; it must be new, empty, or with --overwrite an earlier measurement.
+        regions: Map of whole numbers, of the labels' shape or coarser by whole numbers: all is measured for each region too.
+        settings: What is measured, and how.
+
+    Returns:
+        The tables; printed are fractions and densities.
+
+    Raises:
+        ImageError: Labels or map cannot be read, the voxel size or the classes are not known, a value is no class, or the
+            map has another shape.
+        RunError: OUT holds something else.
+        SettingsError: A setting cannot be used with these labels.
+    """
+    labels, out, regions = Path(labels), Path(out), None if regions is None else Path(regions)
+    _check_out(out, [path for path in (labels, regions) if path], settings.overwrite)
+    began = time.monotonic()
+    source = open_source(labels, regions, settings)
+    measured = measure_labels(source, settings)
+    provenance = _describe(source, measured, settings, regions) | {
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_memory_bytes": measure_peak_memory(),
+    }
+    with atomic_folder(out) as temporary:
+        temporary.mkdir()
+        for name, table in measured.tables.items():
+            write_table(temporary / name, table)
+        origin = tuple(part.start for part in source.box)
+        for name, values in measured.maps.items():
+            like = Volume(values, name, measured.cube_um, (origin[0], origin[1], origin[2]))
+            write_image(temporary / "maps" / f"{re.sub(r'[^0-9A-Za-z]+', '_', name)}.tif", values, like)
+        write_json(temporary / PROVENANCE, provenance)
+        write_measures(
+            temporary,
+            measured,
+            source.classes,
+            _list_facts(provenance),
+            title=f"Measured in {labels.name}",
+            flat=source.flat,
+            level=settings.level,
+        )
+    return Measured(out, measured.tables, measured.notes)
+
+
+def _check_out(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
+    plan_outputs([out / PROVENANCE], inputs=inputs, existing="replace")
+    for path in inputs:
+        if out.resolve() in path.resolve().parents:
+            raise RunError(f"{out}: holds the input {path}, and would be replaced as a whole. Choose another output.")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / PROVENANCE).is_file():
+        raise RunError(f"{out}: holds something that is no measurement. Choose another output, or empty it.")
+    if not overwrite:
+        raise RunError(f"{out}: holds a measurement already. Choose another output, or say --overwrite.")
+
+
+def _describe(source: Source, measured: Measurements, settings: MeasureSettings, regions: Path | None) -> dict[str, Any]:
+    """Returns all that the numbers depend on, JSON."""
+    return {
+        "labels": {"path": str(source.path), **identify_input(source.path)},
+        "made_by": dict(source.made),
+        "regions": None if regions is None else {"path": str(regions), **identify_input(regions)},
+        "classes": source.classes.to_json(),
+        "cell_class": None if source.cell is None else source.classes.names[source.cell],
+        "voxel_size_um": list(source.size_um),
+        "voxel_size_from": source.size_from,
+        "box": ",".join(f"{part.start}:{part.stop}" for part in source.box),
+        "as_slices": source.flat,
+        "counting_rule": RULES[source.flat],
+        "cube_um": list(measured.cube_um),
+        "notes": list(measured.notes),
+        "settings": dataclasses.asdict(settings),
+        "environment": describe_environment(),
+    }
+
+
+def _list_facts(provenance: Mapping[str, Any]) -> dict[str, str]:
+    made, environment, settings = provenance["made_by"], provenance["environment"], provenance["settings"]
+    facts = {
+        "Labels": f"{provenance['labels']['path']}, sha256 of a sample {provenance['labels']['sha256'][:16]}",
+        "Model": str(made.get("model", "not said by the labels")),
+        "Box (voxels z, y, x)": provenance["box"],
+        "Voxel size (um z, y, x)": f"{' x '.join(f'{edge:.4g}' for edge in provenance['voxel_size_um'])}, "
+        f"{provenance['voxel_size_from']}",
+        "Cubes of the maps and intervals (um z, y, x)": " x ".join(f"{edge:.4g}" for edge in provenance["cube_um"]),
+        "Settings": ", ".join(f"{name} {value}" for name, value in settings.items() if value not in ((), "")),
+        "Command": environment["command"],
+        "neurotome": f"{environment['neurotome']}, commit {environment['git_commit'] or 'not known'}",
+        "Time and memory": f"{provenance['seconds']:g} s, {provenance['peak_memory_bytes'] / 1e6:.0f} MB at most",
+    }
+    if provenance["cell_class"]:
+        facts["Cells are of class"] = f"{provenance['cell_class']}; counted by {provenance['counting_rule']}"
+    if provenance["regions"]:
+        facts["Regions"] = provenance["regions"]["path"]
+    return facts
+
+
+def _tabulate(table: Mapping[str, Any], keys: Sequence[str]) -> Table:
+    def show(value: Any) -> str:
+        if isinstance(value, (str, int, np.integer)):
+            return str(value)
+        return f"{value:.4g}" if np.isfinite(value) else "–"
+
+    return Table(keys, [[show(value) for value in row] for row in zip(*(table[key] for key in keys), strict=True)])

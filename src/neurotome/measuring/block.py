@@ -1,0 +1,119 @@
+"""What is done with one block of labels: voxels of every class are counted by cluster and region, and cells are found."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.blocks import Box, Grid, Triple
+from neurotome.measuring.objects import CUT, LOW, Pieces, Shaping, find_pieces
+from neurotome.measuring.source import NOT_LABELLED, Source
+
+FRAME = 256
+"""Beside the ids of the classes: voxels at which a cell that counts may begin."""
+
+
+class BlockResult(NamedTuple):
+    """What was found in a block: its place in the plan (z, y, x), counts (see `count`), and cells."""
+
+    block: Triple
+    counts: NDArray[np.int64]
+    pieces: Pieces | None
+
+
+@dataclass(frozen=True)
+class BlockWork:
+    """Measures a block by its number, for an engine.
+
+    Attributes:
+        source: The labels.
+        grid: The box cut into blocks.
+        clusters: The box cut into the cubes of the coarse map.
+        shaping: How objects become cells.
+    """
+
+    source: Source
+    grid: Grid
+    clusters: Grid
+    shaping: Shaping
+
+    def build(self) -> Callable[[int], BlockResult]:
+        """Returns what an engine calls in every process."""
+        return self.measure
+
+    def measure(self, number: int) -> BlockResult:
+        """Reads a block and measures it."""
+        place = self.grid.place(number)
+        shape = self.source.shape
+        # a voxel more on every side, to know what is cut by voxels that are not labelled
+        around = tuple(slice(max(0, p.start - 1), min(size, p.stop + 1)) for p, size in zip(place, shape, strict=True))
+        seen = self.source.read((around[0], around[1], around[2]))
+        core = tuple(slice(p.start - a.start, p.stop - a.start) for p, a in zip(place, around, strict=True))
+        flags = self._flag(seen, place, around)[core] if self._has_border(seen, place) else None
+        labels = seen[core]
+        z, y, x = (int(i) for i in np.unravel_index(number, self.grid.blocks_zyx))
+        pieces = None
+        if self.source.cell is not None:
+            pieces = find_pieces(labels == self.source.cell, flags, place, self.shaping)
+        return BlockResult((z, y, x), self._count(labels, flags, place), pieces)
+
+    @property
+    def _axes(self) -> list[int]:
+        """Axes along which a cell can be cut: not across a slice that is taken by itself."""
+        return [axis for axis in range(3) if not (self.shaping.flat and axis == 0)]
+
+    def _has_border(self, seen: NDArray[np.uint8], place: Box) -> bool:
+        ends = [(place[axis].start == 0) or (place[axis].stop == self.source.shape[axis]) for axis in self._axes]
+        return any(ends) or bool((seen == NOT_LABELLED).any())
+
+    def _flag(self, seen: NDArray[np.uint8], place: Box, around: tuple[slice, ...]) -> NDArray[np.uint8]:
+        """Returns which voxels lie at a border, see `LOW`: of the box, or beside a voxel that is not labelled."""
+        flags = np.zeros(seen.shape, np.uint8)
+        unknown = seen == NOT_LABELLED
+        some = unknown.any()
+        for axis in self._axes:
+            first, last, lower, upper = (
+                tuple(part if a == axis else slice(None) for a in range(3))
+                for part in (slice(1), slice(-1, None), slice(-1), slice(1, None))
+            )
+            if some:
+                flags[upper] |= np.where(unknown[lower], LOW | CUT, 0).astype(np.uint8)
+                flags[lower] |= np.where(unknown[upper], CUT, 0).astype(np.uint8)
+            if around[axis].start == 0:
+                flags[first] |= LOW | CUT
+            if around[axis].stop == self.source.shape[axis]:
+                flags[last] |= CUT
+        return flags
+
+    def _count(self, labels: NDArray[np.uint8], flags: NDArray[np.uint8] | None, place: Box) -> NDArray[np.int64]:
+        """Returns rows of cluster, region, class (or `FRAME`) and number of voxels, int64 (n, 4), where there are some."""
+        regions = self.source.regions
+        shift = [part.start for part in self.source.box]
+        rows = []
+        edges = self.clusters.tile_zyx
+        for index in itertools.product(*(range(p.start // e, -(-p.stop // e)) for p, e in zip(place, edges, strict=True))):
+            number = int(np.ravel_multi_index(index, self.clusters.tiles_zyx))
+            cube = self.clusters.tile_place(number)
+            both = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(place, cube, strict=True)]
+            inside = tuple(slice(a.start - p.start, a.stop - p.start) for a, p in zip(both, place, strict=True))
+            z, y, x = (slice(a.start + s, a.stop + s) for a, s in zip(both, shift, strict=True))
+            codes: NDArray[Any] = labels[inside].ravel()
+            ids = np.zeros(1, np.int64)
+            if regions is not None:
+                ids, which = np.unique(regions.read((z, y, x)), return_inverse=True)
+                codes = which.ravel() * 256 + codes
+            counts = np.bincount(codes, minlength=256 * len(ids)).reshape(-1, 256)
+            frame = counts
+            if flags is not None:
+                begin = (flags[inside].ravel() & LOW) == 0
+                frame = np.bincount(codes[begin], minlength=256 * len(ids)).reshape(-1, 256)
+            known = np.concatenate([counts, frame[:, :NOT_LABELLED].sum(1, keepdims=True)], 1)
+            known[:, NOT_LABELLED] = 0
+            region, kind = np.nonzero(known)
+            rows.append(np.stack([np.full(len(region), number), ids[region], kind, known[region, kind]], 1))
+        return np.concatenate(rows)

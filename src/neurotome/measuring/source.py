@@ -1,0 +1,206 @@
+"""open_source: labels that are to be measured, with all that the numbers depend on: classes, voxel size, box, regions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.blocks import Box, Triple, parse_bbox
+from neurotome.classes import ClassSet
+from neurotome.errors import ImageError, SettingsError, unknown
+from neurotome.io.meanings import read_meanings
+from neurotome.io.opening import open_label_volume
+from neurotome.measuring.settings import MeasureSettings
+from neurotome.volume import Size, Volume
+
+CELL_NAMES = ("cell", "cells", "cell body", "cell bodies", "soma")
+BLOCK_EDGE = 256
+BLOCK_VOXELS = BLOCK_EDGE**3
+NOT_LABELLED = 255
+"""Within this room: a voxel of which nothing is known."""
+NO_CLASS = 254
+"""A value that should not be there."""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """A map of whole numbers, of the labels' shape or coarser by whole numbers; 0 is a region like any other."""
+
+    data: Any
+    factors: Triple
+
+    def read(self, box: Box) -> NDArray[np.int64]:
+        """Returns the region of every voxel of a box of the labels, int64 (z, y, x)."""
+        last = [size - 1 for size in self.data.shape]
+        # the last voxel of a map that was rounded down stands for the rest
+        spans = [
+            np.minimum(np.arange(part.start, part.stop) // factor, most)
+            for part, factor, most in zip(box, self.factors, last, strict=True)
+        ]
+        coarse = np.asarray(self.data[tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)])
+        return coarse[np.ix_(*(span - span[0] for span in spans))].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labels and what is known of them.
+
+    Attributes:
+        labels: Integers as stored, (z, y, x), lazy where the format allows.
+        classes: What they mean.
+        box: Which voxels are measured.
+        size_um: Edges of a voxel (z, y, x).
+        size_from: Who says so.
+        cell: Id of the class of cells, None if none is measured.
+        flat: Whether every slice is taken by itself.
+        block_zyx: Voxels that are read at once.
+        regions: None if there is no map.
+        made: What the labels say of how they were made, JSON.
+    """
+
+    path: Path
+    labels: Any
+    classes: ClassSet
+    box: Box
+    size_um: Size
+    size_from: str
+    cell: int | None
+    flat: bool
+    block_zyx: Triple
+    regions: Regions | None = None
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> Triple:
+        """Voxels of the box (z, y, x)."""
+        z, y, x = (part.stop - part.start for part in self.box)
+        return z, y, x
+
+    @property
+    def voxel_um3(self) -> float:
+        """Volume of a voxel."""
+        return math.prod(self.size_um)
+
+    def read(self, place: Box) -> NDArray[np.uint8]:
+        """Returns class ids of a place within the box, uint8 (z, y, x), `NOT_LABELLED` where nothing is known.
+
+        Raises:
+            ImageError: There is a value that is no class.
+        """
+        where: Any = tuple(
+            slice(start.start + part.start, start.start + part.stop) for start, part in zip(self.box, place, strict=True)
+        )
+        stored = np.asarray(self.labels[where])
+        known = np.full(256, NO_CLASS, np.uint8)
+        known[self.classes.first_id : self.classes.first_id + len(self.classes)] = np.arange(len(self.classes))
+        known[[self.classes.stored_ignore, NOT_LABELLED]] = NOT_LABELLED
+        if stored.dtype == np.uint8:
+            labels: NDArray[np.uint8] = np.asarray(known[stored])
+        else:
+            fits = (stored >= 0) & (stored <= 255)
+            labels = np.where(fits, known[np.where(fits, stored, 0)], np.uint8(NO_CLASS))
+        if (wrong := labels == NO_CLASS).any():
+            values, counts = np.unique(stored[wrong], return_counts=True)
+            listed = ", ".join(f"{value} ({count} voxels)" for value, count in zip(values[:5], counts[:5], strict=True))
+            raise ImageError(
+                f"{self.path}: found {listed}{', ...' * (len(values) > 5)} within {_show_box(where)}; expected "
+                f"{self.classes.describe_stored()}. Name the right classes with --classes, or give class labels, not "
+                "numbered objects."
+            )
+        return labels
+
+
+def open_source(path: Path, regions: Path | None, settings: MeasureSettings) -> Source:
+    """Opens labels and the region map, and settles what is `auto`.
+
+    Raises:
+        ImageError: A file cannot be read; nobody says the voxel size or the classes; the map has another shape.
+        SettingsError: The box lies outside, or the class of cells is not among the classes.
+    """
+    volume = open_label_volume(path, stack=True)
+    classes, made = read_meanings(path)
+    if settings.classes:
+        classes = ClassSet(settings.classes)
+    if classes is not None and len(classes) > NO_CLASS:
+        raise ImageError(f"{path}: found {len(classes)} classes; expected at most {NO_CLASS}.")
+    if classes is None:
+        raise ImageError(
+            f"{path}: found labels that do not say what their ids mean; expected the names of the classes. Give them, the "
+            "name of id 0 first: --classes background 'blood vessel' cell axon."
+        )
+    size, size_from = _find_size(volume, settings, made)
+    box = parse_bbox(settings.bbox, volume.shape)
+    flat = settings.as_slices or volume.shape[0] == 1 or box[0].stop - box[0].start == 1
+    return Source(
+        path,
+        volume.data,
+        classes,
+        box,
+        size,
+        size_from,
+        _find_cell(classes, settings.cells),
+        flat,
+        plan_block(volume.data, settings.block),
+        None if regions is None else _open_regions(regions, volume),
+        made,
+    )
+
+
+def plan_block(data: Any, block: int | str) -> Triple:
+    """Returns how many voxels (z, y, x) are read at once: whole chunks, or whole slices of a file that has no chunks."""
+    if block != "auto":
+        return (int(block),) * 3
+    _, y, x = data.shape
+    chunk = getattr(data, "chunk_zyx", None)
+    if chunk is None or chunk == (1, y, x):
+        return max(1, BLOCK_VOXELS // (y * x)), y, x
+    edges = [size * max(1, BLOCK_EDGE // size) for size in chunk]
+    return edges[0], edges[1], edges[2]
+
+
+def _find_size(volume: Volume, settings: MeasureSettings, made: Mapping[str, Any]) -> tuple[Size, str]:
+    if settings.size_um is not None:
+        return settings.size_um, "as stated"
+    if volume.voxel_size_um is not None:
+        return volume.voxel_size_um, "from the file"
+    listed = made.get("voxel_size_um")
+    if isinstance(listed, list) and len(listed) == 3 and all(isinstance(edge, (int, float)) and edge > 0 for edge in listed):
+        return (float(listed[0]), float(listed[1]), float(listed[2])), "from dataset.yaml"
+    raise ImageError(
+        f"{volume.path}: found labels without a voxel size; expected one, because volumes and densities follow from it. "
+        "State it, in micrometres: --voxel-size-um 1.17, or three numbers, z y x."
+    )
+
+
+def _find_cell(classes: ClassSet, name: str) -> int | None:
+    if name == "none":
+        return None
+    if name == "auto":
+        return next((i for i, known in enumerate(classes.names) if known.lower() in CELL_NAMES), None)
+    if name not in classes.names:
+        raise SettingsError(f"cells: {unknown('class', name, classes.names)} Or none, for fractions only.")
+    return classes.index(name)
+
+
+def _open_regions(path: Path, labels: Volume) -> Regions:
+    regions = open_label_volume(path, stack=True)
+    factors = []
+    for small, size in zip(regions.shape, labels.shape, strict=True):
+        fitting = [f for f in sorted({size // small, -(-size // small)}) if f and small in (size // f, -(-size // f))]
+        factors.append(min(fitting, key=lambda factor: abs(small * factor - size), default=0))
+    if 0 in factors:
+        raise ImageError(
+            f"{path}: the region map has shape {regions.shape}, the labels {labels.shape} (z, y, x); expected the same, or "
+            "along every axis a whole number of times less. Resample the map to the labels, nearest neighbour."
+        )
+    return Regions(regions.data, (factors[0], factors[1], factors[2]))
+
+
+def _show_box(box: Box) -> str:
+    return ",".join(f"{part.start}:{part.stop}" for part in box)
