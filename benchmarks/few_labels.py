@@ -38,9 +38,9 @@ from neurotome.training.recipe import Recipe
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "fine_tune": {},
-    "before": {"train": {"steps_per_epoch": 20, "learning_rate": 1e-4, "encoder_rate": 1.0}},
+    "before": {"train": {"steps_per_epoch": 20, "learning_rate": 1e-4, "encoder_rate": 1.0, "replay_weight": 1.0}},
     "no tissue": {"train": {"replay": 0.0}},
-    "tissue counts a third": {"train": {"replay_weight": 0.33}},
+    "tissue counts as much": {"train": {"replay_weight": 1.0}},
     "tissue counts three times": {"train": {"replay_weight": 3.0}},
     "encoder as fast": {"train": {"encoder_rate": 1.0}},
     "encoder stays": {"train": {"encoder_rate": 0.0}},

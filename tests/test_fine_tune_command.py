@@ -135,7 +135,7 @@ def make_counts(right: int) -> np.ndarray:
     ("left_out", "tissue", "alpha"),
     [
         ([50, 60, 70, 80, 75], [], 0.75),
-        ([50, 60, 70, 80, 75], [90, 90, 90, 88, 80], 0.5),  # at 0.75 more than a hundredth of the tissue is forgotten
+        ([50, 60, 70, 80, 75], [90, 90, 90, 87, 80], 0.5),  # at 0.75 more than two hundredths of the tissue are forgotten
         ([50, 50, 50, 50, 50], [90] * 5, 0.0),  # nothing is gained
         ([50, 60, 70, 80, 75], [90, 80, 80, 80, 80], 0.0),
         ([], [90] * 5, 0.5),
