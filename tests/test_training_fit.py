@@ -8,6 +8,7 @@ import re
 import signal
 import tempfile
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from neurotome.losses import LossSettings
 from neurotome.models.model_folder import load_model
 from neurotome.models.networks import ModelSettings
 from neurotome.runs import Run
+from neurotome.stopping import ECHO_S, StopRequest
 from neurotome.training import fit as fitting
 from neurotome.training import keeper
 from neurotome.training import module as training
@@ -147,13 +149,15 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, decoder
 def test_the_command_stops_with_a_message_and_goes_on(tmp_path, monkeypatch, capsys):
     command = ["train", write_dataset(tmp_path / "data"), "--out", tmp_path / "run", *TINY, "--train.steps-per-epoch", "3"]
     command += ["--train.epochs", "1", "--train.device", "cpu"]
-    with monkeypatch.context() as patch:
-        stop_at(patch, training, "augment", 2)
-        assert run(*command) == 130
-    assert "stopping after this step" in capsys.readouterr().err
     kept = Run(tmp_path / "run")
-    assert torch.load(kept.checkpoints / "last.ckpt", weights_only=True)["step"] == 2
-    assert not kept.is_finished
+    # a cluster's warning may come to a process more than once
+    for step, signals, status in ((1, [signal.SIGTERM] * 2, 143), (2, [signal.SIGINT], 130)):
+        with monkeypatch.context() as patch:
+            stop_at(patch, training, "augment", 1, signals=signals)
+            assert run(*command) == status
+        assert "stopping after this step" in capsys.readouterr().err
+        assert torch.load(kept.checkpoints / "last.ckpt", weights_only=True)["step"] == step
+        assert not kept.is_finished
     assert run(*command) == 0
     assert [row["step"] for row in read_rows(tmp_path / "run")] == ["3"]
     assert kept.is_finished
@@ -175,6 +179,14 @@ def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
     kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert kept["step"] == 2  # of the first epoch
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_only_a_terminating_signal_soon_after_the_first_is_an_echo():
+    asked = StopRequest(signal.SIGTERM)
+    assert asked.is_echoed_by(signal.SIGTERM)
+    assert not asked.is_echoed_by(signal.SIGINT)
+    assert not StopRequest(signal.SIGINT).is_echoed_by(signal.SIGINT)
+    assert not StopRequest(signal.SIGTERM, time.monotonic() - ECHO_S).is_echoed_by(signal.SIGTERM)
 
 
 def test_a_prolonged_run_goes_on_nearly_as_if_it_had_been_so_long_from_the_start(tmp_path, monkeypatch):

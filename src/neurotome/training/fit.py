@@ -43,7 +43,7 @@ def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -
     Raises:
         TrainingError: The loss is not finite.
         RunError: The checkpoint is damaged.
-        KeyboardInterrupt: The training was asked to stop.
+        KeyboardInterrupt: The training was asked to stop; a TerminatedError where SIGTERM did.
     """
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -67,10 +67,10 @@ def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -
             try:
                 trainer.fit(module)
             except (StoppedError, SystemExit):  # Lightning turns Ctrl-C into an exit
-                raise KeyboardInterrupt from None
+                raise (keeper.request.to_error() if keeper.request else KeyboardInterrupt()) from None
     keeper.finish()
-    if keeper.asked_to_stop:
-        raise KeyboardInterrupt
+    if keeper.request:
+        raise keeper.request.to_error()
 
 
 def make_trainer(settings: TrainSettings, callback: lightning.Callback, **options: Any) -> lightning.Trainer:

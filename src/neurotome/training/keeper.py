@@ -22,6 +22,7 @@ from neurotome.models.model_folder import save_model
 from neurotome.progress import Progress
 from neurotome.runs import Run
 from neurotome.runs.environment import measure_peak_memory
+from neurotome.stopping import StopRequest
 from neurotome.training.module import SegmentationModule, shrink_checkpoint
 
 OnEpoch = Callable[[Mapping[str, float | None], float], None]
@@ -43,7 +44,7 @@ class Keeper(lightning.Callback):
         self.last = run.checkpoints / "last.ckpt"
         self.summary: dict[str, Any] = {}
         self.progress = Progress("training", 1.0)
-        self.asked_to_stop = False
+        self.request: StopRequest | None = None
         self.first_step_seconds: float | None = None
         self.step_seconds: list[float] = []
         self.step_began = 0.0
@@ -79,13 +80,15 @@ class Keeper(lightning.Callback):
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._note_signal)
 
-    def _note_signal(self, *_: object) -> None:
-        if self.asked_to_stop:
-            raise KeyboardInterrupt
-        self.asked_to_stop = True
-        sys.stderr.write(
-            "\nstopping after this step; once more stops at once and loses what was done since the last epoch\n"
-        )
+    def _note_signal(self, number: int, _: object) -> None:
+        if self.request is None:
+            self.request = StopRequest(number)
+            sys.stderr.write(
+                "\nstopping after this step; once more stops at once and loses what was done since the last epoch\n"
+            )
+        elif not self.request.is_echoed_by(number):
+            self.request = StopRequest(number)
+            raise self.request.to_error()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Notes when a step begins, or the first of those that a GPU does without being waited for."""
@@ -112,7 +115,7 @@ class Keeper(lightning.Callback):
 
     def stop_if_asked(self) -> None:
         """Keeps what was done and raises StoppedError, if a signal has asked for that."""
-        if self.asked_to_stop:
+        if self.request is not None:
             self.save()
             raise StoppedError
 
@@ -142,7 +145,7 @@ class Keeper(lightning.Callback):
         trainer.should_stop = module.is_over()
         self.save()
         self.write_tables()
-        if self.asked_to_stop and not trainer.should_stop:
+        if self.request is not None and not trainer.should_stop:
             raise StoppedError
         if self.on_epoch is not None:
             self.on_epoch(module.history[-1], module.share_done())
