@@ -41,7 +41,7 @@ def test_a_run_holds_all_that_was_promised(trained):
         "metrics.csv",
         "training.json",
         "report.html",
-        "checkpoints/last.ckpt",
+        "checkpoints/step-2.ckpt",
         "model/model.json",
         "model/model.safetensors",
         *(f"scores/{split}.json" for split in ("train", "val", "test")),

@@ -29,10 +29,10 @@ def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -
     """Trains a network; goes on from the run's checkpoint if it has one.
 
     Writes, after every epoch: `model/` (the best by validation macro F1, or the last where that is asked for or nothing is
-    validated), `checkpoints/last.ckpt`, `metrics.csv` and `training.json`. Asked to stop (Ctrl-C, SIGTERM), it writes a
-    checkpoint after the step under way. Batches, augmentation and dropout depend on the seed and the step alone, so that a
-    run that was stopped or killed ends as if it had not been. A finished run goes on where the settings ask for more epochs
-    or time.
+    validated), a checkpoint, `metrics.csv` and `training.json`. Within epochs it writes a checkpoint as often as
+    `train.checkpoint_every` says and, asked to stop (Ctrl-C, SIGTERM), after the step under way. Batches, augmentation and
+    dropout depend on the seed and the step alone, so that a run that was stopped or killed ends as if it had not been. A
+    finished run goes on where the settings ask for more epochs or time.
 
     Args:
         module: From `prepare`.
@@ -42,7 +42,7 @@ def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -
 
     Raises:
         TrainingError: The loss is not finite.
-        RunError: The checkpoint is damaged.
+        RunError: There are checkpoints, but none is whole.
         KeyboardInterrupt: The training was asked to stop; a TerminatedError where SIGTERM did.
     """
     from lightning.pytorch.loggers import TensorBoardLogger

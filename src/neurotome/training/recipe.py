@@ -24,6 +24,10 @@ class TrainSettings:
     epochs: int = 100
     """Most epochs; after each one the validation slices are scored and a checkpoint is written."""
 
+    checkpoint_every: str = "5m"
+    """Longest training time between two checkpoints, which is what a kill costs at most, such as 90s, 5m or 1h; it changes
+    nothing of what is trained. Empty: one after each epoch alone."""
+
     steps_per_epoch: int | Literal["auto"] = "auto"
     """Steps per epoch; auto: one pass over the training pixels, but 50 to 2000 where patches are random."""
 
@@ -112,6 +116,11 @@ class TrainSettings:
         """`max_time` in seconds, 0 for no limit."""
         return parse_duration(self.max_time)
 
+    @property
+    def checkpoint_seconds(self) -> float:
+        """`checkpoint_every` in seconds, 0 for never."""
+        return parse_duration(self.checkpoint_every, "train.checkpoint_every")
+
 
 def parse_duration(text: str, setting: str = "train.max_time") -> float:
     """Returns the seconds of 90s, 12m, 1.5h or a plain number of seconds; 0 for an empty text, the value of `setting`.
@@ -158,6 +167,7 @@ def check_training(settings: TrainSettings) -> None:
             raise SettingsError(f"train.{name} is {getattr(settings, name)}; out of range, see neurotome train --help.")
     check_device(None, settings.device)
     parse_duration(settings.max_time)
+    parse_duration(settings.checkpoint_every, "train.checkpoint_every")
 
 
 @dataclass(frozen=True)
