@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from conftest import TINY, build, make_dataset, run, write_dataset
-from neurotome.errors import RunError
+from neurotome.errors import RunError, TrainingError
 from neurotome.models.networks import ModelSettings
 from neurotome.runs import Run
 from neurotome.stopping import ECHO_S, StopRequest, TerminatedError
@@ -64,7 +64,7 @@ DECODERS = ("fpn", "linknet", "unetplusplus", "manet", "pspnet", "pan", "deeplab
 
 @pytest.mark.parametrize("decoder", ["unet", *(pytest.param(d, marks=pytest.mark.slow) for d in (*DECODERS, "dpt"))])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, decoder):
-    """Nor does it matter how often checkpoints are written."""
+    """Nor does it matter how often checkpoints are written, and whether algorithms have to be deterministic."""
     epochs = 2 if decoder == "unet" else 1
     settings = TrainSettings(epochs=epochs, steps_per_epoch=3, device="cpu", average=0.9, checkpoint_every="")
     model = ModelSettings(decoder, "test_vit" if decoder == "dpt" else "test_resnet")
@@ -76,7 +76,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, de
 
     last, folder = 3 * epochs, tmp_path / "interrupted"
     every = "" if decoder == "dpt" else EACH_STEP  # its checkpoints are large
-    settings = dataclasses.replace(settings, checkpoint_every=every)
+    settings = dataclasses.replace(settings, checkpoint_every=every, deterministic=True)
     with monkeypatch.context() as patch:
         interrupt(patch, training, "augment", last - 1, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt) as stopped:
@@ -331,6 +331,47 @@ def test_what_follows_from_the_checkpoint_is_written_again(tmp_path, monkeypatch
     monkeypatch.setattr(training.SegmentationModule, "training_step", forbid)
     run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
     assert {name: (tmp_path / "run" / name).read_text() for name in files} == files
+
+
+def read_choices():
+    """Returns what deterministic training changes of this process."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    return enabled, torch.backends.cudnn.benchmark, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+
+
+def test_deterministic_algorithms_are_asked_for_and_given_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    before, seen = read_choices(), []
+
+    def build_loss(*_):
+        def loss(logits, labels):
+            seen.append(read_choices())
+            return logits.mean() if len(seen) == 1 else logits.mean() + torch.zeros(1).put_(torch.tensor([0]), torch.ones(1))
+
+        return loss
+
+    monkeypatch.setattr(preparing, "build_loss", build_loss)
+    settings = TrainSettings(epochs=1, steps_per_epoch=2, device="cpu", deterministic=True)
+    message = (
+        r"train\.deterministic: put_ does not have a deterministic implementation on this device\. Choose another --model"
+    )
+    with pytest.raises(TrainingError, match=message):
+        run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
+    assert seen == [(True, False, ":4096:8")] * 2
+    assert read_choices() == before == (False, True, ":0:0")
+
+
+def test_a_deterministic_training_says_what_a_gpu_lacks_and_leaves_other_errors_alone():
+    settings = TrainSettings(deterministic=True)
+    told = "this operation is not deterministic because it uses CuBLAS: set CUBLAS_WORKSPACE_CONFIG=:4096:8"
+    with pytest.raises(TrainingError, match="Train in a process of its own"), fitting.repeat_exactly(settings):
+        raise RuntimeError(told)
+    with pytest.raises(RuntimeError, match="another"), fitting.repeat_exactly(settings):
+        raise RuntimeError("another")
+    before = read_choices()
+    with fitting.repeat_exactly(TrainSettings()):
+        assert read_choices() == before
 
 
 def test_whoever_is_told_of_an_epoch_may_end_the_training_which_then_goes_on(tmp_path):

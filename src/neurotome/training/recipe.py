@@ -108,6 +108,10 @@ class TrainSettings:
     device: Device = "auto"
     """Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps."""
 
+    deterministic: bool = False
+    """Take algorithms that end with the same weights to the bit each time on the same GPU, which may be slower; an operation
+    that has none is an error. On a CPU trainings end so anyway; where max_time ends the schedule, none does."""
+
     tensorboard: bool = False
     """Write TensorBoard logs too (extra: track)."""
 
