@@ -27,6 +27,7 @@ LONGEST = (
     "grid",
     "cli",
     "training_fit",
+    "training_resume",
     "fine_tune",
     "kill_points",
     "configs",

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -233,10 +232,14 @@ def test_a_stopped_and_a_killed_grid_go_on_and_end_as_an_undisturbed_one(place):
     assert give(place, grid, out="whole") == 0
     folder = place / "out" / "runs" / "default" / "tiny" / "seed-0"
     process = start(place, grid)
-    wait_for(folder / "checkpoints" / "last.ckpt", process)
-    process.send_signal(signal.SIGTERM)
+    wait_for(folder / "checkpoints" / "step-*.ckpt", process)
+    parent = psutil.Process(process.pid)
+    for told in (parent, *parent.children(recursive=True)):  # as a cluster does
+        told.terminate()
     message = process.communicate(timeout=300)[1]
-    assert process.returncode == 130
+    assert process.returncode == 143
+    assert "stopping after this step" in (place / "out" / "logs" / "default__tiny__seed-0.log").read_text()
+    assert not list(folder.rglob(".*partial*"))
     assert "the same command goes on from there" in message
     before = Run(folder).read_metrics()
     assert not Run(folder).is_finished
@@ -260,8 +263,7 @@ def test_a_stopped_and_a_killed_grid_go_on_and_end_as_an_undisturbed_one(place):
 def test_a_process_that_is_killed_is_a_failure_with_its_signal(place):
     grid = write_grid(place, {**LONGER, "train": {**LONGER["train"], "epochs": 4000}}, {**PIXELS, "learner": "lr"})
     process = start(place, grid)
-    log = place / "out" / "runs" / "default" / "tiny" / "seed-0" / "checkpoints" / "last.ckpt"
-    wait_for(log, process)
+    wait_for(place / "out" / "runs" / "default" / "tiny" / "seed-0" / "checkpoints" / "step-*.ckpt", process)
     children = psutil.Process(process.pid).children(recursive=True)
     child = next(c for c in children if os.getsid(c.pid) == c.pid)
     child.kill()

@@ -127,6 +127,8 @@ def test_other_settings_are_refused_and_all_named(trained):
         assert words in str(refused.value)
     with pytest.raises(RunError, match=r"the run of a network \(train\); asked for is a pixel classifier"):
         trained.check(CONFIG, make_record(kind="pixels"))
+    # how often a checkpoint is written makes no other run
+    assert trained.check({**CONFIG, "train": {**CONFIG["train"], "checkpoint_every": "1m"}}, make_record()) == []
     assert list_files(trained) == before
 
 
@@ -219,6 +221,7 @@ def test_methods_differ_by_settings_data_and_origin_but_not_by_seeds():
     plain = digest()
     assert plain == digest({**CONFIG, "train": {"epochs": 2, "seed": 1}}, seed=1)
     assert plain == digest({**CONFIG, "dataset": "elsewhere", "init": "any"})
+    assert plain == digest({**CONFIG, "train": {**CONFIG["train"], "checkpoint_every": "1m"}})
     assert plain == digest(dataset=make_dataset(test=(IMAGE, [[1, 0, 1], [0, 255, 1]])))
     others = [
         digest({**CONFIG, "train": {"epochs": 3, "seed": 0}}),

@@ -121,7 +121,7 @@ def test_a_run_that_was_begun_with_another_reference_is_refused(tmp_path: Path) 
     run = Run(tmp_path / "run")
     with run.claim(config, records[2]):
         run.checkpoints.mkdir()
-        (run.checkpoints / "last.ckpt").touch()
+        (run.checkpoints / "step-1.ckpt").touch()
     run.check(config, records[2])
     # where it lies makes no difference, what it shows does
     moved = {"dataset": "toy", "train": {"reference": "elsewhere"}}

@@ -3,9 +3,7 @@ import csv
 import dataclasses
 import json
 import math
-import os
 import re
-import signal
 import tempfile
 import threading
 
@@ -13,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import QUICK, TINY, build, make_dataset, run, write_dataset
+from conftest import QUICK, build, make_dataset, run, write_dataset
 from neurotome.augment import AugmentSettings
-from neurotome.errors import DatasetError, RunError, SettingsError, TrainingError
+from neurotome.errors import DatasetError, SettingsError, TrainingError
 from neurotome.losses import LossSettings
 from neurotome.models.model_folder import load_model
 from neurotome.models.networks import ModelSettings
@@ -24,6 +22,7 @@ from neurotome.training import fit as fitting
 from neurotome.training import keeper
 from neurotome.training import module as training
 from neurotome.training import prepare as preparing
+from neurotome.training.checkpoints import list_checkpoints
 from neurotome.training.recipe import Recipe, TrainSettings, parse_duration
 from neurotome.training.sampler import SampleSettings
 
@@ -54,43 +53,18 @@ class KilledError(Exception):
     """Stands for a process that ends without warning."""
 
 
-@pytest.mark.slow
-def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
-    settings = TrainSettings(epochs=4, steps_per_epoch=3, device="cpu", average=0.9)
-    run_fit(make_dataset(), tmp_path / "whole", train=settings, **SMALL)
-
-    # dies in the middle of the third epoch, and once more while the fourth is being saved
-    for place in ("draw", "save_model"):
-        calls = {"left": {"draw": 7, "save_model": 0}[place]}
-        owner = preparing.PatchSampler if place == "draw" else keeper
-        original = getattr(owner, place)
-
-        def die(*args, calls=calls, original=original):
-            if calls["left"] == 0:
-                raise KilledError
-            calls["left"] -= 1
-            return original(*args)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, place, die)
-            with contextlib.suppress(KilledError):
-                run_fit(make_dataset(), tmp_path / "stopped", train=settings, **SMALL)
-        assert not json.loads((tmp_path / "stopped" / "training.json").read_text())["finished"] or place == "save_model"
-    run_fit(make_dataset(), tmp_path / "stopped", train=settings, **SMALL)
-
-    assert_same_training(tmp_path / "stopped", tmp_path / "whole")
-
-
 def strip(run):
     return [{key: value for key, value in row.items() if key != "seconds"} for row in read_rows(run)]
+
+
+def load_newest(run):
+    return torch.load(list_checkpoints(run / "checkpoints")[0], weights_only=True, map_location="cpu")
 
 
 def assert_same_training(run, other):
     """All that training has come to is the same bit by bit: rows, weights, their average, the optimiser's memory."""
     assert strip(run) == strip(other)
-    kept, expected = (
-        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True, map_location="cpu") for folder in (run, other)
-    )
+    kept, expected = (load_newest(folder) for folder in (run, other))
     assert kept["state_dict"].keys() == expected["state_dict"].keys()
     for key, value in expected["state_dict"].items():
         assert torch.equal(kept["state_dict"][key], value), key
@@ -103,140 +77,11 @@ def assert_same_training(run, other):
     assert digests[0] == digests[1]
 
 
-def stop_at(monkeypatch, owner, name, calls, *, signals=(signal.SIGINT,)):
-    """Sends signals to this process when a function is called for the `calls`-th time."""
-    original, left = getattr(owner, name), [calls]
-
-    def call(*args):
-        left[0] -= 1
-        if left[0] == 0:
-            for number in signals:
-                os.kill(os.getpid(), number)
-        return original(*args)
-
-    monkeypatch.setattr(owner, name, call)
-
-
-DECODERS = ("fpn", "linknet", "unetplusplus", "manet", "pspnet", "pan", "deeplabv3", "deeplabv3plus", "upernet", "segformer")
-
-
-@pytest.mark.parametrize("decoder", ["unet", *(pytest.param(d, marks=pytest.mark.slow) for d in (*DECODERS, "dpt"))])
-def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, decoder):
-    epochs = 2 if decoder == "unet" else 1
-    settings = TrainSettings(epochs=epochs, steps_per_epoch=3, device="cpu", average=0.9)
-    model = ModelSettings(decoder, "test_vit" if decoder == "dpt" else "test_resnet")
-    small = {**SMALL, "model": model, "sample": SampleSettings(patch=32, batch=2)}
-    dataset = make_dataset()
-    if decoder != "unet":
-        dataset = dataclasses.replace(dataset, splits={split: cutouts[:1] for split, cutouts in dataset.splits.items()})
-    run_fit(dataset, tmp_path / "whole", train=settings, **small)
-
-    # within an epoch, during the second step, and between validation slices
-    places = ((training, "augment", 2), (training, "predict_slice", 1))
-    for number, place in enumerate(places[:epochs]):
-        with monkeypatch.context() as patch:
-            stop_at(patch, *place, signals=[(signal.SIGINT, signal.SIGTERM)[number]])
-            with pytest.raises(KeyboardInterrupt):
-                run_fit(dataset, tmp_path / "stopped", train=settings, **small)
-        kept = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
-        assert (kept["step"], len(kept["losses"]), kept["history"]) == ((2, 2, []), (3, 3, []))[number]
-    run_fit(dataset, tmp_path / "stopped", train=settings, **small)
-    assert_same_training(tmp_path / "stopped", tmp_path / "whole")
-
-
-def test_the_command_stops_with_a_message_and_goes_on(tmp_path, monkeypatch, capsys):
-    command = ["train", write_dataset(tmp_path / "data"), "--out", tmp_path / "run", *TINY, "--train.steps-per-epoch", "3"]
-    command += ["--train.epochs", "1", "--train.device", "cpu"]
-    with monkeypatch.context() as patch:
-        stop_at(patch, training, "augment", 2)
-        assert run(*command) == 130
-    assert "stopping after this step" in capsys.readouterr().err
-    kept = Run(tmp_path / "run")
-    assert torch.load(kept.checkpoints / "last.ckpt", weights_only=True)["step"] == 2
-    assert not kept.is_finished
-    assert run(*command) == 0
-    assert [row["step"] for row in read_rows(tmp_path / "run")] == ["3"]
-    assert kept.is_finished
-    assert kept.report.is_file()
-
-
 def test_too_little_memory_for_a_step_says_what_takes_less(tmp_path, monkeypatch, capsys):
     # torch itself says it, as a RuntimeError
     monkeypatch.setattr(training.SegmentationModule, "training_step", lambda *_: torch.empty(1 << 55))
     assert run("train", write_dataset(tmp_path / "data"), "--out", tmp_path / "run", *QUICK) == 1
     assert re.search(r"neurotome: out of memory\. Use a smaller --sample\.batch", capsys.readouterr().err)
-
-
-def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    stop_at(monkeypatch, training, "augment", 4, signals=(signal.SIGTERM, signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        run_fit(make_dataset(), tmp_path / "run", train=TrainSettings(epochs=2, steps_per_epoch=2, device="cpu"), **SMALL)
-    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert kept["step"] == 2  # of the first epoch
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
-
-
-def test_a_prolonged_run_goes_on_nearly_as_if_it_had_been_so_long_from_the_start(tmp_path, monkeypatch):
-    sizes, shrink = [], keeper.shrink_checkpoint
-
-    def note_size(checkpoint):
-        sizes.append((tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_size)
-        return shrink(checkpoint)
-
-    settings = TrainSettings(epochs=3, steps_per_epoch=1, device="cpu", schedule="constant", warmup=0.0)
-    run_fit(make_dataset(), tmp_path / "whole", train=settings, **SMALL)
-    with monkeypatch.context() as patch:
-        patch.setattr(keeper, "shrink_checkpoint", note_size)
-        run_fit(make_dataset(), tmp_path / "run", train=dataclasses.replace(settings, epochs=2), **SMALL)
-    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
-    assert checkpoint.stat().st_size < 0.6 * sizes[0]
-    assert Run(tmp_path / "run").is_finished
-    module = build(make_dataset(), Recipe(train=settings, **SMALL))
-    fitting.fit(module, Run(tmp_path / "run"))
-    whole, prolonged = (strip(tmp_path / name) for name in ("whole", "run"))
-    assert prolonged[:2] == whole[:2]
-    assert [row["step"] for row in prolonged] == ["1", "2", "3"]
-    assert prolonged[2]["train_loss"] == whole[2]["train_loss"]
-    # the optimiser's memory is there, rounded: without it each weight would take another step of about the learning rate
-    expected = torch.load(tmp_path / "whole" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    apart = torch.cat([(p - expected[f"net.{name}"]).abs().flatten() for name, p in module.net.named_parameters()])
-    assert apart.median() < 0.02 * module.rate
-    assert int(module.average.n_averaged) == 3
-
-
-@pytest.mark.parametrize("ended", [{"epochs": 1}, {"max_time": "0.001s"}, {"patience": 1, "learning_rate": 1e-9}])
-def test_what_follows_from_the_checkpoint_is_written_again(tmp_path, monkeypatch, ended):
-    """As after a kill between the checkpoint and training.json, however the training came to its end."""
-    settings = TrainSettings(**{"epochs": 9, "steps_per_epoch": 1, "device": "cpu", **ended})
-    run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
-    files = {name: (tmp_path / "run" / name).read_text() for name in ("metrics.csv", "training.json")}
-    assert json.loads(files["training.json"])["finished"]
-    for name in files:
-        (tmp_path / "run" / name).unlink()
-
-    def forbid(*_):
-        raise AssertionError("it trained on")
-
-    monkeypatch.setattr(training.SegmentationModule, "training_step", forbid)
-    run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
-    assert {name: (tmp_path / "run" / name).read_text() for name in files} == files
-
-
-@pytest.mark.parametrize("damage", ["cut", "text", "other"])
-def test_a_damaged_checkpoint_is_named(tmp_path, damage):
-    settings = TrainSettings(epochs=1, steps_per_epoch=1, device="cpu")
-    run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
-    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    match damage:
-        case "cut":
-            path.write_bytes(path.read_bytes()[:1000])
-        case "text":
-            path.write_text("no checkpoint")
-        case "other":
-            torch.save({"state_dict": {}}, path)
-    with pytest.raises(RunError, match=r"last\.ckpt: damaged checkpoint .* Delete it to train this run from its beginning"):
-        run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
 
 
 def test_no_temporary_folder_is_needed(tmp_path, monkeypatch):
@@ -273,7 +118,7 @@ def test_it_learns_and_keeps_the_best(tmp_path):
     assert summary["finished"]
     assert summary["best_val_macro_f1"] == pytest.approx(best)
     assert summary["peak_memory_bytes"] > 1e8
-    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"last.ckpt"}
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"step-36.ckpt"}
 
     # what is saved scores what was recorded
     predictor = load_model(tmp_path / "run")
@@ -302,7 +147,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path,
     monkeypatch.setattr(preparing, "build_loss", build_loss)
     with pytest.raises(TrainingError, match=r"loss became nan at step 3.*checkpoint is kept.*learning-rate"):
         run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
-    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    kept = load_newest(tmp_path / "run")
     assert kept["step"] == 2
     assert all(torch.isfinite(v).all() for v in kept["state_dict"].values())
 
@@ -325,7 +170,7 @@ def test_on_a_gpu_a_loss_that_is_not_finite_is_found_before_anything_is_kept(tmp
     settings = TrainSettings(epochs=2, steps_per_epoch=3, device="cpu", keep="last")
     with pytest.raises(TrainingError, match=f"loss became nan at step {step}"):
         run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
-    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["step"] == 3
+    assert load_newest(tmp_path / "run")["step"] == 3
     assert all(torch.isfinite(value).all() for value in load_model(tmp_path / "run").net.state_dict().values())
     assert Run(tmp_path / "run").read_training()["median_step_seconds"] > 0
 
@@ -398,7 +243,7 @@ def test_the_last_epoch_is_kept_where_it_is_asked_for(tmp_path, monkeypatch):
     for keep in ("best", "last"):
         settings = TrainSettings(epochs=3, steps_per_epoch=1, device="cpu", keep=keep, average=0.0)
         run_fit(make_dataset(), tmp_path / keep, train=settings, **SMALL)
-        checkpoint = torch.load(tmp_path / keep / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        checkpoint = load_newest(tmp_path / keep)["state_dict"]
         model = load_model(tmp_path / keep)
         same = [torch.equal(value, checkpoint[f"net.{key}"]) for key, value in model.net.state_dict().items()]
         kept[keep] = (all(same), model.facts["val_macro_f1"])
@@ -466,6 +311,7 @@ def test_durations(text, seconds):
     [
         {"max_time": "soon"},
         {"max_time": "0s"},
+        {"checkpoint_every": "often"},
         {"epochs": 0},
         {"learning_rate": -1.0},
         {"average": 1.0},
@@ -559,23 +405,3 @@ def test_the_gradient_is_clipped(tmp_path, precision):
     before, after = norms[0::2], norms[1::2]
     assert min(before) > 1e-2
     assert after == [pytest.approx(1e-3, rel=1e-2)] * 2
-
-
-def test_whoever_is_told_of_an_epoch_may_end_the_training_which_then_goes_on(tmp_path):
-    settings = TrainSettings(epochs=3, steps_per_epoch=2, device="cpu")
-    told = []
-
-    def end_the_second(row, done):
-        told.append((row["epoch"], row["val_macro_f1"], done))
-        if row["epoch"] == 1:
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        fitting.fit(build(make_dataset(), Recipe(train=settings, **SMALL)), Run(tmp_path / "run"), end_the_second)
-    assert [epoch for epoch, _, _ in told] == [0, 1]
-    assert [done for _, _, done in told] == pytest.approx([1 / 3, 2 / 3])
-    assert [row["val_macro_f1"] for row in Run(tmp_path / "run").read_metrics()] == [score for _, score, _ in told]
-    assert Run(tmp_path / "run").read_training()["finished"] is False
-    run_fit(make_dataset(), tmp_path / "run", train=settings, **SMALL)
-    run_fit(make_dataset(), tmp_path / "whole", train=settings, **SMALL)
-    assert_same_training(tmp_path / "run", tmp_path / "whole")

@@ -198,7 +198,7 @@ def test_a_job_with_workers_is_ended(jobs, number):
     job = jobs.start("--workers", "2", gate=jobs.gate)
     jobs.wait_for(2)
     os.kill(job.pid, number)
-    assert jobs.end(job) == (-number if number == signal.SIGKILL else 130)
+    assert jobs.end(job) == (-number if number == signal.SIGKILL else 143)
     jobs.finish(in_work=2)
 
 

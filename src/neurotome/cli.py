@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from neurotome import __version__
 from neurotome.errors import NeurotomeError, SettingsError, explain_system_error
+from neurotome.stopping import StopRequest, TerminatedError
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -67,7 +68,8 @@ def make_app() -> App:
         help="Segment brain microstructure in X-ray microCT: train, compare, apply and measure.",
         help_epilogue=(
             "Every option can stand in a YAML file given with --config FILE, or --config NAME for one that comes with "
-            "neurotome; options win over the file. --debug shows the traceback of an error."
+            "neurotome; options win over the file. --debug shows the traceback of an error. Exit status: 0 done, 1 error, "
+            "2 wrong usage, 130 stopped by Ctrl-C, 143 stopped by SIGTERM."
         ),
         default_parameter=cyclopts.Parameter(negative_iterable=()),
         result_action="return_value",
@@ -79,7 +81,11 @@ def make_app() -> App:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs the command line and exits: 0 done, 1 an error that the message explains, 2 wrong usage, 130 stopped."""
+    """Runs the command line and exits.
+
+    The status is 0 when all is done, 1 after an error that the message explains, 2 after wrong usage, 130 where Ctrl-C and
+    143 where SIGTERM has stopped it.
+    """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens
     if debug:
@@ -100,7 +106,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except NeurotomeError as error:
         _fail(error, str(error), debug)
     except KeyboardInterrupt as error:
-        _fail(error, STOPPED + GO_ON.get(command, "."), debug, status=130)
+        status = 128 + (signal.SIGTERM if isinstance(error, TerminatedError) else signal.SIGINT)
+        _fail(error, STOPPED + GO_ON.get(command, "."), debug, status)
     except BrokenPipeError:
         # whoever reads, such as head, has read enough; what is left to write goes nowhere, so that the exit is quiet too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -186,18 +193,24 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
         sys.stderr.write(f"neurotome: note: {message}\n")
 
 
-def _stop(_: int, frame: FrameType | None) -> None:
+def _stop(number: int, frame: FrameType | None) -> None:
     """Answers the first request to end with an exception, so that files are closed; modules that load cannot take one."""
-    signal.signal(signal.SIGINT, _leave)
-    signal.signal(signal.SIGTERM, _leave)
+    request = StopRequest(number)
+
+    def lose_patience(again: int, _: object) -> None:
+        if not request.is_echoed_by(again):
+            _leave(again)
+
+    signal.signal(signal.SIGINT, lose_patience)
+    signal.signal(signal.SIGTERM, lose_patience)
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            _leave()  # torch half loaded crashes at the exit
+            _leave(number)  # torch half loaded crashes at the exit
         frame = frame.f_back
-    raise KeyboardInterrupt
+    raise request.to_error()
 
 
-def _leave(*_: object) -> NoReturn:
+def _leave(number: int) -> NoReturn:
     """Ends the process at once."""
     os.write(2, f"neurotome: {STOPPED}.\n".encode())
-    os._exit(130)
+    os._exit(128 + number)

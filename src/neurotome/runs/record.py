@@ -17,6 +17,9 @@ FORMAT = 1
 NAMED = ("init", "encoder.model", "train.reference")
 """Settings that name a model or images, which are told apart by their content."""
 
+HARMLESS = ("train.checkpoint_every",)
+"""Settings that change nothing of what a training comes to."""
+
 LEARNERS = {"rf": "forest", "gbdt": "boosting", "lr": "logistic"}
 """Settings that a learner reads, and the others do not."""
 
@@ -92,10 +95,11 @@ def record_run(
 def compare_configs(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns the settings that differ, by dotted name, with both values.
 
-    Where the dataset, the models and the reference lie makes no difference: they are compared by content.
+    Where the dataset, the models and the reference lie makes no difference: they are compared by content. Nor do settings
+    that change nothing of what a training comes to.
     """
     before, now = flatten(there), flatten(asked)
-    keys = [key for key in before | now if key not in ("dataset", *NAMED)]
+    keys = [key for key in before | now if key not in ("dataset", *NAMED, *HARMLESS)]
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
@@ -106,7 +110,7 @@ def list_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in flatten(config).items()
-        if key != "dataset" and key.rpartition(".")[2] != "seed" and key.partition(".")[0] not in idle
+        if key not in ("dataset", *HARMLESS) and key.rpartition(".")[2] != "seed" and key.partition(".")[0] not in idle
     }
 
 

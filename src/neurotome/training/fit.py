@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
+from neurotome.errors import TrainingError
 from neurotome.lazy import import_extra
 from neurotome.training.recipe import TrainSettings
 
@@ -24,15 +26,18 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 PRECISIONS: dict[str, Precision] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 """Lightning's names of the arithmetic."""
 
+WORKSPACE, REPEATING = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+"""Environment variable of a GPU's matrix products, and the values with which they repeat to the bit."""
+
 
 def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -> None:
     """Trains a network; goes on from the run's checkpoint if it has one.
 
     Writes, after every epoch: `model/` (the best by validation macro F1, or the last where that is asked for or nothing is
-    validated), `checkpoints/last.ckpt`, `metrics.csv` and `training.json`. Asked to stop (Ctrl-C, SIGTERM), it writes a
-    checkpoint after the step under way. Batches, augmentation and dropout depend on the seed and the step alone, so that a
-    run that was stopped or killed ends as if it had not been. A finished run goes on where the settings ask for more epochs
-    or time.
+    validated), a checkpoint, `metrics.csv` and `training.json`. Within epochs it writes a checkpoint as often as
+    `train.checkpoint_every` says and, asked to stop (Ctrl-C, SIGTERM), after the step under way. Batches, augmentation and
+    dropout depend on the seed and the step alone, so that a run that was stopped or killed ends as if it had not been. A
+    finished run goes on where the settings ask for more epochs or time.
 
     Args:
         module: From `prepare`.
@@ -41,9 +46,9 @@ def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -
             written down; what it raises ends the training, which can go on from there.
 
     Raises:
-        TrainingError: The loss is not finite.
-        RunError: The checkpoint is damaged.
-        KeyboardInterrupt: The training was asked to stop.
+        TrainingError: The loss is not finite, or `train.deterministic` asks for what an operation cannot do.
+        RunError: There are checkpoints, but none is whole.
+        KeyboardInterrupt: The training was asked to stop; a TerminatedError where SIGTERM did.
     """
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -53,7 +58,7 @@ def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -
     logger: TensorBoardLogger | Literal[False] = False
     keeper.resume()
     if not module.is_over():
-        with tame_lightning():
+        with tame_lightning(), repeat_exactly(settings):
             if settings.tensorboard:
                 import_extra("tensorboard", "track")
                 logger = TensorBoardLogger(save_dir=run.folder, name="tensorboard", version="")
@@ -67,10 +72,10 @@ def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -
             try:
                 trainer.fit(module)
             except (StoppedError, SystemExit):  # Lightning turns Ctrl-C into an exit
-                raise KeyboardInterrupt from None
+                raise (keeper.request.to_error() if keeper.request else KeyboardInterrupt()) from None
     keeper.finish()
-    if keeper.asked_to_stop:
-        raise KeyboardInterrupt
+    if keeper.request:
+        raise keeper.request.to_error()
 
 
 def make_trainer(settings: TrainSettings, callback: lightning.Callback, **options: Any) -> lightning.Trainer:
@@ -111,6 +116,47 @@ def tame_lightning() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def repeat_exactly(settings: TrainSettings) -> Iterator[None]:
+    """Has torch use algorithms that give the same to the bit each time, if settings ask for it; gives its choices back.
+
+    Raises:
+        TrainingError: An operation has no such algorithm on this device.
+    """
+    if not settings.deterministic:
+        yield
+        return
+    import torch
+
+    enabled, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(WORKSPACE)
+    if workspace not in REPEATING:
+        os.environ[WORKSPACE] = REPEATING[0]
+    torch.backends.cudnn.benchmark = False  # it would choose algorithms by their time
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if WORKSPACE in str(error):
+            raise TrainingError(
+                "train.deterministic: matrices were multiplied on the GPU in this process before, which settled how that is "
+                f"done. Train in a process of its own, or set the environment variable {WORKSPACE}={REPEATING[0]} before it "
+                "starts."
+            ) from error
+        if "deterministic_algorithms" in str(error):
+            raise TrainingError(
+                f"train.deterministic: {str(error).partition(',')[0]} on this device. Choose another --model.decoder, or "
+                "train without --train.deterministic."
+            ) from error
+        raise
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        os.environ.pop(WORKSPACE, None)
+        if workspace is not None:
+            os.environ[WORKSPACE] = workspace
 
 
 def choose_precision(settings: TrainSettings) -> Precision:

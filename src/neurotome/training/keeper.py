@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 import signal
 import statistics
 import sys
@@ -16,12 +15,12 @@ import lightning
 import psutil
 import torch
 
-from neurotome.atomic import atomic_path
-from neurotome.errors import RunError, is_out_of_memory
 from neurotome.models.model_folder import save_model
 from neurotome.progress import Progress
 from neurotome.runs import Run
 from neurotome.runs.environment import measure_peak_memory
+from neurotome.stopping import StopRequest
+from neurotome.training.checkpoints import list_checkpoints, read_checkpoint, take_newest, write_checkpoint
 from neurotome.training.module import SegmentationModule, shrink_checkpoint
 
 OnEpoch = Callable[[Mapping[str, float | None], float], None]
@@ -33,39 +32,31 @@ class StoppedError(Exception):
 
 
 class Keeper(lightning.Callback):
-    """Writes model, checkpoint, metrics and summary at the end of every epoch, and a checkpoint when asked to stop.
+    """Writes model, checkpoint, metrics and summary after every epoch; a checkpoint also in between, and when asked to stop.
 
     The checkpoint alone decides where a training goes on; metrics and summary follow from it and are written again then.
     """
 
     def __init__(self, run: Run, module: SegmentationModule, on_epoch: OnEpoch | None = None) -> None:
         self.run, self.module, self.on_epoch = run, module, on_epoch
-        self.last = run.checkpoints / "last.ckpt"
         self.summary: dict[str, Any] = {}
         self.progress = Progress("training", 1.0)
-        self.asked_to_stop = False
+        self.request: StopRequest | None = None
+        self.saved_at, self.saved_step = 0.0, 0
         self.first_step_seconds: float | None = None
         self.step_seconds: list[float] = []
         self.step_began = 0.0
         self.steps_begun = 0
 
     def resume(self) -> None:
-        """Takes up the training where the run's checkpoint was made, if there is one; raises RunError if it is damaged."""
-        if not self.last.is_file():
-            return
-        try:
-            checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
-            self.module.restore(checkpoint)
-            self.summary = checkpoint["summary"]
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, EOFError, pickle.PickleError) as error:
-            if is_out_of_memory(error):
-                raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RunError(
-                f"{self.last}: damaged checkpoint ({reason}). Delete it to train this run from its beginning."
-            ) from error
+        """Takes up the training where the run's newest whole checkpoint was made; RunError if there are none but damaged."""
+        take_newest(self.run.checkpoints, self._restore)
         if self.module.history:
             self.write_tables()
+
+    def _restore(self, checkpoint: Mapping[str, Any]) -> None:
+        self.module.restore(checkpoint)
+        self.summary = checkpoint["summary"]
 
     def write_tables(self) -> None:
         """Writes what follows from the checkpoint."""
@@ -75,17 +66,20 @@ class Keeper(lightning.Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Starts the progress where the run was left; takes signals from Lightning, which would drop the step under way."""
         self.progress.start_at(self.module.share_done())
+        self.saved_at, self.saved_step = time.monotonic(), self.module.step
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._note_signal)
 
-    def _note_signal(self, *_: object) -> None:
-        if self.asked_to_stop:
-            raise KeyboardInterrupt
-        self.asked_to_stop = True
-        sys.stderr.write(
-            "\nstopping after this step; once more stops at once and loses what was done since the last epoch\n"
-        )
+    def _note_signal(self, number: int, _: object) -> None:
+        if self.request is None:
+            self.request = StopRequest(number)
+            sys.stderr.write(
+                "\nstopping after this step; once more stops at once and loses what was done since a checkpoint\n"
+            )
+        elif not self.request.is_echoed_by(number):
+            self.request = StopRequest(number)
+            raise self.request.to_error()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Notes when a step begins, or the first of those that a GPU does without being waited for."""
@@ -100,7 +94,7 @@ class Keeper(lightning.Callback):
         if self.module.checked == len(self.module.losses):
             self._note_duration()
         self.progress.update(self.module.share_done(), self.describe())
-        self.stop_if_asked()
+        self.keep()
         if self.module.share_of_time() >= 1:
             trainer.should_stop = True
 
@@ -110,10 +104,13 @@ class Keeper(lightning.Callback):
             self.step_seconds.append((time.monotonic() - self.step_began) / self.steps_begun)
         self.steps_begun = 0
 
-    def stop_if_asked(self) -> None:
-        """Keeps what was done and raises StoppedError, if a signal has asked for that."""
-        if self.asked_to_stop:
+    def keep(self) -> None:
+        """Writes a checkpoint if the last one is too old or a signal has asked to stop, which raises StoppedError then."""
+        every = self.module.settings.checkpoint_seconds
+        is_due = 0 < every <= time.monotonic() - self.saved_at and self.module.step > self.saved_step
+        if is_due or self.request is not None:
             self.save()
+        if self.request is not None:
             raise StoppedError
 
     def describe(self) -> str:
@@ -128,7 +125,7 @@ class Keeper(lightning.Callback):
         module = self.module
         module.check_losses()
         self._note_duration()
-        module.add_row(module.validate(self.stop_if_asked))
+        module.add_row(module.validate(self.keep))
         score = module.history[-1]["val_macro_f1"]
         improved = not module.validation or (score is not None and score > module.best)
         module.stale = 0 if improved else module.stale + 1
@@ -142,7 +139,7 @@ class Keeper(lightning.Callback):
         trainer.should_stop = module.is_over()
         self.save()
         self.write_tables()
-        if self.asked_to_stop and not trainer.should_stop:
+        if self.request is not None and not trainer.should_stop:
             raise StoppedError
         if self.on_epoch is not None:
             self.on_epoch(module.history[-1], module.share_done())
@@ -150,9 +147,11 @@ class Keeper(lightning.Callback):
     def save(self) -> None:
         """Writes the checkpoint, unless a loss was not finite."""
         self.module.check_losses()
+        self._note_duration()  # before the time that writing takes
         self.summary = self.summarise()
-        with atomic_path(self.last) as temporary:
-            torch.save({**self.module.make_checkpoint(), "summary": self.summary}, temporary)
+        content = {**self.module.make_checkpoint(), "summary": self.summary}
+        write_checkpoint(self.run.checkpoints, self.module.step, content)
+        self.saved_at, self.saved_step = time.monotonic(), self.module.step
 
     def summarise(self) -> dict[str, Any]:
         """Returns the content of training.json; peak memory is the GPU's if one is used, otherwise this process's."""
@@ -173,8 +172,8 @@ class Keeper(lightning.Callback):
         }
 
     def finish(self) -> None:
-        """Marks the training as ended, and leaves in the checkpoint what prolonging it needs."""
-        with atomic_path(self.last) as temporary:
-            torch.save(shrink_checkpoint(torch.load(self.last, map_location="cpu", weights_only=True)), temporary)
+        """Marks the training as ended, and leaves one checkpoint, with what prolonging needs."""
+        newest = list_checkpoints(self.run.checkpoints)[0]
+        write_checkpoint(newest.parent, self.module.step, shrink_checkpoint(read_checkpoint(newest)), kept=1)
         self.run.write_training({"finished": True, **self.summary})
         self.progress.finish(self.describe())

@@ -24,6 +24,10 @@ class TrainSettings:
     epochs: int = 100
     """Most epochs; after each one the validation slices are scored and a checkpoint is written."""
 
+    checkpoint_every: str = "5m"
+    """Longest training time between two checkpoints, which is what a kill costs at most, such as 90s, 5m or 1h; it changes
+    nothing of what is trained. Empty: one after each epoch alone."""
+
     steps_per_epoch: int | Literal["auto"] = "auto"
     """Steps per epoch; auto: one pass over the training pixels, but 50 to 2000 where patches are random."""
 
@@ -104,6 +108,10 @@ class TrainSettings:
     device: Device = "auto"
     """Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps."""
 
+    deterministic: bool = False
+    """Take algorithms that end with the same weights to the bit each time on the same GPU, which may be slower; an operation
+    that has none is an error. On a CPU trainings end so anyway; where max_time ends the schedule, none does."""
+
     tensorboard: bool = False
     """Write TensorBoard logs too (extra: track)."""
 
@@ -111,6 +119,11 @@ class TrainSettings:
     def max_seconds(self) -> float:
         """`max_time` in seconds, 0 for no limit."""
         return parse_duration(self.max_time)
+
+    @property
+    def checkpoint_seconds(self) -> float:
+        """`checkpoint_every` in seconds, 0 for never."""
+        return parse_duration(self.checkpoint_every, "train.checkpoint_every")
 
 
 def parse_duration(text: str, setting: str = "train.max_time") -> float:
@@ -158,6 +171,7 @@ def check_training(settings: TrainSettings) -> None:
             raise SettingsError(f"train.{name} is {getattr(settings, name)}; out of range, see neurotome train --help.")
     check_device(None, settings.device)
     parse_duration(settings.max_time)
+    parse_duration(settings.checkpoint_every, "train.checkpoint_every")
 
 
 @dataclass(frozen=True)

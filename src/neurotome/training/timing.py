@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from neurotome.training.fit import make_trainer, tame_lightning
+from neurotome.training.fit import make_trainer, repeat_exactly, tame_lightning
 
 if TYPE_CHECKING:
     from neurotome.training.module import SegmentationModule
@@ -36,7 +36,7 @@ def time_steps(module: SegmentationModule, groups: int = 3, group: int = 1, warm
         warmup: Steps before, which are slower and not counted.
 
     Raises:
-        TrainingError: The loss is not finite.
+        TrainingError: As of `fit`.
     """
     import lightning
     import torch
@@ -56,7 +56,7 @@ def time_steps(module: SegmentationModule, groups: int = 3, group: int = 1, warm
     is_cuda = torch.cuda.is_available()
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
-    with tame_lightning():
+    with tame_lightning(), repeat_exactly(module.settings):
         make_trainer(module.settings, Clock(), max_epochs=1, logger=False).fit(module)
     seconds = tuple((end - begin) / group for begin, end in itertools.pairwise(ends))
     return StepTimes(seconds, torch.cuda.max_memory_allocated() if is_cuda else 0)

@@ -1,0 +1,118 @@
+"""Checkpoints: files that a training goes on from, the last two of them, each with a checksum.
+
+`step-1200.ckpt` is what `torch.save` writes, followed by its SHA-256. It is whole before it has its name, and only then the
+oldest is deleted: whenever the process is killed, one that is whole is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neurotome.atomic import atomic_path
+from neurotome.errors import RunError, is_out_of_memory
+from neurotome.tables import count
+
+KEPT = 2
+"""Checkpoints of a training under way."""
+
+DIGEST_BYTES = 32
+
+CHUNK_BYTES = 1 << 20
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Returns the checkpoints of a folder, the newest first."""
+    paths = [path for path in folder.glob("step-*.ckpt") if re.fullmatch(r"step-\d+", path.stem)]
+    return sorted(paths, key=_step, reverse=True)
+
+
+def write_checkpoint(folder: Path, step: int, content: Mapping[str, Any], kept: int = KEPT) -> None:
+    """Writes what a training has come to after so many steps, and deletes all but the newest `kept` checkpoints.
+
+    Args:
+        folder: Of one training; it is made.
+        step: Names the file; a checkpoint of the same step is replaced.
+        content: Tensors and JSON values.
+        kept: How many stay.
+    """
+    with atomic_path(folder / f"step-{step}.ckpt") as temporary:
+        torch.save(dict(content), temporary)
+        with temporary.open("r+b") as file:
+            file.write(_digest(file, temporary.stat().st_size))
+    for old in list_checkpoints(folder)[kept:]:
+        old.unlink()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Returns what `write_checkpoint` was given, tensors on the CPU; RunError if the file is damaged."""
+    with _name_damage(path):
+        with path.open("rb") as file:
+            size = max(0, path.stat().st_size - DIGEST_BYTES)
+            if _digest(file, size) != file.read():
+                raise ValueError("its checksum is not that of its content")
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return content
+
+
+def take_newest(folder: Path, take: Callable[[Mapping[str, Any]], None]) -> None:
+    """Gives `take` the newest checkpoint of a folder that is whole; nothing if there is none at all.
+
+    Newer ones, which are damaged, are deleted with a note that says what is lost.
+
+    Args:
+        folder: Where the checkpoints are.
+        take: What it raises means that a checkpoint is damaged.
+
+    Raises:
+        RunError: There are checkpoints, and none is whole; all are left there.
+    """
+    damaged: dict[Path, str] = {}
+    for path in list_checkpoints(folder):
+        try:
+            content = read_checkpoint(path)
+            with _name_damage(path):
+                take(content)
+        except RunError as error:
+            damaged[path] = str(error)
+            continue
+        for skipped, message in damaged.items():
+            lost = count(_step(skipped) - _step(path), "step")
+            warnings.warn(f"{message} Training goes on from {path.name} and repeats {lost}.", stacklevel=3)
+            skipped.unlink()
+        return
+    if damaged:
+        raise RunError(f"{' '.join(damaged.values())} Delete {folder} to train this run from its beginning.")
+
+
+@contextlib.contextmanager
+def _name_damage(path: Path) -> Iterator[None]:
+    """Makes a RunError that names the checkpoint of what goes wrong with it, but for what a file is not to blame for."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno != errno.EIO):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{path}: damaged checkpoint ({reason}).") from error
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
+def _digest(file: Any, size: int) -> bytes:
+    """Returns the SHA-256 of the next `size` bytes of a file, 32 bytes; leaves the file after them."""
+    digest = hashlib.sha256()
+    while size and (chunk := file.read(min(size, CHUNK_BYTES))):
+        digest.update(chunk)
+        size -= len(chunk)
+    return digest.digest()
