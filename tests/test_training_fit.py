@@ -24,6 +24,7 @@ from neurotome.training import fit as fitting
 from neurotome.training import keeper
 from neurotome.training import module as training
 from neurotome.training import prepare as preparing
+from neurotome.training.average import MovingAverage
 from neurotome.training.recipe import Recipe, TrainSettings, parse_duration
 from neurotome.training.sampler import SampleSettings
 
@@ -248,13 +249,13 @@ def test_no_temporary_folder_is_needed(tmp_path, monkeypatch):
 
 def test_the_average_of_the_weights_warms_up():
     net = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1))
-    average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=training.build_averaging(0.4), use_buffers=True)
+    average = MovingAverage(net, 0.4)
     # the first is taken; then decays 2/11, 3/12, 4/13, 5/14, and from 6/15 on the limit
     expected, decays = 1.0, (2 / 11, 3 / 12, 4 / 13, 5 / 14, 0.4, 0.4)
     for number, decay in enumerate((0.0, *decays), 1):
         net[0].weight.data.fill_(number)
         net[1].num_batches_tracked.fill_(number)
-        average.update_parameters(net)
+        average.follow(number)
         expected = decay * expected + (1 - decay) * number
         assert average.module[0].weight.item() == pytest.approx(expected, rel=1e-6)
         assert average.module[1].num_batches_tracked.item() == number

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from neurotome.augment import AugmentSettings, augment
 from neurotome.datasets.base import Cutout
@@ -26,6 +25,7 @@ from neurotome.metrics import confusion, scores
 from neurotome.models.net import Network
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.predictor import predict_slice
+from neurotome.training.average import MovingAverage
 from neurotome.training.sampler import PatchSampler
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ class SegmentationModule(lightning.LightningModule):
         super().__init__()
         self.net = predictor.net
         self.predictor = predictor
-        self.average: AveragedModel | None = None
+        self.average: MovingAverage | None = None
         if settings.average:
-            self.average = AveragedModel(self.net, multi_avg_fn=build_averaging(settings.average), use_buffers=True)
+            self.average = MovingAverage(self.net, settings.average)
             averaged = self.average.module
             assert isinstance(averaged, Network)
             predictor.net = averaged.eval()
@@ -155,7 +155,8 @@ class SegmentationModule(lightning.LightningModule):
             [{"params": parameters} for parameters, _ in self.groups],
             lr=self.rate,
             weight_decay=0.0 if self.start else self.settings.weight_decay,
-            fused=self.device.type == "cpu",  # on a GPU, gradient scaling and clipping do not go with fused steps
+            # with the scaling of float16, fused steps would take it back themselves, after clipping
+            fused=self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed",
         )
         if self.restored:
             optimizer.load_state_dict(self.restored["optimizer"])
@@ -163,12 +164,21 @@ class SegmentationModule(lightning.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *limits: Any, **named_limits: Any) -> None:
         """Limits the norm of the gradient."""
-        if self.device.type != "cpu":
+        if self.trainer.precision == "16-mixed":  # Lightning takes back the scaling first
             super().configure_gradient_clipping(optimizer, *limits, **named_limits)
         elif self.settings.clip:
             # Lightning refuses this beside fused steps in mixed precision, for the sake of a scaling that bf16 does not
             # have; fused steps take a third of the time of others
-            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip)
+            weights = list(self.net.parameters())
+            norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+            # a CPU spares itself the way through gradients that are short enough; asking a GPU would mean to wait for it
+            if self.device.type != "cpu" or not norm + 1e-6 <= self.settings.clip:
+                torch.nn.utils.clip_grads_with_norm_(weights, self.settings.clip, norm)
+
+    def on_fit_start(self) -> None:
+        """Takes up what depends on the device, to which the network has been moved."""
+        if self.average is not None:
+            self.average.attach(self.net)
 
     def on_train_start(self) -> None:
         """Starts the clock."""
@@ -193,7 +203,7 @@ class SegmentationModule(lightning.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             images, labels = augment(*batch, self.augment_settings, self.predictor.classes.ignore, generator)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed + DROPOUT)
+            seed_device(seed + DROPOUT, self.device)
             logits = self.net(images.contiguous(memory_format=torch.channels_last))
         with torch.autocast(self.device.type, enabled=False):
             loss = self.loss(logits.float(), labels)
@@ -234,7 +244,7 @@ class SegmentationModule(lightning.LightningModule):
             self._draw_back()
         self.step += 1
         if self.average is not None:
-            self.average.update_parameters(self.net)
+            self.average.follow(self.step)
 
     @torch.no_grad()
     def _draw_back(self) -> None:
@@ -322,6 +332,15 @@ class SegmentationModule(lightning.LightningModule):
         self.restored = {key: checkpoint[key] for key in ("optimizer", "precision")}
 
 
+def seed_device(seed: int, device: torch.device) -> None:
+    """Does what `torch.manual_seed` does, which takes 1 ms for asking after all kinds of devices that are not there."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 def shrink_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Returns a checkpoint of about half the size, for a run that is finished and may be prolonged.
 
@@ -335,23 +354,6 @@ def shrink_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
         for number, state in optimizer["state"].items()
     }
     return {**checkpoint, "state_dict": weights, "optimizer": {**optimizer, "state": moments}}
-
-
-def build_averaging(limit: float) -> Callable[[Any, Any, Any], None]:
-    """Returns how a moving average of weights takes up new ones.
-
-    The decay after `n` steps is min(limit, (1 + n) / (10 + n)): an average as slow from the start as in the end would
-    hold the first weights for long, and little else at the end of a short training.
-    """
-
-    def move(averaged: list[Tensor], current: list[Tensor], n: Tensor) -> None:
-        decay = min(limit, (1 + int(n)) / (10 + int(n)))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - decay)
-        else:  # counts, such as those of batch normalisation
-            torch._foreach_copy_(averaged, current)
-
-    return move
 
 
 def schedule_factor(settings: TrainSettings, done: float, epochs: int) -> float:
