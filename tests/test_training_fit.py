@@ -8,6 +8,7 @@ import re
 import signal
 import tempfile
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ import torch
 
 from conftest import QUICK, TINY, build, make_dataset, run, write_dataset
 from neurotome.augment import AugmentSettings
+from neurotome.datasets.base import CutoutSource
 from neurotome.errors import DatasetError, RunError, SettingsError, TrainingError
 from neurotome.losses import LossSettings
 from neurotome.models.model_folder import load_model
 from neurotome.models.networks import ModelSettings
 from neurotome.runs import Run
 from neurotome.training import fit as fitting
-from neurotome.training import keeper
+from neurotome.training import keeper, machine
 from neurotome.training import module as training
 from neurotome.training import prepare as preparing
 from neurotome.training.average import MovingAverage
@@ -261,6 +263,40 @@ def test_the_average_of_the_weights_warms_up():
         assert average.module[1].num_batches_tracked.item() == number
 
 
+@pytest.mark.parametrize("choice", ["data_on_device", "compile"])
+def test_how_the_machine_is_used_changes_nothing_but_the_speed(tmp_path, monkeypatch, capsys, choice):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # others need a compiler, and a minute
+    settings = TrainSettings(epochs=1, steps_per_epoch=2, device="cpu")
+    for name, answer in (("plain", "off"), ("other", "on")):
+        run_fit(make_dataset(), tmp_path / name, train=dataclasses.replace(settings, **{choice: answer}), **SMALL)
+    assert_same_training(tmp_path / "plain", tmp_path / "other")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training on cpu, ")]
+    assert ["on the device" in line for line in said] == [False, choice == "data_on_device"]
+    assert ["not compiled" in line for line in said] == [True, choice != "compile"]
+
+
+def test_a_gpu_compiles_for_long_trainings_and_holds_what_leaves_it_room(monkeypatch):
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 2000))
+    sampler = build(make_dataset(), Recipe(train=TrainSettings(device="cpu"), **SMALL)).sampler
+    long = TrainSettings(epochs=50, steps_per_epoch=100)
+    short = (dataclasses.replace(long, epochs=49), dataclasses.replace(long, max_time="19m"))
+    assert machine.choose_compile(long, "cuda:1")
+    assert not machine.choose_compile(long, "cpu")
+    assert not any(machine.choose_compile(settings, "cuda") for settings in short)
+    assert machine.choose_resident(long, sampler, "cuda", 250)
+    assert not machine.choose_resident(long, sampler, "cuda", 251)
+    assert not machine.choose_resident(long, sampler, "cpu", 1)
+    sampler.is_changing = True
+    assert not machine.choose_resident(long, sampler, "cuda", 1)
+
+
+def test_images_that_change_cannot_stay_on_the_device():
+    dataset = dataclasses.replace(make_dataset(), source=CutoutSource(make_dataset().split("train")))
+    with pytest.raises(SettingsError, match=r"data_on_device is on, but the images of toy change .* Use auto or off"):
+        build(dataset, Recipe(train=TrainSettings(device="cpu", data_on_device="on"), **SMALL))
+
+
 @pytest.mark.slow
 def test_it_learns_and_keeps_the_best(tmp_path):
     settings = TrainSettings(epochs=3, steps_per_epoch=12, device="cpu", learning_rate=5e-3)
@@ -488,10 +524,10 @@ def test_settings_out_of_range_are_named(tmp_path, wrong):
 def test_a_cpu_trains_in_bf16_only_where_it_has_units_for_it(monkeypatch, amx, expected):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    assert fitting.choose_precision(TrainSettings(device="cpu")) == expected
-    assert fitting.choose_precision(TrainSettings(device="cpu", precision="32")) == "32-true"
+    assert machine.choose_precision(TrainSettings(device="cpu")) == expected
+    assert machine.choose_precision(TrainSettings(device="cpu", precision="32")) == "32-true"
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    assert fitting.choose_precision(TrainSettings(device="cpu")) == "32-true"
+    assert machine.choose_precision(TrainSettings(device="cpu")) == "32-true"
 
 
 def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):

@@ -26,6 +26,8 @@ from neurotome.models.net import Network
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.predictor import predict_slice
 from neurotome.training.average import MovingAverage
+from neurotome.training.machine import choose_machine, compile_forward
+from neurotome.training.resident import ResidentImages
 from neurotome.training.sampler import PatchSampler
 
 if TYPE_CHECKING:
@@ -41,10 +43,10 @@ AVERAGED = "average.module."
 class BatchStream:
     """What a function yields, each time anew."""
 
-    def __init__(self, draw: Callable[[], Iterator[tuple[Tensor, Tensor]]]) -> None:
+    def __init__(self, draw: Callable[[], Iterator[tuple[Tensor, ...]]]) -> None:
         self.draw = draw
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return self.draw()
 
 
@@ -53,6 +55,8 @@ class SegmentationModule(lightning.LightningModule):
 
     Attributes:
         predictor: The network that is validated and saved: the trained one, or its moving average.
+        machine: What was chosen for the hardware.
+        resident: The training images, if they are on the device.
         step: Steps done, in all sessions.
         history: One row per epoch, in checkpoints too, so that metrics.csv is whole after a resume.
         losses: Of the steps since the last row.
@@ -81,6 +85,9 @@ class SegmentationModule(lightning.LightningModule):
             assert isinstance(averaged, Network)
             predictor.net = averaged.eval()
         self.loss, self.sampler, self.validation = loss, sampler, validation
+        self.machine = choose_machine(settings, sampler)
+        self.resident: ResidentImages | None = None
+        self.compiled: Callable[[Tensor], Tensor] | None = None
         # once, because an image's own scale is measured on the whole image
         cutouts = {id(cutout): cutout for cutout, _ in validation}
         self.scales = {key: sampler.scales.scale_for(cutout.volume) for key, cutout in cutouts.items()}
@@ -99,7 +106,7 @@ class SegmentationModule(lightning.LightningModule):
         self.history: list[dict[str, float | None]] = []
         self.losses: list[Tensor] = []
         self.checked = 0
-        self.coming: Future[tuple[Tensor, Tensor]] | None = None
+        self.coming: Future[tuple[Tensor, ...]] | None = None
         self.best = -math.inf
         self.stale = 0
         self.seconds = 0.0
@@ -125,7 +132,7 @@ class SegmentationModule(lightning.LightningModule):
         ended = len(self.history) >= self.settings.epochs or self.share_of_time() >= 1 or 0 < patience <= self.stale
         return ended and not self.losses
 
-    def draw_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def draw_batches(self) -> Iterator[tuple[Tensor, ...]]:
         """Yields the batches that the epoch under way still has; the next one is drawn while a step runs."""
         end = self.step if self.share_of_time() >= 1 else self._count_before() + self.steps_per_epoch
         self.coming = None
@@ -135,10 +142,13 @@ class SegmentationModule(lightning.LightningModule):
                 self.coming = thread.submit(self._draw, step + 1) if step + 1 < end else None
                 yield batch.result()
 
-    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """Returns a batch, ready to be sent to a GPU while that works."""
-        images, labels = (torch.from_numpy(array) for array in self.sampler.draw(step))
-        return (images.pin_memory(), labels.pin_memory()) if self.device.type == "cuda" else (images, labels)
+    def _draw(self, step: int) -> tuple[Tensor, ...]:
+        """Returns a batch, or where it is on the device, ready to be sent to a GPU while that works."""
+        if self.resident is not None:
+            batch: tuple[Tensor, ...] = (self.resident.locate(self.sampler.list_places(step)),)
+        else:
+            batch = tuple(torch.from_numpy(array) for array in self.sampler.draw(step))
+        return tuple(tensor.pin_memory() for tensor in batch) if self.device.type == "cuda" else batch
 
     def train_dataloader(self) -> Any:
         """Returns what gives the batches of an epoch whenever it is iterated over."""
@@ -156,7 +166,7 @@ class SegmentationModule(lightning.LightningModule):
             lr=self.rate,
             weight_decay=0.0 if self.start else self.settings.weight_decay,
             # with the scaling of float16, fused steps would take it back themselves, after clipping
-            fused=self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed",
+            fused=self.device.type in ("cpu", "cuda") and self.machine.precision != "16-mixed",
         )
         if self.restored:
             optimizer.load_state_dict(self.restored["optimizer"])
@@ -164,7 +174,7 @@ class SegmentationModule(lightning.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *limits: Any, **named_limits: Any) -> None:
         """Limits the norm of the gradient."""
-        if self.trainer.precision == "16-mixed":  # Lightning takes back the scaling first
+        if self.machine.precision == "16-mixed":  # Lightning takes back the scaling first
             super().configure_gradient_clipping(optimizer, *limits, **named_limits)
         elif self.settings.clip:
             # Lightning refuses this beside fused steps in mixed precision, for the sake of a scaling that bf16 does not
@@ -177,6 +187,8 @@ class SegmentationModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Takes up what depends on the device, to which the network has been moved."""
+        self.resident = ResidentImages(self.sampler, self.device) if self.machine.is_resident else None
+        self.compiled = compile_forward(self.net) if self.machine.is_compiled else None
         if self.average is not None:
             self.average.attach(self.net)
 
@@ -195,16 +207,17 @@ class SegmentationModule(lightning.LightningModule):
         for group, (_, own_factor) in zip(self.trainer.optimizers[0].param_groups, self.groups, strict=True):
             group["lr"] = self.rate * factor * own_factor
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Augments a batch on the device and returns its loss; raises TrainingError as `check_losses` does."""
+        images, labels = batch if self.resident is None else self.resident.cut(*batch)
         seed = self.settings.seed * 1_000_003 + self.step
         generator = torch.Generator().manual_seed(seed)
         # only the network runs in mixed precision: rounded to 8 bits, deformations jump and losses lose their small terms
         with torch.autocast(self.device.type, enabled=False):
-            images, labels = augment(*batch, self.augment_settings, self.predictor.classes.ignore, generator)
+            images, labels = augment(images, labels, self.augment_settings, self.predictor.classes.ignore, generator)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             seed_device(seed + DROPOUT, self.device)
-            logits = self.net(images.contiguous(memory_format=torch.channels_last))
+            logits = (self.compiled or self.net)(images.contiguous(memory_format=torch.channels_last))
         with torch.autocast(self.device.type, enabled=False):
             loss = self.loss(logits.float(), labels)
         self.losses.append(loss.detach())

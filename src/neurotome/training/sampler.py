@@ -161,6 +161,7 @@ class PatchSampler:
         count_slices(dataset)  # refuses data without a label
         self.settings, self.in_channels, self.seed = settings, in_channels, seed
         self.scales = normalization
+        self.is_changing = dataset.source is not None  # the cutouts are others as training goes on
         self.pools = [Pool(dataset.source or CutoutSource(cutouts), dataset.classes, normalization, edge)]
         if replay:  # each of its cutouts has a grey scale of its own
             plain = normalization.normalization if isinstance(normalization, DatasetScales) else normalization
@@ -194,7 +195,7 @@ class PatchSampler:
         The first `own` of them are from the dataset, the others from the second source. Only the last batch of a sequential
         pass has fewer than `batch` patches.
         """
-        places, edge = self._list_places(step), self.pools[0].edge
+        places, edge = self.list_places(step), self.pools[0].edge
         images = np.empty((len(places), self.in_channels, edge, edge), np.float32)
         labels = np.empty((len(places), edge, edge), np.uint8)
         for (pool, place), image, known in zip(places, images, labels, strict=True):
@@ -224,7 +225,7 @@ class PatchSampler:
                 )
         if self.in_channels != 1:
             raise SettingsError(f"in_channels is {self.in_channels}; 3D patches have their neighbours as depth: use 1.")
-        places, edge = self._list_places(step, depth), self.pools[0].edge
+        places, edge = self.list_places(step, depth), self.pools[0].edge
         images = np.empty((len(places), 1, depth, edge, edge), np.float32)
         labels = np.empty((len(places), depth, edge, edge), np.uint8)
         for (pool, (c, z, y, x)), image, known in zip(places, images, labels, strict=True):
@@ -232,8 +233,8 @@ class PatchSampler:
                 pool.cut((c, z + layer, y, x), image[:, layer], known[layer])
         return images, labels
 
-    def _list_places(self, step: int, depth: int | None = None) -> list[tuple[Pool, Place]]:
-        """Returns where the patches of a batch begin, of 3D ones if there is a depth."""
+    def list_places(self, step: int, depth: int | None = None) -> list[tuple[Pool, Place]]:
+        """Returns where the patches of batch number `step` begin, of 3D ones if there is a depth."""
         if self.settings.order == "sequential":
             tiles = self.tiles if depth is None else self.pools[0].plan_tiles(depth)
             first = step % -(-len(tiles) // self.settings.batch) * self.settings.batch
