@@ -212,17 +212,17 @@ def _flip_and_turn(images: Tensor, labels: Tensor, settings: AugmentSettings, ge
         transposed = turns % 2 == 1
         upside, sideways = sideways.where(transposed, upside), upside.where(transposed, sideways)
         upside, sideways = upside ^ (turns % 3 != 0), sideways ^ (turns >= 2)
-        images, labels = _where(transposed, images, labels, lambda batch: batch.transpose(-1, -2))
-    images, labels = _where(upside, images, labels, lambda batch: batch.flip(-2))
-    return _where(sideways, images, labels, lambda batch: batch.flip(-1))
+        images, labels = _move_some(transposed, images, labels, lambda batch: batch.transpose(-1, -2))
+    images, labels = _move_some(upside, images, labels, lambda batch: batch.flip(-2))
+    return _move_some(sideways, images, labels, lambda batch: batch.flip(-1))
 
 
-def _where(chosen: Tensor, images: Tensor, labels: Tensor, move: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def _move_some(chosen: Tensor, images: Tensor, labels: Tensor, move: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Moves the pixels of the chosen samples."""
     if not chosen.any():
         return images, labels
-    kept = _send(~chosen, images.device).view(-1, 1, 1)
-    # the untouched batch comes first because the result takes the first one's memory order
-    return torch.where(kept[:, None], images, move(images)), torch.where(kept, labels, move(labels))
+    at = _send(chosen.nonzero()[:, 0], images.device)
+    return images.index_copy(0, at, move(images[at])), labels.index_copy(0, at, move(labels[at]))
 
 
 def _warp(
@@ -322,11 +322,14 @@ def _change_contrast(images: Tensor, settings: AugmentSettings, generator: Gener
     added = added * _chance(count, probability, generator)
     factor = _log_uniform(count, settings.contrast, generator)
     factor = factor.where(_chance(count, probability, generator), 1.0)
-    if not added.any() and bool((factor == 1).all()):
+    picked = ((added != 0) | (factor != 1)).nonzero()[:, 0]
+    if not len(picked):
         return images
-    stretch = _per_sample(factor, images.device)
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    return images * stretch + (mean * (1 - stretch) + _per_sample(added, images.device))
+    at = _send(picked, images.device)
+    some, stretch = images[at], _per_sample(factor[picked], images.device)
+    mean = some.mean(dim=(1, 2, 3), keepdim=True)
+    changed = some * stretch + (mean * (1 - stretch) + _per_sample(added[picked], images.device))
+    return images.index_copy(0, at, changed)
 
 
 def _change_gamma(images: Tensor, settings: AugmentSettings, generator: Generator) -> Tensor:
