@@ -16,7 +16,7 @@ import torch
 
 from conftest import QUICK, TINY, build, make_dataset, run, write_dataset
 from neurotome.augment import AugmentSettings
-from neurotome.datasets.base import CutoutSource
+from neurotome.datasets.base import Cutout, CutoutSource
 from neurotome.errors import DatasetError, RunError, SettingsError, TrainingError
 from neurotome.losses import LossSettings
 from neurotome.models.model_folder import load_model
@@ -273,6 +273,21 @@ def test_how_the_machine_is_used_changes_nothing_but_the_speed(tmp_path, monkeyp
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training on cpu, ")]
     assert ["on the device" in line for line in said] == [False, choice == "data_on_device"]
     assert ["not compiled" in line for line in said] == [True, choice != "compile"]
+
+
+def test_slices_that_are_validated_together_score_as_one_by_one(tmp_path, monkeypatch):
+    dataset = make_dataset()
+    flat = dataset.split("val")
+    high = Cutout(dataclasses.replace(flat[0].volume, data=flat[0].volume.data.mT), flat[0].labels.mT)
+    dataset = dataclasses.replace(dataset, splits={**dataset.splits, "val": (*flat, high, *flat)})
+    settings, shapes, original = TrainSettings(epochs=1, steps_per_epoch=2, device="cpu"), [], training.predict_slice
+    monkeypatch.setattr(training, "predict_slice", lambda net, images: shapes.append(images.shape) or original(net, images))
+    for name, pixels in (("together", 3 * 48 * 64 - 1), ("alone", 0)):
+        monkeypatch.setattr(training, "TOGETHER", {"cpu": pixels})
+        run_fit(dataset, tmp_path / name, train=settings, **SMALL)
+    assert [count for count, *_ in shapes] == [2, 1, 2] + [1] * 5
+    rows = [{key: float(value) for key, value in strip(tmp_path / name)[0].items()} for name in ("together", "alone")]
+    assert rows[0] == pytest.approx(rows[1], abs=1e-5)
 
 
 def test_a_gpu_compiles_for_long_trainings_and_holds_what_leaves_it_room(monkeypatch):

@@ -24,17 +24,22 @@ from neurotome.errors import TrainingError
 from neurotome.metrics import confusion, scores
 from neurotome.models.net import Network
 from neurotome.models.net_predictor import NetPredictor
-from neurotome.predictor import predict_slice
+from neurotome.predictor import TILE, predict_slice
 from neurotome.training.average import MovingAverage
 from neurotome.training.machine import choose_machine, compile_forward
 from neurotome.training.resident import ResidentImages
-from neurotome.training.sampler import PatchSampler
+from neurotome.training.sampler import PatchSampler, group_slices
+from neurotome.training.schedule import schedule_factor
 
 if TYPE_CHECKING:
     from neurotome.training.recipe import TrainSettings
 
 DROPOUT = 1 << 62
 """Added to the seed of a step for what the network itself draws, so that augmentation and dropout do not draw alike."""
+
+TOGETHER = {"cpu": 1 << 17, "cuda": TILE**2}
+"""Most pixels of slices that are validated together. On one core, 8 slices of 128 x 128 take 0.7 of the time that they take
+one by one, 4 of 256 x 256 as long, and 16 of these 1.1 times as long; a GPU is not busy with few."""
 
 AVERAGED = "average.module."
 """What the names of averaged weights begin with in a checkpoint, where those of the others begin with `net.`"""
@@ -273,7 +278,7 @@ class SegmentationModule(lightning.LightningModule):
     def validate(self, check: Callable[[], None]) -> tuple[NDArray[np.int64], float | None]:
         """Predicts the validation slices; returns confusion counts (truth, predicted) and cross-entropy, if there are any.
 
-        `check` is called before each slice and may end the training by an exception.
+        `check` is called after each prediction and may end the training by an exception.
         """
         if self.coming is not None:  # where time ended the epoch; a file has one reader at a time
             wait([self.coming])
@@ -281,15 +286,17 @@ class SegmentationModule(lightning.LightningModule):
         counts = np.zeros((len(classes),) * 2, np.int64)
         self.predictor.net.eval()
         with self.trainer.precision_plugin.val_step_context():
-            for cutout, z in self.validation:
+            for group in group_slices(self.validation, TOGETHER.get(self.device.type, 0)):
+                images = [self.scales[id(c)].apply(c.volume.read_context(z, self.predictor.in_channels)) for c, z in group]
+                found = predict_slice(self.predictor, np.stack(images))
                 check()
-                image = self.scales[id(cutout)].apply(cutout.volume.read_context(z, self.predictor.in_channels))
-                probs, truth = predict_slice(self.predictor, image), cutout.read_labels(z)
-                counts += confusion(truth, probs.argmax(0), classes)
-                known = truth != classes.ignore
-                right = np.take_along_axis(probs, np.where(known, truth, 0)[None], 0)[0][known]
-                surprise -= float(np.log(np.maximum(right, 1e-12)).sum(dtype=np.float64))
-                pixels += int(known.sum())
+                for (cutout, z), probs in zip(group, found, strict=True):
+                    truth = cutout.read_labels(z)
+                    counts += confusion(truth, probs.argmax(0), classes)
+                    known = truth != classes.ignore
+                    right = np.take_along_axis(probs, np.where(known, truth, 0)[None], 0)[0][known]
+                    surprise -= float(np.log(np.maximum(right, 1e-12)).sum(dtype=np.float64))
+                    pixels += int(known.sum())
         self.net.train()
         return counts, surprise / pixels if pixels else None
 
@@ -367,23 +374,3 @@ def shrink_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
         for number, state in optimizer["state"].items()
     }
     return {**checkpoint, "state_dict": weights, "optimizer": {**optimizer, "state": moments}}
-
-
-def schedule_factor(settings: TrainSettings, done: float, epochs: int) -> float:
-    """Returns the factor on the learning rate when a share of the training, and so many whole epochs, are done.
-
-    `cosine`: Loshchilov and Hutter 2017, arXiv 1608.03983; `one-cycle`: Smith and Topin 2018, arXiv 1708.07120, by cosines
-    up from 1/25 over 30 %, then down to 1/10000. The others rise linearly over the share `warmup`.
-    """
-    schedule, warmup = settings.schedule, settings.warmup
-    if schedule == "one-cycle":
-        if done < 0.3:
-            return 1 / 25 + (1 - 1 / 25) * 0.5 * (1 - math.cos(math.pi * done / 0.3))
-        return 1e-4 + (1 - 1e-4) * 0.5 * (1 + math.cos(math.pi * (done - 0.3) / 0.7))
-    if done < warmup:
-        return max(done, 0.01 * warmup) / warmup
-    if schedule == "constant":
-        return 1.0
-    if schedule == "step":
-        return float(settings.step_factor ** (epochs // settings.step_epochs))
-    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))

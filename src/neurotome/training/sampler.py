@@ -5,7 +5,8 @@ That makes resuming exact: whoever asks for batch 1234 gets the same patches, ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -261,3 +262,10 @@ def collect_slices(cutouts: Sequence[Cutout], limit: int) -> list[tuple[int, int
     if limit and len(slices) > limit:
         slices = [slices[round(i)] for i in np.linspace(0, len(slices) - 1, limit)]
     return slices
+
+
+def group_slices(slices: Iterable[tuple[Cutout, int]], pixels: int) -> Iterator[list[tuple[Cutout, int]]]:
+    """Yields slices in their order, those of one shape that follow each other together, up to a number of pixels."""
+    for (height, width), same in itertools.groupby(slices, lambda entry: entry[0].volume.shape[1:]):
+        listed, count = list(same), max(1, pixels // (height * width))
+        yield from (listed[first : first + count] for first in range(0, len(listed), count))
