@@ -306,6 +306,22 @@ def test_a_gpu_compiles_for_long_trainings_and_holds_what_leaves_it_room(monkeyp
     assert not machine.choose_resident(long, sampler, "cuda", 1)
 
 
+def test_a_network_that_cannot_be_compiled_is_trained_as_it_is_unless_compiling_was_asked_for(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
+    net, images = torch.nn.Conv2d(1, 2, 3), torch.ones(1, 1, 8, 8)
+    with pytest.raises(
+        SettingsError, match=r"compile is on, but .* cannot be compiled .*no compiler.* Use --train.compile off"
+    ):
+        machine.compile_forward(net, True)(images)
+    forward = machine.compile_forward(net, False)
+    with pytest.warns(UserWarning, match="cannot be compiled on this machine .*it is trained as it is"):
+        assert torch.equal(forward(images), net(images))
+    assert torch.equal(forward(images), net(images))  # without another warning
+
+
 def test_images_that_change_cannot_stay_on_the_device():
     dataset = dataclasses.replace(make_dataset(), source=CutoutSource(make_dataset().split("train")))
     with pytest.raises(SettingsError, match=r"data_on_device is on, but the images of toy change .* Use auto or off"):

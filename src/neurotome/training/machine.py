@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from neurotome.errors import SettingsError
 from neurotome.lazy import lazy_import
 from neurotome.quantities import format_bytes
 from neurotome.training.recipe import TrainSettings
@@ -121,6 +123,29 @@ def choose_resident(settings: TrainSettings, sampler: PatchSampler, device: str,
     return size <= RESIDENT_SHARE * free
 
 
-def compile_forward(net: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Returns the forward pass of a network, compiled when it is first called; its weights stay the network's."""
-    return torch.compile(net.forward, dynamic=False)
+def compile_forward(net: nn.Module, is_asked: bool) -> Callable[[Tensor], Tensor]:
+    """Returns the forward pass of a network, compiled when it is first called; its weights stay the network's.
+
+    Where it cannot be compiled, calling it raises a SettingsError if that `is_asked` for; otherwise it says so and goes on
+    as the network is.
+    """
+    run = torch.compile(net.forward, dynamic=False)
+
+    def forward(images: Tensor) -> Tensor:
+        nonlocal run
+        try:
+            return run(images)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:200]
+            if is_asked:
+                raise SettingsError(
+                    f"train.compile is on, but the network cannot be compiled on this machine ({reason}). Use "
+                    "--train.compile off."
+                ) from error
+            warnings.warn(
+                f"the network cannot be compiled on this machine ({reason}); it is trained as it is.", stacklevel=2
+            )
+            run = net.forward
+            return run(images)
+
+    return forward

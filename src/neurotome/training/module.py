@@ -193,7 +193,8 @@ class SegmentationModule(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """Takes up what depends on the device, to which the network has been moved."""
         self.resident = ResidentImages(self.sampler, self.device) if self.machine.is_resident else None
-        self.compiled = compile_forward(self.net) if self.machine.is_compiled else None
+        is_asked = self.settings.compile == "on"
+        self.compiled = compile_forward(self.net, is_asked) if self.machine.is_compiled else None
         if self.average is not None:
             self.average.attach(self.net)
 
