@@ -20,6 +20,7 @@ from neurotome.errors import SettingsError, TrainingError
 from neurotome.losses import (
     NAMES,
     LossSettings,
+    Pixels,
     build_loss,
     dice,
     focal,
@@ -83,7 +84,7 @@ def test_cross_entropy_equals_torch(weights: list[float] | None, dtype: torch.dt
     logits, labels = draw_batch()
     weight = None if weights is None else torch.tensor(weights)
     expected = F.cross_entropy(logits, labels.long(), weight, ignore_index=255)
-    torch.testing.assert_close(cross_entropy(logits, labels.to(dtype), 255, weight), expected)
+    torch.testing.assert_close(cross_entropy(Pixels(logits, labels.to(dtype), 255), weight), expected)
 
 
 @pytest.mark.parametrize(("gamma", "alpha"), [(2.0, None), (0.5, None), (1.5, 0.25)])
@@ -98,7 +99,7 @@ def test_focal_equals_double_loop(gamma: float, alpha: float | None, weights: li
         above += share * side * -((1 - p) ** gamma) * math.log(p)
         below += share
     weight = None if weights is None else torch.tensor(weights)
-    found = focal(logits, labels, 255, weight, gamma, alpha)
+    found = focal(Pixels(logits, labels, 255), weight, gamma, alpha)
     assert found.item() == pytest.approx(above / below, rel=1e-5)
 
 
@@ -112,7 +113,7 @@ def test_sigmoid_focal_equals_double_loop(gamma: float, alpha: float | None) -> 
             p = sigmoid(z[c]) if c == label else sigmoid(-z[c])
             side = 1.0 if alpha is None else (alpha if c == label else 1 - alpha)
             total += side * -((1 - p) ** gamma) * math.log(p)
-    found = sigmoid_focal(logits, labels, 255, gamma, alpha)
+    found = sigmoid_focal(Pixels(logits, labels, 255), gamma, alpha)
     assert found.item() == pytest.approx(total / len(pixels), rel=1e-5)
 
 
@@ -120,8 +121,8 @@ def test_sigmoid_focal_equals_double_loop(gamma: float, alpha: float | None) -> 
 def test_sigmoid_focal_is_the_sum_that_smp_averages(smp_losses: ModuleType, alpha: float | None) -> None:
     logits, labels = draw_batch()
     peer = smp_losses.FocalLoss("multiclass", alpha=alpha, gamma=2.0, ignore_index=255)
-    torch.testing.assert_close(sigmoid_focal(logits, labels, 255, 2.0, alpha), peer(logits, labels.long()) * 4)
-    torch.testing.assert_close(sigmoid_focal(logits, labels, 255, 2.0, alpha, "mean"), peer(logits, labels.long()))
+    torch.testing.assert_close(sigmoid_focal(Pixels(logits, labels, 255), 2.0, alpha), peer(logits, labels.long()) * 4)
+    torch.testing.assert_close(sigmoid_focal(Pixels(logits, labels, 255), 2.0, alpha, "mean"), peer(logits, labels.long()))
 
 
 def test_dice_equals_double_loop() -> None:
@@ -132,13 +133,13 @@ def test_dice_equals_double_loop() -> None:
         shared[label] += p[label]
         total += p
         total[label] += 1
-    assert dice(logits, labels, 255).item() == pytest.approx((1 - 2 * shared / total).mean(), rel=1e-5)
+    assert dice(Pixels(logits, labels, 255)).item() == pytest.approx((1 - 2 * shared / total).mean(), rel=1e-5)
 
 
 def test_dice_equals_smp_where_all_classes_are_present(smp_losses: ModuleType) -> None:
     logits, labels = draw_batch()
     peer = smp_losses.DiceLoss("multiclass", ignore_index=255)
-    torch.testing.assert_close(dice(logits, labels, 255), peer(logits, labels.long()))
+    torch.testing.assert_close(dice(Pixels(logits, labels, 255)), peer(logits, labels.long()))
 
 
 def test_dice_leaves_absent_classes_out_of_the_mean(smp_losses: ModuleType) -> None:
@@ -147,10 +148,10 @@ def test_dice_leaves_absent_classes_out_of_the_mean(smp_losses: ModuleType) -> N
     labels[labels == 3] = 1
     peer = smp_losses.DiceLoss("multiclass", ignore_index=255)
     # smp divides the same sum by all four classes
-    torch.testing.assert_close(dice(logits, labels, 255), peer(logits, labels.long()) * 4 / 2)
-    torch.testing.assert_close(dice(logits, labels, 255, "all"), peer(logits, labels.long()))
+    torch.testing.assert_close(dice(Pixels(logits, labels, 255)), peer(logits, labels.long()) * 4 / 2)
+    torch.testing.assert_close(dice(Pixels(logits, labels, 255), "all"), peer(logits, labels.long()))
     labels[:] = 255
-    assert dice(logits, labels, 255, "all").item() == 0
+    assert dice(Pixels(logits, labels, 255), "all").item() == 0
 
 
 def test_dice_punishes_false_positives_of_an_absent_class() -> None:
@@ -158,7 +159,7 @@ def test_dice_punishes_false_positives_of_an_absent_class() -> None:
     logits = torch.zeros((1, 4, 4, 4))
     logits[:, 3] = 2.0
     logits.requires_grad_()
-    dice(logits, labels, 255).backward()
+    dice(Pixels(logits, labels, 255)).backward()
     assert logits.grad is not None
     assert (logits.grad[:, 3] > 0).all()
     assert (logits.grad[:, 0] < 0).all()
@@ -168,7 +169,7 @@ def test_dice_punishes_false_positives_of_an_absent_class() -> None:
 def test_perfect_prediction_costs_nothing(name: str) -> None:
     _, labels = draw_batch(ignored=0.0)
     logits = (F.one_hot(labels.long(), 4).movedim(-1, 1) * 2.0 - 1) * 50
-    assert LOSSES[name](logits, labels, 255).item() == pytest.approx(0, abs=1e-6)
+    assert LOSSES[name](Pixels(logits, labels, 255)).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -177,8 +178,8 @@ def test_ignored_pixels_change_nothing(name: str) -> None:
     other = logits.clone()
     other.movedim(1, -1)[labels == 255] = torch.tensor([9.0, -9.0, 5.0, 0.0])
     other.requires_grad_()
-    value = LOSSES[name](other, labels, 255)
-    assert value.item() == LOSSES[name](logits, labels, 255).item()
+    value = LOSSES[name](Pixels(other, labels, 255))
+    assert value.item() == LOSSES[name](Pixels(logits, labels, 255)).item()
     (gradient,) = torch.autograd.grad(value, other)
     assert not gradient.movedim(1, -1)[labels == 255].any()
     assert gradient.any()
@@ -245,9 +246,9 @@ def test_autocast_changes_nothing() -> None:
 @given(st.integers(0, 10**6), st.integers(2, 6), st.sampled_from(NAMES))
 def test_losses_do_not_depend_on_the_order_of_images_or_pixels(seed: int, classes: int, name: str) -> None:
     logits, labels = draw_batch(seed, classes)
-    expected = LOSSES[name](logits, labels, 255).item()
+    expected = LOSSES[name](Pixels(logits, labels, 255)).item()
     assert expected >= 0
-    assert LOSSES[name](logits.flip(0, 3), labels.flip(0, 2), 255).item() == pytest.approx(expected, rel=1e-5)
+    assert LOSSES[name](Pixels(logits.flip(0, 3), labels.flip(0, 2), 255)).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -255,31 +256,31 @@ def test_shapes_that_do_not_fit_are_refused(name: str) -> None:
     logits, labels = draw_batch()
     for wrong in (labels[:1], labels[:, None], labels[:, :4]):
         with pytest.raises(TrainingError, match=r"expected \(n, classes, y, x\) and \(n, y, x\)"):
-            LOSSES[name](logits, wrong, 255)
+            LOSSES[name](Pixels(logits, wrong, 255))
 
 
 def test_terms_are_summed_by_their_factors() -> None:
     logits, labels = draw_batch()
     found = build_loss(LossSettings("cross_entropy + 0.5*dice"), CLASSES, COUNTS)(logits, labels)
-    torch.testing.assert_close(found, cross_entropy(logits, labels, 255) + 0.5 * dice(logits, labels, 255))
+    torch.testing.assert_close(found, cross_entropy(Pixels(logits, labels, 255)) + 0.5 * dice(Pixels(logits, labels, 255)))
 
 
 def test_settings_reach_the_losses() -> None:
     logits, labels = draw_batch()
     weight = torch.tensor([1.0, 3.0, 3.0, 2.0])
     for name, expected in {
-        "cross_entropy": cross_entropy(logits, labels, 255, weight),
-        "focal": focal(logits, labels, 255, weight, 1.0, 0.25),
+        "cross_entropy": cross_entropy(Pixels(logits, labels, 255), weight),
+        "focal": focal(Pixels(logits, labels, 255), weight, 1.0, 0.25),
     }.items():
         alpha = 0.25 if name == "focal" else None
         chosen = LossSettings(name, (1.0, 3.0, 3.0, 2.0), gamma=1.0, alpha=alpha)
         torch.testing.assert_close(build_loss(chosen, CLASSES, COUNTS)(logits, labels), expected)
     found = build_loss(LossSettings("sigmoid_focal", gamma=1.0, alpha=0.25), CLASSES, COUNTS)(logits, labels)
-    torch.testing.assert_close(found, sigmoid_focal(logits, labels, 255, 1.0, 0.25))
+    torch.testing.assert_close(found, sigmoid_focal(Pixels(logits, labels, 255), 1.0, 0.25))
     labels[labels == 3] = 0
     summed = build_loss(LossSettings("sigmoid_focal + dice"), CLASSES, COUNTS)(logits, labels)
     other = LossSettings("sigmoid_focal + dice", focal_over="mean", dice_over="all")
-    parts = sigmoid_focal(logits, labels, 255), dice(logits, labels, 255)
+    parts = sigmoid_focal(Pixels(logits, labels, 255)), dice(Pixels(logits, labels, 255))
     torch.testing.assert_close(summed, parts[0] + parts[1])
     torch.testing.assert_close(build_loss(other, CLASSES, COUNTS)(logits, labels), parts[0] / 4 + parts[1] * 3 / 4)
 

@@ -6,6 +6,7 @@ import math
 import re
 import tempfile
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,15 +14,17 @@ import torch
 
 from conftest import QUICK, build, make_dataset, run, write_dataset
 from neurotome.augment import AugmentSettings
+from neurotome.datasets.base import Cutout, CutoutSource
 from neurotome.errors import DatasetError, SettingsError, TrainingError
 from neurotome.losses import LossSettings
 from neurotome.models.model_folder import load_model
 from neurotome.models.networks import ModelSettings
 from neurotome.runs import Run
 from neurotome.training import fit as fitting
-from neurotome.training import keeper
+from neurotome.training import keeper, machine
 from neurotome.training import module as training
 from neurotome.training import prepare as preparing
+from neurotome.training.average import MovingAverage
 from neurotome.training.checkpoints import list_checkpoints
 from neurotome.training.recipe import Recipe, TrainSettings, parse_duration
 from neurotome.training.sampler import SampleSettings
@@ -93,16 +96,81 @@ def test_no_temporary_folder_is_needed(tmp_path, monkeypatch):
 
 def test_the_average_of_the_weights_warms_up():
     net = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1))
-    average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=training.build_averaging(0.4), use_buffers=True)
+    average = MovingAverage(net, 0.4)
     # the first is taken; then decays 2/11, 3/12, 4/13, 5/14, and from 6/15 on the limit
     expected, decays = 1.0, (2 / 11, 3 / 12, 4 / 13, 5 / 14, 0.4, 0.4)
     for number, decay in enumerate((0.0, *decays), 1):
         net[0].weight.data.fill_(number)
         net[1].num_batches_tracked.fill_(number)
-        average.update_parameters(net)
+        average.follow(number)
         expected = decay * expected + (1 - decay) * number
         assert average.module[0].weight.item() == pytest.approx(expected, rel=1e-6)
         assert average.module[1].num_batches_tracked.item() == number
+
+
+@pytest.mark.parametrize("choice", ["data_on_device", "compile"])
+def test_how_the_machine_is_used_changes_nothing_but_the_speed(tmp_path, monkeypatch, capsys, choice):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # others need a compiler, and a minute
+    settings = TrainSettings(epochs=1, steps_per_epoch=2, device="cpu")
+    for name, answer in (("plain", "off"), ("other", "on")):
+        run_fit(make_dataset(), tmp_path / name, train=dataclasses.replace(settings, **{choice: answer}), **SMALL)
+    assert_same_training(tmp_path / "plain", tmp_path / "other")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training on cpu, ")]
+    assert ["on the device" in line for line in said] == [False, choice == "data_on_device"]
+    assert ["not compiled" in line for line in said] == [True, choice != "compile"]
+
+
+def test_slices_that_are_validated_together_score_as_one_by_one(tmp_path, monkeypatch):
+    dataset = make_dataset()
+    flat = dataset.split("val")
+    high = Cutout(dataclasses.replace(flat[0].volume, data=flat[0].volume.data.mT), flat[0].labels.mT)
+    dataset = dataclasses.replace(dataset, splits={**dataset.splits, "val": (*flat, high, *flat)})
+    settings, shapes, original = TrainSettings(epochs=1, steps_per_epoch=2, device="cpu"), [], training.predict_slice
+    monkeypatch.setattr(training, "predict_slice", lambda net, images: shapes.append(images.shape) or original(net, images))
+    for name, pixels in (("together", 3 * 48 * 64 - 1), ("alone", 0)):
+        monkeypatch.setattr(training, "TOGETHER", {"cpu": pixels})
+        run_fit(dataset, tmp_path / name, train=settings, **SMALL)
+    assert [count for count, *_ in shapes] == [2, 1, 2] + [1] * 5
+    rows = [{key: float(value) for key, value in strip(tmp_path / name)[0].items()} for name in ("together", "alone")]
+    assert rows[0] == pytest.approx(rows[1], abs=1e-5)
+
+
+def test_a_gpu_compiles_for_long_trainings_and_holds_what_leaves_it_room(monkeypatch):
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 2000))
+    sampler = build(make_dataset(), Recipe(train=TrainSettings(device="cpu"), **SMALL)).sampler
+    long = TrainSettings(epochs=50, steps_per_epoch=100)
+    short = (dataclasses.replace(long, epochs=49), dataclasses.replace(long, max_time="19m"))
+    assert machine.choose_compile(long, "cuda:1")
+    assert not machine.choose_compile(long, "cpu")
+    assert not any(machine.choose_compile(settings, "cuda") for settings in short)
+    assert machine.choose_resident(long, sampler, "cuda", 250)
+    assert not machine.choose_resident(long, sampler, "cuda", 251)
+    assert not machine.choose_resident(long, sampler, "cpu", 1)
+    sampler.is_changing = True
+    assert not machine.choose_resident(long, sampler, "cuda", 1)
+
+
+def test_a_network_that_cannot_be_compiled_is_trained_as_it_is_unless_compiling_was_asked_for(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
+    net, images = torch.nn.Conv2d(1, 2, 3), torch.ones(1, 1, 8, 8)
+    with pytest.raises(
+        SettingsError, match=r"compile is on, but .* cannot be compiled .*no compiler.* Use --train.compile off"
+    ):
+        machine.compile_forward(net, True)(images)
+    forward = machine.compile_forward(net, False)
+    with pytest.warns(UserWarning, match="cannot be compiled on this machine .*it is trained as it is"):
+        assert torch.equal(forward(images), net(images))
+    assert torch.equal(forward(images), net(images))  # without another warning
+
+
+def test_images_that_change_cannot_stay_on_the_device():
+    dataset = dataclasses.replace(make_dataset(), source=CutoutSource(make_dataset().split("train")))
+    with pytest.raises(SettingsError, match=r"data_on_device is on, but the images of toy change .* Use auto or off"):
+        build(dataset, Recipe(train=TrainSettings(device="cpu", data_on_device="on"), **SMALL))
 
 
 @pytest.mark.slow
@@ -333,10 +401,10 @@ def test_settings_out_of_range_are_named(tmp_path, wrong):
 def test_a_cpu_trains_in_bf16_only_where_it_has_units_for_it(monkeypatch, amx, expected):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    assert fitting.choose_precision(TrainSettings(device="cpu")) == expected
-    assert fitting.choose_precision(TrainSettings(device="cpu", precision="32")) == "32-true"
+    assert machine.choose_precision(TrainSettings(device="cpu")) == expected
+    assert machine.choose_precision(TrainSettings(device="cpu", precision="32")) == "32-true"
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    assert fitting.choose_precision(TrainSettings(device="cpu")) == "32-true"
+    assert machine.choose_precision(TrainSettings(device="cpu")) == "32-true"
 
 
 def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):

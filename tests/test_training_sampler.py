@@ -1,10 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, CutoutSource, Dataset
 from neurotome.errors import NeurotomeError
+from neurotome.io.picked import PickedSlices
 from neurotome.normalize import Normalization
+from neurotome.training.resident import ResidentImages, measure_images
 from neurotome.training.sampler import PatchSampler, SampleSettings, collect_slices
 from neurotome.volume import Volume
 
@@ -190,3 +195,45 @@ def test_two_sources_have_no_order():
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(NeurotomeError, match=r"sample\.patch is .* \(at least 8\), .* \(at least 1\), .* \(0 to 1\)"):
         SampleSettings(**wrong)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtypes", [(np.uint8,), (np.uint16, np.uint8), (np.uint16, np.float32)])
+@pytest.mark.parametrize("order", ["random", "sequential"])
+def test_batches_cut_on_the_device_are_those_cut_one_by_one(dtypes, channels, order):
+    rng = np.random.default_rng(0)
+
+    def make_cutout(number, stack, slices=None):
+        dtype = np.dtype(dtypes[number % len(dtypes)])
+        data = rng.integers(0, np.iinfo(dtype).max if dtype.kind == "u" else 99, stack, endpoint=True).astype(dtype)
+        if slices:  # some of a stack, whose neighbours are not labelled
+            data = PickedSlices(data, np.array(slices), Path("stack"))
+        labels = rng.choice(np.array([0, 1, 2, 255]), data.shape)
+        return Cutout(Volume(data, f"c{number}"), labels)
+
+    # the second is mirrored several times
+    cutouts = (make_cutout(0, (2, 40, 50)), make_cutout(1, (1, 7, 20)), make_cutout(2, (9, 30, 33), [0, 4, 5, 8]))
+    replay = (CutoutSource([make_cutout(3, (2, 33, 35)), make_cutout(4, (1, 40, 40))]), 0.4) if order == "random" else None
+    sampler = PatchSampler(
+        Dataset("toy", CLASSES, {"train": cutouts}),
+        SampleSettings(patch=32, batch=9, order=order),
+        Normalization("image", 0.0, 1.0, "uint8"),
+        channels,
+        0,
+        replay,
+    )
+    resident = ResidentImages(sampler, torch.device("cpu"))
+    assert measure_images(sampler) == sum(row.numel() * row.element_size() for row in (resident.images, resident.labels))
+    for step in range(3):
+        images, labels = sampler.draw(step)
+        found, known = resident.cut(resident.locate(sampler.list_places(step)))
+        torch.testing.assert_close(found, torch.from_numpy(images), rtol=0, atol=1e-6)
+        assert torch.equal(known, torch.from_numpy(labels))
+
+
+def test_images_of_another_dtype_stay_where_they_are():
+    volume = Volume(np.arange(81, dtype=np.int32).reshape(1, 9, 9), "c")
+    dataset = Dataset("toy", CLASSES, {"train": (Cutout(volume, np.zeros((1, 9, 9), np.uint8)),)})
+    sampler = PatchSampler(dataset, SampleSettings(patch=8), Normalization("image", 0.0, 1.0, "int32"), 1, 0)
+    with pytest.raises(NeurotomeError, match=r"data_on_device is on, but the training images are int32; expected uint8"):
+        ResidentImages(sampler, torch.device("cpu"))

@@ -187,8 +187,13 @@ def _chance(count: int, probability: float, generator: Generator) -> Tensor:
     return torch.rand(count, generator=generator, dtype=torch.float64) < probability
 
 
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    """Returns values on a device, without waiting for what that still has to do."""
+    return values.to(device, non_blocking=True)
+
+
 def _per_sample(values: Tensor, device: torch.device) -> Tensor:
-    return values.to(device, torch.float32).view(-1, 1, 1, 1)
+    return _send(values.to(torch.float32), device).view(-1, 1, 1, 1)
 
 
 def _flip_and_turn(images: Tensor, labels: Tensor, settings: AugmentSettings, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -207,17 +212,17 @@ def _flip_and_turn(images: Tensor, labels: Tensor, settings: AugmentSettings, ge
         transposed = turns % 2 == 1
         upside, sideways = sideways.where(transposed, upside), upside.where(transposed, sideways)
         upside, sideways = upside ^ (turns % 3 != 0), sideways ^ (turns >= 2)
-        images, labels = _where(transposed, images, labels, lambda batch: batch.transpose(-1, -2))
-    images, labels = _where(upside, images, labels, lambda batch: batch.flip(-2))
-    return _where(sideways, images, labels, lambda batch: batch.flip(-1))
+        images, labels = _move_some(transposed, images, labels, lambda batch: batch.transpose(-1, -2))
+    images, labels = _move_some(upside, images, labels, lambda batch: batch.flip(-2))
+    return _move_some(sideways, images, labels, lambda batch: batch.flip(-1))
 
 
-def _where(chosen: Tensor, images: Tensor, labels: Tensor, move: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def _move_some(chosen: Tensor, images: Tensor, labels: Tensor, move: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Moves the pixels of the chosen samples."""
     if not chosen.any():
         return images, labels
-    kept = ~chosen.to(images.device).view(-1, 1, 1)
-    # the untouched batch comes first because the result takes the first one's memory order
-    return torch.where(kept[:, None], images, move(images)), torch.where(kept, labels, move(labels))
+    at = _send(chosen.nonzero()[:, 0], images.device)
+    return images.index_copy(0, at, move(images[at])), labels.index_copy(0, at, move(labels[at]))
 
 
 def _warp(
@@ -234,7 +239,7 @@ def _warp(
     if not len(picked):
         return images, labels
     grid = _build_grid(images, angle[picked], zoom[picked], bend[picked], settings, generator)
-    at = picked.to(images.device)
+    at = _send(picked, images.device)
     sample = torch.nn.functional.grid_sample
     # mirrored tissue beyond the border: a constant would draw an edge that no image has, and the network
     # would see it from the labelled pixels beside it
@@ -265,7 +270,7 @@ def _build_grid(
         columns = _bspline_weights(width, settings.elastic_spacing)
         knots = 2 * torch.rand(len(bend), 2, rows.shape[1], columns.shape[1], generator=generator) - 1
         knots = knots * (settings.elastic_pixels * bend).to(torch.float32).view(-1, 1, 1, 1)
-        shift = rows.to(device) @ knots.to(device) @ columns.to(device).T
+        shift = _send(rows, device) @ _send(knots, device) @ _send(columns, device).T
         # in pixels of the result, where zoom cannot make the deformation fold
         y, x = y + shift[:, 0], x + shift[:, 1]
     cosine = _per_sample(angle.cos() / zoom, device)[..., 0]
@@ -291,7 +296,7 @@ def _bspline_weights(size: int, spacing: float) -> Tensor:
 
 def _change_some(images: Tensor, settings: AugmentSettings, generator: Generator, change: Change) -> Tensor:
     """Changes the samples that drew it."""
-    picked = _chance(len(images), settings.intensity_probability, generator).nonzero()[:, 0].to(images.device)
+    picked = _send(_chance(len(images), settings.intensity_probability, generator).nonzero()[:, 0], images.device)
     return images.index_copy(0, picked, change(images[picked], settings, generator)) if len(picked) else images
 
 
@@ -317,11 +322,14 @@ def _change_contrast(images: Tensor, settings: AugmentSettings, generator: Gener
     added = added * _chance(count, probability, generator)
     factor = _log_uniform(count, settings.contrast, generator)
     factor = factor.where(_chance(count, probability, generator), 1.0)
-    if not added.any() and bool((factor == 1).all()):
+    picked = ((added != 0) | (factor != 1)).nonzero()[:, 0]
+    if not len(picked):
         return images
-    stretch = _per_sample(factor, images.device)
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    return images * stretch + (mean * (1 - stretch) + _per_sample(added, images.device))
+    at = _send(picked, images.device)
+    some, stretch = images[at], _per_sample(factor[picked], images.device)
+    mean = some.mean(dim=(1, 2, 3), keepdim=True)
+    changed = some * stretch + (mean * (1 - stretch) + _per_sample(added[picked], images.device))
+    return images.index_copy(0, at, changed)
 
 
 def _change_gamma(images: Tensor, settings: AugmentSettings, generator: Generator) -> Tensor:
@@ -336,4 +344,4 @@ def _change_gamma(images: Tensor, settings: AugmentSettings, generator: Generato
 def _add_noise(images: Tensor, settings: AugmentSettings, generator: Generator) -> Tensor:
     """Adds independent Gaussian noise to every pixel."""
     sigma = _per_sample(_uniform(len(images), 0.0, settings.noise, generator), images.device)
-    return images + torch.randn(images.shape, generator=generator).to(images.device) * sigma
+    return images + _send(torch.randn(images.shape, generator=generator), images.device) * sigma

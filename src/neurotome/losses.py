@@ -1,8 +1,7 @@
 """Losses of semantic segmentation, their class weights, and weighted sums of them.
 
-All take logits (n, classes, y, x) of any float dtype and labels (n, y, x) as uint8 or int64, else they raise TrainingError;
-they compute in float32, leave ignored pixels out, and return a scalar: exactly 0 with a gradient of 0 for a batch without a
-labelled pixel. Labels are class ids or the ignore value, which lies beyond the ids; whoever built the dataset checked that.
+All take the `Pixels` of a batch, compute in float32, leave ignored pixels out, and return a scalar: exactly 0 with a
+gradient of 0 for a batch without a labelled pixel.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -57,14 +57,47 @@ class LossSettings:
     """Give the loss probabilities where it expects logits: the founding report's mistake, to reproduce it."""
 
 
-def focal(
-    logits: Tensor,
-    labels: Tensor,
-    ignore: int,
-    weights: Tensor | None = None,
-    gamma: float = 2.0,
-    alpha: float | None = None,
-) -> Tensor:
+class Pixels:
+    """A batch as losses see it; what several of them need is computed once.
+
+    Attributes:
+        logits: Float32, shape (n, classes, y, x).
+        target: Class ids or the ignore value, int64, shape (n, y, x).
+        valid: 1 where a pixel is labelled and 0 elsewhere, float32, shape (n, y, x).
+        member: 1 where a pixel's label is the class and 0 elsewhere, float32, shape (n, classes, y, x).
+    """
+
+    def __init__(self, logits: Tensor, labels: Tensor, ignore: int) -> None:
+        """Takes logits of any float dtype and labels as uint8 or int64.
+
+        Labels are class ids or the ignore value, which lies beyond the ids; whoever built the dataset checked that.
+
+        Raises:
+            TrainingError: The shapes do not fit.
+        """
+        if logits.ndim != 4 or labels.shape != (logits.shape[0], *logits.shape[2:]):
+            raise TrainingError(
+                f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)} do not fit; "
+                "expected (n, classes, y, x) and (n, y, x)."
+            )
+        self.logits, self.target = logits.float(), labels.long()
+        self.valid = (self.target != ignore).float()
+        classes = torch.arange(logits.shape[1], device=logits.device)[:, None, None]
+        self.member = (self.target[:, None] == classes).float()
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """Logarithms of the softmax probabilities, shape of the logits."""
+        return torch.log_softmax(self.logits, 1)
+
+    @cached_property
+    def surprise(self) -> Tensor:
+        """-log p of the true class, 0 where ignored, shape of the labels."""
+        # a product is as fast as picking, and on a GPU the same sum each time
+        return -(self.log_probs * self.member).sum(1)
+
+
+def focal(pixels: Pixels, weights: Tensor | None = None, gamma: float = 2.0, alpha: float | None = None) -> Tensor:
     """Returns the mean over pixels of -(1 - p)^gamma log p, p the softmax probability of the true class.
 
     Lin et al. (2017), doi:10.1109/ICCV.2017.324, on softmax probabilities; with gamma 0 it is the cross-entropy. With
@@ -72,22 +105,17 @@ def focal(
     `torch.nn.functional.cross_entropy`. With `alpha`, pixels of class 0 (background) count 1 - alpha, all others alpha,
     which for two classes is the paper's alpha; it does not enter the divisor.
     """
-    logits, target, share = _prepare(logits, labels, ignore, weights)
-    loss = torch.nn.functional.cross_entropy(logits, target, ignore_index=ignore, reduction="none")
+    loss = pixels.surprise
     if gamma:
         loss = (-torch.expm1(-loss)).clamp_min(SMALLEST_MISS).pow(gamma) * loss
     if alpha is not None:
-        loss = torch.where(target == 0, 1 - alpha, alpha) * loss
+        loss = torch.where(pixels.target == 0, 1 - alpha, alpha) * loss
+    share = pixels.valid if weights is None else (pixels.member * weights[:, None, None]).sum(1)
     return _average(loss, share)
 
 
 def sigmoid_focal(
-    logits: Tensor,
-    labels: Tensor,
-    ignore: int,
-    gamma: float = 2.0,
-    alpha: float | None = None,
-    over: Literal["sum", "mean"] = "sum",
+    pixels: Pixels, gamma: float = 2.0, alpha: float | None = None, over: Literal["sum", "mean"] = "sum"
 ) -> Tensor:
     """Returns the focal loss of one yes-or-no question per class, summed over classes, averaged over pixels.
 
@@ -96,18 +124,16 @@ def sigmoid_focal(
     of each class's logit as its probability: a softmax of the result is not calibrated. With `alpha` the true class counts
     alpha, every other 1 - alpha.
     """
-    logits, target, valid = _prepare(logits, labels, ignore)
-    member = _compare(target, logits.shape[1])
     # Logit of the wrong answer; where(member, -logits, logits) is several times slower.
-    wrong = logits * (1.0 - 2.0 * member)
+    wrong = pixels.logits * (1.0 - 2.0 * pixels.member)
     loss = torch.nn.functional.softplus(wrong)
     loss = torch.sigmoid(wrong).clamp_min(SMALLEST_MISS).pow(gamma) * loss
     if alpha is not None:
-        loss = torch.where(member, alpha, 1 - alpha) * loss
-    return _average(loss.sum(1) if over == "sum" else loss.mean(1), valid)
+        loss = torch.where(pixels.member > 0, alpha, 1 - alpha) * loss
+    return _average(loss.sum(1) if over == "sum" else loss.mean(1), pixels.valid)
 
 
-def dice(logits: Tensor, labels: Tensor, ignore: int, over: Literal["present", "all"] = "present") -> Tensor:
+def dice(pixels: Pixels, over: Literal["present", "all"] = "present") -> Tensor:
     """Returns 1 - soft Dice, averaged over the classes that the batch contains.
 
     For class c, 1 - 2 sum(p t) / (sum(p) + sum(t)), with p the softmax probability, t 1 where the label is c and 0
@@ -118,39 +144,18 @@ def dice(logits: Tensor, labels: Tensor, ignore: int, over: Literal["present", "
     by all classes, as segmentation_models_pytorch and `over="all"` do, shrinks the other classes' part. Its false positives
     are punished all the same, through the softmax: what it takes is missing from the true class's sum(p t).
     """
-    logits, target, valid = _prepare(logits, labels, ignore)
-    member = _compare(target, logits.shape[1])
-    probs = torch.softmax(logits, 1) * valid[:, None]
-    shared = (probs * member).sum((0, 2, 3))
-    true = member.sum((0, 2, 3))
+    probs = pixels.log_probs.exp() * pixels.valid[:, None]
+    shared = (probs * pixels.member).sum((0, 2, 3))
+    true = pixels.member.sum((0, 2, 3))
     present = true > 0
     total = torch.where(present, probs.sum((0, 2, 3)) + true, 1.0)
     missed = 1 - 2 * shared / total
     return _average(missed, present.float()) if over == "present" else (missed * present).mean()
 
 
-def _prepare(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns float32 logits, int64 labels, and each pixel's weight (n, y, x), 0 where ignored."""
-    if logits.ndim != 4 or labels.shape != (logits.shape[0], *logits.shape[2:]):
-        raise TrainingError(
-            f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)} do not fit; "
-            "expected (n, classes, y, x) and (n, y, x)."
-        )
-    target = labels.long()
-    valid = target != ignore
-    if weights is None:
-        return logits.float(), target, valid.float()
-    return logits.float(), target, weights[torch.where(valid, target, 0)] * valid
-
-
 def _average(values: Tensor, share: Tensor) -> Tensor:
     """Returns the mean of values weighted by share, 0 if all shares are 0."""
     return (values * share).sum() / share.sum().clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def _compare(target: Tensor, classes: int) -> Tensor:
-    """Returns bool (n, classes, y, x): whether a pixel's label is the class."""
-    return target[:, None] == torch.arange(classes, device=target.device)[:, None, None]
 
 
 def weigh_rehearsal(
@@ -276,12 +281,13 @@ def build_loss(settings: LossSettings, classes: ClassSet, counts: NDArray[np.int
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits = torch.softmax(logits.float(), 1) if settings.softmax_first else logits
         class_weights = None if host_weights is None else host_weights.to(logits.device, non_blocking=True)
+        pixels = Pixels(logits, labels, ignore)
         total = torch.zeros((), device=logits.device)
         functions: dict[str, Callable[[], Tensor]] = {
-            "cross_entropy": lambda: focal(logits, labels, ignore, class_weights, gamma=0.0),
-            "focal": lambda: focal(logits, labels, ignore, class_weights, gamma, alpha),
-            "sigmoid_focal": lambda: sigmoid_focal(logits, labels, ignore, gamma, alpha, settings.focal_over),
-            "dice": lambda: dice(logits, labels, ignore, settings.dice_over),
+            "cross_entropy": lambda: focal(pixels, class_weights, gamma=0.0),
+            "focal": lambda: focal(pixels, class_weights, gamma, alpha),
+            "sigmoid_focal": lambda: sigmoid_focal(pixels, gamma, alpha, settings.focal_over),
+            "dice": lambda: dice(pixels, settings.dice_over),
         }
         for name, factor in terms.items():
             total = total + factor * functions[name]()

@@ -119,28 +119,29 @@ def predict_slice(
     halo: int | None = None,
     on_tile: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Predicts one slice, whole if it is at most one tile large, otherwise in tiles.
+    """Predicts a slice, or several of one shape together, whole if they are at most one tile large, otherwise in tiles.
 
     Args:
         predictor: A network or pixel classifier.
-        image: Scaled grey values of a slice and its neighbours, float32, shape (in_channels, y, x); may be lazy.
+        image: Scaled grey values of a slice and its neighbours, float32, shape (in_channels, y, x), may be lazy; or of
+            several, shape (n, in_channels, y, x).
         tile: Edge of a tile's core in pixels, rounded up to the predictor's stride; what suits it if not given.
         halo: Pixels read around a core; the predictor's own if not given.
-        on_tile: Called with the core's number of pixels after each tile.
+        on_tile: Called with the core's number of pixels in a slice after each tile.
 
     Returns:
-        Class probabilities, float32, shape (classes, y, x).
+        Class probabilities, float32, shape (classes, y, x), or (n, classes, y, x).
     """
-    height, width = image.shape[1:]
+    *several, _, height, width = image.shape
     cores = choose_cores(predictor, (height, width), tile, halo)
     margins = predictor.halo_zyx[1:] if halo is None else (halo, halo)
-    probs = np.empty((len(predictor.classes), height, width), np.float32)
+    probs = np.empty((*several, len(predictor.classes), height, width), np.float32)
     for block in plan_blocks((height, width), cores, margins, predictor.stride_zyx[1:]):
-        patch = image[:, block.read[0], block.read[1]]
-        core = predictor.predict_probs(patch[None])[0][(slice(None), *block.crop)]
-        probs[(slice(None), *block.core)] = core
+        patch = image[(*(slice(None),) * (image.ndim - 2), *block.read)]
+        core = predictor.predict_probs(patch if several else patch[None])[(..., *block.crop)]
+        probs[(..., *block.core)] = core if several else core[0]
         if on_tile is not None:
-            on_tile(core[0].size)
+            on_tile(core[0, 0].size)
     return probs
 
 

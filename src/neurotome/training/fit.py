@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from neurotome.errors import TrainingError
 from neurotome.lazy import import_extra
+from neurotome.training.machine import choose_precision
 from neurotome.training.recipe import TrainSettings
 
 if TYPE_CHECKING:
@@ -21,10 +23,6 @@ if TYPE_CHECKING:
     from neurotome.runs import Run
     from neurotome.training.keeper import OnEpoch
     from neurotome.training.module import SegmentationModule
-
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
-PRECISIONS: dict[str, Precision] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-"""Lightning's names of the arithmetic."""
 
 WORKSPACE, REPEATING = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 """Environment variable of a GPU's matrix products, and the values with which they repeat to the bit."""
@@ -69,6 +67,7 @@ def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -
                 logger=logger,
                 default_root_dir=run.folder,
             )
+            sys.stderr.write(f"{module.machine}\n")
             try:
                 trainer.fit(module)
             except (StoppedError, SystemExit):  # Lightning turns Ctrl-C into an exit
@@ -157,21 +156,3 @@ def repeat_exactly(settings: TrainSettings) -> Iterator[None]:
         os.environ.pop(WORKSPACE, None)
         if workspace is not None:
             os.environ[WORKSPACE] = workspace
-
-
-def choose_precision(settings: TrainSettings) -> Precision:
-    """Returns Lightning's name of the arithmetic; `auto` is mixed only where that was measured to be faster.
-
-    UNet on ResNet18, 8 patches of 192 x 192, on 2 cores with AMX: 0.5 s a step in 32 bit, 0.19 to 0.27 s in bf16. A CPU
-    without such units converts back and forth and gains nothing.
-    """
-    import torch
-
-    from neurotome.models.net import choose_device, has_fast_bf16
-
-    if settings.precision != "auto":
-        return PRECISIONS[settings.precision]
-    device = choose_device(settings.device)
-    if device.startswith("cuda"):
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    return "bf16-mixed" if device == "cpu" and has_fast_bf16() else "32-true"

@@ -98,6 +98,11 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
     check_batch(sample, int(model.in_channels), len(dataset.classes))
     if dataset.source is not None:
         check_neighbours(dataset, recipe.stream.maps, int(model.in_channels))
+    if train.data_on_device == "on" and dataset.source is not None:
+        raise SettingsError(
+            f"train.data_on_device is on, but the images of {dataset.name} change as training goes on; expected images that "
+            "stay. Use auto or off."
+        )
     if train.replay and sample.batch < 2:
         raise SettingsError(
             f"sample.batch is {sample.batch}, but some of the patches are to show synthetic tissue; expected 2 or more. "

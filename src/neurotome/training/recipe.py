@@ -73,6 +73,13 @@ class TrainSettings:
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
     """Arithmetic; auto: mixed precision on a GPU and on a CPU with AMX (measured: 2 to 3 times faster), 32 bit elsewhere."""
 
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the network, which takes about a minute before the first step; auto: on a GPU, for 5000 steps or more."""
+
+    data_on_device: Literal["auto", "on", "off"] = "auto"
+    """Keep the training images on the device and cut patches there; auto: on a GPU where they take at most a quarter of
+    its free memory. Otherwise patches are cut while the step before is computed."""
+
     keep: Literal["best", "last"] = "best"
     """Which epoch's weights become the model: the best by validation macro F1, or the last; then no split val is needed."""
 
@@ -158,6 +165,8 @@ def check_training(settings: TrainSettings) -> None:
         "step_epochs": settings.step_epochs >= 1,
         "step_factor": 0 < settings.step_factor <= 1,
         "keep": settings.keep in ("best", "last"),
+        "compile": settings.compile in ("auto", "on", "off"),
+        "data_on_device": settings.data_on_device in ("auto", "on", "off"),
         "clip": 0 <= settings.clip < math.inf,
         "average": 0 <= settings.average < 1,
         "replay": 0 <= settings.replay < 1,

@@ -5,7 +5,8 @@ That makes resuming exact: whoever asks for batch 1234 gets the same patches, ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -161,6 +162,7 @@ class PatchSampler:
         count_slices(dataset)  # refuses data without a label
         self.settings, self.in_channels, self.seed = settings, in_channels, seed
         self.scales = normalization
+        self.is_changing = dataset.source is not None  # the cutouts are others as training goes on
         self.pools = [Pool(dataset.source or CutoutSource(cutouts), dataset.classes, normalization, edge)]
         if replay:  # each of its cutouts has a grey scale of its own
             plain = normalization.normalization if isinstance(normalization, DatasetScales) else normalization
@@ -194,7 +196,7 @@ class PatchSampler:
         The first `own` of them are from the dataset, the others from the second source. Only the last batch of a sequential
         pass has fewer than `batch` patches.
         """
-        places, edge = self._list_places(step), self.pools[0].edge
+        places, edge = self.list_places(step), self.pools[0].edge
         images = np.empty((len(places), self.in_channels, edge, edge), np.float32)
         labels = np.empty((len(places), edge, edge), np.uint8)
         for (pool, place), image, known in zip(places, images, labels, strict=True):
@@ -224,7 +226,7 @@ class PatchSampler:
                 )
         if self.in_channels != 1:
             raise SettingsError(f"in_channels is {self.in_channels}; 3D patches have their neighbours as depth: use 1.")
-        places, edge = self._list_places(step, depth), self.pools[0].edge
+        places, edge = self.list_places(step, depth), self.pools[0].edge
         images = np.empty((len(places), 1, depth, edge, edge), np.float32)
         labels = np.empty((len(places), depth, edge, edge), np.uint8)
         for (pool, (c, z, y, x)), image, known in zip(places, images, labels, strict=True):
@@ -232,8 +234,8 @@ class PatchSampler:
                 pool.cut((c, z + layer, y, x), image[:, layer], known[layer])
         return images, labels
 
-    def _list_places(self, step: int, depth: int | None = None) -> list[tuple[Pool, Place]]:
-        """Returns where the patches of a batch begin, of 3D ones if there is a depth."""
+    def list_places(self, step: int, depth: int | None = None) -> list[tuple[Pool, Place]]:
+        """Returns where the patches of batch number `step` begin, of 3D ones if there is a depth."""
         if self.settings.order == "sequential":
             tiles = self.tiles if depth is None else self.pools[0].plan_tiles(depth)
             first = step % -(-len(tiles) // self.settings.batch) * self.settings.batch
@@ -260,3 +262,10 @@ def collect_slices(cutouts: Sequence[Cutout], limit: int) -> list[tuple[int, int
     if limit and len(slices) > limit:
         slices = [slices[round(i)] for i in np.linspace(0, len(slices) - 1, limit)]
     return slices
+
+
+def group_slices(slices: Iterable[tuple[Cutout, int]], pixels: int) -> Iterator[list[tuple[Cutout, int]]]:
+    """Yields slices in their order, those of one shape that follow each other together, up to a number of pixels."""
+    for (height, width), same in itertools.groupby(slices, lambda entry: entry[0].volume.shape[1:]):
+        listed, count = list(same), max(1, pixels // (height * width))
+        yield from (listed[first : first + count] for first in range(0, len(listed), count))

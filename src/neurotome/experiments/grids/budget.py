@@ -32,7 +32,7 @@ from neurotome.pixels.importance import REPEATS
 from neurotome.pixels.sample import limit_rows
 from neurotome.progress import format_duration
 from neurotome.tables import count
-from neurotome.training.fit import choose_precision
+from neurotome.training.machine import choose_precision
 from neurotome.training.recipe import Recipe
 
 MEASURING = 0.05
