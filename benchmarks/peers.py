@@ -14,7 +14,7 @@ CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 
 SEGMANTICS_NEEDS = (
     "albumentations<2 h5py imagecodecs imageio matplotlib monai==1.6.1 mrcfile pytorch-lightning scikit-image setuptools<81 "
-    "sparse tensorboard tensorboardX termcolor termplotlib torchmetrics"
+    "rich sparse tensorboard tensorboardX termcolor termplotlib torchmetrics"
 )
 
 PEERS = {
