@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -83,13 +82,10 @@ def measure(path: Path, job: dict, data: dict, peers: Path) -> dict | None:
                 f"{path}: measured with {known['job']}; expected {job}. Choose another --out, or delete the file."
             )
         return known
-    folder = path.parent / "scratch"
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder))
-    labels = path.with_suffix("")
-    if "seconds" in job:
-        shutil.rmtree(labels, ignore_errors=True)
-        labels.mkdir()
+    scratch, labels = path.with_suffix(".scratch"), path.with_suffix("")
+    for folder in (scratch, labels) if "seconds" in job else (scratch,):
+        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
+        folder.mkdir(parents=True)
     facts = {"busy": psutil.cpu_percent(1.0), "processor": name_processor(), "date": time.strftime("%Y-%m-%d %H:%M")}
     places = {"scratch": str(scratch), "labels": str(labels), "started": time.time()}
     given = json.dumps({**job, **data, **places})

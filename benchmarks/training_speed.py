@@ -7,8 +7,9 @@ The first command makes the peers' environments; a method whose environment is n
 measurement is a process of its own. Methods take turns (a b c a b c), and ratios are those of one repetition. All train the
 same network on patches of the same size, and are timed alike: from the end of one optimiser step to the end of the next, so
 that waiting for a batch counts. The CPU of a step is that of the training process and its threads, without worker processes;
-it hardly depends on other work on the machine. A GPU launches steps ahead, so there only images per second tell. Each result
-is a file under `--out`; a run that was stopped goes on with the same command.
+it hardly depends on other work on the machine. A GPU launches steps ahead, so there only images per second tell. The first
+step is counted from the start of the process, with all preparations. Each result is a file under `--out`; a run that was
+stopped goes on with the same command.
 
 Methods:
     limit              forward, backward and fused AdamW on one random batch on the device, channels last, in the arithmetic
