@@ -10,9 +10,13 @@ The clock runs from opening the volume to the last byte written; importing and b
 import argparse
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+
+sys.path.append(str(Path(__file__).parent))  # at the end, so that no file there hides a package
+from peers import declare_operators
 
 WINDOW = 512
 """Edge of the windows of MONAI and nnU-Net; neither chooses one for a network that was not trained with it."""
@@ -124,8 +128,7 @@ def main():
     arguments = parser.parse_args()
     import torch
 
-    for operator in ("nms", "qnms"):  # a torch for CPUs cannot load torchvision's; nothing here calls them
-        torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    declare_operators()
     import segmentation_models_pytorch as smp
     import zarr
     from safetensors.torch import load_file

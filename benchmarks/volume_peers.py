@@ -4,8 +4,10 @@ Every method gets the same network, grey scale, Zarr array and number of threads
 (`benchmarks/volume_peer.py` for the peers, which live in environments of their own). neurotome's clock includes what the
 others' leaves out: loading the model, choosing back end and halo, the pyramid, checksums and synced files.
 
-    python benchmarks/volume_peers.py --slice SLICE.png --depth 4 --repetitions 3 \
-        --monai PYTHON --nnunet PYTHON --volume-segmantics PYTHON
+    python benchmarks/training_speed.py peers --peers runs/peers
+    python benchmarks/volume_peers.py --slice SLICE.png --depth 4 --repetitions 3 --peers runs/peers
+
+The first command makes the peers' environments; a peer whose environment is not there is left out.
 """
 
 import argparse
@@ -13,12 +15,12 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from peers import PEERS, find_python, make_environment, run_child
 
 HERE = Path(__file__).parent
 
@@ -111,15 +113,6 @@ def time_bare_forward(folder: Path, model: str, repetitions: int) -> dict[str, l
     return {name: values[1:] for name, values in rates.items()}
 
 
-def run_child(method: str, command: list[str], environment: dict[str, str]) -> dict[str, float]:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{method}: {done.stderr[-3000:]}")
-    line = done.stdout.strip().splitlines()[-1]
-    print(f"{method}: {line}", file=sys.stderr, flush=True)
-    return json.loads(line)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slice", type=Path, required=True, help="a grey slice; the volume is a stack of its mirror images")
@@ -129,11 +122,9 @@ def main() -> None:
     parser.add_argument("--nnunet-repetitions", type=int, default=2, help="it takes five times as long as we do")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="a JSON file of all figures")
-    for peer in ("monai", "nnunet", "volume-segmantics"):
-        parser.add_argument(f"--{peer}", type=Path, help="the Python of its environment; left out where not given")
+    parser.add_argument("--peers", type=Path, default=Path("runs/peers"), help="folder of the peers' environments")
     arguments = parser.parse_args()
-    pythons = {"plain": Path(sys.executable), "monai": arguments.monai, "nnunet": arguments.nnunet}
-    pythons["volume-segmantics"] = arguments.volume_segmantics
+    pythons = {"plain": Path(sys.executable)} | {peer: find_python(arguments.peers, peer) for peer in PEERS}
     ours = {"neurotome": {}, "neurotome, openvino": {"back_end": "openvino"}}
     found: dict[str, list[dict[str, float]]] = {}
     agreement: dict[str, float] = {}
@@ -156,8 +147,7 @@ def main() -> None:
                     out = folder / f"{peer}.zarr"
                     # -P: the files beside the script are no modules of theirs
                     script = [str(python), "-P", str(HERE / "volume_peer.py"), peer, str(folder), str(out)]
-                    theirs = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-                    found.setdefault(peer, []).append(run_child(peer, script, theirs))
+                    found.setdefault(peer, []).append(run_child(peer, script, make_environment()))
                     agreement[peer] = measure_agreement(out, reference)
     report(voxels, found, agreement, bare, arguments)
 
