@@ -138,8 +138,8 @@ def predict_slice(
     probs = np.empty((*several, len(predictor.classes), height, width), np.float32)
     for block in plan_blocks((height, width), cores, margins, predictor.stride_zyx[1:]):
         patch = image[(*(slice(None),) * (image.ndim - 2), *block.read)]
-        core = predictor.predict_probs(patch if several else patch[None])[(..., *block.crop)]
-        probs[(..., *block.core)] = core if several else core[0]
+        core = predictor.predict_probs(patch if several else patch[None])[..., block.crop[0], block.crop[1]]
+        probs[..., block.core[0], block.core[1]] = core if several else core[0]
         if on_tile is not None:
             on_tile(core[0, 0].size)
     return probs

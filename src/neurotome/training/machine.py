@@ -134,7 +134,7 @@ def compile_forward(net: nn.Module, is_asked: bool) -> Callable[[Tensor], Tensor
     def forward(images: Tensor) -> Tensor:
         nonlocal run
         try:
-            return run(images)
+            logits: Tensor = run(images)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = " ".join(str(error).split())[:200]
             if is_asked:
@@ -146,6 +146,7 @@ def compile_forward(net: nn.Module, is_asked: bool) -> Callable[[Tensor], Tensor
                 f"the network cannot be compiled on this machine ({reason}); it is trained as it is.", stacklevel=2
             )
             run = net.forward
-            return run(images)
+            logits = run(images)
+        return logits
 
     return forward

@@ -72,7 +72,8 @@ class ResidentImages:
         self.is_unsigned = dtype == np.uint16
         self.ignore, edge = sampler.pools[0].classes.ignore, sampler.pools[0].edge
         self.first: dict[Pool, list[int]] = {}  # the number of each cutout's first slice, among the slices of all
-        stacks, starts, label_starts, sizes, scales = [], [], [], [], []
+        sizes: list[tuple[int, int]] = []
+        stacks, starts, label_starts, scales = [], [], [], []
         pixels = label_pixels = 0
         for pool in sampler.pools:
             self.first[pool] = []
