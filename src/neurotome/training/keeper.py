@@ -75,7 +75,7 @@ class Keeper(lightning.Callback):
         if self.request is None:
             self.request = StopRequest(number)
             sys.stderr.write(
-                "\nstopping after this step; once more stops at once and loses what was done since a checkpoint\n"
+                "\nstopping after this step; once more stops at once and loses what was done since the last checkpoint\n"
             )
         elif not self.request.is_echoed_by(number):
             self.request = StopRequest(number)

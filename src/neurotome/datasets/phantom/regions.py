@@ -260,7 +260,7 @@ def draw_region(base: Region, rng: np.random.Generator) -> Region:
         cell_edge=drawn_wider + rng.uniform(-0.5, 0.1),
         cell_clusters=rng.uniform(0, 0.7),
         cell_rows=rng.uniform(0, 3),
-        capillary_length=base.capillary_length * factor(0.8, 2.0),
+        capillary_length=base.capillary_length * factor(1.0, 2.8),
         capillary_radius=(base.capillary_radius[0] * factor(0.75, 1.3), base.capillary_radius[1] * factor(0.7, 1.5)),
         faint_vessels=rng.uniform(0, 0.6),
         faint_vessels_drawn=rng.uniform(0, 1),
