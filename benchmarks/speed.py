@@ -70,7 +70,7 @@ def measure_step(repetitions: int) -> None:
         torch.nn.utils.clip_grad_norm_(module.net.parameters(), 1.0)
         optimizer.step()
         if module.average is not None:
-            module.average.update_parameters(module.net)
+            module.average.follow(number + 1)
 
     smp = import_smp()
     net = smp.Unet("resnet18", encoder_weights=None, in_channels=1, classes=4)

@@ -122,6 +122,8 @@ def measure_network(dataset: Dataset, run: PlannedRun) -> NetSpeed:
     began = time.monotonic()
     recipe = run.build()
     assert isinstance(recipe, Recipe)
+    # compiling would take longer than all that is measured here
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, compile="off"))
     settled = settle_recipe(dataset, recipe)
     module = prepare(dataset, settled)
     ready = time.monotonic()
