@@ -232,6 +232,7 @@ def test_a_phantom_in_this_layout_is_the_phantom_and_says_so(tmp_path: Path, dep
     folder = phantom(out=tmp_path / "mt", layout="mtneuro", settings=settings)
     assert {path.name for path in folder.iterdir()} == {
         "provenance.json",
+        "truth",
         *(f"task2_2D_4class{split}{kind}.npy" for split in DEPTHS for kind in ("images", "labels")),
     }
     dataset, made = open_dataset(f"mtneuro:{folder}@4class-with-zi"), make_phantom(settings)
