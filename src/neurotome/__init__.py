@@ -1,9 +1,10 @@
 """neurotome: segment brain microstructure in X-ray microCT; train, compare, apply and measure.
 
 Each command of the command line is a function here: `describe`, `fetch`, `train`, `fine_tune`, `baseline`, `evaluate`,
-`predict`, `measure`, `verify`, `compare`, `search`, `phantom`, `demo`. What are options there are keywords here, by the last
-part of their name: `train("my_data", out="runs/first", max_time="12m", encoder="resnet34")`. Where two have it, write the
-whole name, `**{"train.seed": 1}`, or the group, `train={"seed": 1}`; or give the settings as they are, `recipe=Recipe(...)`.
+`predict`, `measure`, `export`, `verify`, `compare`, `search`, `phantom`, `demo`. What are options there are keywords here,
+by the last part of their name: `train("my_data", out="runs/first", max_time="12m", encoder="resnet34")`. Where two have it,
+write the whole name, `**{"train.seed": 1}`, or the group, `train={"seed": 1}`; or give the settings as they are,
+`recipe=Recipe(...)`.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from neurotome.pixels.learners import LogisticSettings as LogisticSettings
     from neurotome.pixels.train import BaselineSettings as BaselineSettings
     from neurotome.report.describe import describe as describe
+    from neurotome.sharing.export import export as export
     from neurotome.statistics import IntervalSettings as IntervalSettings
     from neurotome.training.recipe import Recipe as Recipe
     from neurotome.training.recipe import TrainSettings as TrainSettings
@@ -89,6 +91,7 @@ _NAMES = {
     "pixels.learners": "BoostingSettings ForestSettings LogisticSettings",
     "pixels.train": "BaselineSettings",
     "report.describe": "describe",
+    "sharing.export": "export",
     "statistics": "IntervalSettings",
     "training.recipe": "Recipe TrainSettings",
     "training.sampler": "SampleSettings",
@@ -100,7 +103,7 @@ _HOMES = {name: f"neurotome.{module}" for module, names in _NAMES.items() for na
 __all__ = sorted(_HOMES)
 
 _COMMANDS = (
-    *("baseline", "compare", "demo", "describe", "evaluate", "fetch", "phantom", "predict", "predict_probs"),
+    *("baseline", "compare", "demo", "describe", "evaluate", "export", "fetch", "phantom", "predict", "predict_probs"),
     *("fine_tune", "grid", "measure", "reproduce", "search", "train", "verify"),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,7 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_json(path: Path, error: type[NeurotomeError], remedy: str) -> dict[str, Any]:
+def read_json(path: Path | zipfile.Path, error: type[NeurotomeError], remedy: str) -> dict[str, Any]:
     """Reads a JSON object from a file that is there; raises `error` if it holds none, whose message ends with `remedy`."""
     return _read(path, partial(json.loads, parse_constant=_read_float, parse_float=_read_float), "JSON", error, remedy)
 
@@ -76,7 +77,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read(path: Path, parse: Callable[[str], Any], form: str, error: type[NeurotomeError], remedy: str) -> dict[str, Any]:
+def _read(
+    path: Path | zipfile.Path, parse: Callable[[str], Any], form: str, error: type[NeurotomeError], remedy: str
+) -> dict[str, Any]:
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, OverflowError) as failure:

@@ -95,15 +95,17 @@ def name_version(name: str) -> str:
 
 
 def find_model(path: Path | str) -> Path:
-    """Returns the model folder of a run folder, a model folder or a packaged model.
+    """Returns the model folder of a run folder, a model folder or a packaged model, or a package (.zip) as it is.
 
     Args:
-        path: A folder; or where none is there, the bare name of a model that comes with the package.
+        path: A folder or package; or where none is there, the bare name of a model that comes with the package.
 
     Raises:
         ModelError: There is none.
     """
     path = Path(path)
+    if path.suffix.lower() == ".zip" and path.is_file():
+        return path
     for folder in (path, path / "model"):
         if (folder / "model.json").is_file() or (folder / NEXT).is_file():
             return folder

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -32,7 +34,13 @@ MOST_HALO = 1 << 16
 MOST_WEIGHT = 1e9
 """Of any trained network; larger ones overflow float32 within a few layers."""
 
+MOST_BYTES = 2 << 30
+"""Of a file in a package, unpacked; a stranger's archive may claim any size."""
+
 REMEDY = "Copy the model again or train again."
+
+Place = Path | zipfile.Path
+"""Where a model's files lie: a folder, or a package (.zip), which is read as it is and never unpacked."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class StoredModel:
     """What a model folder holds.
 
     Attributes:
-        folder: Where it is.
+        folder: Where it is: a folder, or a package (.zip).
         kind: `NETWORK` or `PIXELS`.
         content: The whole of model.json; only what the other attributes hold has been checked.
         tensors: The weights by name; their numbers are finite.
@@ -83,12 +91,16 @@ def read_model(folder: Path) -> StoredModel:
 
 def read_description(folder: Path) -> tuple[dict[str, Any], bytes]:
     """Returns the description that fits the weights (after a kill maybe the next one), and the weights' file as it is."""
-    path = folder / "model.safetensors"
+    place = open_place(folder)
+    path = place / "model.safetensors"
     if not path.is_file():
         raise ModelError(f"{path}: missing; copy the whole model folder.")
-    weights = path.read_bytes()
+    try:
+        weights = path.read_bytes()
+    except PACKAGE_ERRORS as error:
+        raise ModelError(f"{folder}: damaged package ({str(error)[:200]}). Copy it again.") from error
     digest = hashlib.sha256(weights).hexdigest()
-    for description in (folder / "model.json", folder / NEXT):
+    for description in (place / "model.json", place / NEXT):
         if description.is_file():
             content = read_json(description, ModelError, f"This is a damaged model folder. {REMEDY}")
             if content.get("weights_sha256") == digest:
@@ -101,6 +113,31 @@ def read_description(folder: Path) -> tuple[dict[str, Any], bytes]:
     raise ModelError(
         f"{path}: the weights are not those that model.json describes (SHA-256 differs): a damaged model folder. {REMEDY}"
     )
+
+
+PACKAGE_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError)
+"""What reading from a damaged archive raises, or from one packed in a way that Python does not know."""
+
+
+def open_place(folder: Path) -> Place:
+    """Returns where a model's files lie; ModelError if it is a package that cannot be read or holds no model of ours."""
+    if folder.suffix.lower() != ".zip" or not folder.is_file():
+        return folder
+    try:
+        with zipfile.ZipFile(folder) as archive:
+            sizes = {one.filename: one.file_size for one in archive.infolist()}
+        place = zipfile.Path(folder)
+    except PACKAGE_ERRORS as error:
+        raise ModelError(f"{folder}: no readable package ({str(error)[:200]}). Copy it again.") from error
+    if "model.json" not in sizes:
+        raise ModelError(
+            f"{folder}: this package holds no model.json; only packages that neurotome export has made can be read back."
+        )
+    if (largest := max(sizes.values())) > MOST_BYTES:
+        raise ModelError(
+            f"{folder}: a file of {largest / 1e9:.1f} GB in this package; expected at most {MOST_BYTES / 1e9:.1f}."
+        )
+    return place
 
 
 def write_model(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neurotome.models.back_ends.folded import fold_network
 from neurotome.models.net import Network
@@ -18,7 +19,8 @@ def build_onnx_runtime(predictor: NetPredictor) -> Runtime:
     import onnxruntime
 
     net = predictor.net
-    content = export_onnx(fold_network(net, predictor.in_channels), predictor.in_channels)
+    folded = fold_network(net, predictor.in_channels)
+    content = export_onnx(folded.core, folded, predictor.in_channels)
 
     def build() -> Run:
         options = onnxruntime.SessionOptions()
@@ -37,19 +39,43 @@ def build_onnx_runtime(predictor: NetPredictor) -> Runtime:
     return Runtime(f"ONNX Runtime {onnxruntime.__version__}", "float32", build, build())
 
 
-def export_onnx(net: Network, in_channels: int) -> bytes:
-    """Returns a network as ONNX, for any number of images with edges that are multiples of its stride."""
+def export_onnx(
+    module: nn.Module,
+    net: Network,
+    in_channels: int,
+    beside: tuple[Tensor, ...] = (),
+    inputs: Sequence[str] | None = None,
+    output: Sequence[str] | None = None,
+) -> bytes:
+    """Returns a module as ONNX, for any number of images with edges that are multiples of a network's stride.
+
+    Args:
+        module: Takes images (n, in_channels, y, x), and what is `beside` them, of that very shape.
+        net: What it is made of.
+        in_channels: The network's.
+        beside: Further inputs.
+        inputs: Their names in the graph.
+        output: Its name in the graph.
+    """
     edge = max(2 * net.stride, net.minimum)
     images = torch.zeros(2, in_channels, edge, edge + net.stride)
     rows, columns = (net.stride * torch.export.Dim(name, max=1 << 16) for name in ("rows", "columns"))
-    shapes = ({0: torch.export.Dim("images"), 2: rows, 3: columns},)
+    shapes = ({0: torch.export.Dim("images"), 2: rows, 3: columns}, *({} for _ in beside))
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             quiet.setLevel(logging.ERROR)
-            program = torch.onnx.export(net.core, (images,), dynamo=True, dynamic_shapes=shapes, verbose=False)
+            program = torch.onnx.export(
+                module,
+                (images, *beside),
+                dynamo=True,
+                dynamic_shapes=shapes,
+                verbose=False,
+                input_names=inputs,
+                output_names=output,
+            )
         finally:
             quiet.setLevel(level)
     if program is None:

@@ -1,0 +1,1 @@
+"""Models for others: ONNX files, bioimage.io packages, folders for a hub."""
