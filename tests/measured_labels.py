@@ -14,8 +14,8 @@ from neurotome.measuring.run import Measurements, measure_labels
 from neurotome.measuring.settings import MeasureSettings
 from neurotome.measuring.source import Regions, Source
 
-CLASSES = ClassSet(("background", "blood vessel", "cell"))
-CELL = 2
+CLASSES = ClassSet(("background", "blood vessel", "cell", "axon"))
+VESSEL, CELL, AXON = 1, 2, 3
 
 
 def draw_balls(
@@ -54,6 +54,8 @@ def measure_array(
         flat=asked.as_slices or labels.shape[0] == 1,
         block_zyx=block,
         regions=None if regions is None else Regions(regions, (1, 1, 1)),
+        vessel=VESSEL,
+        axon=AXON,
     )
     return measure_labels(source, asked)
 
