@@ -57,8 +57,9 @@ def trace_graph(pairs: Ints, degree: Ints, node_of: Ints, nodes: int) -> Graph:
     count = len(degree)
     both = np.concatenate([pairs, pairs[:, ::-1]])
     both = both[np.lexsort((both[:, 1], both[:, 0]))]
-    begin = memoryview(np.concatenate([[0], np.cumsum(degree)]).astype(np.int64))
-    beside, node = memoryview(np.ascontiguousarray(both[:, 1])), memoryview(node_of)
+    # memory views give plain whole numbers, much faster than arrays do
+    begin = np.concatenate([[0], np.cumsum(degree)]).astype(np.int64).data
+    beside, node = np.ascontiguousarray(both[:, 1]).data, node_of.data
     seen = bytearray(count)
     graph = Graph(count, at={count + number: [] for number in range(nodes)})
 
@@ -101,7 +102,7 @@ def clean_graph(graph: Graph, where: Floats, reach: Floats) -> None:
             return False
         if len(nodes) == 2:
             return nodes[0] == nodes[1] and len(chain) - 2 < SMALLEST_LOOP
-        return lengths[number] <= reach[nodes[0] - graph.voxels]
+        return bool(lengths[number] <= reach[nodes[0] - graph.voxels])
 
     doubtful = set(graph.segments)
     while doubtful:

@@ -78,9 +78,9 @@ def sum_tensors(source: Source, seen: NDArray[np.uint8], place: Box, around: Box
     hidden = np.isin(seen, [NOT_LABELLED, *(number for number in (source.cell, source.vessel) if number is not None)])
     if hidden.any():
         near = [2 * math.ceil(sigma) + 1 for sigma in sigmas]
-        gradients *= ~ndimage.maximum_filter(hidden, near)[np.ix_(*centres)]
+        gradients *= ~np.asarray(ndimage.maximum_filter(hidden, near))[np.ix_(*centres)]
     some = np.nonzero((gradients != 0).any(0))
-    found = gradients[(slice(None), *some)].astype(np.float64)
+    found = [gradient[some].astype(np.float64) for gradient in gradients]
     places = [line[at] + part.start for line, at, part in zip(centres, some, around, strict=True)]
     cubes = np.ravel_multi_index(tuple(p // e for p, e in zip(places, clusters.tile_zyx, strict=True)), clusters.tiles_zyx)
     regions = np.zeros(len(cubes), np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,7 @@ from neurotome.measuring.vessels import (
     list_profile_densities,
     list_profiles,
     list_segments,
+    locate_segments,
     map_length,
 )
 from neurotome.progress import Progress
@@ -59,12 +60,14 @@ class Measurements:
             `coherence` of axons.
         cube_um: Edges of a voxel of these maps (z, y, x).
         notes: What a reader must know.
+        lines_um: Points (n, 3), zyx, of each segment of the table `vessels`, from the first voxel of the labels.
     """
 
     tables: Mapping[str, Mapping[str, Any]]
     maps: Mapping[str, NDArray[np.float32]]
     cube_um: tuple[float, float, float]
     notes: tuple[str, ...]
+    lines_um: Sequence[NDArray[np.float64]] = ()
 
 
 def measure_labels(source: Source, settings: MeasureSettings) -> Measurements:
@@ -161,7 +164,8 @@ def _tabulate(source: Source, settings: MeasureSettings, found: _Found) -> Measu
     if found.network is not None:
         notes += describe_network(found.network, source.classes.names[source.vessel or 0])
     z, y, x = (voxels * edge for voxels, edge in zip(tally.clusters.tile_zyx, source.size_um, strict=True))
-    return Measurements(tables, maps, (z, y, x), tuple(notes))
+    lines = () if found.network is None else locate_segments(source, found.network)
+    return Measurements(tables, maps, (z, y, x), tuple(notes), lines)
 
 
 def _list_notes(source: Source, tables: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -132,9 +132,11 @@ def thin(seen: NDArray[np.uint8], source: Source, place: Box, around: Box) -> tu
     # whatever is nearest to a voxel of a vessel lies at its wall
     walls = np.argwhere(ndimage.binary_dilation(vessel) & ~vessel)
     size = np.asarray(source.size_um)
-    radii, unknown = np.full(len(points), math.inf), np.zeros(len(points), bool)
+    radii: NDArray[np.float64] = np.full(len(points), math.inf)
+    unknown = np.zeros(len(points), bool)
     if len(walls):
-        radii, nearest = KDTree(walls * size).query(points * size)
+        found, nearest = KDTree(walls * size).query(points * size)
+        radii = np.asarray(found)
         unknown = seen[tuple(walls[nearest].T)] == NOT_LABELLED
     places = points + [part.start for part in around]
     to_faces = (np.minimum(places + 0.5, np.array(source.shape) - places - 0.5) * size).min(1, initial=math.inf)

@@ -67,6 +67,12 @@ def list_segments(source: Source, network: Network, grid: Grid) -> dict[str, Any
     return table
 
 
+def locate_segments(source: Source, network: Network) -> list[NDArray[np.float64]]:
+    """Returns the points (n, 3), zyx, of each segment in micrometres from the first voxel of the labels."""
+    places = np.stack(np.unravel_index(network.points, source.shape), 1) + [part.start for part in source.box]
+    return np.split(places * np.asarray(source.size_um), network.first[1:-1])
+
+
 def list_branches(source: Source, network: Network, grid: Grid) -> dict[str, Any]:
     """Returns a table with a row per branch point: its place, how many segments meet, the largest radius."""
     places = network.branch_um + np.array([part.start for part in source.box]) * source.size_um
@@ -142,7 +148,7 @@ def map_length(source: Source, network: Network, tally: Tally) -> NDArray[np.flo
     """Returns the coarse map of length in mm per mm3, float32 (z, y, x), NaN where nothing is labelled."""
     labelled = tally.count(range(len(source.classes))) * source.voxel_um3 / UM3_PER_MM3
     lengths = _sum_by_cube(source, network.points, tally, network.length_um / UM_PER_MM)
-    found = np.divide(lengths, labelled, out=np.full(labelled.shape, math.nan), where=labelled > 0)
+    found: NDArray[np.float64] = np.divide(lengths, labelled, out=np.full(labelled.shape, math.nan), where=labelled > 0)
     return found.astype(np.float32)
 
 
