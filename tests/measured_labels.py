@@ -32,6 +32,32 @@ def draw_balls(
     return labels
 
 
+def make_source(
+    labels: NDArray[Any],
+    *,
+    block: tuple[int, int, int] = (256, 256, 256),
+    size_um: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    regions: NDArray[Any] | None = None,
+    bbox: str = "",
+    as_slices: bool = False,
+) -> Source:
+    """An array as labels that are to be measured."""
+    return Source(
+        path=Path("labels.tif"),
+        labels=labels,
+        classes=CLASSES,
+        box=parse_bbox(bbox, labels.shape),  # type: ignore[arg-type]
+        size_um=size_um,
+        size_from="as stated",
+        cell=CELL,
+        flat=as_slices or labels.shape[0] == 1,
+        block_zyx=block,
+        regions=None if regions is None else Regions(regions, (1, 1, 1)),
+        vessel=VESSEL,
+        axon=AXON,
+    )
+
+
 def measure_array(
     labels: NDArray[Any],
     *,
@@ -43,20 +69,7 @@ def measure_array(
 ) -> Measurements:
     """Measures an array without a file."""
     asked = MeasureSettings(**settings)
-    source = Source(
-        path=Path("labels.tif"),
-        labels=labels,
-        classes=CLASSES,
-        box=parse_bbox(bbox, labels.shape),  # type: ignore[arg-type]
-        size_um=size_um,
-        size_from="as stated",
-        cell=CELL,
-        flat=asked.as_slices or labels.shape[0] == 1,
-        block_zyx=block,
-        regions=None if regions is None else Regions(regions, (1, 1, 1)),
-        vessel=VESSEL,
-        axon=AXON,
-    )
+    source = make_source(labels, block=block, size_um=size_um, regions=regions, bbox=bbox, as_slices=asked.as_slices)
     return measure_labels(source, asked)
 
 

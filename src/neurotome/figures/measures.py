@@ -101,7 +101,7 @@ def plot_network(vessels: Mapping[str, Any], lines_um: Sequence[NDArray[np.float
     order = np.argsort(radii, kind="stable")  # the widest last, on top
     drawn = LineCollection(
         [lines_um[number][:, [2, 1]] for number in order],
-        cmap="viridis_r",
+        cmap="viridis",
         norm=Normalize(low, max(high, low + 1e-6)),
         linewidths=np.clip(0.6 + 1.6 * radii[order] / max(float(np.median(radii)), 1e-6), 0.8, 7),
         capstyle="round",

@@ -104,8 +104,8 @@ def gather_tensors(parts: Sequence[Tensors]) -> Tensors:
 def find_directions(sums: NDArray[np.float64], flat: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns the direction (n, 3), zyx, x not negative, and the coherence (n,) of tensors; NaN where nothing changes.
 
-    Coherence is 1 where all is parallel and 0 where no direction stands out: of eigenvalues a >= b >= c, (b - c) / a (Westin
-    et al. 2002, doi:10.1016/S1361-8415(02)00053-1), in slices (a - b) / (a + b).
+    Coherence is 1 where all is parallel and 0 where no direction stands out: of the two smallest eigenvalues, in slices the
+    only two, the difference per sum.
     """
     tensors = np.zeros((len(sums), 3, 3))
     for number, (a, b) in enumerate(PAIRS):
@@ -116,7 +116,7 @@ def find_directions(sums: NDArray[np.float64], flat: bool) -> tuple[NDArray[np.f
     direction[:, axes] = vectors[:, :, 0]
     backwards = (direction[:, 2] < 0) | ((direction[:, 2] == 0) & (direction[:, 1] > 0))
     direction[backwards] *= -1
-    total = values[:, -1] + (values[:, 0] if flat else 0)
+    total = values[:, 1] + values[:, 0]
     with np.errstate(invalid="ignore", divide="ignore"):
         coherence = np.where(total > 0, (values[:, 1] - values[:, 0]) / total, math.nan)
     direction[~(total > 0)] = math.nan
