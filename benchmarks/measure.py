@@ -86,7 +86,7 @@ def compare_vessels(seeds: int) -> None:
         found = measure(labels)["vessel_density"]
         true, length = sum(vessel.length_um for vessel in vessels), 1000 * found["length_mm"][0]
         radius = sum(vessel.length_um * vessel.radius_um for vessel in vessels) / true
-        sums[name] = sums.get(name, np.zeros(2)) + (true, length)
+        sums[name] = sums.get(name, np.zeros(2)) + np.array([true, length])
         shown = f"{radius:.2f} | {found['radius_um'][0]:.2f} | {found['radius_from_volume_um'][0]:.2f}"
         row = f"{true:,.0f} | {length:,.0f} | {length / true - 1:+.1%} | {shown} | {found['branch_points'][0]}"
         print(f"| {name} | {piece % seeds + 1} | {row} |", flush=True)

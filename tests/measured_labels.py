@@ -14,7 +14,8 @@ from neurotome.measuring.run import Measurements, measure_labels
 from neurotome.measuring.settings import MeasureSettings
 from neurotome.measuring.source import Regions, Source
 
-CLASSES = ClassSet(("background", "blood vessel", "cell", "axon"))
+CLASSES = ClassSet(("background", "blood vessel", "cell"))
+TISSUE = ClassSet((*CLASSES.names, "axon"))
 VESSEL, CELL, AXON = 1, 2, 3
 
 
@@ -45,7 +46,7 @@ def make_source(
     return Source(
         path=Path("labels.tif"),
         labels=labels,
-        classes=CLASSES,
+        classes=TISSUE,
         box=parse_bbox(bbox, labels.shape),  # type: ignore[arg-type]
         size_um=size_um,
         size_from="as stated",

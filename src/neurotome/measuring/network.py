@@ -21,8 +21,8 @@ from neurotome.measuring.skeleton import TileResult
 from neurotome.volume import Size
 
 SMOOTHINGS = 4
-"""How often a voxel's place is averaged with those before and after it (1, 2, 1): on straight lines in any direction, what
-then is measured is 1 % too long, and 11 % without."""
+"""How often a voxel's place is averaged with those before and after it (1, 2, 1): straight lines in any direction then come
+out within 2 %, but for their ends; without, 9 % too long."""
 
 
 @dataclass(frozen=True)
