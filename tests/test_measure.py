@@ -102,8 +102,9 @@ def test_everything_is_written_with_units(tif: Path, tmp_path: Path, capsys: pyt
     for path in (out / name for name in TABLES):
         table = read_table(path)
         with path.with_suffix(".csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert list(rows[0]) == list(table)
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        assert list(reader.fieldnames or ()) == list(table)
         assert len(rows) == len(next(iter(table.values())))
         for name, values in table.items():
             if values.dtype.kind == "f":
