@@ -1,6 +1,7 @@
 """How right, how sure and how fast `neurotome measure` is.
 
 OMP_NUM_THREADS=1 python benchmarks/measure.py cells       # against the phantom's own list, by how cells are parted
+OMP_NUM_THREADS=1 python benchmarks/measure.py vessels     # their length against the lines that the phantom painted
 OMP_NUM_THREADS=1 python benchmarks/measure.py slices      # densities from single slices against those in 3D
 OMP_NUM_THREADS=1 python benchmarks/measure.py coverage    # how often 95 % intervals hold the truth
 OMP_NUM_THREADS=1 python benchmarks/measure.py speed --work runs/measure [--mvoxel 1024] [--workers 2]
@@ -23,7 +24,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.phantom.make import CLASSES
 from neurotome.datasets.phantom.regions import REGIONS, VOXEL_SIZE_UM
 from neurotome.datasets.phantom.tissue import build_tissue
-from neurotome.datasets.phantom.truth import list_cells
+from neurotome.datasets.phantom.truth import list_cells, list_vessels
 from neurotome.io.label_store import create_label_store
 from neurotome.measuring.intervals import estimate_density, estimate_share
 from neurotome.measuring.run import measure_labels
@@ -37,13 +38,13 @@ APART_UM = 3.0
 
 
 def make_pieces(seeds: int):
-    """Yields region, labels and true cells of pieces of tissue."""
+    """Yields region, labels, true cells and true vessels of pieces of tissue."""
     for name, region in REGIONS.items():
         for seed in range(seeds):
             padded = tuple(edge + 2 * PAD for edge in SHAPE)
             tissue = build_tissue(region, padded, np.random.default_rng([seed, 7]))
             labels = tissue.labels[(slice(PAD, -PAD),) * 3].copy()
-            yield name, labels, list_cells(tissue, labels, PAD, name)
+            yield name, labels, list_cells(tissue, labels, PAD, name), list_vessels(tissue, labels, PAD, name)
 
 
 def measure(labels, **settings):
@@ -52,7 +53,7 @@ def measure(labels, **settings):
     flat = asked.as_slices or len(labels) == 1
     size = (VOXEL_SIZE_UM,) * 3
     return measure_labels(
-        Source(Path("-"), labels, ClassSet(CLASSES), box, size, "as made", 2, flat, (256,) * 3), asked
+        Source(Path("-"), labels, ClassSet(CLASSES), box, size, "as made", 2, flat, (256,) * 3, vessel=1, axon=3), asked
     ).tables
 
 
@@ -64,7 +65,7 @@ def compare_cells(seeds: int) -> None:
         row = []
         for name in REGIONS:
             true = found = matched = 0
-            for _, labels, listed in (piece for piece in pieces if piece[0] == name):
+            for _, labels, listed, _ in (piece for piece in pieces if piece[0] == name):
                 cells = [cell for cell in listed if cell.cut_by_border or cell.equivalent_diameter_um >= 4]
                 places = np.array([(c.centroid_z_um, c.centroid_y_um, c.centroid_x_um) for c in cells])
                 table = measure(labels, neck=neck)["cells"]
@@ -77,11 +78,27 @@ def compare_cells(seeds: int) -> None:
         print(f"| {neck:g} | " + " | ".join(row) + " |", flush=True)
 
 
+def compare_vessels(seeds: int) -> None:
+    print("| region | piece | true, um | found | difference | true radius, um | found | from volume | branch points |")
+    print("|-|-|-|-|-|-|-|-|-|")
+    sums: dict[str, np.ndarray] = {}
+    for piece, (name, labels, _, vessels) in enumerate(make_pieces(seeds)):
+        found = measure(labels)["vessel_density"]
+        true, length = sum(vessel.length_um for vessel in vessels), 1000 * found["length_mm"][0]
+        radius = sum(vessel.length_um * vessel.radius_um for vessel in vessels) / true
+        sums[name] = sums.get(name, np.zeros(2)) + np.array([true, length])
+        shown = f"{radius:.2f} | {found['radius_um'][0]:.2f} | {found['radius_from_volume_um'][0]:.2f}"
+        row = f"{true:,.0f} | {length:,.0f} | {length / true - 1:+.1%} | {shown} | {found['branch_points'][0]}"
+        print(f"| {name} | {piece % seeds + 1} | {row} |", flush=True)
+    for name, (true, length) in sums.items():
+        print(f"| {name} | all | {true:,.0f} | {length:,.0f} | {length / true - 1:+.1%} | | | | |")
+
+
 def compare_slices(seeds: int) -> None:
     print("| region | 3D, cells/mm3 | slices, auto height | ratio | slices, height from 3D | ratio |")
     print("|-|-|-|-|-|-|")
     gathered: dict[str, list[tuple[float, ...]]] = {}
-    for name, labels, _ in make_pieces(seeds):
+    for name, labels, *_ in make_pieces(seeds):
         solid = measure(labels)
         cells = solid["cells"]
         diameter = float(cells["equivalent_diameter_um"][~cells["cut_by_border"]].mean())
@@ -135,7 +152,7 @@ def simulate_coverage(draws: int) -> None:
 
 
 def measure_speed(work: Path, mvoxel: int, workers: int) -> None:
-    tiles = [labels[:, :128, :128] for _, labels, _ in make_pieces(1)]
+    tiles = [labels[:, :128, :128] for _, labels, *_ in make_pieces(1)]
     shape = (64 * max(1, mvoxel // 64), 1024, 1024)
     path = work / f"labels_{shape[0]}.zarr"
     if not path.exists():
@@ -161,7 +178,7 @@ def measure_speed(work: Path, mvoxel: int, workers: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("cells", "slices", "coverage", "speed"))
+    parser.add_argument("what", choices=("cells", "vessels", "slices", "coverage", "speed"))
     parser.add_argument("--seeds", type=int, default=3, help="pieces of tissue per region")
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--work", type=Path, default=Path("runs/measure"))
@@ -170,6 +187,8 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.what == "cells":
         compare_cells(asked.seeds)
+    elif asked.what == "vessels":
+        compare_vessels(asked.seeds)
     elif asked.what == "slices":
         compare_slices(asked.seeds)
     elif asked.what == "coverage":

@@ -15,7 +15,8 @@ from neurotome.measuring.settings import MeasureSettings
 from neurotome.measuring.source import Regions, Source
 
 CLASSES = ClassSet(("background", "blood vessel", "cell"))
-CELL = 2
+TISSUE = ClassSet((*CLASSES.names, "axon"))
+VESSEL, CELL, AXON = 1, 2, 3
 
 
 def draw_balls(
@@ -32,6 +33,32 @@ def draw_balls(
     return labels
 
 
+def make_source(
+    labels: NDArray[Any],
+    *,
+    block: tuple[int, int, int] = (256, 256, 256),
+    size_um: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    regions: NDArray[Any] | None = None,
+    bbox: str = "",
+    as_slices: bool = False,
+) -> Source:
+    """An array as labels that are to be measured."""
+    return Source(
+        path=Path("labels.tif"),
+        labels=labels,
+        classes=TISSUE,
+        box=parse_bbox(bbox, labels.shape),  # type: ignore[arg-type]
+        size_um=size_um,
+        size_from="as stated",
+        cell=CELL,
+        flat=as_slices or labels.shape[0] == 1,
+        block_zyx=block,
+        regions=None if regions is None else Regions(regions, (1, 1, 1)),
+        vessel=VESSEL,
+        axon=AXON,
+    )
+
+
 def measure_array(
     labels: NDArray[Any],
     *,
@@ -43,18 +70,7 @@ def measure_array(
 ) -> Measurements:
     """Measures an array without a file."""
     asked = MeasureSettings(**settings)
-    source = Source(
-        path=Path("labels.tif"),
-        labels=labels,
-        classes=CLASSES,
-        box=parse_bbox(bbox, labels.shape),  # type: ignore[arg-type]
-        size_um=size_um,
-        size_from="as stated",
-        cell=CELL,
-        flat=asked.as_slices or labels.shape[0] == 1,
-        block_zyx=block,
-        regions=None if regions is None else Regions(regions, (1, 1, 1)),
-    )
+    source = make_source(labels, block=block, size_um=size_um, regions=regions, bbox=bbox, as_slices=asked.as_slices)
     return measure_labels(source, asked)
 
 

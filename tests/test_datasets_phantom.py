@@ -16,7 +16,8 @@ from neurotome.datasets.phantom import make as module
 from neurotome.datasets.phantom.image import record_image
 from neurotome.datasets.phantom.make import PhantomSettings, make_cutout, make_phantom, phantom
 from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS, draw_instrument, draw_region
-from neurotome.datasets.phantom.tissue import locate_fibres, sample_field, stamp_tubes
+from neurotome.datasets.phantom.tissue import locate_fibres, sample_field
+from neurotome.datasets.phantom.tubes import stamp_tubes
 from neurotome.errors import DatasetError, RunError, SettingsError
 from tests.traced_maps import paint_labels
 

@@ -27,6 +27,10 @@ from tests.conftest import run
 from tests.measured_labels import CELL, CLASSES, draw_balls
 
 SIZE = (2.0, 1.0, 0.5)
+TABLES = (
+    *("fractions", "fractions_grid", "cells", "density", "density_grid"),
+    *("vessels", "vessel_branches", "vessel_density", "vessel_density_grid"),
+)
 
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
@@ -95,11 +99,12 @@ def test_everything_is_written_with_units(tif: Path, tmp_path: Path, capsys: pyt
     printed = capsys.readouterr().out
     assert "density_per_mm3" in printed
     assert str(out / "measure.html") in printed
-    for path in (out / name for name in ("fractions", "fractions_grid", "cells", "density", "density_grid")):
+    for path in (out / name for name in TABLES):
         table = read_table(path)
         with path.with_suffix(".csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert list(rows[0]) == list(table)
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        assert list(reader.fieldnames or ()) == list(table)
         assert len(rows) == len(next(iter(table.values())))
         for name, values in table.items():
             if values.dtype.kind == "f":
@@ -113,7 +118,7 @@ def test_everything_is_written_with_units(tif: Path, tmp_path: Path, capsys: pyt
     assert said["voxel_size_um"] == list(SIZE)
     assert said["classes"]["names"] == list(CLASSES.names)
     page = (out / "measure.html").read_text()
-    assert page.count("data:image/png") == 4
+    assert page.count("data:image/png") == 6
     assert "<script" not in page
     with tifffile.TiffFile(out / "maps" / "fraction_cell.tif") as file:
         assert file.imagej_metadata["spacing"] == pytest.approx(said["cube_um"][0])
@@ -153,6 +158,8 @@ def test_the_phantom_is_measured_as_it_was_made(tissue: Path, tmp_path: Path) ->
         cells = list(csv.DictReader(file))
     with (tissue / "truth" / "fractions.csv").open(newline="") as file:
         fractions = {(row["image"], row["class"]): float(row["fraction"]) for row in csv.DictReader(file)}
+    with (tissue / "truth" / "vessels.csv").open(newline="") as file:
+        vessels = list(csv.DictReader(file))
     made = seen = matched = 0
     for region in ("striatum", "zi"):
         image = f"train_{region}"
@@ -162,6 +169,9 @@ def test_the_phantom_is_measured_as_it_was_made(tissue: Path, tmp_path: Path) ->
         true = [row for row in cells if row["image"] == image]
         true = [row for row in true if row["cut_by_border"] == "True" or float(row["equivalent_diameter_um"]) >= 4]
         places = np.array([[float(row[f"centroid_{axis}_um"]) for axis in "zyx"] for row in true])
+        length_um = sum(float(row["length_um"]) for row in vessels if row["image"] == image)
+        # the piece is small and dense: larger ones come out within 10 %, see docs/benchmarks.md
+        assert 1000 * tables["vessel_density"]["length_mm"][0] == pytest.approx(length_um, rel=0.14)
         found = tables["cells"]
         centroids = np.stack([found[f"centroid_{axis}_um"] for axis in "zyx"], 1)
         apart, nearest = KDTree(centroids).query(places)
@@ -181,6 +191,7 @@ def test_the_phantom_is_measured_as_it_was_made(tissue: Path, tmp_path: Path) ->
         ({"classes": ()}, ImageError, "do not say what their ids mean.*--classes"),
         ({"classes": ("background", "cell")}, ImageError, r"found 2 \(\d+ voxels\), 7.*expected 0..1"),
         ({"cells": "neuron"}, SettingsError, "cells: unknown class 'neuron'"),
+        ({"vessels": "vein"}, SettingsError, "vessels: unknown class 'vein'.*none, to leave vessels out"),
         ({"bbox": "0:1,0:90,0:9"}, SettingsError, "at most 30"),
         ({"regions": "map.npy"}, ImageError, r"shape \(1, 20, 29\), the labels \(1, 30, 30\).*Resample"),
         ({"neck": 2.0}, SettingsError, "neck is 2.0; expected a share"),

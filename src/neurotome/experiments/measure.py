@@ -30,6 +30,15 @@ from neurotome.volume import Volume
 
 PROVENANCE = "measure.json"
 
+SHOWN = {
+    "vessel_density": (
+        *("region", "length_mm_per_mm3", "length_low_mm_per_mm3", "length_high_mm_per_mm3", "radius_um", "branch_points"),
+        *("profiles_counted", "profiles_per_mm2", "profiles_low_per_mm2", "profiles_high_per_mm2", "diameter_um"),
+    ),
+    "axon_direction": ("region", "angle_deg", "dip_deg", "coherence", "mean_cos2"),
+}
+"""Columns that are printed, where a table has them."""
+
 
 @dataclass(frozen=True, repr=False)
 class Measured(Shown):
@@ -45,6 +54,9 @@ class Measured(Shown):
         shown: list[str | Table] = [_tabulate(fractions, keys)]
         if density := self.tables.get("density"):
             shown.append(_tabulate(density, [name for name in density if not name.startswith("frame")]))
+        for name, columns in SHOWN.items():
+            if table := self.tables.get(name):
+                shown.append(_tabulate(table, [column for column in columns if column in table]))
         return [*shown, *self.notes, f"The page: {self.folder / PAGE}"]
 
 
@@ -55,11 +67,12 @@ def measure(
     regions: Path | None = None,
     settings: Annotated[MeasureSettings, Parameter(name="*")] = MeasureSettings(),
 ) -> Measured:
-    """Measures labels: volume fractions of classes and single cells, with intervals, block by block.
+    """Measures labels: volume fractions, single cells, the network of vessels, the direction of axons, with intervals.
 
-    Tables are written as CSV and as Parquet: fractions and fractions_grid; of cells cells, density and density_grid. maps/
-    has the coarse maps as TIFF, measure.json what all rests on, measure.html a page with pictures. A volume of any size is
-    measured in bounded memory; a measurement is not resumed. OUT is there whole or not at all.
+    Tables are written as CSV and as Parquet: fractions and fractions_grid; of cells cells, density and density_grid; of
+    vessels vessels, vessel_branches, vessel_density and vessel_density_grid; of axons axon_direction, axon_direction_grid
+    and axon_angles. maps/ has the coarse maps as TIFF, measure.json what all rests on, measure.html a page with pictures. A
+    volume of any size is measured in bounded memory; a measurement is not resumed. OUT is there whole or not at all.
 
     Args:
         labels: What `predict` wrote, or any other labels: OME-Zarr, TIFF, PNG, npy, a folder of slices.
@@ -68,7 +81,7 @@ def measure(
         settings: What is measured, and how.
 
     Returns:
-        The tables; printed are fractions and densities.
+        The tables; printed are fractions, densities and directions.
 
     Raises:
         ImageError: Labels or map cannot be read, the voxel size or the classes are not known, a value is no class, or the
@@ -121,12 +134,18 @@ def _check_out(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
 
 def _describe(source: Source, measured: Measurements, settings: MeasureSettings, regions: Path | None) -> dict[str, Any]:
     """Returns all that the numbers depend on, JSON."""
+
+    def name_class(number: int | None) -> str | None:
+        return None if number is None else source.classes.names[number]
+
     return {
         "labels": {"path": str(source.path), **identify_input(source.path)},
         "made_by": dict(source.made),
         "regions": None if regions is None else {"path": str(regions), **identify_input(regions)},
         "classes": source.classes.to_json(),
-        "cell_class": None if source.cell is None else source.classes.names[source.cell],
+        "cell_class": name_class(source.cell),
+        "vessel_class": name_class(source.vessel),
+        "axon_class": name_class(source.axon),
         "voxel_size_um": list(source.size_um),
         "voxel_size_from": source.size_from,
         "box": ",".join(f"{part.start}:{part.stop}" for part in source.box),
@@ -155,6 +174,9 @@ def _list_facts(provenance: Mapping[str, Any]) -> dict[str, str]:
     }
     if provenance["cell_class"]:
         facts["Cells are of class"] = f"{provenance['cell_class']}; counted by {provenance['counting_rule']}"
+    for key, what in (("vessel_class", "Vessels"), ("axon_class", "Axons")):
+        if provenance[key]:
+            facts[f"{what} are of class"] = provenance[key]
     if provenance["regions"]:
         facts["Regions"] = provenance["regions"]["path"]
     return facts

@@ -9,7 +9,9 @@ from neurotome.figures.dataset import plot_class_shares as plot_class_shares
 from neurotome.figures.dataset import plot_histograms as plot_histograms
 from neurotome.figures.measures import plot_coarse_maps as plot_coarse_maps
 from neurotome.figures.measures import plot_diameters as plot_diameters
+from neurotome.figures.measures import plot_directions as plot_directions
 from neurotome.figures.measures import plot_fractions as plot_fractions
+from neurotome.figures.measures import plot_network as plot_network
 from neurotome.figures.pictures import Example as Example
 from neurotome.figures.pictures import plot_augmentation as plot_augmentation
 from neurotome.figures.pictures import plot_augmented as plot_augmented

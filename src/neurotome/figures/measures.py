@@ -1,13 +1,15 @@
-"""What was measured in labels: fractions with their intervals, coarse maps, sizes of cells."""
+"""What was measured in labels: fractions with intervals, coarse maps, sizes of cells, vessels, directions of axons."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -15,6 +17,8 @@ from neurotome.classes import ClassSet
 from neurotome.figures.style import INK, MID_GREY, STYLE, bar_colours, label_classes
 
 MOST_COLUMNS = 3
+MOST_SEGMENTS = 20_000
+"""Of a network that are drawn, the longest."""
 
 
 @matplotlib.rc_context(STYLE)
@@ -76,4 +80,77 @@ def plot_diameters(diameters_um: NDArray[np.float64], what: str) -> Figure:
     )
     axes.set(xlabel="equivalent diameter (um)", ylabel=what, title=f"Size of {len(diameters_um):,} {what}")
     axes.grid(True, axis="y")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def plot_network(vessels: Mapping[str, Any], lines_um: Sequence[NDArray[np.float64]]) -> Figure:
+    """Draws a network seen along z, each segment coloured by its radius and the thicker the wider it is.
+
+    Args:
+        vessels: The table `vessels`.
+        lines_um: Points (n, 3), zyx, of each of its segments.
+    """
+    longest = np.argsort(-vessels["length_um"], kind="stable")[:MOST_SEGMENTS]
+    radii, lines_um = np.asarray(vessels["radius_um"])[longest], [lines_um[number] for number in longest]
+    low, high = np.percentile(radii, (2, 98))
+    wide = max(float(np.ptp(np.concatenate(lines_um)[:, 2])), 1.0)
+    high_um = max(float(np.ptp(np.concatenate(lines_um)[:, 1])), 1.0)
+    figure = Figure(figsize=(9, 0.8 + 7.2 * min(1.6, max(0.25, high_um / wide))))
+    axes = figure.subplots()
+    order = np.argsort(radii, kind="stable")  # the widest last, on top
+    drawn = LineCollection(
+        [lines_um[number][:, [2, 1]] for number in order],
+        cmap="viridis",
+        norm=Normalize(low, max(high, low + 1e-6)),
+        linewidths=np.clip(0.6 + 1.6 * radii[order] / max(float(np.median(radii)), 1e-6), 0.8, 7),
+        capstyle="round",
+    )
+    drawn.set_array(radii[order])
+    axes.add_collection(drawn)
+    axes.autoscale_view()
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    axes.set(xlabel="x (um)", ylabel="y (um)", title=f"{len(radii):,} segments of vessels, seen along z")
+    figure.colorbar(drawn, ax=axes, label="radius (um)", shrink=0.8)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def plot_directions(grid: Mapping[str, Any], angles: Mapping[str, Any], cube_um: tuple[float, float, float]) -> Figure:
+    """Draws where axons run: a stroke per place of the coarse grid, seen along z, and a rose of the angles in the slice.
+
+    Args:
+        grid: The table `axon_direction_grid`.
+        angles: The table `axon_angles`.
+        cube_um: Edges of the grid's cubes.
+    """
+    figure = Figure(figsize=(10, 4.6))
+    axes = figure.add_subplot(1, 2, 1)
+    places, which = np.unique(np.stack([grid["centre_y_um"], grid["centre_x_um"]], 1), axis=0, return_inverse=True)
+    weights = np.asarray(grid["volume_mm3"]) * np.asarray(grid["coherence"])
+    doubled = np.radians(2 * np.asarray(grid["angle_deg"]))  # an angle and its opposite are one direction
+    cosines, sines = (np.bincount(which.ravel(), weights * part, len(places)) for part in (np.cos(doubled), np.sin(doubled)))
+    mean = np.arctan2(sines, cosines) / 2
+    steps = 0.45 * min(cube_um[1:]) * np.stack([-np.sin(mean), np.cos(mean)], 1)
+    strokes = LineCollection(
+        [np.stack([place - step, place + step])[:, ::-1] for place, step in zip(places, steps, strict=True)],
+        cmap="twilight",
+        norm=Normalize(-90, 90),
+        linewidths=1.4,
+    )
+    strokes.set_array(np.degrees(mean))
+    axes.add_collection(strokes)
+    axes.autoscale_view()
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    axes.set(xlabel="x (um)", ylabel="y (um)", title="Direction in the slice, mean over z")
+    figure.colorbar(strokes, ax=axes, label="angle above the x axis (degrees)", ticks=range(-90, 91, 45), shrink=0.8)
+    rose = cast(Any, figure.add_subplot(1, 2, 2, projection="polar"))
+    centres = np.radians((np.asarray(angles["angle_from_deg"]) + np.asarray(angles["angle_to_deg"])) / 2)
+    width = float(np.radians(angles["angle_to_deg"][0] - angles["angle_from_deg"][0]))
+    for turn in (0, np.pi):
+        rose.bar(centres + turn, 100 * np.nan_to_num(angles["share"]), width, color=MID_GREY, edgecolor="white")
+    rose.set_title("% of the axons' volume by angle")
+    rose.set_thetagrids(range(0, 360, 45))
     return figure

@@ -19,11 +19,12 @@ FRAME = 256
 
 
 class BlockResult(NamedTuple):
-    """What was found in a block: its place in the plan (z, y, x), counts (see `count`), and cells."""
+    """What was found in a block: its place in the plan (z, y, x), counts (see `count`), cells, and in slices vessels."""
 
     block: Triple
     counts: NDArray[np.int64]
     pieces: Pieces | None
+    profiles: Pieces | None
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,12 @@ class BlockWork:
         flags = self._flag(seen, place, around)[core] if self._has_border(seen, place) else None
         labels = seen[core]
         z, y, x = (int(i) for i in np.unravel_index(number, self.grid.blocks_zyx))
-        pieces = None
+        pieces = profiles = None
         if self.source.cell is not None:
             pieces = find_pieces(labels == self.source.cell, flags, place, self.shaping)
-        return BlockResult((z, y, x), self._count(labels, flags, place), pieces)
+        if self.source.vessel is not None and self.source.flat:
+            profiles = find_pieces(labels == self.source.vessel, flags, place, self.shaping.without_parting())
+        return BlockResult((z, y, x), self._count(labels, flags, place), pieces, profiles)
 
     @property
     def _axes(self) -> list[int]:

@@ -25,7 +25,7 @@ from neurotome.measuring.intervals import Ratio, estimate_density
 from neurotome.measuring.objects import CUT, LOW, Part
 from neurotome.measuring.settings import MeasureSettings
 from neurotome.measuring.shapes import measure_circularity, measure_sphericity
-from neurotome.measuring.source import Source
+from neurotome.measuring.source import Source, find_regions
 from neurotome.measuring.tables import gather
 from neurotome.measuring.tally import Tally
 
@@ -73,7 +73,7 @@ def list_cells(source: Source, parts: Sequence[Part], settings: MeasureSettings,
     table["cells_in_object"] = np.array([part.parts for part in kept], np.int64)
     table["too_large"] = np.isnan(edges)
     if source.regions is not None:
-        table["region"] = _find_regions(source, np.rint(centres).astype(np.int64), grid)
+        table["region"] = find_regions(source, np.rint(centres).astype(np.int64), grid)
     return table
 
 
@@ -83,7 +83,7 @@ def list_densities(source: Source, cells: dict[str, Any], tally: Tally, settings
     height = find_height(cells, settings) if source.flat else math.nan
     for region in (None, *(tally.regions if source.regions else ())):
         inside = np.ones(len(cells["cell"]), bool) if region is None else cells["region"] == region
-        counts = _count_by_cluster(source, cells, tally, inside)
+        counts = count_by_cluster(source, cells, tally, inside)
         frame = tally.count_frame(region)
         seen: dict[str, Any] = {"region": WHOLE if region is None else str(region)}
         counted, in_sight = int(counts.sum()), int(np.count_nonzero(inside))
@@ -134,7 +134,7 @@ def find_height(profiles: dict[str, Any], settings: MeasureSettings) -> float:
 
 def list_density_map(source: Source, cells: dict[str, Any], tally: Tally) -> dict[str, Any]:
     """Returns a table with a row per cube of the grid in which cells may begin; of slices the numbers are per area."""
-    counts, frame = _count_by_cluster(source, cells, tally).ravel(), tally.count_frame().ravel()
+    counts, frame = count_by_cluster(source, cells, tally).ravel(), tally.count_frame().ravel()
     there = np.flatnonzero(frame)
     table = {name: values[there] for name, values in locate_clusters(source, tally).items()}
     table["cells_counted"] = counts[there].astype(np.int64)
@@ -149,7 +149,7 @@ def map_density(source: Source, cells: dict[str, Any], tally: Tally) -> Any:
     """Returns the coarse map of density per mm3 (of slices: profiles per mm2), float32 (z, y, x), NaN outside the frame."""
     frame = tally.count_frame()
     unit = source.size_um[1] * source.size_um[2] / UM2_PER_MM2 if source.flat else source.voxel_um3 / UM3_PER_MM3
-    counts = _count_by_cluster(source, cells, tally)
+    counts = count_by_cluster(source, cells, tally)
     found = np.divide(counts, frame * unit, out=np.full(frame.shape, math.nan), where=frame > 0)
     return found.astype(np.float32)
 
@@ -160,7 +160,7 @@ def _diameter(part: Part, source: Source) -> float:
     return float((6 / math.pi * part.voxels * source.voxel_um3) ** (1 / 3))
 
 
-def _count_by_cluster(
+def count_by_cluster(
     source: Source, cells: dict[str, Any], tally: Tally, chosen: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float64]:
     """Returns how many of the chosen cells that count have their centre in each cluster, float64 (z, y, x)."""
@@ -181,16 +181,3 @@ def _find_nearest(places_um: NDArray[np.float64], slices: NDArray[np.int64] | No
         if len(inside) > 1:
             nearest[inside] = np.asarray(KDTree(places_um[inside]).query(places_um[inside], 2)[0])[:, 1]
     return nearest
-
-
-def _find_regions(source: Source, voxels: NDArray[np.int64], grid: Grid) -> NDArray[np.int64]:
-    """Returns the region at each voxel (n, 3) of the box; the map is read block by block where there are any."""
-    assert source.regions is not None
-    found = np.zeros(len(voxels), np.int64)
-    blocks = np.ravel_multi_index(tuple((voxels // grid.block_zyx).T), grid.blocks_zyx)
-    for block in np.unique(blocks).tolist():
-        place = grid.place(block)
-        z, y, x = (slice(p.start + b.start, p.stop + b.start) for p, b in zip(place, source.box, strict=True))
-        inside = np.flatnonzero(blocks == block)
-        found[inside] = source.regions.read((z, y, x))[tuple((voxels[inside] - [p.start for p in place]).T)]
-    return found

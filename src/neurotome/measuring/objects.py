@@ -10,7 +10,7 @@ volume was cut.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +66,10 @@ class Shaping:
     size_um: Size
     neck: float
     flat: bool
+
+    def without_parting(self) -> Shaping:
+        """Returns the same for objects that are not parted, however narrow their necks are."""
+        return replace(self, neck=0.0)
 
     def measure(self, mask: Mask, flags: NDArray[np.uint8] | None, start: Triple) -> list[Part]:
         """Returns the cells of an object that begins at a voxel of the box."""

@@ -26,7 +26,13 @@ class MeasureSettings:
     """Only this box, z0:z1,y0:y1,x0:x1 in voxels."""
 
     cells: str = "auto"
-    """Class of which single cells are measured; auto: the one named cell, if there is one; none: fractions only."""
+    """Class of which single cells are measured; auto: the one named cell, if there is one; none: not measured."""
+
+    vessels: str = "auto"
+    """Class of which the network is measured: length, radius, branch points; auto and none as for cells."""
+
+    axons: str = "auto"
+    """Class of which the direction is measured; auto and none as for cells."""
 
     neck: float = 0.7
     """Touching cells are parted where the neck between them is narrower than this share of the smaller one. 0: never."""

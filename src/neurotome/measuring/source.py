@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.blocks import Box, Triple, parse_bbox
+from neurotome.blocks import Box, Grid, Triple, parse_bbox
 from neurotome.classes import ClassSet
 from neurotome.errors import ImageError, SettingsError, unknown
 from neurotome.io.meanings import read_meanings
@@ -19,7 +19,12 @@ from neurotome.io.opening import open_label_volume
 from neurotome.measuring.settings import MeasureSettings
 from neurotome.volume import Size, Volume
 
-CELL_NAMES = ("cell", "cells", "cell body", "cell bodies", "soma")
+NAMES = {
+    "cells": ("cell", "cells", "cell body", "cell bodies", "soma"),
+    "vessels": ("blood vessel", "blood vessels", "vessel", "vessels", "capillary", "capillaries"),
+    "axons": ("axon", "axons", "myelinated axon", "myelinated axons", "myelin", "white matter"),
+}
+"""What classes are called of which more than the fraction is measured."""
 BLOCK_EDGE = 256
 BLOCK_VOXELS = BLOCK_EDGE**3
 NOT_LABELLED = 255
@@ -62,6 +67,8 @@ class Source:
         block_zyx: Voxels that are read at once.
         regions: None if there is no map.
         made: What the labels say of how they were made, JSON.
+        vessel: Id of the class of vessels, None if none is measured.
+        axon: Id of the class of axons, None if no direction is measured.
     """
 
     path: Path
@@ -75,6 +82,8 @@ class Source:
     block_zyx: Triple
     regions: Regions | None = None
     made: Mapping[str, Any] = field(default_factory=dict)
+    vessel: int | None = None
+    axon: int | None = None
 
     @property
     def shape(self) -> Triple:
@@ -121,7 +130,7 @@ def open_source(path: Path, regions: Path | None, settings: MeasureSettings) -> 
 
     Raises:
         ImageError: A file cannot be read; nobody says the voxel size or the classes; the map has another shape.
-        SettingsError: The box lies outside, or the class of cells is not among the classes.
+        SettingsError: The box lies outside, or the class of cells, vessels or axons is not among the classes.
     """
     volume = open_label_volume(path, stack=True)
     classes, made = read_meanings(path)
@@ -144,12 +153,27 @@ def open_source(path: Path, regions: Path | None, settings: MeasureSettings) -> 
         box,
         size,
         size_from,
-        _find_cell(classes, settings.cells),
+        _find_class(classes, "cells", settings.cells),
         flat,
         plan_block(volume.data, settings.block),
         None if regions is None else _open_regions(regions, volume),
         made,
+        _find_class(classes, "vessels", settings.vessels),
+        _find_class(classes, "axons", settings.axons),
     )
+
+
+def find_regions(source: Source, voxels: NDArray[np.int64], grid: Grid) -> NDArray[np.int64]:
+    """Returns the region at each voxel (n, 3) of the box; the map is read block by block where there are any."""
+    assert source.regions is not None
+    found = np.zeros(len(voxels), np.int64)
+    blocks = np.ravel_multi_index(tuple((voxels // grid.block_zyx).T), grid.blocks_zyx)
+    for block in np.unique(blocks).tolist():
+        place = grid.place(block)
+        z, y, x = (slice(p.start + b.start, p.stop + b.start) for p, b in zip(place, source.box, strict=True))
+        inside = np.flatnonzero(blocks == block)
+        found[inside] = source.regions.read((z, y, x))[tuple((voxels[inside] - [p.start for p in place]).T)]
+    return found
 
 
 def plan_block(data: Any, block: int | str) -> Triple:
@@ -178,13 +202,13 @@ def _find_size(volume: Volume, settings: MeasureSettings, made: Mapping[str, Any
     )
 
 
-def _find_cell(classes: ClassSet, name: str) -> int | None:
+def _find_class(classes: ClassSet, what: str, name: str) -> int | None:
     if name == "none":
         return None
     if name == "auto":
-        return next((i for i, known in enumerate(classes.names) if known.lower() in CELL_NAMES), None)
+        return next((i for i, known in enumerate(classes.names) if known.lower() in NAMES[what]), None)
     if name not in classes.names:
-        raise SettingsError(f"cells: {unknown('class', name, classes.names)} Or none, for fractions only.")
+        raise SettingsError(f"{what}: {unknown('class', name, classes.names)} Or none, to leave {what} out.")
     return classes.index(name)
 
 

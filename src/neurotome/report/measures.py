@@ -1,4 +1,4 @@
-"""The page of a measurement: fractions, cells, maps, what they rest on, in one file."""
+"""The page of a measurement: fractions, cells, vessels, axons, maps, what they rest on, in one file."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ def write_measures(
         fractions=_list_rows(measured.tables["fractions"]),
         density=_list_rows(measured.tables.get("density", {})),
         cells=None if cells is None else _describe_cells(cells, flat),
+        vessels=_list_rows(measured.tables.get("vessel_density", {})),
+        axons=_list_rows(measured.tables.get("axon_direction", {})),
         flat=flat,
         most=MOST_ROWS,
         figures=_draw(folder, measured, classes, flat, level),
@@ -78,6 +80,17 @@ def _draw(folder: Path, measured: Measurements, classes: ClassSet, flat: bool, l
         diameters = _whole(measured.tables["cells"], "equivalent_diameter_um")
         if len(diameters):
             drawn["diameters"] = figures.plot_diameters(diameters, what)
+    vessels = measured.tables.get("vessels", {})
+    if vessels and len(vessels["cut_by_border"]):
+        key, unit = ("vessel_profiles_per_mm2", "profiles per mm2") if flat else ("vessel_mm_per_mm3", "mm per mm3")
+        drawn["vessel_map"] = figures.plot_coarse_maps({"Density of vessels": measured.maps[key]}, measured.cube_um, unit)
+        if flat and len(diameters := _whole(vessels, "equivalent_diameter_um")):
+            drawn["vessel_diameters"] = figures.plot_diameters(diameters, "profiles of vessels")
+        if not flat:
+            drawn["network"] = figures.plot_network(vessels, measured.lines_um)
+    directions = measured.tables.get("axon_direction_grid", {})
+    if directions and len(directions["angle_deg"]):
+        drawn["directions"] = figures.plot_directions(directions, measured.tables["axon_angles"], measured.cube_um)
     pictures = {}
     for name, figure in drawn.items():
         path = folder / "figures" / f"{name}.png"

@@ -12,14 +12,12 @@ from neurotome.datasets.phantom.regions import Instrument, Region
 from neurotome.datasets.phantom.tissue import (
     VESSEL,
     Cell,
-    Generator,
-    Shape,
     Tissue,
     locate_cell,
     sample_field,
     sample_slow_field,
-    stamp_tubes,
 )
+from neurotome.datasets.phantom.tubes import Generator, Shape, stamp_tubes
 
 # How much of a cell, not of the neuropil, shows at a distance from the centre in radii.
 CELL_DISTANCE = (0.0, 0.85, 1.0, 1.15, 1.3)

@@ -33,8 +33,9 @@ from neurotome.datasets.phantom.regions import (
     draw_instrument,
     draw_region,
 )
-from neurotome.datasets.phantom.tissue import BACKGROUND, Shape, Tissue, build_tissue, grow_air
-from neurotome.datasets.phantom.truth import CellRow, list_cells, write_truth
+from neurotome.datasets.phantom.tissue import BACKGROUND, Tissue, build_tissue, grow_air
+from neurotome.datasets.phantom.truth import Truth, list_cells, list_vessels, write_truth
+from neurotome.datasets.phantom.tubes import Shape
 from neurotome.errors import RunError, SettingsError, unknown
 from neurotome.volume import Volume
 
@@ -122,9 +123,9 @@ def make_phantom(settings: PhantomSettings = PhantomSettings(), appearance: Appe
     return make_known(settings, appearance or measure_like(settings))[0]
 
 
-def make_known(settings: PhantomSettings, appearance: Appearance | None) -> tuple[Dataset, list[CellRow]]:
-    """Makes the dataset as `make_phantom` does; returns with it the cells that are in it, see `truth`."""
-    splits, cells = {}, list[CellRow]()
+def make_known(settings: PhantomSettings, appearance: Appearance | None) -> tuple[Dataset, Truth]:
+    """Makes the dataset as `make_phantom` does; returns with it what is true of it, see `truth`."""
+    splits, truth = {}, Truth([], [])
     for number, split in enumerate(SPLITS):
         cutouts = []
         for name in settings.regions:
@@ -139,12 +140,13 @@ def make_known(settings: PhantomSettings, appearance: Appearance | None) -> tupl
                 region, instrument = draw_like(appearance, region, instrument, around)
             pair, tissue = make_piece(region, instrument, shape, rng)
             cutouts.append(wrap_cutout(pair, f"{split}_{name}"))
-            cells += list_cells(tissue, pair[1], PAD, f"{split}_{name}")
+            truth.cells.extend(list_cells(tissue, pair[1], PAD, f"{split}_{name}"))
+            truth.vessels.extend(list_vessels(tissue, pair[1], PAD, f"{split}_{name}"))
         splits[split] = tuple(cutouts)
     citation = CITATION.format(seed=settings.seed)
     if appearance is not None:
         citation += f" Its appearance was measured in {appearance.images} unlabelled images of the user's."
-    return Dataset("phantom", ClassSet(CLASSES), splits, LICENCE, citation), cells
+    return Dataset("phantom", ClassSet(CLASSES), splits, LICENCE, citation), truth
 
 
 def wrap_cutout(pair: Pair, name: str) -> Cutout:
@@ -178,9 +180,9 @@ def phantom(
 ) -> Path:
     """Writes a synthetic dataset: brain tissue with blood vessels, cells and axons, and its exact labels.
 
-    The folder is there whole or not at all. What is true of its labels stands in truth/: cells.csv, a row per cell, and
-    fractions.csv, the share of each class in each image. With --like it looks like images of your own, and like.json in it
-    says what was measured in them.
+    The folder is there whole or not at all. What is true of its labels stands in truth/: cells.csv, a row per cell,
+    vessels.csv, a row per vessel, and fractions.csv, the share of each class in each image. With --like it looks like images
+    of your own, and like.json in it says what was measured in them.
 
     Args:
         out: Folder to write; it must be new or empty.
@@ -205,10 +207,10 @@ def phantom(
             "--regions out, or use --layout folder."
         )
     appearance = measure_like(settings)
-    dataset, cells = make_known(settings, appearance)
+    dataset, truth = make_known(settings, appearance)
     with atomic_folder(out) as temporary:
         (_write_folder if layout == "folder" else _write_mtneuro)(temporary, dataset)
-        write_truth(temporary / "truth", dataset, cells)
+        write_truth(temporary / "truth", dataset, truth)
         if appearance is not None:
             write_json(
                 temporary / "like.json", {"measured_in": [Path(path).name for path in settings.like], **appearance.to_json()}

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from neurotome.datasets.phantom.image import SPECK_GREY, record_image
 from neurotome.datasets.phantom.regions import REGIONS, Region, draw_instrument, draw_region
-from neurotome.datasets.phantom.tissue import AXON, BACKGROUND, CELL, VESSEL, Generator, sample_slow_field
+from neurotome.datasets.phantom.tissue import AXON, BACKGROUND, CELL, VESSEL, sample_slow_field
+from neurotome.datasets.phantom.tubes import Generator
 from neurotome.errors import DatasetError, unknown
 
 Labels = NDArray[np.uint8]

@@ -1,11 +1,10 @@
-"""What is true of a phantom's labels, its cells and the shares of its classes: tables against which measures are tested."""
+"""What is true of a phantom's labels: cells, vessels and shares of classes; tables against which measures are tested."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from neurotome.atomic import write_text
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.phantom.regions import VOXEL_SIZE_UM
-from neurotome.datasets.phantom.tissue import CELL, Tissue
+from neurotome.datasets.phantom.tissue import CELL, VESSEL, Tissue
 
 
 class CellRow(NamedTuple):
@@ -44,6 +43,56 @@ class CellRow(NamedTuple):
     cut_by_border: bool
 
 
+class VesselRow(NamedTuple):
+    """A vessel of which something is labelled. Vessels that meet have an end in common.
+
+    Attributes:
+        image: The cutout in which it is.
+        kind: capillary, dash (a short one along the fibres) or lumen (a wide one).
+        length_um: Of its middle line within the cutout; what runs within a lumen is part of that.
+        radius_um: As labelled, mean.
+        start_z_um: Where its line begins, from the first voxel of the cutout; may lie outside.
+        stop_z_um: Where it ends.
+    """
+
+    image: str
+    kind: str
+    length_um: float
+    radius_um: float
+    start_z_um: float
+    start_y_um: float
+    start_x_um: float
+    stop_z_um: float
+    stop_y_um: float
+    stop_x_um: float
+
+
+class Truth(NamedTuple):
+    """Cells and vessels of some cutouts."""
+
+    cells: list[CellRow]
+    vessels: list[VesselRow]
+
+
+def list_vessels(tissue: Tissue, labels: NDArray[np.uint8], pad: int, image: str) -> list[VesselRow]:
+    """Returns the vessels whose middle line is labelled somewhere in a cutout, which lies `pad` voxels within the tissue."""
+    rows = []
+    for course in tissue.courses:
+        middles = (course.points[1:] + course.points[:-1]) / 2
+        z, y, x = np.rint(middles).astype(np.int64).T - pad
+        inside = ((z >= 0) & (y >= 0) & (x >= 0)) & ((z < len(labels)) & (y < labels.shape[1]) & (x < labels.shape[2]))
+        at = z[inside], y[inside], x[inside]
+        inside[inside] = labels[at] == VESSEL
+        if course.kind != "lumen":
+            inside[inside] = ~tissue.lumens[tuple(np.rint(middles[inside]).astype(np.int64).T)]
+        length = np.linalg.norm(np.diff(course.points, axis=0), axis=1)[inside].sum()
+        if length > 0:
+            ends = (np.concatenate([course.points[0], course.points[-1]]) - pad).tolist()
+            sizes = float(length) * VOXEL_SIZE_UM, course.radius * VOXEL_SIZE_UM
+            rows.append(VesselRow._make((image, course.kind, *sizes, *(end * VOXEL_SIZE_UM for end in ends))))
+    return rows
+
+
 def list_cells(tissue: Tissue, labels: NDArray[np.uint8], pad: int, image: str) -> list[CellRow]:
     """Returns the cells that have a voxel in a cutout's labels, which lie `pad` voxels within the tissue."""
     from scipy import ndimage
@@ -62,8 +111,8 @@ def list_cells(tissue: Tissue, labels: NDArray[np.uint8], pad: int, image: str) 
     return rows
 
 
-def write_truth(folder: Path, dataset: Dataset, cells: Sequence[CellRow]) -> None:
-    """Writes cells.csv and fractions.csv."""
+def write_truth(folder: Path, dataset: Dataset, truth: Truth) -> None:
+    """Writes cells.csv, vessels.csv and fractions.csv."""
     shares: list[tuple[Any, ...]] = [("image", "class", "fraction")]
     for cutouts in dataset.splits.values():
         for cutout in cutouts:
@@ -72,7 +121,8 @@ def write_truth(folder: Path, dataset: Dataset, cells: Sequence[CellRow]) -> Non
                 (cutout.name, name, count / counts.sum())
                 for name, count in zip(dataset.classes.names, counts.tolist(), strict=True)
             ]
-    for name, lines in (("cells", [CellRow._fields, *cells]), ("fractions", shares)):
+    cells, vessels = [CellRow._fields, *truth.cells], [VesselRow._fields, *truth.vessels]
+    for name, lines in (("cells", cells), ("vessels", vessels), ("fractions", shares)):
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(lines)
         write_text(folder / f"{name}.csv", text.getvalue())

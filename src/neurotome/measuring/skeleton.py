@@ -1,0 +1,201 @@
+"""Skeleton of the vessels, tile by tile, in such a way that it is that of the whole volume.
+
+Thinning (Lee, Kashyap & Chu 1994, doi:10.1006/cgip.1994.1042) looks at neighbours alone, and ends after as many rounds as a
+vessel is voxels thick. So the skeleton within a tile is that of the whole volume if enough is read around the tile: `REACH`
+times the widest radius there was enough in every volume that was tried. Tiles lie where the box begins, whatever is read at
+once, and a tile with a vessel too wide for its halo is done again with a larger one. Every tile also says what it found just
+beyond its upper faces: where its neighbour says otherwise, the two did not see enough (`Network.differing`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurotome.blocks import Box, Grid, Triple
+from neurotome.measuring.orientation import Tensors, sum_tensors
+from neurotome.measuring.shapes import Mask
+from neurotome.measuring.source import NOT_LABELLED, Source
+
+TILE: Triple = (64, 160, 160)
+HALO, LARGEST_HALO = 16, 64
+"""Voxels that are read around a tile: usually, and at most."""
+REACH = 2.5
+CLOSE = 1.5
+"""Voxels' edges by which an end may be farther from a border than from the vessel's wall, to be one that the border cuts."""
+
+
+class Thinned(NamedTuple):
+    """The skeleton's voxels in a tile, by number in the box, increasing.
+
+    Attributes:
+        voxels: Their numbers.
+        radius_um: Distance of each from the nearest voxel that is no vessel.
+        to_border_um: How far the border of what is known is if about as near, otherwise NaN: an end there is no end.
+        beyond: Those in the first planes of the tiles that follow along one axis: three times the number, and the axis.
+        shallow: Whether a vessel was too wide even for the largest halo.
+    """
+
+    voxels: NDArray[np.int64]
+    radius_um: NDArray[np.float64]
+    to_border_um: NDArray[np.float64]
+    beyond: NDArray[np.int64]
+    shallow: bool
+
+
+class TileResult(NamedTuple):
+    """What was found in a tile; None where the class is not measured or not there."""
+
+    tile: int
+    thinned: Thinned | None
+    tensors: Tensors | None
+
+
+def plan_tiles(shape: Triple, block_zyx: Triple, tile_zyx: Triple = TILE) -> Grid:
+    """Returns the box cut into tiles, and these gathered into blocks of about the stated size, which are read at once."""
+    z, y, x = (-(-block // tile) * tile for block, tile in zip(block_zyx, tile_zyx, strict=True))
+    return Grid(shape, tile_zyx, (z, y, x))
+
+
+@dataclass(frozen=True)
+class TileWork:
+    """Measures vessels and axons in the tiles of a block by its number, for an engine.
+
+    Attributes:
+        source: The labels.
+        grid: The box cut into tiles and blocks.
+        clusters: The box cut into the cubes of the coarse map.
+    """
+
+    source: Source
+    grid: Grid
+    clusters: Grid
+
+    def build(self) -> Callable[[int], list[TileResult]]:
+        """Returns what an engine calls in every process."""
+        return self.measure
+
+    def measure(self, number: int) -> list[TileResult]:
+        """Reads a block and measures its tiles."""
+        source = self.source
+        halo = (0 if source.flat else HALO, HALO, HALO)
+        read = _extend(self.grid.place(number), halo, source.shape)
+        labels = source.read(read)
+        found = []
+        for tile in self.grid.tiles(number).tolist():
+            place = self.grid.tile_place(tile)
+            around = _extend(place, halo, source.shape)
+            seen = labels[_shift(around, read)]
+            thinned = tensors = None
+            if source.vessel is not None and not source.flat and (labels[_shift(place, read)] == source.vessel).any():
+                thinned = self._thin(seen, place, around)
+            if source.axon is not None:
+                tensors = sum_tensors(source, seen, place, around, self.clusters)
+            if thinned is not None or tensors is not None:
+                found.append(TileResult(tile, thinned, tensors))
+        return found
+
+    def _thin(self, seen: NDArray[np.uint8], place: Box, around: Box) -> Thinned:
+        halo = HALO
+        while True:
+            found, widest = thin(seen, self.source, place, around)
+            needed = REACH * widest
+            all_seen = all(p.stop - p.start == size for p, size in zip(around, self.source.shape, strict=True))
+            if needed <= halo or all_seen:
+                return found
+            if halo == LARGEST_HALO:
+                return found._replace(shallow=True)
+            halo = min(2 * halo, LARGEST_HALO)
+            around = _extend(place, (halo, halo, halo), self.source.shape)
+            seen = self.source.read(around)
+
+
+def thin(seen: NDArray[np.uint8], source: Source, place: Box, around: Box) -> tuple[Thinned, float]:
+    """Returns the skeleton in a tile, and the radius of the widest vessel in sight, in the shortest edge of a voxel.
+
+    Args:
+        seen: Labels of `around`.
+        source: Where they are from.
+        place: The tile.
+        around: The tile and its halo.
+    """
+    from scipy import ndimage
+    from scipy.spatial import KDTree
+
+    vessel = _fill_cavities(seen == source.vessel)
+    points = np.argwhere(skeletonize_whole(vessel))
+    # whatever is nearest to a voxel of a vessel lies at its wall
+    walls = np.argwhere(ndimage.binary_dilation(vessel) & ~vessel)
+    size = np.asarray(source.size_um)
+    radii: NDArray[np.float64] = np.full(len(points), math.inf)
+    unknown = np.zeros(len(points), bool)
+    if len(walls):
+        found, nearest = KDTree(walls * size).query(points * size)
+        radii = np.asarray(found)
+        unknown = seen[tuple(walls[nearest].T)] == NOT_LABELLED
+    places = points + [part.start for part in around]
+    to_faces = (np.minimum(places + 0.5, np.array(source.shape) - places - 0.5) * size).min(1, initial=math.inf)
+    to_border = np.minimum(to_faces, np.where(unknown, radii - size.min() / 2, math.inf))
+    to_border[to_border > radii + CLOSE * size.max()] = math.nan
+    low, high = np.array([part.start for part in place]), np.array([part.stop for part in place])
+    inside = ((places >= low) & (places < high)).all(1)
+    numbers = np.ravel_multi_index(tuple(places.T), source.shape).astype(np.int64)
+    beyond = (places >= low).all(1) & (places <= high).all(1) & ((places == high).sum(1) == 1)
+    keys = 3 * numbers[beyond] + (places == high)[beyond].argmax(1)
+    widest = float(radii.max(initial=0.0) / size.min())
+    most = float((np.array(seen.shape) * size).max())
+    radii = np.minimum(radii, most)
+    return Thinned(numbers[inside], radii[inside], to_border[inside], keys, shallow=False), widest
+
+
+def skeletonize_whole(mask: Mask) -> Mask:
+    """Returns the skeleton of a mask (z, y, x): lines one voxel wide, of every object at least its deepest voxel.
+
+    scikit-image's thinning loses some objects as a whole, such as solid cubes of even edges.
+    """
+    from scipy import ndimage
+    from skimage import morphology
+
+    thin_out: Any = morphology.skeletonize  # untyped
+    skeleton: Mask = np.asarray(thin_out(mask, method="lee")) != 0
+    objects, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    kept = np.zeros(count + 1, bool)
+    kept[objects[skeleton]] = True
+    kept[0] = True
+    if not kept.all():
+        places = ndimage.find_objects(objects)
+        for number in np.flatnonzero(~kept).tolist():
+            box = places[number - 1]
+            depth = ndimage.distance_transform_edt(np.pad(objects[box] == number, 1))[1:-1, 1:-1, 1:-1]
+            deepest = np.unravel_index(int(depth.argmax()), depth.shape)
+            skeleton[tuple(part.start + int(at) for part, at in zip(box, deepest, strict=True))] = True
+    return skeleton
+
+
+def _fill_cavities(mask: Mask) -> Mask:
+    """Returns a mask with all that it encloses: of a vessel with a hole within, thinning would keep a shell."""
+    from scipy import ndimage
+
+    rest, count = ndimage.label(~mask)
+    is_open = np.zeros(count + 1, bool)
+    for axis in range(3):
+        for end in (0, -1):
+            is_open[rest.take(end, axis)] = True
+    is_open[0] = False
+    return np.asarray(~is_open[rest])
+
+
+def _extend(place: Box, halo: Triple, shape: Triple) -> Box:
+    spans = zip(place, halo, shape, strict=True)
+    z, y, x = (slice(max(0, part.start - more), min(size, part.stop + more)) for part, more, size in spans)
+    return z, y, x
+
+
+def _shift(place: Box, within: Box) -> Box:
+    z, y, x = (slice(p.start - w.start, p.stop - w.start) for p, w in zip(place, within, strict=True))
+    return z, y, x

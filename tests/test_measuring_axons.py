@@ -1,0 +1,76 @@
+"""The direction of axons: straight fibres of a known direction."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tests.measured_labels import AXON, CELL, measure_array
+
+
+def draw_fibres(
+    shape: tuple[int, int, int], course: NDArray[np.float64], rng: np.random.Generator, size_um: tuple[float, float, float]
+) -> NDArray[np.uint8]:
+    """Cylinders of 3 um radius along a direction (zyx, in micrometres), anywhere across it."""
+    places = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) * size_um
+    inside = np.zeros(shape, bool)
+    for centre in rng.uniform(0, np.array(shape) * size_um, (14, 3)):
+        offset = places - centre
+        inside |= np.square(offset).sum(-1) - np.square(offset @ course) <= 9
+    return inside.astype(np.uint8) * AXON
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 2**32), thick=st.sampled_from([1.0, 1.5]))
+def test_straight_fibres_have_their_direction(seed: int, thick: float) -> None:
+    rng = np.random.default_rng(seed)
+    course = rng.normal(size=3)
+    course /= np.linalg.norm(course)
+    labels = draw_fibres((40, 48, 48), course, rng, (thick, 1.0, 1.0))
+    found = measure_array(labels, size_um=(thick, 1.0, 1.0)).tables["axon_direction"]
+    direction = np.array([found[f"direction_{axis}"][0] for axis in "zyx"])
+    assert np.degrees(np.arccos(min(1, abs(direction @ course)))) < 5
+    assert found["coherence"][0] > 0.8
+    assert found["mean_cos2"][0] > 0.85
+    assert found["dip_deg"][0] == pytest.approx(np.degrees(np.arcsin(direction[0])))
+    assert -90 <= found["angle_deg"][0] <= 90
+
+
+@settings(max_examples=6, deadline=None)
+@given(angle=st.floats(-89, 89))
+def test_in_a_slice_stripes_have_their_angle(angle: float) -> None:
+    y, x = np.indices((90, 90))
+    across = np.sin(np.radians(angle)) * x + np.cos(np.radians(angle)) * y
+    labels = (np.sin(across / 2.2) > 0).astype(np.uint8)[None] * AXON
+    tables = measure_array(labels).tables
+    found = tables["axon_direction"]
+    assert abs((found["angle_deg"][0] - angle + 90) % 180 - 90) < 3
+    assert found["coherence"][0] > 0.9
+    assert found["dip_deg"][0] == 0
+    angles = tables["axon_angles"]
+    assert angles["share"].sum() == pytest.approx(1)
+    near = np.abs((angles["angle_from_deg"] + 5 - angle + 90) % 180 - 90) < 16
+    assert angles["share"][near].sum() > 0.9
+
+
+def test_cells_among_fibres_and_the_cut_change_nothing() -> None:
+    rng = np.random.default_rng(2)
+    course = np.array([0.2, 0.5, 0.8]) / np.linalg.norm([0.2, 0.5, 0.8])
+    labels = draw_fibres((70, 60, 60), course, rng, (1.0, 1.0, 1.0))
+    labels[20:34, 20:34, 20:34] = CELL
+    whole, cut = (measure_array(labels, block=(edge, edge, edge)).tables for edge in (256, 33))
+    direction = np.array([whole["axon_direction"][f"direction_{axis}"][0] for axis in "zyx"])
+    assert direction @ course > np.cos(np.radians(4))
+    for name in ("axon_direction", "axon_direction_grid", "axon_angles"):
+        for column, values in whole[name].items():
+            np.testing.assert_array_equal(cut[name][column], values)
+
+
+def test_without_axons_there_is_no_direction() -> None:
+    tables = measure_array(np.zeros((20, 20, 20), np.uint8)).tables
+    assert np.isnan(tables["axon_direction"]["coherence"]).all()
+    assert tables["axon_direction"]["volume_mm3"].tolist() == [0]
+    assert len(tables["axon_direction_grid"]["angle_deg"]) == 0
