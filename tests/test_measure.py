@@ -222,11 +222,11 @@ def test_a_class_that_is_absent_is_said(tmp_path: Path) -> None:
         neurotome.measure(tmp_path / "unknown.npy", out=tmp_path / "b", classes=CLASSES.names, voxel_size_um=(1.0,))
 
 
-def test_labels_without_cells_have_fractions_only(tmp_path: Path) -> None:
+def test_labels_without_cells_vessels_and_axons_have_fractions_only(tmp_path: Path) -> None:
     labels = np.zeros((8, 30, 30), np.uint8)
     labels[:, 10:] = 1
     path = tmp_path / "labels.tif"
-    write_labels(path, labels, ClassSet(("background", "vessel")), Volume(labels, "labels", (1.0, 1.0, 1.0)))
+    write_labels(path, labels, ClassSet(("background", "tissue")), Volume(labels, "labels", (1.0, 1.0, 1.0)))
     found = neurotome.measure(path, out=tmp_path / "out")
     assert set(found.tables) == {"fractions", "fractions_grid"}
     assert any("no class is named cell" in note for note in found.notes)
