@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from neurotome.classes import ClassSet
 from neurotome.errors import ModelError
-from neurotome.models.net import Network
+from neurotome.models.net import Network, lay_out
 from neurotome.models.networks import ModelSettings, build_network, settle_network
 from neurotome.normalize import Normalization, Scale
 
@@ -72,7 +72,7 @@ class NetPredictor:
 
     def __post_init__(self) -> None:
         self.net.eval()
-        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        lay_out(self.net)
 
     @property
     def in_channels(self) -> int:
@@ -81,8 +81,8 @@ class NetPredictor:
 
     @property
     def halo_zyx(self) -> tuple[int, int, int]:
-        """Voxels around a voxel that its output depends on; neighbouring slices are channels."""
-        return 0, self.halo, self.halo
+        """Voxels around a voxel that its output depends on; 0 along z where neighbouring slices are channels."""
+        return self.net.reach, self.halo, self.halo
 
     @property
     def stride_zyx(self) -> tuple[int, int, int]:
@@ -103,7 +103,7 @@ class NetPredictor:
         return f"{name}, {self.device.type}, {'float32' if self.runtime is None else self.runtime.precision}"
 
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns class probabilities, shape (n, classes, y, x), for patches (n, in_channels, y, x).
+        """Returns class probabilities, shape (n, classes, y, x), for patches (n, in_channels, y, x); see `Predictor`.
 
         On a CPU always in 32 bit, also while training runs in mixed precision: tiles then equal the whole slice, and what
         validation scores is what prediction gives.
