@@ -44,8 +44,9 @@ PATCH = 256
 PATCH_3D, DEPTH = 128, 8
 """Edge in pixels and slices of the usual 3D patch: twice the voxels of a usual patch."""
 
-ORIGIN = ("dataset", "licence", "citation", "init", "widened_from")
-"""What a model says of the one that its training began with; the last, how many slices that read if they were fewer."""
+ORIGIN = ("dataset", "licence", "citation", "init", "widened_from", "deepened_from")
+"""What a model says of the one that its training began with; the last two, how many slices that read if they were fewer,
+and that it saw slices if this one sees volumes."""
 
 FEWEST_STEPS, MOST_STEPS = 50, 2000
 """Steps of an epoch: validating takes no less time after few, and after many a killed training loses more."""
@@ -89,7 +90,10 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
             "name a split val in dataset.yaml."
         )
     init, digest = load_init(dataset, recipe.init) if recipe.init else (None, None)
-    model = settle_reach(settle_network(recipe.model, init.settings if init else USUAL), recipe.model, dataset)
+    usual = init.settings if init else USUAL
+    model = settle_network(recipe.model, usual)
+    if model.dimensions == 3 and usual.dimensions == 2 and recipe.model.reach_from == "auto":
+        model = dataclasses.replace(model, reach_from=choose_reach(dataset, int(model.encoder_depth)))
     mode = init.normalization.mode if init else "dataset"
     rate = FINE_RATE if init else RATE
     sample = settle_sample(recipe.sample, dataset, int(model.dimensions))
@@ -129,19 +133,15 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
     return Settled(recipe, init, digest, identify_reference(train.reference))
 
 
-def settle_reach(model: ModelSettings, asked: ModelSettings, dataset: Dataset) -> ModelSettings:
-    """Returns a network of 3 dimensions in which `reach_from`, if nobody has said it, suits the data's voxels.
+def choose_reach(dataset: Dataset, depth: int) -> int:
+    """Returns from which of its resolutions on, of `depth`, a network reaches into neighbouring slices, as `reach_from` says it.
 
-    Slices beside are looked at where the network's own pixels are at least about as wide as slices are apart, the rule by
-    which nnU-Net chooses its kernels (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z): the power of 2 nearest to the
-    voxel's depth over its width.
+    From where its own pixels are about as wide as slices are apart, the rule by which nnU-Net chooses its kernels (Isensee et al.
+    2021, doi:10.1038/s41592-020-01008-z): the power of 2 that is nearest to a voxel's depth over its width; 1 where its size is
+    not known.
     """
-    size = dataset.voxel_size_um
-    is_known = model.dimensions != 3 or asked.reach_from != "auto" or (asked.dimensions == "auto" and model.reach_from != 1)
-    if is_known or size is None:
-        return model
-    ratio = size[0] / max(size[1:])
-    return dataclasses.replace(model, reach_from=2 ** min(4, max(0, round(math.log2(ratio)))))
+    z, *plane = dataset.voxel_size_um or (1.0, 1.0)
+    return int(2 ** min(depth, max(0, round(math.log2(z / max(plane))))))
 
 
 def settle_sample(sample: SampleSettings, dataset: Dataset, dimensions: int) -> SampleSettings:
@@ -213,7 +213,7 @@ def load_init(dataset: Dataset, name: str) -> tuple[NetPredictor, str]:
 
 
 def _adapt_network(name: str, asked: ModelSettings, init: NetPredictor) -> NetPredictor:
-    """Returns the model to start from; where it is to read more slices, as `widen` makes it.
+    """Returns the model to start from; where it is to read more slices, or see volumes, as `widen` or `deepen` makes it.
 
     Raises:
         ModelError: The network cannot be made to read more slices.
@@ -224,6 +224,10 @@ def _adapt_network(name: str, asked: ModelSettings, init: NetPredictor) -> NetPr
         from neurotome.models.net_predictor import widen
 
         return widen(init, int(asked.in_channels))
+    if (asked.dimensions, has.dimensions) == (3, 2) and dataclasses.replace(asked, dimensions=2, reach_from=1) == has:
+        from neurotome.models.net_predictor import deepen
+
+        return deepen(init, int(asked.reach_from))
     differing = [
         f"model.{field.name} ({getattr(asked, field.name)} asked, {getattr(has, field.name)} there)"
         for field in dataclasses.fields(asked)
