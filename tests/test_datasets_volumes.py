@@ -469,5 +469,5 @@ def test_an_epoch_ends_however_large_a_volume_is() -> None:
         huge: Any = LazyArray(Path("huge"), (depth, 1000, 1000), np.uint8, lambda place: pytest.fail(f"{place} was read"))
         return Dataset("huge", ClassSet(tuple(CLASSES.values())), {"train": (Cutout(Volume(huge, "huge"), huge),)})
 
-    batch = SampleSettings(patch=256, batch=8)
+    batch = SampleSettings(patch=256, depth=1, batch=8)
     assert [choose_steps(make(depth), batch) for depth in (1, 400, 4000)] == [50, 763, 2000]
