@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/three_dimensions.py --seconds 150 --seeds 0 1
 
-Every network trains for the same processor seconds (those of the process, so that other work on the machine changes little) on the
-same phantom volumes, in steps of as many voxels, and labels the same test volumes of other seeds. How many steps that is
-is found beforehand, by the difference between a few steps and some more. The weights of the last step are kept; nothing is validated.
+Every network trains for the same processor seconds (those of the process, so that other work on the machine changes
+little) on the same phantom volumes, in steps of as many voxels, and labels the same test volumes of other seeds. How many
+steps that is is found beforehand, by the difference between a few steps and some more. The weights of the last step are
+kept; nothing is validated.
 What is done is kept in OUT, a file for each network and seed; delete it after a change of training.
 """
 

@@ -146,7 +146,7 @@ def test_volumes_of_rare_classes_hold_them():
 
 
 def test_wrong_volumes():
-    with pytest.raises(NeurotomeError, match="sample.depth is 3, but c1 has 1 slices"):
+    with pytest.raises(NeurotomeError, match=r"sample\.depth is 3, but c1 has 1 slices"):
         make_sampler(make_dataset((5, 40, 50), (1, 30, 20)), depth=3, patch=16)
 
 

@@ -83,8 +83,8 @@ _LARGEST = (lambda value: 0 <= value < math.inf, "0 (off) or more")
 _FACTORS = (lambda pair: 0 < pair[0] <= pair[1] < math.inf, "0 < low <= high; 1, 1 is off")
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("flip_vertical", "flip_horizontal", "flip_depth", "rotate_probability", "scale_probability"), _PROBABILITY),
-    **dict.fromkeys(("elastic_probability", "intensity_probability"), _PROBABILITY),
+    **dict.fromkeys(("flip_vertical", "flip_horizontal", "flip_depth", "rotate_probability"), _PROBABILITY),
+    **dict.fromkeys(("scale_probability", "elastic_probability", "intensity_probability"), _PROBABILITY),
     **dict.fromkeys(("elastic_pixels", "brightness", "noise", "blur"), _LARGEST),
     **dict.fromkeys(("scale", "contrast", "gamma"), _FACTORS),
     "rotate_degrees": (lambda pair: -math.inf < pair[0] <= pair[1] < math.inf, "low <= high; 0, 0 is off"),
@@ -140,8 +140,8 @@ def augment(
     """Transforms every sample of a batch in its own way.
 
     All channels of a sample (neighbouring slices) get the same geometry and grey-value curve; noise is independent per pixel
-    and channel. The inputs are left as they are. 3D patches are such samples, whose slices are all labelled: they turn, zoom,
-    bend and blur within their slices only, since no more is known along z, and may be flipped there.
+    and channel. The inputs are left as they are. 3D patches are such samples, whose slices are all labelled: they are
+    turned, zoomed, bent and blurred within their slices only, since voxels may be deeper than wide, and flipped along z too.
 
     Args:
         images: Scaled grey values, float32, shape (n, c, y, x), on any device; of 3D patches (n, z, y, x).
@@ -257,7 +257,8 @@ def _warp(
     invented = ignore if settings.corners == "ignore" else 0
     shifted = labels[at].to(torch.float32).view(len(at), -1, *labels.shape[-2:]) - invented
     moved = sample(shifted, grid, mode="nearest", align_corners=False) + invented
-    return images.index_copy(0, at, warped), labels.index_copy(0, at, moved.reshape(len(at), *labels.shape[1:]).to(labels.dtype))
+    moved = moved.reshape(len(at), *labels.shape[1:]).to(labels.dtype)
+    return images.index_copy(0, at, warped), labels.index_copy(0, at, moved)
 
 
 def _build_grid(

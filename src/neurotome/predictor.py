@@ -52,8 +52,8 @@ class Predictor(Protocol):
         classes: The classes it predicts.
         normalization: How its input must be scaled.
         in_channels: Neighbouring slices it reads as channels, odd.
-        halo_zyx: Voxels around a voxel that its probabilities depend on; 0 along z where neighbours are channels. Where it is
-            not, it sees volumes: the patches of a call are then slices of one that follow each other.
+        halo_zyx: Voxels around a voxel that its probabilities depend on; 0 along z where neighbours are channels. Where it
+            is not, it sees volumes: the patches of a call are then slices of one that follow each other.
         stride_zyx: Tiles must begin at multiples of this; 1 along z for what predicts slices.
         voxel_size_um: Voxel size (z, y, x) of the training data, None if not known.
         bounded: False if it looks at the whole image, so that no halo makes tiles exact.

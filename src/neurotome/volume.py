@@ -82,7 +82,7 @@ class Volume:
         return np.asarray(self.stack[low : end + margin]), slice(start - low, end - low)
 
     def plan_slabs(self, most: int) -> list[tuple[int, int]]:
-        """Returns first and stop of slabs that hold all slices, each of at most so many that follow each other in `stack`."""
+        """Returns first and stop of slabs that hold all slices, each at most so many that follow each other in `stack`."""
         runs = np.split(np.arange(self.shape[0]), np.flatnonzero(np.diff(self.numbers) != 1) + 1)
         return [(int(z), min(int(z) + most, int(run[-1]) + 1)) for run in runs for z in run[::most]]
 

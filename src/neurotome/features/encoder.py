@@ -105,8 +105,8 @@ def build_encoder(
             )
         if trained.net.reach:
             raise ModelError(
-                f"{settings.model}: the model sees volumes (model.dimensions 3), and features are those of slices; expected a model "
-                "of 2 dimensions. Choose another, or leave encoder.model out."
+                f"{settings.model}: the model sees volumes (model.dimensions 3), and features are those of slices; expected "
+                "a model of 2 dimensions. Choose another, or leave encoder.model out."
             )
         note_other_size(settings.model, trained.voxel_size_um, voxel_size_um)
         core, model, classes, normalization = trained.net.core, trained.settings, len(trained.classes), trained.normalization

@@ -69,7 +69,7 @@ class Geometry:
         stride: Reads begin at multiples of this many pixels of the model.
         reach: Neighbouring planes on either side that are read as channels.
         planes: Planes of a forward pass.
-        margin: Neighbouring planes on either side that are read as planes, by what sees volumes; 0: planes are seen one by one.
+        margin: Neighbouring planes on either side that what sees volumes reads as planes; 0: planes are seen one by one.
         factors: For each of `axes`, how many pixels of the model a pixel is, in rows and columns; 1 where not resampled.
     """
 
@@ -188,7 +188,8 @@ def plan_geometry(
         raise SettingsError(unknown("axes", axes, AXES))
     factors = tuple(choose_factors(volume, axis, predictor.voxel_size_um) for axis in axes)
     stride = find_stride(predictor)
-    start = Geometry(axes, Grid(volume.shape, (1,) * 3, (1,) * 3), halo, stride, predictor.in_channels // 2, 1, factors, predictor.halo_zyx[0])
+    reach, margin = predictor.in_channels // 2, predictor.halo_zyx[0]
+    start = Geometry(axes, Grid(volume.shape, (1, 1, 1), (1, 1, 1)), halo, stride, reach, 1, factors, margin)
 
     def fits(geometry: Geometry) -> bool:
         voxels = math.prod(map(min, geometry.grid.tile_zyx, volume.shape))

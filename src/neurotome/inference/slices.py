@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,9 +68,9 @@ def predict_slices(
     scale = scale or predictor.normalization.scale_for(volume)
     done = 0.0
 
-    def count(pixels: int) -> None:
+    def count(pixels: int, slices: int = 1) -> None:
         nonlocal done
-        done += pixels * (volume.shape[1] * volume.shape[2]) / (shape[0] * shape[1])
+        done += slices * pixels * (volume.shape[1] * volume.shape[2]) / (shape[0] * shape[1])
         if on_progress is not None:
             on_progress(done / 1e6)
 
@@ -79,7 +80,7 @@ def predict_slices(
             for first, stop in volume.plan_slabs(SLAB):
                 grey, kept = volume.read_slab(first, stop, predictor.halo_zyx[0])
                 slab = resize(scale.apply(grey), shape)[:, None]
-                found = predict_slice(predictor, slab, edge, margin, lambda pixels, n=stop - first: count(n * pixels))
+                found = predict_slice(predictor, slab, edge, margin, partial(count, slices=stop - first))
                 yield from (resize(probs, volume.shape[1:]) for probs in found[kept])
             return
         for z in range(volume.shape[0]):

@@ -30,10 +30,17 @@ class SliceConv(nn.Conv3d):
         Carreira and Zisserman (2017), arXiv 1705.07750, spread the weights over the slices instead; then a new network would
         blur along z, each layer more.
         """
-        along_plane = [(flat.kernel_size, 3), (flat.stride, 1), (flat.padding, 1), (flat.dilation, 1)]
-        kernel, stride, padding, dilation = ((along_z, *map(int, plane)) for plane, along_z in along_plane)
-        channels, has_bias = (flat.in_channels, flat.out_channels), flat.bias is not None
-        super().__init__(*channels, kernel, stride, padding, dilation, flat.groups, has_bias)
+        assert not isinstance(flat.padding, str)
+        super().__init__(
+            flat.in_channels,
+            flat.out_channels,
+            _extend(3, flat.kernel_size),
+            _extend(1, flat.stride),
+            _extend(1, flat.padding),
+            _extend(1, flat.dilation),
+            flat.groups,
+            flat.bias is not None,
+        )
         with torch.no_grad():
             self.weight.zero_()[:, :, 1] = flat.weight
             if self.bias is not None and flat.bias is not None:
@@ -41,16 +48,16 @@ class SliceConv(nn.Conv3d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns images (n, out_channels, y, x) of images (n, in_channels, y, x)."""
-        volumes = images.unflatten(0, (-1, self.depth or len(images))).transpose(1, 2)
+        volumes = images.view(-1, self.depth or len(images), *images.shape[1:]).transpose(1, 2)
         return super().forward(volumes).transpose(1, 2).flatten(0, 1)
 
 
 def inflate(core: nn.Module, edge: int, reach_from: int) -> None:
     """Lets the last convolution of every resolution reach into the slices beside, on the way down and on the way up.
 
-    Only the last, because three slices cost three times as much as one: a UNet on ResNet18 takes 1.45 times the products of its form for
-    slices. Which convolutions follow each other is seen by running the network once, so that its code may be anything. Kinds of
-    convolution that timm brings itself stay as they are.
+    Only the last, because three slices cost three times as much as one: a UNet on ResNet18 takes 1.45 times the products of
+    its form for slices, and three times if all did. Which convolutions follow each other is seen by running the network
+    once, so that its code may be anything. Kinds of convolution that timm brings itself stay as they are.
 
     Args:
         core: A network of segmentation_models_pytorch with one input channel; changed in place.
@@ -79,9 +86,9 @@ def inflate(core: nn.Module, edge: int, reach_from: int) -> None:
     chosen &= {module for module, size in seen if size * reach_from <= edge}
     if not chosen:
         raise ModelError(
-            f"found no convolution that can reach into neighbouring slices where the network has {reach_from} times fewer pixels "
-            "than the image (model.reach_from) or more; expected one. Lower model.reach_from, use another encoder, such as "
-            "resnet18, or --model.dimensions 2."
+            f"found no convolution that can reach into neighbouring slices where the network has {reach_from} times fewer "
+            "pixels than the image (model.reach_from) or more; expected one. Lower model.reach_from, use another encoder, "
+            "such as resnet18, or --model.dimensions 2."
         )
     for parent in list(core.modules()):
         for name, child in parent.named_children():
@@ -90,9 +97,15 @@ def inflate(core: nn.Module, edge: int, reach_from: int) -> None:
                 setattr(parent, name, SliceConv(child))
 
 
+def _extend(along_z: int, plane: tuple[int, ...]) -> tuple[int, int, int]:
+    y, x = plane
+    return along_z, y, x
+
+
 def _can_reach(module: nn.Module) -> bool:
-    plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return plain and max(module.kernel_size) > 1  # type: ignore[union-attr]  # it is a Conv2d
+    if not isinstance(module, nn.Conv2d) or type(module) is not nn.Conv2d:
+        return False
+    return module.padding_mode == "zeros" and not isinstance(module.padding, str) and max(module.kernel_size) > 1
 
 
 def count_reach(net: nn.Module) -> int:

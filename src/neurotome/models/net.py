@@ -43,7 +43,8 @@ class Network(nn.Module):
         if not is_batch:
             return self.run_padded(self.core, images)
         slices = images.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return self.run_padded(self.core, slices).unflatten(0, (-1, images.shape[2])).transpose(1, 2)
+        logits = self.run_padded(self.core, slices)
+        return logits.view(len(images), -1, *logits.shape[1:]).transpose(1, 2)
 
     @property
     def reach(self) -> int:

@@ -163,8 +163,8 @@ def _check_dimensions(settings: ModelSettings) -> None:
         raise ModelError(f"model.dimensions is {settings.dimensions}; expected 2 or 3.")
     if settings.dimensions == 3 and settings.in_channels != 1:
         raise ModelError(
-            f"model.in_channels is {settings.in_channels} and model.dimensions 3, which sees neighbouring slices as they are; "
-            "expected one channel. Leave model.in_channels out, or use --model.dimensions 2."
+            f"model.in_channels is {settings.in_channels} and model.dimensions 3, which sees neighbouring slices as they "
+            "are; expected one channel. Leave model.in_channels out, or use --model.dimensions 2."
         )
     if reach not in (1, 2, 4, 8, 16, 32):
         raise ModelError(f"model.reach_from is {reach}; expected 1, 2, 4, 8, 16 or 32.")

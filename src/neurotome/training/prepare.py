@@ -134,11 +134,11 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
 
 
 def choose_reach(dataset: Dataset, depth: int) -> int:
-    """Returns from which of its resolutions on, of `depth`, a network reaches into neighbouring slices, as `reach_from` says it.
+    """Returns `reach_from` that suits the data's voxels, for a network of `depth` stages.
 
-    From where its own pixels are about as wide as slices are apart, the rule by which nnU-Net chooses its kernels (Isensee et al.
-    2021, doi:10.1038/s41592-020-01008-z): the power of 2 that is nearest to a voxel's depth over its width; 1 where its size is
-    not known.
+    Slices are joined where the network's own pixels are about as wide as slices are apart, the rule by which nnU-Net chooses
+    its kernels (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z): from the power of 2 on that is nearest to a voxel's
+    depth over its width; from 1 where its size is not known.
     """
     z, *plane = dataset.voxel_size_um or (1.0, 1.0)
     return int(2 ** min(depth, max(0, round(math.log2(z / max(plane))))))
@@ -163,8 +163,8 @@ def settle_sample(sample: SampleSettings, dataset: Dataset, dimensions: int) -> 
         patch = choose_patch(dataset, PATCH if dimensions == 2 else PATCH_3D)
     if dimensions == 3 and depth == 1:
         raise SettingsError(
-            f"model.dimensions is 3, but sample.depth is 1 or {dataset.name} has images of one slice; expected images of several "
-            "slices, all of them labelled. Use --model.dimensions 2."
+            f"model.dimensions is 3, but sample.depth is 1 or {dataset.name} has images of one slice; expected images of "
+            "several slices, all of them labelled. Use --model.dimensions 2."
         )
     return dataclasses.replace(sample, depth=depth, patch=patch)
 
@@ -294,8 +294,9 @@ def check_batch(sample: SampleSettings, in_channels: int, classes: int) -> None:
     have = psutil.virtual_memory().total
     if sample.batch * each > have:
         raise SettingsError(
-            f"sample.batch is {sample.batch}; images and logits of so many patches of {sample.patch} pixels and {sample.depth} slices alone take "
-            f"{sample.batch * each / 1e9:.3g} GB, and this machine has {have / 1e9:.3g} GB. Use a --sample.batch of 4 to 64."
+            f"sample.batch is {sample.batch}; images and logits of so many patches of {sample.patch} pixels "
+            f"and {sample.depth} slices alone take {sample.batch * each / 1e9:.3g} GB, and this machine has "
+            f"{have / 1e9:.3g} GB. Use a --sample.batch of 4 to 64."
         )
 
 

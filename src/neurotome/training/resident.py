@@ -123,7 +123,8 @@ class ResidentImages:
         images = grey.to(torch.float32).sub_(mean).mul_(factor)
         if self.depth is None:
             return images, labels
-        return images[:, 0].unflatten(0, (-1, self.depth)), labels.unflatten(0, (-1, self.depth))
+        shape = (-1, self.depth, *labels.shape[1:])
+        return images.view(shape), labels.view(shape)
 
 
 def _lay_out(planes: Iterable[NDArray[Any]], pixels: int, dtype: np.dtype[Any], device: torch.device) -> Tensor:

@@ -29,8 +29,8 @@ class SampleSettings:
     """How patches are drawn."""
 
     patch: int | Literal["auto"] = "auto"
-    """Edge of a patch in pixels; images smaller than that are padded with pixels that are not learned; auto: 256, of a network
-    of 3 dimensions 128, or what fits into the largest image."""
+    """Edge of a patch in pixels; images smaller than that are padded with pixels that are not learned; auto: 256, of a
+    network of 3 dimensions 128, or what fits into the largest image."""
 
     depth: int | Literal["auto"] = "auto"
     """Slices of a patch, for a network of 3 dimensions (model.dimensions); auto: 8, or what the shallowest image has."""
@@ -48,8 +48,8 @@ class SampleSettings:
         small = (self.patch != "auto" and self.patch < 8) or (self.depth != "auto" and self.depth < 1) or self.batch < 1
         if small or not 0 <= self.rare <= 1:
             raise SettingsError(
-                f"sample.patch is {self.patch} (at least 8), sample.depth {self.depth} (at least 1), sample.batch {self.batch} "
-                f"(at least 1), sample.rare {self.rare} (0 to 1)."
+                f"sample.patch is {self.patch} (at least 8), sample.depth {self.depth} (at least 1), sample.batch "
+                f"{self.batch} (at least 1), sample.rare {self.rare} (0 to 1)."
             )
 
 
@@ -148,8 +148,8 @@ class PatchSampler:
         same classes, and the share of the patches that come from it, whatever its size. With a `depth`, patches are 3D.
 
         Raises:
-            SettingsError: The patch is larger than every image, a 3D one does not fit into each, or data without end are to be
-                drawn in order.
+            SettingsError: The patch is larger than every image, a 3D one does not fit into each, or data without end are to
+                be drawn in order.
         """
         cutouts = dataset.split("train")
         edge = int(settings.patch)
@@ -202,9 +202,9 @@ class PatchSampler:
     def draw(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Returns batch number `step`: scaled images (n, in_channels, patch, patch) and labels (n, patch, patch).
 
-        Of 3D patches, each of which lies within one cutout, both have the shape (n, depth, patch, patch). The first `own` are
-        from the dataset, the others from the second source. Only the last batch of a sequential pass has fewer than `batch`
-        patches.
+        Of 3D patches, each of which lies within one cutout, both have the shape (n, depth, patch, patch). The first `own`
+        are from the dataset, the others from the second source. Only the last batch of a sequential pass has fewer than
+        `batch` patches.
         """
         places, edge = self.list_places(step), self.pools[0].edge
         images = np.empty((len(places), self.depth or self.in_channels, edge, edge), np.float32)
@@ -234,14 +234,14 @@ def _check_depth(cutouts: Sequence[Cutout], depth: int) -> None:
     least = min(cutouts, key=lambda cutout: cutout.volume.shape[0])
     if not 1 <= depth <= least.volume.shape[0]:
         raise SettingsError(
-            f"sample.depth is {depth}, but {least.name} has {least.volume.shape[0]} slices; expected a depth from 1 to that. "
-            "Lower it, or give cutouts with more slices."
+            f"sample.depth is {depth}, but {least.name} has {least.volume.shape[0]} slices; expected a depth from 1 to "
+            "that. Lower it, or give cutouts with more slices."
         )
     for cutout in cutouts:
         if (np.diff(cutout.volume.numbers) != 1).any():
             raise SettingsError(
-                f"model.dimensions is 3, but the labelled slices of {cutout.name} do not follow each other; expected labels in "
-                "every slice. Use --model.dimensions 2, whose neighbours may be channels (model.in_channels)."
+                f"model.dimensions is 3, but the labelled slices of {cutout.name} do not follow each other; expected labels "
+                "in every slice. Use --model.dimensions 2, whose neighbours may be channels (model.in_channels)."
             )
 
 
