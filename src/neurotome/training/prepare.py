@@ -181,8 +181,8 @@ def check_neighbours(dataset: Dataset, maps: str, in_channels: int, depth: int) 
         sees = f"the network sees volumes (model.dimensions 3) of {depth} slices (sample.depth)"
     if maps and in_channels > 1:
         raise SettingsError(
-            f"stream.maps is {maps}, whose slices have no neighbours, but {sees}; expected 1. Leave stream.maps out, or use "
-            "--model.dimensions 2 and --model.in-channels 1."
+            f"stream.maps is {maps}, whose slices have no neighbours, but {sees}; expected a network that sees one. Leave "
+            "stream.maps out, or use --model.dimensions 2 and --model.in-channels 1."
         )
     least = min(len(cutout.volume.stack) for split in ("val", "test") for cutout in dataset.split(split))
     if least < in_channels:
