@@ -27,7 +27,7 @@ from neurotome.inference.volume_settings import VolumeSettings
 from neurotome.io.label_store import open_label_store
 from neurotome.io.picked import PickedSlices
 from neurotome.models.back_ends.attach import attach_back_end
-from neurotome.models.inflated import SliceConv
+from neurotome.models.inflated import SliceConv, count_reach
 from neurotome.models.model_folder import load_model, save_model
 from neurotome.models.net_predictor import NetPredictor, deepen, mix
 from neurotome.models.networks import ModelSettings, build_network
@@ -100,7 +100,7 @@ def test_every_decoder_sees_volumes_and_begins_as_its_form_for_slices(decoder: s
     settings = ModelSettings(decoder, "test_resnet")
     flat, deep = make_net(settings), make_net(dataclasses.replace(settings, dimensions=3))
     volumes = torch.randn(2, 1, 3, edge, edge)
-    assert deep.reach > 0
+    assert count_reach(deep) > 0
     with torch.no_grad():
         logits = deep(volumes)
         assert logits.shape == (2, 2, 3, edge, edge)
@@ -123,19 +123,19 @@ def test_where_nothing_changes_along_z_a_volume_is_as_a_slice() -> None:
     flat.load_state_dict(summed)
     slice_ = torch.randn(1, 1, 64, 64)
     with torch.no_grad():
-        logits = deep(slice_.expand(2 * deep.reach + 1, -1, -1, -1))
-        torch.testing.assert_close(logits[deep.reach], flat(slice_)[0], atol=1e-4, rtol=1e-4)
-        assert (logits[0] - logits[deep.reach]).abs().max() > 1e-3
+        logits = deep(slice_.expand(2 * count_reach(deep) + 1, -1, -1, -1))
+        torch.testing.assert_close(logits[count_reach(deep)], flat(slice_)[0], atol=1e-4, rtol=1e-4)
+        assert (logits[0] - logits[count_reach(deep)]).abs().max() > 1e-3
 
 
 def test_a_network_sees_no_further_than_it_says() -> None:
     deep = make_net(DEEP).double()
     use_neighbours(deep)
-    images = torch.randn(4 * deep.reach + 1, 1, 64, 64, dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(deep(images)[2 * deep.reach].sum(), images)
+    images = torch.randn(4 * count_reach(deep) + 1, 1, 64, 64, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(deep(images)[2 * count_reach(deep)].sum(), images)
     seen = gradient.abs().amax((1, 2, 3)).nonzero().flatten()
-    assert 2 * deep.reach - 1 >= seen[0] >= deep.reach
-    assert 2 * deep.reach + 1 <= seen[-1] <= 3 * deep.reach
+    assert 2 * count_reach(deep) - 1 >= seen[0] >= count_reach(deep)
+    assert 2 * count_reach(deep) + 1 <= seen[-1] <= 3 * count_reach(deep)
 
 
 def test_deep_voxels_are_joined_where_the_network_is_as_coarse() -> None:
@@ -235,7 +235,7 @@ def test_a_training_of_volumes_that_was_killed_ends_as_if_it_had_not_been(tmp_pa
     run_fit(dataset, tmp_path / "killed", **TRAINED)
     assert_same_training(tmp_path / "killed", tmp_path / "whole")
     loaded = load_model(tmp_path / "whole")
-    assert (loaded.settings.dimensions, loaded.halo_zyx) == (3, (loaded.net.reach, HALO, HALO))
+    assert (loaded.settings.dimensions, loaded.halo_zyx) == (3, (count_reach(loaded.net), HALO, HALO))
     assert any(m.weight[:, :, 0].abs().max() > 0 for m in loaded.net.modules() if isinstance(m, SliceConv))
 
 
@@ -265,7 +265,7 @@ def test_a_model_of_slices_is_the_beginning_of_one_of_volumes(tmp_path: Path) ->
 @pytest.mark.parametrize("axes", ["z", "zyx"])
 def test_tiles_of_a_volume_are_as_the_whole(axes: str) -> None:
     predictor, volume = make_predictor(), make_volume((23, 40, 44))
-    assert 3 <= predictor.net.reach < 8
+    assert 3 <= count_reach(predictor.net) < 8
     scale, total = Scale(100, 40), np.zeros((2, *volume.shape), np.float32)
     for axis in axes:
         turned = np.moveaxis(volume.data, "zyx".index(axis), 0)

@@ -103,7 +103,7 @@ def build_encoder(
                 f"encoder.in_channels is {settings.in_channels}. Leave encoder.in_channels out, or choose a "
                 "model that was trained with that many."
             )
-        if trained.net.reach:
+        if trained.halo_zyx[0]:
             raise ModelError(
                 f"{settings.model}: the model sees volumes (model.dimensions 3), and features are those of slices; expected "
                 "a model of 2 dimensions. Choose another, or leave encoder.model out."

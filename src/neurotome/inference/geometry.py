@@ -239,15 +239,15 @@ def plan_geometry(
 def _note_spacing(predictor: Predictor, volume: Volume, axes: str) -> None:
     """Warns where a model that reads neighbouring planes gets them from other distances than it learned from."""
     trained_um, own_um = predictor.voxel_size_um, volume.voxel_size_um
-    if not (predictor.in_channels > 1 or predictor.halo_zyx[0]) or trained_um is None or own_um is None:
+    seen = max(predictor.in_channels, 2 * predictor.halo_zyx[0] + 1)
+    if seen == 1 or trained_um is None or own_um is None:
         return
     other = {axis: own_um[PLANE[axis][0]] for axis in axes}
     if any(max(own / trained_um[0], trained_um[0] / own) > SIZE_TOLERANCE for own in other.values()):
         found = ", ".join(f"{um:.4g} um along {axis}" for axis, um in other.items())
         warnings.warn(
-            f"{volume.path or volume.name}: the distance of planes is {found}, but the model, which reads "
-            f"several of them at once, learned from {trained_um[0]:.4g} um, and distances cannot be "
-            "resampled. Check some of the labels.",
+            f"{volume.path or volume.name}: the distance of planes is {found}, but the model, which reads {seen} of them at once, "
+            f"learned from {trained_um[0]:.4g} um, and distances cannot be resampled. Check some of the labels.",
             stacklevel=3,
         )
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurotome.errors import SettingsError
-from neurotome.models.inflated import SliceConv, count_reach
+from neurotome.models.inflated import SliceConv
 from neurotome.predictor import check_device
 
 UNBOUNDED_HALO = 256
@@ -45,11 +45,6 @@ class Network(nn.Module):
         slices = images.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         logits = self.run_padded(self.core, slices)
         return logits.view(len(images), -1, *logits.shape[1:]).transpose(1, 2)
-
-    @property
-    def reach(self) -> int:
-        """Slices to either side that it sees; 0 for a network of slices."""
-        return count_reach(self)
 
     def run_padded(self, core: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Returns what `core`, or another runtime of it, makes of images that are padded to the stride; cropped."""

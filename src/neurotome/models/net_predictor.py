@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from neurotome.classes import ClassSet
 from neurotome.errors import ModelError
+from neurotome.models.inflated import count_reach
 from neurotome.models.net import Network, lay_out
 from neurotome.models.networks import ModelSettings, build_network, settle_network
 from neurotome.normalize import Normalization, Scale
@@ -82,7 +83,7 @@ class NetPredictor:
     @property
     def halo_zyx(self) -> tuple[int, int, int]:
         """Voxels around a voxel that its output depends on; 0 along z where neighbouring slices are channels."""
-        return self.net.reach, self.halo, self.halo
+        return count_reach(self.net), self.halo, self.halo
 
     @property
     def stride_zyx(self) -> tuple[int, int, int]:
@@ -202,7 +203,7 @@ def mix(old: NetPredictor, new: NetPredictor, alpha: float) -> NetPredictor:
     `deepen` does.
     """
     old = widen(old, new.in_channels) if old.in_channels < new.in_channels else old
-    if new.net.reach and not old.net.reach:
+    if new.halo_zyx[0] and not old.halo_zyx[0]:
         old = deepen(old, int(new.settings.reach_from))
     net, before = copy.deepcopy(new.net), old.net.state_dict()
     with torch.no_grad():
