@@ -246,8 +246,8 @@ def _note_spacing(predictor: Predictor, volume: Volume, axes: str) -> None:
     if any(max(own / trained_um[0], trained_um[0] / own) > SIZE_TOLERANCE for own in other.values()):
         found = ", ".join(f"{um:.4g} um along {axis}" for axis, um in other.items())
         warnings.warn(
-            f"{volume.path or volume.name}: the distance of planes is {found}, but the model, which reads {seen} of them at once, "
-            f"learned from {trained_um[0]:.4g} um, and distances cannot be resampled. Check some of the labels.",
+            f"{volume.path or volume.name}: the distance of planes is {found}, but the model, which reads {seen} of them at "
+            f"once, learned from {trained_um[0]:.4g} um, and distances cannot be resampled. Check some of the labels.",
             stacklevel=3,
         )
 
