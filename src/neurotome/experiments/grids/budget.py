@@ -221,8 +221,9 @@ def _key(run: PlannedRun) -> str:
     if not isinstance(settings, Recipe):
         return f"{settings.learner} on {settings.features}"
     net = settle_network(settings.model)
-    sees = f"{net.in_channels} {net.dimensions} {net.reach_from} {settings.sample.depth}"
-    return f"{net.decoder} {net.encoder} {sees} {net.encoder_depth} {choose_precision(settings.train)}"
+    volumes = f" 3D {net.reach_from} {settings.sample.depth}" if net.dimensions == 3 else ""
+    same = f"{net.decoder} {net.encoder} {net.in_channels} {net.encoder_depth} {choose_precision(settings.train)}"
+    return same + volumes
 
 
 def _rung(run: PlannedRun) -> Rung:
