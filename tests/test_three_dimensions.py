@@ -264,14 +264,14 @@ def test_a_model_of_slices_is_the_beginning_of_one_of_volumes(tmp_path: Path) ->
 
 @pytest.mark.parametrize("axes", ["z", "zyx"])
 def test_tiles_of_a_volume_are_as_the_whole(axes: str) -> None:
-    predictor, volume = make_predictor(), make_volume((23, 40, 44))
+    predictor, volume = make_predictor(), make_volume((15, 28, 36))
     assert 3 <= count_reach(predictor.net) < 8
     scale, total = Scale(100, 40), np.zeros((2, *volume.shape), np.float32)
     for axis in axes:
         turned = np.moveaxis(volume.data, "zyx".index(axis), 0)
         probs = predictor.predict_probs(scale.apply(turned)[:, None])
         total += np.moveaxis(probs.swapaxes(0, 1), 1, 1 + "zyx".index(axis))
-    grid = Grid(volume.shape, (8, 16, 16), (8, 16, 32))
+    grid = Grid(volume.shape, (8, 16, 32), (8, 16, 32))
     factors = ((1.0, 1.0),) * len(axes)
     geometry = Geometry(axes, grid, HALO, predictor.stride_zyx[1], 0, 5, factors, predictor.halo_zyx[0])
     for number in range(grid.count_tiles()):
@@ -283,7 +283,7 @@ def test_tiles_of_a_volume_are_as_the_whole(axes: str) -> None:
 
 def test_a_volume_is_labelled_alike_whole_in_slabs_and_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neurotome.inference.volume_plan.measure_bytes_per_pixel", lambda predictor: 2000.0)
-    predictor, volume = make_predictor(), make_volume((40, 48, 80))
+    predictor, volume = make_predictor(), make_volume((36, 32, 48))
     whole = predictor.predict_probs(predictor.normalization.scale_for(volume).apply(volume.data)[:, None])
     slabs = np.stack(list(predict_slices(predictor, volume, tile=32)))
     np.testing.assert_allclose(slabs, whole, atol=1e-5)
