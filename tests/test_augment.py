@@ -510,7 +510,7 @@ def test_an_impossible_strength_is_refused(strength: float) -> None:
     ("images", "labels"),
     [
         (torch.zeros(2, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8)),
-        (torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)),
+        (torch.zeros(2, 1, 8, 8), torch.zeros(2, 2, 8, 8, dtype=torch.uint8)),
         (torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8)),
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 8, 8, dtype=torch.uint8)),
     ],

@@ -436,9 +436,8 @@ def test_a_batch_depends_on_seed_and_step_alone_whatever_is_cached(monkeypatch: 
 
 
 def test_patches_in_3d_need_slices_that_follow_each_other(sparse: Path) -> None:
-    sampler = PatchSampler(open_dataset(sparse), SampleSettings(patch=16), AS_IS, 1, 0)
     with pytest.raises(NeurotomeError, match="labelled slices of block_z0-15 do not follow each other"):
-        sampler.draw_volumes(0, 2)
+        PatchSampler(open_dataset(sparse), SampleSettings(patch=16), AS_IS, 1, 0, depth=2)
 
 
 @settings(max_examples=25, deadline=None)
@@ -470,5 +469,5 @@ def test_an_epoch_ends_however_large_a_volume_is() -> None:
         huge: Any = LazyArray(Path("huge"), (depth, 1000, 1000), np.uint8, lambda place: pytest.fail(f"{place} was read"))
         return Dataset("huge", ClassSet(tuple(CLASSES.values())), {"train": (Cutout(Volume(huge, "huge"), huge),)})
 
-    batch = SampleSettings(patch=256, batch=8)
+    batch = SampleSettings(patch=256, depth=1, batch=8)
     assert [choose_steps(make(depth), batch) for depth in (1, 400, 4000)] == [50, 763, 2000]

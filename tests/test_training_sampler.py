@@ -32,8 +32,8 @@ def make_dataset(*shapes, rare=True):
     return Dataset("toy", CLASSES, {"train": tuple(cutouts)})
 
 
-def make_sampler(dataset, channels=1, seed=0, **settings):
-    return PatchSampler(dataset, SampleSettings(**settings), AS_IS, channels, seed)
+def make_sampler(dataset, channels=1, seed=0, depth=None, **settings):
+    return PatchSampler(dataset, SampleSettings(**settings), AS_IS, channels, seed, depth=depth)
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
@@ -118,41 +118,36 @@ def test_slices_are_spread_evenly():
 @pytest.mark.parametrize("order", ["random", "sequential"])
 def test_volumes_lie_within_one_cutout_and_have_its_labels(order):
     dataset = make_dataset((5, 40, 50), (3, 30, 20), (4, 12, 40))
-    sampler = make_sampler(dataset, patch=16, batch=64, order=order)
-    images, labels = sampler.draw_volumes(1 if order == "random" else 0, 3)
-    assert images.shape[1:] == (1, 3, 16, 16)
-    assert labels.shape == (len(images), 3, 16, 16)
+    sampler = make_sampler(dataset, depth=3, patch=16, batch=64, order=order)
+    images, labels = sampler.draw(1 if order == "random" else 0)
+    assert images.shape[1:] == (3, 16, 16)
+    assert labels.shape == images.shape
     assert images.dtype == np.float32
     table = np.concatenate([c.labels.ravel() for c in dataset.split("train")])
     learned = labels != CLASSES.ignore  # the third cutout is smaller than a patch
     assert 0.8 < learned.mean() < 1
-    np.testing.assert_array_equal(labels[learned], table[images[:, 0].astype(int)][learned])
+    np.testing.assert_array_equal(labels[learned], table[images.astype(int)][learned])
     ends = np.cumsum([c.volume.data.size for c in dataset.split("train")])
-    owner = np.searchsorted(ends, images[:, 0].astype(int), side="right")
+    owner = np.searchsorted(ends, images.astype(int), side="right")
     assert (owner == owner[:, :1, :1, :1]).all()
     sizes = np.array([np.prod(c.volume.shape[1:]) for c in dataset.split("train")])[owner[:, 0]]
-    np.testing.assert_array_equal(images[:, 0, 1] - images[:, 0, 0], sizes)  # neighbours in z are neighbours
+    np.testing.assert_array_equal(images[:, 1] - images[:, 0], sizes)  # neighbours in z are neighbours
     if order == "random":
-        np.testing.assert_array_equal(images, sampler.draw_volumes(1, 3)[0])
+        np.testing.assert_array_equal(images, sampler.draw(1)[0])
         assert {0, 1, 2} == set(owner[:, 0, 0, 0])
     else:  # z 0 and 2 of 5 slices, 0 of 3, 0 and 1 of 4
         assert len(images) == 2 * 3 * 4 + 2 * 2 + 2 * 3
 
 
 def test_volumes_of_rare_classes_hold_them():
-    sampler = make_sampler(make_dataset((8, 64, 64)), patch=8, batch=200, rare=1.0)
-    _, labels = sampler.draw_volumes(0, 4)
+    sampler = make_sampler(make_dataset((8, 64, 64)), depth=4, patch=8, batch=200, rare=1.0)
+    _, labels = sampler.draw(0)
     assert (labels == 2).any((1, 2, 3)).mean() == pytest.approx(1 / 3, abs=0.1)
 
 
 def test_wrong_volumes():
-    sampler = make_sampler(make_dataset((5, 40, 50), (1, 30, 20)), patch=16)
-    with pytest.raises(NeurotomeError, match="3D patches of 3 slices are asked for; c1 has 1"):
-        sampler.draw_volumes(0, 3)
-    with pytest.raises(NeurotomeError, match="3D patches of 0 slices"):
-        sampler.draw_volumes(0, 0)
-    with pytest.raises(NeurotomeError, match="in_channels is 3"):
-        make_sampler(make_dataset((5, 40, 50)), channels=3, patch=16).draw_volumes(0, 3)
+    with pytest.raises(NeurotomeError, match=r"sample\.depth is 3, but c1 has 1 slices"):
+        make_sampler(make_dataset((5, 40, 50), (1, 30, 20)), depth=3, patch=16)
 
 
 def make_source(shape, grey=-1):
@@ -165,15 +160,19 @@ def make_source(shape, grey=-1):
 @pytest.mark.parametrize("rare", [0.0, 0.7])
 def test_two_sources_are_drawn_by_weight_whatever_their_sizes(share, shape, rare):
     settings = SampleSettings(patch=8, batch=1000, rare=rare)
-    sampler = PatchSampler(make_dataset((4, 64, 64)), settings, AS_IS, 1, 0, (make_source(shape), share))
+
+    def make_sampler_of(depth):
+        return PatchSampler(make_dataset((4, 64, 64)), settings, AS_IS, 1, 0, (make_source(shape), share), depth)
+
+    sampler = make_sampler_of(None)
     images, labels = sampler.draw(3)
     other = (images == -1).all((1, 2, 3))
     assert other.mean() == pytest.approx(share, abs=4 * (share * (1 - share) / 1000) ** 0.5)
     assert (images[~other] >= 0).all()
     assert (labels[other] == 1).all()
     np.testing.assert_array_equal(images, sampler.draw(3)[0])
-    volumes, _ = sampler.draw_volumes(0, 1)
-    assert (volumes == -1).all((1, 2, 3, 4)).mean() == pytest.approx(share, abs=0.07)
+    volumes, _ = make_sampler_of(1).draw(0)
+    assert (volumes == -1).all((1, 2, 3)).mean() == pytest.approx(share, abs=0.07)
 
 
 def test_classes_are_counted_as_they_are_drawn():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from neurotome.errors import ImageError
+from neurotome.io.picked import PickedSlices
 from neurotome.volume import Volume, to_display
 
 
@@ -47,3 +48,14 @@ def test_display_leaves_out_the_brightest_and_darkest_half_percent() -> None:
 
 def test_display_of_a_constant_image_is_black() -> None:
     assert to_display(np.full((3, 3), 40000, np.uint16)).tolist() == [[0] * 3] * 3
+
+
+def test_slabs_hold_slices_that_follow_each_other_and_those_beside_them() -> None:
+    stack = np.arange(9, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
+    assert Volume(stack, "whole").plan_slabs(4) == [(0, 4), (4, 8), (8, 9)]
+    volume = Volume(PickedSlices(stack, np.array([0, 1, 4, 5, 6]), Path("stack")), "picked")
+    assert volume.plan_slabs(2) == [(0, 2), (2, 4), (4, 5)]
+    for (first, stop), read, kept in (((0, 2), [0, 1, 2], [0, 1]), ((2, 4), [3, 4, 5, 6], [4, 5]), ((4, 5), [5, 6, 7], [6])):
+        slab, inside = volume.read_slab(first, stop, 1)
+        assert slab[:, 0, 0].tolist() == read
+        assert slab[inside, 0, 0].tolist() == kept

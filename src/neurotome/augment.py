@@ -38,6 +38,8 @@ class AugmentSettings:
     """Probability of exchanging top and bottom."""
     flip_horizontal: float = 0.5
     """Probability of exchanging left and right."""
+    flip_depth: float = 0.5
+    """Probability of exchanging the first and the last slices of a 3D patch; nothing else moves voxels along z."""
     quarter_turns: bool = True
     """Turn by 0, 90, 180 or 270 degrees, each equally likely; needs square patches."""
     rotate_degrees: tuple[float, float] = (-45.0, 45.0)
@@ -81,8 +83,8 @@ _LARGEST = (lambda value: 0 <= value < math.inf, "0 (off) or more")
 _FACTORS = (lambda pair: 0 < pair[0] <= pair[1] < math.inf, "0 < low <= high; 1, 1 is off")
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("flip_vertical", "flip_horizontal", "rotate_probability", "scale_probability"), _PROBABILITY),
-    **dict.fromkeys(("elastic_probability", "intensity_probability"), _PROBABILITY),
+    **dict.fromkeys(("flip_vertical", "flip_horizontal", "flip_depth", "rotate_probability"), _PROBABILITY),
+    **dict.fromkeys(("scale_probability", "elastic_probability", "intensity_probability"), _PROBABILITY),
     **dict.fromkeys(("elastic_pixels", "brightness", "noise", "blur"), _LARGEST),
     **dict.fromkeys(("scale", "contrast", "gamma"), _FACTORS),
     "rotate_degrees": (lambda pair: -math.inf < pair[0] <= pair[1] < math.inf, "low <= high; 0, 0 is off"),
@@ -138,11 +140,12 @@ def augment(
     """Transforms every sample of a batch in its own way.
 
     All channels of a sample (neighbouring slices) get the same geometry and grey-value curve; noise is independent per pixel
-    and channel. The inputs are left as they are.
+    and channel. The inputs are left as they are. 3D patches are such samples, whose slices are all labelled: they are
+    turned, zoomed, bent and blurred within their slices only, since voxels may be deeper than wide, and flipped along z too.
 
     Args:
-        images: Scaled grey values, float32, shape (n, c, y, x), on any device.
-        labels: Class ids or the ignore value, integers 0..255, shape (n, y, x), on the same device.
+        images: Scaled grey values, float32, shape (n, c, y, x), on any device; of 3D patches (n, z, y, x).
+        labels: Class ids or the ignore value, integers 0..255, shape (n, y, x) or (n, z, y, x), on the same device.
         settings: What may happen.
         ignore: Label value that means "not labelled".
         generator: Source of all randomness, on the CPU, so that a seed gives the same draws on every device.
@@ -155,14 +158,17 @@ def augment(
         ImageError: The tensors are not of these shapes and dtypes.
     """
     check_augment(settings)
-    fits = images.ndim == 4 and labels.shape == (len(images), *images.shape[2:])
+    fits = images.ndim == 4 and labels.shape in ((len(images), *images.shape[2:]), images.shape)
     if not fits or images.dtype != torch.float32 or labels.is_floating_point():
         raise ImageError(
             f"images are {images.dtype} {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}; "
-            "expected float32 (n, c, y, x) and integers (n, y, x)."
+            "expected float32 (n, c, y, x) and integers (n, y, x), or (n, z, y, x) both."
         )
     if not settings.enabled:
         return images, labels
+    if labels.ndim == 4:
+        turned = _chance(len(images), settings.flip_depth, generator)
+        images, labels = _move_some(turned, images, labels, lambda batch: batch.flip(-3))
     images, labels = _flip_and_turn(images, labels, settings, generator)
     images, labels = _warp(images, labels, settings, ignore, generator)
     if settings.blur:
@@ -249,9 +255,10 @@ def _warp(
         warped = sample(images[at] - settings.fill, grid, settings.interpolation, align_corners=False) + settings.fill
     # shifted so that the zeros beyond the border are the invented pixels' label, whatever the classes
     invented = ignore if settings.corners == "ignore" else 0
-    shifted = labels[at].to(torch.float32)[:, None] - invented
-    moved = sample(shifted, grid, mode="nearest", align_corners=False)[:, 0] + invented
-    return images.index_copy(0, at, warped), labels.index_copy(0, at, moved.to(labels.dtype))
+    shifted = labels[at].to(torch.float32).view(len(at), -1, *labels.shape[-2:]) - invented
+    moved = sample(shifted, grid, mode="nearest", align_corners=False) + invented
+    moved = moved.reshape(len(at), *labels.shape[1:]).to(labels.dtype)
+    return images.index_copy(0, at, warped), labels.index_copy(0, at, moved)
 
 
 def _build_grid(

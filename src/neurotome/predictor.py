@@ -52,7 +52,8 @@ class Predictor(Protocol):
         classes: The classes it predicts.
         normalization: How its input must be scaled.
         in_channels: Neighbouring slices it reads as channels, odd.
-        halo_zyx: Voxels around a voxel that its probabilities depend on; 0 along z where neighbours are channels.
+        halo_zyx: Voxels around a voxel that its probabilities depend on; 0 along z where neighbours are channels. Where it
+            is not, it sees volumes: the patches of a call are then slices of one that follow each other.
         stride_zyx: Tiles must begin at multiples of this; 1 along z for what predicts slices.
         voxel_size_um: Voxel size (z, y, x) of the training data, None if not known.
         bounded: False if it looks at the whole image, so that no halo makes tiles exact.
@@ -124,7 +125,7 @@ def predict_slice(
     Args:
         predictor: A network or pixel classifier.
         image: Scaled grey values of a slice and its neighbours, float32, shape (in_channels, y, x), may be lazy; or of
-            several, shape (n, in_channels, y, x).
+            several, shape (n, in_channels, y, x), which a predictor of volumes takes as one volume.
         tile: Edge of a tile's core in pixels, rounded up to the predictor's stride; what suits it if not given.
         halo: Pixels read around a core; the predictor's own if not given.
         on_tile: Called with the core's number of pixels in a slice after each tile.
@@ -133,7 +134,7 @@ def predict_slice(
         Class probabilities, float32, shape (classes, y, x), or (n, classes, y, x).
     """
     *several, _, height, width = image.shape
-    cores = choose_cores(predictor, (height, width), tile, halo)
+    cores = choose_cores(predictor, (height, width), tile, halo, several[0] if several and predictor.halo_zyx[0] else 1)
     margins = predictor.halo_zyx[1:] if halo is None else (halo, halo)
     probs = np.empty((*several, len(predictor.classes), height, width), np.float32)
     for block in plan_blocks((height, width), cores, margins, predictor.stride_zyx[1:]):
@@ -146,12 +147,16 @@ def predict_slice(
 
 
 def choose_cores(
-    predictor: Predictor, shape: tuple[int, int], tile: int | None = None, halo: int | None = None
+    predictor: Predictor,
+    shape: tuple[int, int],
+    tile: int | None = None,
+    halo: int | None = None,
+    slices: int = 1,
 ) -> tuple[int, int]:
-    """Returns the edges (y, x) of the cores in which `predict_slice` predicts a slice of this shape.
+    """Returns the edges (y, x) of the cores in which `predict_slice` predicts a slice of this shape, or so many at once.
 
     Where nobody asks for a tile, they are those for which the fewest pixels are read, of tiles that read no more than a
-    square core of `TILE` pixels does.
+    square core of `TILE` pixels does; where all read more, the smallest.
     """
     stride = predictor.stride_zyx[1:]
     margins = predictor.halo_zyx[1:] if halo is None else (halo, halo)
@@ -164,9 +169,11 @@ def choose_cores(
     )
     options = []
     for size, margin, step in zip(shape, margins, stride, strict=True):
-        edges = {-(-size // (parts * step)) * step for parts in range(1, -(-size // min(TILE, size)) + 1)}
+        usual = min(max(step, int(TILE / slices**0.5)), size)
+        edges = {-(-size // (parts * step)) * step for parts in range(1, -(-size // usual) + 1)}
         reads = [[b.read[0].stop - b.read[0].start for b in plan_blocks((size,), (e,), (margin,), (step,))] for e in edges]
         options.append([(sum(read), max(read), edge) for edge, read in zip(edges, reads, strict=True)])
-    fitting = ((y[0] * x[0], y[2], x[2]) for y, x in product(*options) if y[1] * x[1] <= most)
-    _, rows, columns = min(fitting)
+    pairs = list(product(*options))
+    most = max(most // slices, min(y[1] * x[1] for y, x in pairs))
+    _, rows, columns = min((y[0] * x[0], y[2], x[2]) for y, x in pairs if y[1] * x[1] <= most)
     return rows, columns

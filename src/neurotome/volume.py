@@ -71,6 +71,21 @@ class Volume:
         picked = np.clip(np.arange(at - reach, at + reach + 1), 0, last)
         return np.asarray(np.asarray(stack[picked[0] : picked[-1] + 1, rows, columns])[picked - picked[0]])
 
+    def read_slab(self, first: int, stop: int, margin: int) -> tuple[NDArray[Any], slice]:
+        """Returns slices that follow each other in `stack`, with as many more on either side as there are up to `margin`.
+
+        The array has the shape (slices, y, x); the second result is where `first` up to `stop` are in it.
+        """
+        numbers = self.numbers
+        start, end = int(numbers[first]), int(numbers[stop - 1]) + 1
+        low = max(0, start - margin)
+        return np.asarray(self.stack[low : end + margin]), slice(start - low, end - low)
+
+    def plan_slabs(self, most: int) -> list[tuple[int, int]]:
+        """Returns first and stop of slabs that hold all slices, each at most so many that follow each other in `stack`."""
+        runs = np.split(np.arange(self.shape[0]), np.flatnonzero(np.diff(self.numbers) != 1) + 1)
+        return [(int(z), min(int(z) + most, int(run[-1]) + 1)) for run in runs for z in run[::most]]
+
 
 def note_other_size(model: str, trained_um: Size | None, data_um: Size | None) -> None:
     """Warns where a trained model will learn from voxels of another size than it knows."""

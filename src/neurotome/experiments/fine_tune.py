@@ -182,7 +182,8 @@ def _tune(dataset: Dataset, name: str, run: Run, folder: Path, recipe: Recipe) -
     final = train(len(parts), dataset.split("train"))
     tissue: dict[float, Counts] = {}
     if dataset.classes.names == CLASSES:
-        checked = make_checked(int(recipe.model.in_channels), recipe.train.seed)
+        depth = max(int(recipe.model.in_channels), int(recipe.sample.depth))
+        checked = make_checked(depth, recipe.train.seed)
         tissue = count_by_alpha(recipe.init, final, checked, recipe.train.device)
     alpha = choose_alpha(left_out, tissue, dataset.classes)
 

@@ -39,7 +39,8 @@ def train_and_score(
     """
     settled = settle_recipe(dataset, recipe)
     config = {"dataset": name, **dataclasses.asdict(settled.recipe)}
-    method = method or f"{settled.recipe.model.decoder}, {settled.recipe.model.encoder}"
+    model = settled.recipe.model
+    method = method or f"{model.decoder}, {model.encoder}{', 3D' if model.dimensions == 3 else ''}"
     origin = find_method(recipe.init), settled.init_sha256
     record = record_run("network", method, config, dataset, recipe.train.seed, *origin, settled.reference_sha256)
     run = Run(out)

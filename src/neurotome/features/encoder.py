@@ -103,6 +103,11 @@ def build_encoder(
                 f"encoder.in_channels is {settings.in_channels}. Leave encoder.in_channels out, or choose a "
                 "model that was trained with that many."
             )
+        if trained.halo_zyx[0]:
+            raise ModelError(
+                f"{settings.model}: the model sees volumes (model.dimensions 3), and features are those of slices; expected "
+                "a model of 2 dimensions. Choose another, or leave encoder.model out."
+            )
         note_other_size(settings.model, trained.voxel_size_um, voxel_size_um)
         core, model, classes, normalization = trained.net.core, trained.settings, len(trained.classes), trained.normalization
         source = {"model": settings.model, "classes": list(trained.classes.names), **trained.facts}

@@ -69,6 +69,7 @@ class Geometry:
         stride: Reads begin at multiples of this many pixels of the model.
         reach: Neighbouring planes on either side that are read as channels.
         planes: Planes of a forward pass.
+        margin: Neighbouring planes on either side that what sees volumes reads as planes; 0: planes are seen one by one.
         factors: For each of `axes`, how many pixels of the model a pixel is, in rows and columns; 1 where not resampled.
     """
 
@@ -79,6 +80,7 @@ class Geometry:
     reach: int = 0
     planes: int = 1
     factors: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
+    margin: int = 0
 
     @property
     def is_resampled(self) -> bool:
@@ -98,8 +100,8 @@ class Geometry:
         needed = [[span] for span in core]
         for axis, factors in self.list_axes():
             along, *plane = PLANE[axis]
-            depth = self.grid.shape_zyx[along]
-            needed[along].append(slice(max(0, core[along].start - self.reach), min(depth, core[along].stop + self.reach)))
+            depth, beside = self.grid.shape_zyx[along], self.reach + self.margin
+            needed[along].append(slice(max(0, core[along].start - beside), min(depth, core[along].stop + beside)))
             for d, factor in zip(plane, factors, strict=True):
                 needed[d].append(self.plan_span(core[d], d, factor).read)
         z, y, x = (slice(min(s.start for s in spans), max(s.stop for s in spans)) for spans in needed)
@@ -186,7 +188,8 @@ def plan_geometry(
         raise SettingsError(unknown("axes", axes, AXES))
     factors = tuple(choose_factors(volume, axis, predictor.voxel_size_um) for axis in axes)
     stride = find_stride(predictor)
-    start = Geometry(axes, Grid(volume.shape, (1, 1, 1), (1, 1, 1)), halo, stride, predictor.in_channels // 2, 1, factors)
+    reach, margin = predictor.in_channels // 2, predictor.halo_zyx[0]
+    start = Geometry(axes, Grid(volume.shape, (1, 1, 1), (1, 1, 1)), halo, stride, reach, 1, factors, margin)
 
     def fits(geometry: Geometry) -> bool:
         voxels = math.prod(map(min, geometry.grid.tile_zyx, volume.shape))
@@ -236,15 +239,15 @@ def plan_geometry(
 def _note_spacing(predictor: Predictor, volume: Volume, axes: str) -> None:
     """Warns where a model that reads neighbouring planes gets them from other distances than it learned from."""
     trained_um, own_um = predictor.voxel_size_um, volume.voxel_size_um
-    if predictor.in_channels == 1 or trained_um is None or own_um is None:
+    seen = max(predictor.in_channels, 2 * predictor.halo_zyx[0] + 1)
+    if seen == 1 or trained_um is None or own_um is None:
         return
     other = {axis: own_um[PLANE[axis][0]] for axis in axes}
     if any(max(own / trained_um[0], trained_um[0] / own) > SIZE_TOLERANCE for own in other.values()):
         found = ", ".join(f"{um:.4g} um along {axis}" for axis, um in other.items())
         warnings.warn(
-            f"{volume.path or volume.name}: the distance of planes is {found}, but the model, which reads "
-            f"{predictor.in_channels} of them at once, learned from {trained_um[0]:.4g} um, and distances cannot be "
-            "resampled. Check some of the labels.",
+            f"{volume.path or volume.name}: the distance of planes is {found}, but the model, which reads {seen} of them at "
+            f"once, learned from {trained_um[0]:.4g} um, and distances cannot be resampled. Check some of the labels.",
             stacklevel=3,
         )
 
@@ -271,7 +274,7 @@ def count_block_bytes(geometry: Geometry, itemsize: int, classes: int) -> int:
     total += 3 * math.prod(map(min, grid.block_zyx, grid.shape_zyx))  # labels, confidence, and either of them encoded
     if geometry.is_resampled or len(geometry.axes) > 1:
         own = [math.prod(in_volume for *_, (_, _, in_volume) in _list_reads(geometry, i)) for i in range(len(geometry.axes))]
-        batch = max(batch, geometry.planes * max(own))
+        batch = max(batch, (geometry.planes + 2 * geometry.margin) * max(own))
         total += 4 * 4 * (channels + classes) * batch  # scaled, and three copies while they are resampled
         total += 4 * classes * math.prod(map(min, grid.tile_zyx, grid.shape_zyx))
     return total
@@ -283,7 +286,7 @@ def count_read_share(geometry: Geometry) -> float:
         math.prod(total / count_resampled(size, factor) for size, factor, (total, _, _) in _list_reads(geometry, axis))
         for axis in range(len(geometry.axes))
     ]
-    return sum(shares) / len(shares)
+    return sum(shares) / len(shares) * (geometry.planes + 2 * geometry.margin) / geometry.planes
 
 
 def _count_pixels(geometry: Geometry) -> int:
@@ -293,7 +296,7 @@ def _count_pixels(geometry: Geometry) -> int:
         math.prod(-(-longest // stride) * stride for _, _, (_, longest, _) in _list_reads(geometry, axis))
         for axis in range(len(geometry.axes))
     ]
-    return geometry.planes * max(areas)
+    return (geometry.planes + 2 * geometry.margin) * max(areas)
 
 
 def _list_reads(geometry: Geometry, axis: int) -> list[tuple[int, float, tuple[int, int, int]]]:
@@ -333,12 +336,13 @@ def _list_tiles(shape_zyx: Triple, axes: str, stride: int, tile: int | Literal["
 
 
 def _list_batches(start: Geometry, tile_zyx: Triple, batch: int) -> list[Geometry]:
-    """Returns geometries of this tile: with several planes at once where it is small, and with one."""
+    """Returns geometries of this tile: with several planes at once where it is small or volumes are seen, and with one."""
     tiled = replace(start, grid=Grid(start.grid.shape_zyx, tile_zyx, tile_zyx))
     depth = max(start.grid.shape_zyx[PLANE[axis][0]] for axis in start.axes)
     most = max(1, min(MOST_PLANES, depth, batch // _count_pixels(tiled)))
+    options = {most, 1} if not start.margin else {min(depth, 2 * start.margin), min(depth, start.margin), 1}
     geometries = []
-    for planes in sorted({most, 1}, reverse=True):
+    for planes in sorted(options, reverse=True):
         edges = list(tile_zyx)
         if len(start.axes) == 1:
             edges[PLANE[start.axes][0]] = planes
@@ -389,7 +393,7 @@ def _measure_block_read(geometry: Geometry, d: int) -> int:
     lengths = []
     for axis, factors in geometry.list_axes():
         if PLANE[axis][0] == d:
-            lengths.append(min(size, edge + 2 * geometry.reach))
+            lengths.append(min(size, edge + 2 * (geometry.reach + geometry.margin)))
         else:
             factor = factors[PLANE[axis].index(d) - 1]
             lengths.append(_measure_reads(edge, size, factor, geometry.halo, geometry.stride)[2])

@@ -146,7 +146,7 @@ class _Places:
             axis = axes[len(self.boxes) % len(axes)]
             factors = choose_factors(volume, axis, predictor.voxel_size_um)
             grid = Grid(volume.shape, (1, 1, 1), (1, 1, 1))
-            geometry = Geometry(axis, grid, full, stride, predictor.in_channels // 2, 1, (factors,))
+            geometry = Geometry(axis, grid, full, stride, predictor.in_channels // 2, 1, (factors,), predictor.halo_zyx[0])
             box = _place_core(geometry, number)
             if all(box[d].stop - box[d].start == volume.shape[d] for d in PLANE[axis][1:]):
                 return  # tiles as large as planes have no seams

@@ -113,7 +113,10 @@ class Region:
         return self.voxels[_shift(box, self.box)]
 
     def cut_planes(self, geometry: Geometry, axis: str, planes: slice, rows: slice, columns: slice) -> NDArray[Any]:
-        """Returns planes with their neighbours as channels (n, channels, y, x); beyond the ends the last one is repeated."""
+        """Returns planes with their neighbours as channels (n, channels, y, x); beyond the ends the last one is repeated.
+
+        For what sees volumes, planes that `_extend` has extended.
+        """
         along, down, across = PLANE[axis]
         view = self.voxels.transpose(along, down, across)
         rows, columns = (_shift((span,), (self.box[d],))[0] for span, d in ((rows, down), (columns, across)))
@@ -154,11 +157,13 @@ def predict_box(
         target = total.transpose(1 + along, 0, 1 + down, 1 + across)  # (planes, classes, rows, columns)
         for start in range(box[along].start, box[along].stop, geometry.planes):
             planes = slice(start, min(start + geometry.planes, box[along].stop))
-            patches = scale.apply(region.cut_planes(geometry, axis, planes, rows.read, columns.read))
+            seen = _extend(planes, geometry, along)
+            patches = scale.apply(region.cut_planes(geometry, axis, seen, rows.read, columns.read))
             patches = resample(patches, 2, rows.read, sizes[0], rows.model_read, rows.model_size)
             patches = resample(patches, 3, columns.read, sizes[1], columns.model_read, columns.model_size)
             with lock:
                 probs = predictor.predict_probs(np.ascontiguousarray(patches))
+            probs = probs[_shift((planes,), (seen,))]
             probs = resample(probs, 2, rows.model_read, rows.model_size, box[down], sizes[0])
             probs = resample(probs, 3, columns.model_read, columns.model_size, box[across], sizes[1])
             target[planes.start - box[along].start : planes.stop - box[along].start] += probs
@@ -186,12 +191,18 @@ def _label_tile(
         return labels, certainty
     along, down, across = PLANE[geometry.axes]
     rows, columns = geometry.plan_span(box[down], down, 1), geometry.plan_span(box[across], across, 1)
-    patches = region.cut_planes(geometry, geometry.axes, box[along], rows.read, columns.read)
+    seen = _extend(box[along], geometry, along)
+    patches = region.cut_planes(geometry, geometry.axes, seen, rows.read, columns.read)
     crop = _shift((box[down],), (rows.read,))[0], _shift((box[across],), (columns.read,))[0]
     with lock:
         chosen, sure = predictor.label_patches(patches, scale, crop, confidence)
-    order = np.argsort(PLANE[geometry.axes])
-    return chosen.transpose(order), None if sure is None else sure.transpose(order)
+    order, kept = np.argsort(PLANE[geometry.axes]), _shift((box[along],), (seen,))
+    return chosen[kept].transpose(order), None if sure is None else sure[kept].transpose(order)
+
+
+def _extend(planes: slice, geometry: Geometry, along: int) -> slice:
+    """Returns planes with those beside them that what sees volumes needs, as far as the volume goes."""
+    return slice(max(0, planes.start - geometry.margin), min(geometry.grid.shape_zyx[along], planes.stop + geometry.margin))
 
 
 def _shift(box: tuple[slice, ...], origin: tuple[slice, ...]) -> tuple[slice, ...]:

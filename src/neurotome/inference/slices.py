@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,9 @@ from neurotome.normalize import Scale
 from neurotome.predictor import Predictor, choose_cores, predict_slice
 from neurotome.resampling import choose_factors, count_resampled
 from neurotome.volume import Volume
+
+SLAB = 16
+"""Slices that a predictor of volumes labels at once; more take more memory, fewer read the slices beside them more often."""
 
 
 def predict_slices(
@@ -53,7 +57,8 @@ def predict_slices(
     factors = choose_factors(volume, "z", predictor.voxel_size_um)
     shape = count_resampled(volume.shape[1], factors[0]), count_resampled(volume.shape[2], factors[1])
     edge, margin = None if tile == "auto" else tile, None if halo == "auto" else halo
-    rows, columns = choose_cores(predictor, shape, edge, margin)
+    together = min(SLAB + 2 * predictor.halo_zyx[0], volume.shape[0]) if predictor.halo_zyx[0] else 1
+    rows, columns = choose_cores(predictor, shape, edge, margin, together)
     if (rows < shape[0] or columns < shape[1]) and not predictor.bounded:
         warnings.warn(
             f"{volume.path or volume.name}: this network looks at the whole image at once, so tiles of {rows} x {columns} "
@@ -63,14 +68,21 @@ def predict_slices(
     scale = scale or predictor.normalization.scale_for(volume)
     done = 0.0
 
-    def count(pixels: int) -> None:
+    def count(pixels: int, slices: int = 1) -> None:
         nonlocal done
-        done += pixels * (volume.shape[1] * volume.shape[2]) / (shape[0] * shape[1])
+        done += slices * pixels * (volume.shape[1] * volume.shape[2]) / (shape[0] * shape[1])
         if on_progress is not None:
             on_progress(done / 1e6)
 
     share_heap()
     try:
+        if predictor.halo_zyx[0]:
+            for first, stop in volume.plan_slabs(SLAB):
+                grey, kept = volume.read_slab(first, stop, predictor.halo_zyx[0])
+                slab = resize(scale.apply(grey), shape)[:, None]
+                found = predict_slice(predictor, slab, edge, margin, partial(count, slices=stop - first))
+                yield from (resize(probs, volume.shape[1:]) for probs in found[kept])
+            return
         for z in range(volume.shape[0]):
             image: Any = _open_context(volume, z, predictor.in_channels, scale)
             if shape != volume.shape[1:]:

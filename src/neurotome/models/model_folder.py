@@ -173,7 +173,7 @@ def build_predictor(stored: StoredModel) -> NetPredictor:
 
 def read_settings(content: Mapping[str, Any]) -> ModelSettings:
     """Returns the network that a description names, with nothing left to decide or to download, of any size."""
-    settings = ModelSettings(**content)
+    settings = settle_network(ModelSettings(**content))  # older models say nothing of what came later
     if settings.encoder_weights != "none":
         raise ValueError("encoder_weights must be none in a trained model")
     if read_whole(content, "in_channels", 1, MOST_CHANNELS) % 2 == 0:

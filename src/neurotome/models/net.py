@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurotome.errors import SettingsError
+from neurotome.models.inflated import SliceConv
 from neurotome.predictor import check_device
 
 UNBOUNDED_HALO = 256
@@ -17,7 +18,10 @@ UNBOUNDED_HALO = 256
 
 
 class Network(nn.Module):
-    """A segmentation network padded to its stride inside and cropped after, so that any image size fits."""
+    """A segmentation network padded to its stride inside and cropped after, so that any image size fits.
+
+    Of a network that sees volumes, the images of a batch are the slices of one.
+    """
 
     def __init__(self, core: nn.Module, minimum: int = 1) -> None:
         """Wraps a model of segmentation_models_pytorch; images with an edge below `minimum` are padded to it."""
@@ -27,8 +31,20 @@ class Network(nn.Module):
         self.stride = max(32, int(getattr(core.encoder, "output_stride", 32)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns logits (n, classes, y, x) of images (n, in_channels, y, x)."""
-        return self.run_padded(self.core, images)
+        """Returns logits (n, classes, y, x) of images (n, in_channels, y, x).
+
+        Of volumes (n, 1, z, y, x), where the network sees volumes, logits (n, classes, z, y, x).
+        """
+        is_batch = images.ndim == 5
+        depth = images.shape[2] if is_batch else None
+        for module in self.modules():
+            if isinstance(module, SliceConv):
+                module.depth = depth
+        if not is_batch:
+            return self.run_padded(self.core, images)
+        slices = images.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        logits = self.run_padded(self.core, slices)
+        return logits.view(len(images), -1, *logits.shape[1:]).transpose(1, 2)
 
     def run_padded(self, core: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Returns what `core`, or another runtime of it, makes of images that are padded to the stride; cropped."""
@@ -37,6 +53,14 @@ class Network(nn.Module):
         if below or right:
             images = F.pad(images, (0, right, 0, below), mode="replicate")
         return core(images)[..., :height, :width]
+
+
+def lay_out(net: nn.Module) -> None:
+    """Puts the weights into the order in memory, channels last, in which convolutions are fastest."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weights in net.parameters():
+        if weights.ndim in formats:
+            weights.data = weights.data.contiguous(memory_format=formats[weights.ndim])
 
 
 def measure_halo(net: Any, in_channels: int) -> tuple[int, bool]:

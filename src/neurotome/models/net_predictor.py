@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from neurotome.classes import ClassSet
 from neurotome.errors import ModelError
-from neurotome.models.net import Network
+from neurotome.models.inflated import count_reach
+from neurotome.models.net import Network, lay_out
 from neurotome.models.networks import ModelSettings, build_network, settle_network
 from neurotome.normalize import Normalization, Scale
 
@@ -72,7 +73,7 @@ class NetPredictor:
 
     def __post_init__(self) -> None:
         self.net.eval()
-        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        lay_out(self.net)
 
     @property
     def in_channels(self) -> int:
@@ -81,8 +82,8 @@ class NetPredictor:
 
     @property
     def halo_zyx(self) -> tuple[int, int, int]:
-        """Voxels around a voxel that its output depends on; neighbouring slices are channels."""
-        return 0, self.halo, self.halo
+        """Voxels around a voxel that its output depends on; 0 along z where neighbouring slices are channels."""
+        return count_reach(self.net), self.halo, self.halo
 
     @property
     def stride_zyx(self) -> tuple[int, int, int]:
@@ -103,7 +104,7 @@ class NetPredictor:
         return f"{name}, {self.device.type}, {'float32' if self.runtime is None else self.runtime.precision}"
 
     def predict_probs(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns class probabilities, shape (n, classes, y, x), for patches (n, in_channels, y, x).
+        """Returns class probabilities, shape (n, classes, y, x), for patches (n, in_channels, y, x); see `Predictor`.
 
         On a CPU always in 32 bit, also while training runs in mixed precision: tiles then equal the whole slice, and what
         validation scores is what prediction gives.
@@ -172,14 +173,38 @@ def widen(predictor: NetPredictor, in_channels: int) -> NetPredictor:
     return dataclasses.replace(predictor, net=net.to(predictor.device), settings=settings, facts=facts, runtime=None)
 
 
+def deepen(predictor: NetPredictor, reach_from: int) -> NetPredictor:
+    """Returns a predictor that sees volumes and, until it is trained, says of each slice what the given one says.
+
+    Args:
+        predictor: A trained network of slices; stays as it is.
+        reach_from: As of `ModelSettings`.
+
+    Raises:
+        ModelError: It reads several slices as channels, or has no convolution that can reach into others.
+    """
+    settings = dataclasses.replace(predictor.settings, dimensions=3, reach_from=reach_from)
+    net = build_network(settings, len(predictor.classes))
+    weights = dict(predictor.net.state_dict())
+    for name, wanted in net.state_dict().items():
+        if wanted.ndim == weights[name].ndim + 1:
+            weights[name] = nn.functional.pad(weights[name][:, :, None], (0, 0, 0, 0, 1, 1))
+    net.load_state_dict(weights)
+    facts = {**predictor.facts, "deepened_from": 2}
+    return dataclasses.replace(predictor, net=net.to(predictor.device), settings=settings, facts=facts, runtime=None)
+
+
 def mix(old: NetPredictor, new: NetPredictor, alpha: float) -> NetPredictor:
     """Returns a predictor as `new` is, on its device, with the weights (1 - alpha) * old + alpha * new.
 
     Of a network that was trained further from an old one, such weights keep what the old ones know of other images, and gain
     on images like those it was trained on: Wortsman et al. (2022), arXiv 2109.01903. What a network counts is the new one's.
-    An old network that reads fewer slices takes part as `widen` makes it.
+    An old network that reads fewer slices takes part as `widen` makes it, one of slices beside one of volumes as
+    `deepen` does.
     """
     old = widen(old, new.in_channels) if old.in_channels < new.in_channels else old
+    if new.halo_zyx[0] and not old.halo_zyx[0]:
+        old = deepen(old, int(new.settings.reach_from))
     net, before = copy.deepcopy(new.net), old.net.state_dict()
     with torch.no_grad():
         for name, tensor in net.state_dict().items():

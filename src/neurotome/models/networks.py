@@ -54,8 +54,16 @@ class ModelSettings:
     encoder_depth: int | Literal["auto"] = "auto"
     """Stages of the encoder, 3 to 5 (usual: 5, all that there are); fewer: a smaller and faster network that sees less."""
 
+    dimensions: Literal[2, 3, "auto"] = "auto"
+    """2 (usual): each slice is seen alone, or with neighbours as channels; 3: volumes are seen and labelled at once."""
 
-USUAL = ModelSettings("unet", "resnet18", in_channels=1, encoder_depth=DEEPEST)
+    reach_from: int | Literal["auto"] = "auto"
+    """With 3 dimensions: convolutions reach into neighbouring slices where the network has at least so many times fewer
+    pixels along an edge than the image (1, 2, 4, ...); auto: where its pixels are as wide as slices are apart, by the
+    voxel size of the data, or everywhere (1)."""
+
+
+USUAL = ModelSettings("unet", "resnet18", in_channels=1, encoder_depth=DEEPEST, dimensions=2, reach_from=1)
 """The network that is built where neither a person nor a model decides."""
 
 
@@ -74,6 +82,8 @@ def import_smp() -> Any:
 def build_network(settings: ModelSettings, classes: int) -> Network:
     """Builds a network that takes images of any size: float32 (n, in_channels, y, x) to logits (n, classes, y, x).
 
+    With 3 dimensions it begins as the network of the same settings with 2, so that the weights of both are the same.
+
     Raises:
         ModelError: A name is unknown, encoder and decoder do not fit, or the encoder's weights cannot be had.
     """
@@ -83,6 +93,7 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
     channels, depth = int(settings.in_channels), int(settings.encoder_depth)
     if channels < 1 or channels % 2 == 0:
         raise ModelError(f"model.in_channels is {channels}; expected an odd number of neighbouring slices (1, 3, 5, ...).")
+    _check_dimensions(settings)
     if not 3 <= depth <= DEEPEST:
         raise ModelError(f"model.encoder_depth is {depth}; expected 3, 4 or 5 stages of the encoder.")
     smp = import_smp()
@@ -138,7 +149,27 @@ def build_network(settings: ModelSettings, classes: int) -> Network:
     net = Network(core, minimum=MINIMUM_EDGE.get(settings.decoder, 1))
     if depth < DEEPEST:
         _drop_unused(net, settings)
+    if settings.dimensions == 3:
+        from neurotome.models.inflated import inflate
+
+        inflate(core, max(2 * net.stride, net.minimum), int(settings.reach_from))
     return net
+
+
+def _check_dimensions(settings: ModelSettings) -> None:
+    """Raises a ModelError unless dimensions, reach_from and in_channels fit each other."""
+    reach = settings.reach_from
+    if settings.dimensions not in (2, 3):
+        raise ModelError(f"model.dimensions is {settings.dimensions}; expected 2 or 3.")
+    if settings.dimensions == 3 and settings.in_channels != 1:
+        raise ModelError(
+            f"model.in_channels is {settings.in_channels} and model.dimensions 3, which sees neighbouring slices as they "
+            "are; expected one channel. Leave model.in_channels out, or use --model.dimensions 2."
+        )
+    if reach not in (1, 2, 4, 8, 16, 32):
+        raise ModelError(f"model.reach_from is {reach}; expected 1, 2, 4, 8, 16 or 32.")
+    if settings.dimensions == 2 and reach != 1:
+        raise ModelError(f"model.reach_from is {reach}, but model.dimensions 2 sees no volumes; leave it out.")
 
 
 def _drop_unused(net: Network, settings: ModelSettings) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from neurotome.predictor import TILE, predict_slice
 from neurotome.training.average import MovingAverage
 from neurotome.training.machine import choose_machine, compile_forward
 from neurotome.training.resident import ResidentImages
-from neurotome.training.sampler import PatchSampler, group_slices
+from neurotome.training.sampler import PatchSampler, group_runs, group_slices
 from neurotome.training.schedule import schedule_factor
 
 if TYPE_CHECKING:
@@ -223,7 +223,11 @@ class SegmentationModule(lightning.LightningModule):
             images, labels = augment(images, labels, self.augment_settings, self.predictor.classes.ignore, generator)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             seed_device(seed + DROPOUT, self.device)
-            logits = (self.compiled or self.net)(images.contiguous(memory_format=torch.channels_last))
+            if self.sampler.depth is None:
+                logits = (self.compiled or self.net)(images.contiguous(memory_format=torch.channels_last))
+            else:  # losses do not ask where a pixel is
+                logits = (self.compiled or self.net)(images[:, None]).flatten(2, 3)
+                labels = labels.flatten(1, 2)
         with torch.autocast(self.device.type, enabled=False):
             loss = self.loss(logits.float(), labels)
         self.losses.append(loss.detach())
@@ -287,9 +291,8 @@ class SegmentationModule(lightning.LightningModule):
         counts = np.zeros((len(classes),) * 2, np.int64)
         self.predictor.net.eval()
         with self.trainer.precision_plugin.val_step_context():
-            for group in group_slices(self.validation, TOGETHER.get(self.device.type, 0)):
-                images = [self.scales[id(c)].apply(c.volume.read_context(z, self.predictor.in_channels)) for c, z in group]
-                found = predict_slice(self.predictor, np.stack(images))
+            for group in self._group_validation():
+                found = self._predict_group(group)
                 check()
                 for (cutout, z), probs in zip(group, found, strict=True):
                     truth = cutout.read_labels(z)
@@ -300,6 +303,21 @@ class SegmentationModule(lightning.LightningModule):
                     pixels += int(known.sum())
         self.net.train()
         return counts, surprise / pixels if pixels else None
+
+    def _group_validation(self) -> Iterable[list[tuple[Cutout, int]]]:
+        """Returns the validation slices that are predicted together: of volumes those that follow each other."""
+        if self.sampler.depth is None:
+            return group_slices(self.validation, TOGETHER.get(self.device.type, 0))
+        return group_runs(self.validation)
+
+    def _predict_group(self, group: Sequence[tuple[Cutout, int]]) -> NDArray[np.float32]:
+        """Returns class probabilities of validation slices, shape (n, classes, y, x)."""
+        if self.sampler.depth is None:
+            images = [self.scales[id(c)].apply(c.volume.read_context(z, self.predictor.in_channels)) for c, z in group]
+            return predict_slice(self.predictor, np.stack(images))
+        (cutout, first), (_, last) = group[0], group[-1]
+        grey, kept = cutout.volume.read_slab(first, last + 1, self.predictor.halo_zyx[0])
+        return predict_slice(self.predictor, self.scales[id(cutout)].apply(grey)[:, None])[kept]
 
     def add_row(self, validated: tuple[NDArray[np.int64], float | None]) -> None:
         """Adds a row to the history, from what `validate` returned; its scores are empty if nothing was validated."""

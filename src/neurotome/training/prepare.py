@@ -41,8 +41,12 @@ FINE_RATE = 3e-4
 PATCH = 256
 """Edge in pixels of the usual patch."""
 
-ORIGIN = ("dataset", "licence", "citation", "init", "widened_from")
-"""What a model says of the one that its training began with; the last, how many slices that read if they were fewer."""
+PATCH_3D, DEPTH = 128, 8
+"""Edge in pixels and slices of the usual 3D patch: twice the voxels of a usual patch."""
+
+ORIGIN = ("dataset", "licence", "citation", "init", "widened_from", "deepened_from")
+"""What a model says of the one that its training began with; the last two, how many slices that read if they were fewer,
+and that it saw slices if this one sees volumes."""
 
 FEWEST_STEPS, MOST_STEPS = 50, 2000
 """Steps of an epoch: validating takes no less time after few, and after many a killed training loses more."""
@@ -86,18 +90,19 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
             "name a split val in dataset.yaml."
         )
     init, digest = load_init(dataset, recipe.init) if recipe.init else (None, None)
-    model = settle_network(recipe.model, init.settings if init else USUAL)
+    usual = init.settings if init else USUAL
+    model = settle_network(recipe.model, usual)
+    if model.dimensions == 3 and usual.dimensions == 2 and recipe.model.reach_from == "auto":
+        model = dataclasses.replace(model, reach_from=choose_reach(dataset, int(model.encoder_depth)))
     mode = init.normalization.mode if init else "dataset"
     rate = FINE_RATE if init else RATE
-    sample = recipe.sample
-    if sample.patch == "auto":
-        sample = dataclasses.replace(sample, patch=choose_patch(dataset))
+    sample = settle_sample(recipe.sample, dataset, int(model.dimensions))
     decided = {"normalization": mode, "learning_rate": rate, "steps_per_epoch": choose_steps(dataset, sample)}
     decided = {name: value for name, value in decided.items() if getattr(recipe.train, name) == "auto"}
     train = dataclasses.replace(recipe.train, **decided)  # type: ignore[arg-type]  # each of its own type
     check_batch(sample, int(model.in_channels), len(dataset.classes))
     if dataset.source is not None:
-        check_neighbours(dataset, recipe.stream.maps, int(model.in_channels))
+        check_neighbours(dataset, recipe.stream.maps, int(model.in_channels), int(sample.depth))
     if train.data_on_device == "on" and dataset.source is not None:
         raise SettingsError(
             f"train.data_on_device is on, but the images of {dataset.name} change as training goes on; expected images that "
@@ -128,22 +133,61 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
     return Settled(recipe, init, digest, identify_reference(train.reference))
 
 
-def check_neighbours(dataset: Dataset, maps: str, in_channels: int) -> None:
+def choose_reach(dataset: Dataset, depth: int) -> int:
+    """Returns `reach_from` that suits the data's voxels, for a network of `depth` stages.
+
+    Slices are joined where the network's own pixels are about as wide as slices are apart, the rule by which nnU-Net chooses
+    its kernels (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z): from the power of 2 on that is nearest to a voxel's
+    depth over its width; from 1 where its size is not known.
+    """
+    z, *plane = dataset.voxel_size_um or (1.0, 1.0)
+    return int(2 ** min(depth, max(0, round(math.log2(z / max(plane))))))
+
+
+def settle_sample(sample: SampleSettings, dataset: Dataset, dimensions: int) -> SampleSettings:
+    """Returns settings in which the patch and its depth are decided; 1 for a network that sees slices.
+
+    Raises:
+        SettingsError: A depth is asked for, but the network sees slices.
+    """
+    if dimensions == 2 and sample.depth not in ("auto", 1):
+        raise SettingsError(
+            f"sample.depth is {sample.depth}, but model.dimensions is 2; expected 1. Leave sample.depth out, or use "
+            "--model.dimensions 3."
+        )
+    depth, patch = sample.depth, sample.patch
+    if depth == "auto":
+        shallowest = min(cutout.volume.shape[0] for cutout in dataset.split("train"))
+        depth = 1 if dimensions == 2 else min(DEPTH, shallowest)
+    if patch == "auto":
+        patch = choose_patch(dataset, PATCH if dimensions == 2 else PATCH_3D)
+    if dimensions == 3 and depth == 1:
+        raise SettingsError(
+            f"model.dimensions is 3, but sample.depth is 1 or {dataset.name} has images of one slice; expected images of "
+            "several slices, all of them labelled. Use --model.dimensions 2."
+        )
+    return dataclasses.replace(sample, depth=depth, patch=patch)
+
+
+def check_neighbours(dataset: Dataset, maps: str, in_channels: int, depth: int) -> None:
     """Checks that slices of synthetic tissue have as many neighbours as the network reads.
 
     Raises:
         SettingsError: They have not.
     """
     sees = f"the network sees {in_channels} slices at once (model.in_channels)"
+    if depth > 1:
+        in_channels = depth + 1 - depth % 2
+        sees = f"the network sees volumes (model.dimensions 3) of {depth} slices (sample.depth)"
     if maps and in_channels > 1:
         raise SettingsError(
-            f"stream.maps is {maps}, whose slices have no neighbours, but {sees}; expected 1. Leave stream.maps out, or use "
-            "--model.in-channels 1."
+            f"stream.maps is {maps}, whose slices have no neighbours, but {sees}; expected a network that sees one. Leave "
+            "stream.maps out, or use --model.dimensions 2 and --model.in-channels 1."
         )
-    depth = min(len(cutout.volume.stack) for split in ("val", "test") for cutout in dataset.split(split))
-    if depth < in_channels:
+    least = min(len(cutout.volume.stack) for split in ("val", "test") for cutout in dataset.split(split))
+    if least < in_channels:
         raise SettingsError(
-            f"stream.held_out_depth is {depth}, but {sees}, and would be judged without the neighbours that it is trained "
+            f"stream.held_out_depth is {least}, but {sees}, and would be judged without the neighbours that it is trained "
             f"with. Use --stream.held-out-depth {in_channels}."
         )
 
@@ -169,7 +213,7 @@ def load_init(dataset: Dataset, name: str) -> tuple[NetPredictor, str]:
 
 
 def _adapt_network(name: str, asked: ModelSettings, init: NetPredictor) -> NetPredictor:
-    """Returns the model to start from; where it is to read more slices, as `widen` makes it.
+    """Returns the model to start from; where it is to read more slices, or see volumes, as `widen` or `deepen` makes it.
 
     Raises:
         ModelError: The network cannot be made to read more slices.
@@ -180,6 +224,10 @@ def _adapt_network(name: str, asked: ModelSettings, init: NetPredictor) -> NetPr
         from neurotome.models.net_predictor import widen
 
         return widen(init, int(asked.in_channels))
+    if (asked.dimensions, has.dimensions) == (3, 2) and dataclasses.replace(asked, dimensions=2, reach_from=1) == has:
+        from neurotome.models.net_predictor import deepen
+
+        return deepen(init, int(asked.reach_from))
     differing = [
         f"model.{field.name} ({getattr(asked, field.name)} asked, {getattr(has, field.name)} there)"
         for field in dataclasses.fields(asked)
@@ -212,14 +260,14 @@ def list_splits(dataset: Dataset, recipe: Recipe) -> tuple[str, ...]:
     return names
 
 
-def choose_patch(dataset: Dataset) -> int:
+def choose_patch(dataset: Dataset, usual: int = PATCH) -> int:
     """Returns the usual patch, or one that fits where the largest image is smaller."""
     edge = max(min(cutout.volume.shape[1:]) for cutout in dataset.split("train"))
-    if edge >= PATCH or edge < 8:  # what is too small for any patch is for the sampler to refuse
-        return PATCH
+    if edge >= usual or edge < 8:  # what is too small for any patch is for the sampler to refuse
+        return usual
     patch = max(8, edge // 32 * 32)
     warnings.warn(
-        f"{dataset.name}: the training images are smaller than the usual patch of {PATCH} pixels; patches of {patch} "
+        f"{dataset.name}: the training images are smaller than the usual patch of {usual} pixels; patches of {patch} "
         "are used. Say --sample.patch to choose.",
         stacklevel=3,
     )
@@ -228,10 +276,11 @@ def choose_patch(dataset: Dataset) -> int:
 
 def choose_steps(dataset: Dataset, sample: SampleSettings) -> int:
     """Returns the steps of an epoch: one pass over the data, but from `FEWEST_STEPS` to `MOST_STEPS`."""
-    edge, shapes = int(sample.patch), [cutout.volume.shape for cutout in dataset.split("train")]
+    edge, depth = int(sample.patch), int(sample.depth)
+    shapes = [cutout.volume.shape for cutout in dataset.split("train")]
     if sample.order == "sequential":
-        return -(-sum(z * -(-y // edge) * -(-x // edge) for z, y, x in shapes) // sample.batch)
-    steps = round(sum(math.prod(shape) for shape in shapes) / (edge**2 * sample.batch))
+        return -(-sum(-(-z // depth) * -(-y // edge) * -(-x // edge) for z, y, x in shapes) // sample.batch)
+    steps = round(sum(math.prod(shape) for shape in shapes) / (edge**2 * depth * sample.batch))
     return min(max(FEWEST_STEPS, steps), MOST_STEPS)
 
 
@@ -241,12 +290,13 @@ def check_batch(sample: SampleSettings, in_channels: int, classes: int) -> None:
     Raises:
         SettingsError: It does not, whatever the network.
     """
-    each = int(sample.patch) ** 2 * 4 * (in_channels + classes)  # images in, logits out, both float32
+    each = int(sample.patch) ** 2 * int(sample.depth) * 4 * (in_channels + classes)  # images in, logits out, both float32
     have = psutil.virtual_memory().total
     if sample.batch * each > have:
         raise SettingsError(
-            f"sample.batch is {sample.batch}; images and logits of so many patches of {sample.patch} pixels alone take "
-            f"{sample.batch * each / 1e9:.3g} GB, and this machine has {have / 1e9:.3g} GB. Use a --sample.batch of 4 to 64."
+            f"sample.batch is {sample.batch}; images and logits of so many patches of {sample.patch} pixels "
+            f"and {sample.depth} slices alone take {sample.batch * each / 1e9:.3g} GB, and this machine has "
+            f"{have / 1e9:.3g} GB. Use a --sample.batch of 4 to 64."
         )
 
 
@@ -281,8 +331,9 @@ def prepare(dataset: Dataset, settled: Settled) -> SegmentationModule:
         )
     for cutout in held_out:
         scales.scale_for(cutout.volume)
-    replay = (open_replay(dataset, patch, in_channels, train.seed), train.replay) if train.replay else None
-    sampler = PatchSampler(dataset, sample, scales, in_channels, train.seed, replay)
+    depth = int(sample.depth) if model.dimensions == 3 else None
+    replay = (open_replay(dataset, patch, depth or in_channels, train.seed), train.replay) if train.replay else None
+    sampler = PatchSampler(dataset, sample, scales, in_channels, train.seed, replay, depth)
     if init is None:
         list_seen(dataset, sampler.class_counts)
     criterion = build_loss(recipe.loss, dataset.classes, sampler.class_counts)

@@ -70,6 +70,7 @@ class ResidentImages:
                 "--train.data-on-device off."
             )
         self.is_unsigned = dtype == np.uint16
+        self.depth = sampler.depth
         self.ignore, edge = sampler.pools[0].classes.ignore, sampler.pools[0].edge
         self.first: dict[Pool, list[int]] = {}  # the number of each cutout's first slice, among the slices of all
         sizes: list[tuple[int, int]] = []
@@ -99,11 +100,12 @@ class ResidentImages:
         self.within = torch.arange(edge, device=device)
 
     def locate(self, places: Sequence[tuple[Pool, Place]]) -> Tensor:
-        """Returns places as `cut` takes them, int64, shape (n, 3): slice among those of all cutouts, y, x."""
-        return torch.tensor([(self.first[pool][c] + z, y, x) for pool, (c, z, y, x) in places])
+        """Returns places as `cut` takes them, int64, shape (n * depth, 3): slice among those of all cutouts, y, x."""
+        layers = range(self.depth or 1)
+        return torch.tensor([(self.first[pool][c] + z + k, y, x) for pool, (c, z, y, x) in places for k in layers])
 
     def cut(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns what `PatchSampler.draw` does: scaled images (n, in_channels, patch, patch), labels (n, patch, patch).
+        """Returns what `PatchSampler.draw` does: scaled images and labels.
 
         Args:
             places: From `locate`, on the device.
@@ -117,8 +119,12 @@ class ResidentImages:
         if self.is_unsigned:
             grey = grey.to(torch.int32) & 0xFFFF
         mean, factor = self.scales[number, :, None, None, None].unbind(1)
-        labels = self.labels[self.label_starts[number][:, None, None] + at]
-        return grey.to(torch.float32).sub_(mean).mul_(factor), labels.masked_fill_(beyond, self.ignore)
+        labels = self.labels[self.label_starts[number][:, None, None] + at].masked_fill_(beyond, self.ignore)
+        images = grey.to(torch.float32).sub_(mean).mul_(factor)
+        if self.depth is None:
+            return images, labels
+        shape = (-1, self.depth, *labels.shape[1:])
+        return images.view(shape), labels.view(shape)
 
 
 def _lay_out(planes: Iterable[NDArray[Any]], pixels: int, dtype: np.dtype[Any], device: torch.device) -> Tensor:

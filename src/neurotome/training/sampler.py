@@ -29,8 +29,11 @@ class SampleSettings:
     """How patches are drawn."""
 
     patch: int | Literal["auto"] = "auto"
-    """Edge of a patch in pixels; images smaller than that are padded with pixels that are not learned; auto: 256, or what
-    fits into the largest image."""
+    """Edge of a patch in pixels; images smaller than that are padded with pixels that are not learned; auto: 256, of a
+    network of 3 dimensions 128, or what fits into the largest image."""
+
+    depth: int | Literal["auto"] = "auto"
+    """Slices of a patch, for a network of 3 dimensions (model.dimensions); auto: 8, or what the shallowest image has."""
 
     batch: int = 8
     """Patches per step."""
@@ -42,10 +45,11 @@ class SampleSettings:
     """Share of random patches placed on a pixel of a class drawn evenly, so that rare classes are seen."""
 
     def __post_init__(self) -> None:
-        if (self.patch != "auto" and self.patch < 8) or self.batch < 1 or not 0 <= self.rare <= 1:
+        small = (self.patch != "auto" and self.patch < 8) or (self.depth != "auto" and self.depth < 1) or self.batch < 1
+        if small or not 0 <= self.rare <= 1:
             raise SettingsError(
-                f"sample.patch is {self.patch} (at least 8), sample.batch {self.batch} (at least 1), sample.rare "
-                f"{self.rare} (0 to 1)."
+                f"sample.patch is {self.patch} (at least 8), sample.depth {self.depth} (at least 1), sample.batch "
+                f"{self.batch} (at least 1), sample.rare {self.rare} (0 to 1)."
             )
 
 
@@ -136,14 +140,16 @@ class PatchSampler:
         in_channels: int,
         seed: int,
         replay: tuple[CutoutSource, float] | None = None,
+        depth: int | None = None,
     ) -> None:
         """Counts the classes of every slice of the split train; labels are read slice by slice and never held.
 
         Settings leave nothing to decide; the seed decides a batch together with the step. `replay` is a second source of the
-        same classes, and the share of the patches that come from it, whatever its size.
+        same classes, and the share of the patches that come from it, whatever its size. With a `depth`, patches are 3D.
 
         Raises:
-            SettingsError: The patch is larger than every image, or data without end are to be drawn in order.
+            SettingsError: The patch is larger than every image, a 3D one does not fit into each, or data without end are to
+                be drawn in order.
         """
         cutouts = dataset.split("train")
         edge = int(settings.patch)
@@ -169,7 +175,10 @@ class PatchSampler:
             self.pools.append(Pool(replay[0], dataset.classes, replace(plain, reference=None), edge))
         self.share = replay[1] if replay else 0.0
         self.own = min(max(1, round(settings.batch * (1 - self.share))), settings.batch - 1) if replay else settings.batch
-        self.tiles = self.pools[0].plan_tiles() if settings.order == "sequential" else []
+        self.depth = depth
+        if depth is not None:
+            _check_depth([cutout for pool in self.pools for cutout in pool.cutouts], depth)
+        self.tiles = self.pools[0].plan_tiles(depth or 1) if settings.order == "sequential" else []
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
@@ -193,53 +202,23 @@ class PatchSampler:
     def draw(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Returns batch number `step`: scaled images (n, in_channels, patch, patch) and labels (n, patch, patch).
 
-        The first `own` of them are from the dataset, the others from the second source. Only the last batch of a sequential
-        pass has fewer than `batch` patches.
+        Of 3D patches, each of which lies within one cutout, both have the shape (n, depth, patch, patch). The first `own`
+        are from the dataset, the others from the second source. Only the last batch of a sequential pass has fewer than
+        `batch` patches.
         """
         places, edge = self.list_places(step), self.pools[0].edge
-        images = np.empty((len(places), self.in_channels, edge, edge), np.float32)
-        labels = np.empty((len(places), edge, edge), np.uint8)
-        for (pool, place), image, known in zip(places, images, labels, strict=True):
-            pool.cut(place, image, known)
-        return images, labels
-
-    def draw_volumes(self, step: int, depth: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Returns 3D patches: scaled images (n, 1, depth, patch, patch) and labels (n, depth, patch, patch).
-
-        Each lies within one cutout; in sequential order they stand `depth` slices apart, the last of a cutout moved inside.
-
-        Raises:
-            SettingsError: A cutout has fewer slices, or its labelled ones do not follow each other, or the sampler makes
-                neighbouring slices channels.
-        """
-        least = min((c for pool in self.pools for c in pool.cutouts), key=lambda cutout: cutout.volume.shape[0])
-        if not 1 <= depth <= least.volume.shape[0]:
-            raise SettingsError(
-                f"3D patches of {depth} slices are asked for; {least.name} has {least.volume.shape[0]}. Use a depth from 1 "
-                f"to {least.volume.shape[0]}, or cutouts with more slices."
-            )
-        for cutout in (c for pool in self.pools for c in pool.cutouts):
-            if (np.diff(cutout.volume.numbers) != 1).any():
-                raise SettingsError(
-                    f"3D patches are asked for, but the labelled slices of {cutout.name} do not follow each other; expected "
-                    "labels in every slice. Use 2D patches, whose neighbours may be channels (model.in_channels)."
-                )
-        if self.in_channels != 1:
-            raise SettingsError(f"in_channels is {self.in_channels}; 3D patches have their neighbours as depth: use 1.")
-        places, edge = self.list_places(step, depth), self.pools[0].edge
-        images = np.empty((len(places), 1, depth, edge, edge), np.float32)
-        labels = np.empty((len(places), depth, edge, edge), np.uint8)
+        images = np.empty((len(places), self.depth or self.in_channels, edge, edge), np.float32)
+        labels = np.empty((len(places), self.depth or 1, edge, edge), np.uint8)
         for (pool, (c, z, y, x)), image, known in zip(places, images, labels, strict=True):
-            for layer in range(depth):
-                pool.cut((c, z + layer, y, x), image[:, layer], known[layer])
-        return images, labels
+            for layer, plane in enumerate(known):
+                pool.cut((c, z + layer, y, x), image[layer : layer + 1] if self.depth else image, plane)
+        return images, labels if self.depth else labels[:, 0]
 
-    def list_places(self, step: int, depth: int | None = None) -> list[tuple[Pool, Place]]:
-        """Returns where the patches of batch number `step` begin, of 3D ones if there is a depth."""
+    def list_places(self, step: int) -> list[tuple[Pool, Place]]:
+        """Returns where the patches of batch number `step` begin; sequential ones of 3D stand `depth` slices apart."""
         if self.settings.order == "sequential":
-            tiles = self.tiles if depth is None else self.pools[0].plan_tiles(depth)
-            first = step % -(-len(tiles) // self.settings.batch) * self.settings.batch
-            return [(self.pools[0], place) for place in tiles[first : first + self.settings.batch]]
+            first = step % -(-len(self.tiles) // self.settings.batch) * self.settings.batch
+            return [(self.pools[0], place) for place in self.tiles[first : first + self.settings.batch]]
         for pool in self.pools:
             pool.follow(step)
         generator = np.random.default_rng([self.seed, step])
@@ -247,8 +226,23 @@ class PatchSampler:
         for number in range(self.settings.batch):
             pool = self.pools[int(number >= self.own)]
             place = pool.draw(generator, self.settings.rare)
-            places.append((pool, place if depth is None else pool.deepen(place, depth, generator)))
+            places.append((pool, pool.deepen(place, self.depth, generator) if self.depth else place))
         return places
+
+
+def _check_depth(cutouts: Sequence[Cutout], depth: int) -> None:
+    least = min(cutouts, key=lambda cutout: cutout.volume.shape[0])
+    if not 1 <= depth <= least.volume.shape[0]:
+        raise SettingsError(
+            f"sample.depth is {depth}, but {least.name} has {least.volume.shape[0]} slices; expected a depth from 1 to "
+            "that. Lower it, or give cutouts with more slices."
+        )
+    for cutout in cutouts:
+        if (np.diff(cutout.volume.numbers) != 1).any():
+            raise SettingsError(
+                f"model.dimensions is 3, but the labelled slices of {cutout.name} do not follow each other; expected labels "
+                "in every slice. Use --model.dimensions 2, whose neighbours may be channels (model.in_channels)."
+            )
 
 
 def _tile_starts(size: int, edge: int) -> list[int]:
@@ -269,3 +263,15 @@ def group_slices(slices: Iterable[tuple[Cutout, int]], pixels: int) -> Iterator[
     for (height, width), same in itertools.groupby(slices, lambda entry: entry[0].volume.shape[1:]):
         listed, count = list(same), max(1, pixels // (height * width))
         yield from (listed[first : first + count] for first in range(0, len(listed), count))
+
+
+def group_runs(slices: Iterable[tuple[Cutout, int]]) -> Iterator[list[tuple[Cutout, int]]]:
+    """Yields slices in their order, those that follow each other in one volume together."""
+    run: list[tuple[Cutout, int]] = []
+    for cutout, z in slices:
+        if run and (cutout is not run[-1][0] or cutout.volume.numbers[z] != cutout.volume.numbers[run[-1][1]] + 1):
+            yield run
+            run = []
+        run.append((cutout, z))
+    if run:
+        yield run

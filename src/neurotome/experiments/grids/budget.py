@@ -116,7 +116,7 @@ class Costs:
         from neurotome.training.sampler import SampleSettings
 
         train, (batch, patch) = run.settings["train"], _rung(run)
-        sample = SampleSettings(patch=patch, batch=batch, order=run.settings["sample"]["order"])
+        sample = SampleSettings(patch, run.settings["sample"]["depth"], batch, run.settings["sample"]["order"])
         steps = choose_steps(self.dataset, sample) if train["steps_per_epoch"] == "auto" else train["steps_per_epoch"]
         return int(steps) * int(train["epochs"])
 
@@ -200,15 +200,18 @@ def measure_costs(runs: Sequence[PlannedRun], dataset: Dataset, deadline: float)
 
 
 def _settle(run: PlannedRun, dataset: Dataset, device: str) -> PlannedRun:
-    """Returns a network's run with its patch and its device decided."""
+    """Returns a network's run with its patches and its device decided."""
     if run.kind != "network":
         return run
-    from neurotome.training.prepare import choose_patch
+    from neurotome.training.prepare import settle_sample
 
-    patch = run.settings["sample"]["patch"]
+    recipe = run.build()
+    assert isinstance(recipe, Recipe)
+    dimensions = settle_network(recipe.model).dimensions
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the run itself says when patches are smaller than usual
-        settled = {"patch": choose_patch(dataset) if patch == "auto" else patch}
+        sample = settle_sample(recipe.sample, dataset, int(dimensions))
+        settled = {"patch": sample.patch, "depth": sample.depth}
     return change(run, {"sample": settled, "train": {} if device == "auto" else {"device": device}})
 
 
@@ -218,7 +221,9 @@ def _key(run: PlannedRun) -> str:
     if not isinstance(settings, Recipe):
         return f"{settings.learner} on {settings.features}"
     net = settle_network(settings.model)
-    return f"{net.decoder} {net.encoder} {net.in_channels} {net.encoder_depth} {choose_precision(settings.train)}"
+    volumes = f" 3D {net.reach_from} {settings.sample.depth}" if net.dimensions == 3 else ""
+    same = f"{net.decoder} {net.encoder} {net.in_channels} {net.encoder_depth} {choose_precision(settings.train)}"
+    return same + volumes
 
 
 def _rung(run: PlannedRun) -> Rung:

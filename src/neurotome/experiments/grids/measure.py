@@ -128,14 +128,14 @@ def measure_network(dataset: Dataset, run: PlannedRun) -> NetSpeed:
     module = prepare(dataset, settled)
     ready = time.monotonic()
     sample, channels = settled.recipe.sample, int(settled.recipe.model.in_channels)
-    patch = int(sample.patch)
+    patch, depth = int(sample.patch), module.sampler.depth
     device = choose_device(settled.recipe.train.device)
     is_gpu = device.startswith("cuda")
     sizes = ((FEW, patch), (sample.batch, patch)) if is_gpu else ((FEW, min(SMALL_EDGE, patch)), (FEW, patch))
     times = {}
     for batch, edge in sizes:
         asked = dataclasses.replace(sample, batch=batch, patch=edge)
-        module.sampler = PatchSampler(dataset, asked, module.predictor.normalization, channels, run.seed)
+        module.sampler = PatchSampler(dataset, asked, module.predictor.normalization, channels, run.seed, None, depth)
         # the fastest: other work on the machine only ever adds, and networks must be priced alike
         times[batch * edge**2] = min(time_steps(module, groups=3, group=3 if is_gpu else 1).seconds)
     step, pixel = split_time(times)

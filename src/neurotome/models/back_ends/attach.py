@@ -44,6 +44,8 @@ def attach_back_end(predictor: NetPredictor, back_end: BackEnd, ranges: Ranges |
         return dataclasses.replace(predictor, runtime=_build_torch(predictor))
     if predictor.device.type != "cpu":
         raise SettingsError(f"back end {back_end} runs on a CPU; on {predictor.device} use torch, or give --device cpu.")
+    if predictor.halo_zyx[0]:
+        raise ModelError(f"back end {back_end} cannot run a network of 3 dimensions; use --back-end torch.")
     if not is_installed(back_end):
         extra, packages = NEEDED[back_end.removesuffix("-int8")]
         raise SettingsError(f"back end {back_end} needs {', '.join(packages)}: pip install 'neurotome[{extra}]'")

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from neurotome.models.net import Network
+from neurotome.models.inflated import SliceConv
+from neurotome.models.net import Network, lay_out
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest, at which a folded network counts as the same."""
 
-Convolution = nn.Conv2d | nn.ConvTranspose2d
+Convolution = nn.Conv2d | nn.ConvTranspose2d | SliceConv
 
 
 def fold_network(net: Network, in_channels: int) -> Network:
@@ -39,7 +40,8 @@ def fold_network(net: Network, in_channels: int) -> Network:
         expected, found = plain(images), folded(images)
     same = (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
     chosen = folded if same else plain
-    return chosen.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stub lacks it
+    lay_out(chosen)
+    return chosen
 
 
 def _find_pairs(net: nn.Module, images: Tensor) -> list[tuple[Convolution, nn.BatchNorm2d]]:

@@ -1,0 +1,108 @@
+"""What seeing volumes brings at equal time: networks of slices, of three neighbouring slices, and of volumes.
+
+    OMP_NUM_THREADS=1 python benchmarks/three_dimensions.py --seconds 150 --seeds 0 1
+
+Every network trains for the same processor seconds (those of the process, so that other work on the machine changes
+little) on the same phantom volumes, in steps of as many voxels, and labels the same test volumes of other seeds. How many
+steps that is is found beforehand, by the difference between a few steps and some more. The weights of the last step are
+kept; nothing is validated.
+What is done is kept in OUT, a file for each network and seed; delete it after a change of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from printed_tables import show
+
+from neurotome.atomic import write_json
+from neurotome.datasets.base import Dataset
+from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
+from neurotome.experiments.evaluate import score_split
+from neurotome.experiments.run_network import train_and_score
+from neurotome.load import load_predictor
+from neurotome.models.networks import ModelSettings
+from neurotome.training.prepare import prepare, settle_recipe
+from neurotome.training.recipe import Recipe, TrainSettings
+from neurotome.training.sampler import SampleSettings
+from neurotome.training.timing import time_steps
+
+EDGE, DEPTH, VOLUMES = 64, 8, 2
+SLICES = SampleSettings(patch=EDGE, batch=VOLUMES * DEPTH)
+ARMS = {
+    "2D": (ModelSettings(encoder_depth=3), SLICES),
+    "2D, 3 slices": (ModelSettings(encoder_depth=3, in_channels=3), SLICES),
+    "3D": (ModelSettings(encoder_depth=3, dimensions=3), SampleSettings(patch=EDGE, depth=DEPTH, batch=VOLUMES)),
+}
+EPOCH = 10  # steps
+TEST_SEEDS = (101, 102)
+
+
+def make_data() -> Dataset:
+    made = make_phantom(PhantomSettings(seed=100, train_depth=24, val_depth=1, test_depth=1))
+    tests = [make_phantom(PhantomSettings(seed=seed, train_depth=1, val_depth=1, test_depth=8)) for seed in TEST_SEEDS]
+    named = [
+        dataclasses.replace(cutout, volume=dataclasses.replace(cutout.volume, name=f"{cutout.name}_{number}"))
+        for number, test in enumerate(tests)
+        for cutout in test.split("test")
+    ]
+    return dataclasses.replace(made, splits={"train": made.split("train"), "test": tuple(named)})
+
+
+def make_recipe(arm: str, seed: int, epochs: int) -> Recipe:
+    model, sample = ARMS[arm]
+    train = TrainSettings(epochs=epochs, steps_per_epoch=EPOCH, keep="last", checkpoint_every="", seed=seed, device="cpu")
+    return Recipe(model=model, sample=sample, train=train)
+
+
+def measure_step(data: Dataset, arm: str) -> float:
+    """Processor seconds of a step."""
+    module, spent = prepare(data, settle_recipe(data, make_recipe(arm, 0, 1))), []
+    for steps in (2, 12):
+        begun = time.process_time()
+        time_steps(module, groups=1, group=steps)
+        spent.append(time.process_time() - begun)
+    return (spent[1] - spent[0]) / 10
+
+
+def run_arm(data: Dataset, arm: str, seed: int, seconds: float) -> dict[str, float | int | str]:
+    step = measure_step(data, arm)
+    epochs = max(1, round(seconds / step / EPOCH))
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.process_time()
+        run = train_and_score(data, "phantom", Path(folder) / "run", make_recipe(arm, seed, epochs), splits=())
+        spent = time.process_time() - begun
+        begun = time.process_time()
+        scores = score_split(load_predictor(run.folder, "cpu"), data, "test")
+    f1 = {name: scores["per_class"][name]["f1"] for name in scores["classes"]}
+    predicting = time.process_time() - begun
+    cost = {"arm": arm, "seed": seed, "steps": epochs * EPOCH, "training": spent, "predicting": predicting}
+    return cost | f1 | {"macro": scores["macro"]["f1"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=150, help="processor seconds of a training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--out", type=Path, default=Path("runs/three_dimensions"))
+    asked = parser.parse_args()
+    data, rows = make_data(), []
+    for seed in asked.seeds:
+        for arm in asked.arms:
+            path = asked.out / f"{arm.replace(', ', '_').replace(' ', '_')}-{seed}-{asked.seconds:g}.json"
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, run_arm(data, arm, seed, asked.seconds))
+            found = json.loads(path.read_text())
+            rows.append([f"{v:.3f}" if isinstance(v, float) else str(v) for v in found.values()])
+    show("Equal processor seconds", list(found), rows)
+
+
+if __name__ == "__main__":
+    main()
