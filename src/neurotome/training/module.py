@@ -5,6 +5,7 @@ Steps and epochs are counted here and not by Lightning, whose own count begins a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,23 +20,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neurotome.augment import AugmentSettings, augment
-from neurotome.datasets.base import Cutout
+from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import TrainingError
 from neurotome.metrics import confusion, scores
 from neurotome.models.net import Network
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.predictor import TILE, predict_slice
+from neurotome.training.across import ShareStatistics
 from neurotome.training.average import MovingAverage
 from neurotome.training.machine import choose_machine, compile_forward
+from neurotome.training.rank import Rank
 from neurotome.training.resident import ResidentImages
 from neurotome.training.sampler import PatchSampler, group_slices
 from neurotome.training.schedule import schedule_factor
 
 if TYPE_CHECKING:
-    from neurotome.training.recipe import TrainSettings
+    from neurotome.training.recipe import Recipe, TrainSettings
 
-DROPOUT = 1 << 62
-"""Added to the seed of a step for what the network itself draws, so that augmentation and dropout do not draw alike."""
+DROPOUT, OF_RANK = 1 << 62, 1 << 52
+"""Added to the seed of a step for what the network itself draws, and for each rank once more, so that augmentation and
+dropout do not draw alike, nor dropout on two ranks."""
 
 TOGETHER = {"cpu": 1 << 17, "cuda": TILE**2}
 """Most pixels of slices that are validated together. On one core, 8 slices of 128 x 128 take 0.7 of the time that they take
@@ -59,6 +63,8 @@ class SegmentationModule(lightning.LightningModule):
     """A network in training.
 
     Attributes:
+        rank: Which part of every batch and of the validation is done here; the network is the same on all ranks.
+        origin: What another process makes the same module of; None where only this one is meant to have it.
         predictor: The network that is validated and saved: the trained one, or its moving average.
         machine: What was chosen for the hardware.
         resident: The training images, if they are on the device.
@@ -79,8 +85,11 @@ class SegmentationModule(lightning.LightningModule):
         validation: Sequence[tuple[Cutout, int]],
         augment_settings: AugmentSettings,
         settings: TrainSettings,
+        rank: Rank,
+        origin: tuple[Dataset, Recipe] | None = None,
     ) -> None:
         super().__init__()
+        self.rank, self.origin = rank, origin
         self.net = predictor.net
         self.predictor = predictor
         self.average: MovingAverage | None = None
@@ -116,6 +125,7 @@ class SegmentationModule(lightning.LightningModule):
         self.stale = 0
         self.seconds = 0.0
         self.clock: float | None = None
+        self.told: float | None = None
         self.restored: Mapping[str, Any] = {}
         self.last_loss = math.nan
 
@@ -128,8 +138,18 @@ class SegmentationModule(lightning.LightningModule):
         return self.elapsed() / self.settings.max_seconds if self.settings.max_seconds else 0.0
 
     def elapsed(self) -> float:
-        """Returns the seconds spent training, all sessions together."""
+        """Returns the seconds spent training, all sessions together; with other ranks, as of when they last met."""
+        return self._read_clock() if self.told is None else self.told
+
+    def _read_clock(self) -> float:
         return self.seconds + (time.monotonic() - self.clock if self.clock is not None else 0.0)
+
+    def meet(self, *values: float) -> list[float]:
+        """Returns the largest of what the ranks give; they go by one time from here on until they meet again."""
+        if self.rank.count == 1:
+            return list(values)
+        self.told, *largest = self.rank.agree([self._read_clock(), *values])
+        return largest
 
     def is_over(self) -> bool:
         """Says whether the training has come to its end, which it does with an epoch."""
@@ -204,6 +224,7 @@ class SegmentationModule(lightning.LightningModule):
             self.trainer.precision_plugin.load_state_dict(self.restored["precision"])
             self.restored = {}
         self.clock = time.monotonic()
+        self.meet()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Sets the learning rate from the share of training that is done; keeps frozen statistics frozen."""
@@ -220,9 +241,19 @@ class SegmentationModule(lightning.LightningModule):
         generator = torch.Generator().manual_seed(seed)
         # only the network runs in mixed precision: rounded to 8 bits, deformations jump and losses lose their small terms
         with torch.autocast(self.device.type, enabled=False):
-            images, labels = augment(images, labels, self.augment_settings, self.predictor.classes.ignore, generator)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            seed_device(seed + DROPOUT, self.device)
+            here, count = len(images), len(images) * self.rank.count
+            images, labels = augment(
+                images,
+                labels,
+                self.augment_settings,
+                self.predictor.classes.ignore,
+                generator,
+                here * self.rank.number,
+                count,
+            )
+        shared = ShareStatistics(self.rank) if self.shares_statistics else contextlib.nullcontext()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), shared:
+            seed_device(seed + DROPOUT + OF_RANK * self.rank.number, self.device)
             logits = (self.compiled or self.net)(images.contiguous(memory_format=torch.channels_last))
         with torch.autocast(self.device.type, enabled=False):
             loss = self.loss(logits.float(), labels)
@@ -230,6 +261,11 @@ class SegmentationModule(lightning.LightningModule):
         if len(self.losses) % self.look_every == 0:
             self.check_losses()
         return loss
+
+    @property
+    def shares_statistics(self) -> bool:
+        """Whether batch normalisation has to be told of the other ranks; on a GPU its layers have been exchanged."""
+        return self.rank.count > 1 and self.device.type == "cpu"
 
     @property
     def look_every(self) -> int:
@@ -279,7 +315,8 @@ class SegmentationModule(lightning.LightningModule):
     def validate(self, check: Callable[[], None]) -> tuple[NDArray[np.int64], float | None]:
         """Predicts the validation slices; returns confusion counts (truth, predicted) and cross-entropy, if there are any.
 
-        `check` is called after each prediction and may end the training by an exception.
+        Each rank predicts its share of them. `check` is called after each prediction, by all ranks equally often, and may
+        end the training by an exception.
         """
         if self.coming is not None:  # where time ended the epoch; a file has one reader at a time
             wait([self.coming])
@@ -287,19 +324,25 @@ class SegmentationModule(lightning.LightningModule):
         counts = np.zeros((len(classes),) * 2, np.int64)
         self.predictor.net.eval()
         with self.trainer.precision_plugin.val_step_context():
-            for group in group_slices(self.validation, TOGETHER.get(self.device.type, 0)):
-                images = [self.scales[id(c)].apply(c.volume.read_context(z, self.predictor.in_channels)) for c, z in group]
-                found = predict_slice(self.predictor, np.stack(images))
+            groups = list(group_slices(self.validation, TOGETHER.get(self.device.type, 0)))
+            for first in range(0, len(groups), self.rank.count):
+                for group in groups[first : first + self.rank.count][self.rank.number : self.rank.number + 1]:
+                    images = [
+                        self.scales[id(c)].apply(c.volume.read_context(z, self.predictor.in_channels)) for c, z in group
+                    ]
+                    found = predict_slice(self.predictor, np.stack(images))
+                    for (cutout, z), probs in zip(group, found, strict=True):
+                        truth = cutout.read_labels(z)
+                        counts += confusion(truth, probs.argmax(0), classes)
+                        known = truth != classes.ignore
+                        right = np.take_along_axis(probs, np.where(known, truth, 0)[None], 0)[0][known]
+                        surprise -= float(np.log(np.maximum(right, 1e-12)).sum(dtype=np.float64))
+                        pixels += int(known.sum())
                 check()
-                for (cutout, z), probs in zip(group, found, strict=True):
-                    truth = cutout.read_labels(z)
-                    counts += confusion(truth, probs.argmax(0), classes)
-                    known = truth != classes.ignore
-                    right = np.take_along_axis(probs, np.where(known, truth, 0)[None], 0)[0][known]
-                    surprise -= float(np.log(np.maximum(right, 1e-12)).sum(dtype=np.float64))
-                    pixels += int(known.sum())
         self.net.train()
-        return counts, surprise / pixels if pixels else None
+        counts = self.rank.count_all(counts)
+        surprise, pixels = self.rank.count_all(np.array([surprise, pixels], np.float64))
+        return counts, float(surprise / pixels) if pixels else None
 
     def add_row(self, validated: tuple[NDArray[np.int64], float | None]) -> None:
         """Adds a row to the history, from what `validate` returned; its scores are empty if nothing was validated."""

@@ -136,11 +136,13 @@ class PatchSampler:
         in_channels: int,
         seed: int,
         replay: tuple[CutoutSource, float] | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         """Counts the classes of every slice of the split train; labels are read slice by slice and never held.
 
         Settings leave nothing to decide; the seed decides a batch together with the step. `replay` is a second source of the
-        same classes, and the share of the patches that come from it, whatever its size.
+        same classes, and the share of the patches that come from it, whatever its size. `part` says which of how many equal
+        parts of every batch is drawn, if not all of it.
 
         Raises:
             SettingsError: The patch is larger than every image, or data without end are to be drawn in order.
@@ -161,6 +163,7 @@ class PatchSampler:
             )
         count_slices(dataset)  # refuses data without a label
         self.settings, self.in_channels, self.seed = settings, in_channels, seed
+        self.rows = slice(*(settings.batch * number // part[1] for number in (part[0], part[0] + 1)))
         self.scales = normalization
         self.is_changing = dataset.source is not None  # the cutouts are others as training goes on
         self.pools = [Pool(dataset.source or CutoutSource(cutouts), dataset.classes, normalization, edge)]
@@ -170,6 +173,11 @@ class PatchSampler:
         self.share = replay[1] if replay else 0.0
         self.own = min(max(1, round(settings.batch * (1 - self.share))), settings.batch - 1) if replay else settings.batch
         self.tiles = self.pools[0].plan_tiles() if settings.order == "sequential" else []
+
+    @property
+    def own_here(self) -> int:
+        """How many of the `own` patches of a batch are in this part of it."""
+        return len(range(self.own)[self.rows])
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
@@ -235,11 +243,11 @@ class PatchSampler:
         return images, labels
 
     def list_places(self, step: int, depth: int | None = None) -> list[tuple[Pool, Place]]:
-        """Returns where the patches of batch number `step` begin, of 3D ones if there is a depth."""
+        """Returns where the patches of batch number `step`, or of the part, begin; of 3D ones if there is a depth."""
         if self.settings.order == "sequential":
             tiles = self.tiles if depth is None else self.pools[0].plan_tiles(depth)
             first = step % -(-len(tiles) // self.settings.batch) * self.settings.batch
-            return [(self.pools[0], place) for place in tiles[first : first + self.settings.batch]]
+            return [(self.pools[0], place) for place in tiles[first : first + self.settings.batch]][self.rows]
         for pool in self.pools:
             pool.follow(step)
         generator = np.random.default_rng([self.seed, step])
@@ -248,7 +256,7 @@ class PatchSampler:
             pool = self.pools[int(number >= self.own)]
             place = pool.draw(generator, self.settings.rare)
             places.append((pool, place if depth is None else pool.deepen(place, depth, generator)))
-        return places
+        return places[self.rows]
 
 
 def _tile_starts(size: int, edge: int) -> list[int]:
