@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ def work_together(rank: Rank, is_cuda: bool, work: Callable[..., None], argument
         port = int(server.getsockname()[1])
         helpers = []
         for number in range(1, rank.count):
-            helpers.append(_start(Rank(number, rank.count), (port, is_cuda, share, work, arguments)))
+            helpers.append(_start(Rank(number, rank.count), is_cuda, (port, share, work, arguments)))
             ending.callback(_end, helpers[-1])
         torch.set_num_threads(share)
         ending.callback(torch.set_num_threads, threads)
@@ -92,10 +93,19 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("gloo", "nccl", "connection"))
 
 
-def _start(rank: Rank, arguments: tuple[Any, ...]) -> _Helper:
-    context = multiprocessing.get_context("spawn")  # what has spoken to a GPU or started threads cannot be forked
+def _choose_context(is_cuda: bool) -> ForkServerContext | SpawnContext:
+    """Returns how processes are made: this one has threads and cannot be forked, but one that only imports can."""
+    if is_cuda or "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["neurotome.training.preloaded"])
+    return context
+
+
+def _start(rank: Rank, is_cuda: bool, arguments: tuple[Any, ...]) -> _Helper:
+    context = _choose_context(is_cuda)
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_enter, args=(rank, theirs, *arguments), name=f"rank-{rank.number}")
+    process = context.Process(target=_enter, args=(rank, theirs, is_cuda, *arguments), name=f"rank-{rank.number}")
     process.start()
     theirs.close()
     return _Helper(rank.number, process, ours)
@@ -133,11 +143,12 @@ def _to_error(helper: _Helper, word: str) -> BaseException:
 
 
 def _enter(
-    rank: Rank, pipe: Connection, port: int, is_cuda: bool, threads: int, work: Callable[..., None], arguments: Sequence[Any]
+    rank: Rank, pipe: Connection, is_cuda: bool, port: int, threads: int, work: Callable[..., None], arguments: Sequence[Any]
 ) -> None:
     """Is what a helper does; it is silent, because the first rank says all that is to be said."""
     threading.Thread(target=end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # until it listens
+        signal.signal(number, signal.SIG_DFL)
     sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # for as long as it lives
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)

@@ -68,6 +68,7 @@ class Together(DDPStrategy):
 def make_strategy(rank: Rank) -> DDPStrategy:
     """Returns Lightning's strategy of a rank.
 
-    Statistics are the same on all ranks and need not be sent; some networks have weights that no output depends on.
+    Statistics are the same on all ranks and need not be sent. Some networks have weights that no output depends on, which
+    the first step shows: they are the same at every step.
     """
-    return Together(cluster_environment=Connected(rank), broadcast_buffers=False, find_unused_parameters=True)
+    return Together(cluster_environment=Connected(rank), broadcast_buffers=False, static_graph=True)
