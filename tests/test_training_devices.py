@@ -1,17 +1,23 @@
-"""A training with two processes on the CPU is the training of one: the same batches, and the same weights but for rounding."""
+"""A training with two processes on the CPU is that of one: the same batches, and the same weights but for rounding."""
 
+import contextlib
+import copy
 import dataclasses
 import multiprocessing
 import os
 import signal
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import TINY, build, make_dataset, run, write_dataset
+from conftest import build, make_dataset
 from neurotome.augment import AugmentSettings, augment
+from neurotome.classes import ClassSet
 from neurotome.datasets.base import CutoutSource
 from neurotome.errors import SettingsError, TrainingError
 from neurotome.experiments.run_network import train_and_score
@@ -20,8 +26,9 @@ from neurotome.models.networks import ModelSettings
 from neurotome.normalize import Normalization
 from neurotome.runs import Run
 from neurotome.stopping import TerminatedError
-from neurotome.training.across import ShareStatistics
+from neurotome.training.across import ShareStatistics, add_up
 from neurotome.training.checkpoints import list_checkpoints
+from neurotome.training.machine import choose_devices
 from neurotome.training.prepare import settle_recipe
 from neurotome.training.rank import Rank
 from neurotome.training.recipe import Recipe, TrainSettings
@@ -29,7 +36,6 @@ from neurotome.training.sampler import PatchSampler, SampleSettings
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a training has one device there")
 
-TWO = dataclasses.replace
 SETTINGS = TrainSettings(
     epochs=2,
     steps_per_epoch=3,
@@ -44,13 +50,13 @@ SETTINGS = TrainSettings(
 )
 
 
+def make_recipe(devices):
+    model = ModelSettings("linknet", "mobilenetv3_small_050", encoder_depth=3)
+    return Recipe(model, SampleSettings(patch=32, batch=4), train=dataclasses.replace(SETTINGS, devices=devices))
+
+
 def start(folder, devices, on_epoch=None):
-    recipe = Recipe(
-        ModelSettings("linknet", "mobilenetv3_small_050", encoder_depth=3),
-        SampleSettings(patch=32, batch=4),
-        train=dataclasses.replace(SETTINGS, devices=devices),
-    )
-    return train_and_score(make_dataset(slices=2), "toy", folder, recipe, ("val",), on_epoch=on_epoch)
+    return train_and_score(make_dataset(slices=2), "toy", folder, make_recipe(devices), ("val",), on_epoch=on_epoch)
 
 
 def load_weights(folder):
@@ -98,9 +104,7 @@ def test_two_processes_come_to_the_weights_of_one(tmp_path, alone, monkeypatch, 
     assert "training on cpu, 2 processes, " in said
     assert said.count("training: done") == 1
     assert_close(tmp_path / "two", alone)
-    first = {key: value for key, value in build(make_dataset(slices=2), Recipe(
-        ModelSettings("linknet", "mobilenetv3_small_050", encoder_depth=3), SampleSettings(patch=32, batch=4), train=SETTINGS
-    )).net.state_dict().items()}
+    first = build(make_dataset(slices=2), make_recipe(1)).net.state_dict()
     moved = [(load_weights(alone)[f"net.{key}"] - value).abs().max().item() for key, value in first.items()]
     assert np.median(moved) > 1e-4
     assert not multiprocessing.active_children()
@@ -133,3 +137,158 @@ def test_one_process_goes_on_in_two_and_the_reverse_and_a_warning_to_any_is_hear
     assert torch.load(list_checkpoints(tmp_path / "run" / "checkpoints")[0], weights_only=True)["step"] in (4, 5)
     start(tmp_path / "run", 1)
     assert_close(tmp_path / "run", alone)
+
+
+class ThreadRank(Rank):
+    """One of two ranks that are threads, and leave for each other what is to be added up."""
+
+    def __init__(self, number, barrier, left):
+        super().__init__(number, 2)
+        self.barrier, self.left = barrier, left
+
+    def reduce(self, values):
+        self.left[self.number] = values.clone()
+        self.barrier.wait(60)
+        values.copy_(self.left[0] + self.left[1])
+        self.barrier.wait(60)
+        return values
+
+
+def do_with_two(work):
+    """Returns what `work` returns for each of two ranks."""
+    barrier, left = threading.Barrier(2), [None, None]
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(lambda number: work(ThreadRank(number, barrier, left)), range(2)))
+
+
+def make_batch():
+    """Logits and labels of four images, of which the first half is labelled much less than the second."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (4, 8, 8), generator=generator)
+    labels[0], labels[1, :6], labels[2, 0] = 255, 255, 255
+    labels[:2][labels[:2] == 2] = 0
+    return torch.randn(4, 3, 8, 8, generator=generator), labels
+
+
+@pytest.mark.parametrize("own", [None, 1, 3])
+@pytest.mark.parametrize("terms", [*NAMES, "focal + 0.5*dice"])
+def test_the_loss_of_two_parts_is_that_of_the_batch_and_so_is_its_gradient(terms, own):
+    logits, labels = make_batch()
+    settings, classes, counts = LossSettings(terms), ClassSet(("a", "b", "c")), np.ones(3, np.int64)
+
+    def differentiate(loss, logits, labels, own):
+        if own is not None:
+            loss = weigh_rehearsal(loss, own, 0.5, [1])
+        logits = logits.clone().requires_grad_()
+        value = loss(logits, labels)
+        value.backward()
+        return value.item(), logits.grad
+
+    def work(rank):
+        rows = slice(2 * rank.number, 2 * rank.number + 2)
+        loss = build_loss(settings, classes, counts, partial(add_up, rank))
+        here = None if own is None else len(range(own)[rows])
+        return differentiate(loss, logits[rows], labels[rows], here)
+
+    expected, gradient = differentiate(build_loss(settings, classes, counts), logits, labels, own)
+    (first, one), (second, other) = do_with_two(work)
+    assert first == second == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(torch.cat((one, other)) / 2, gradient, rtol=1e-5, atol=1e-9)  # which are averaged over ranks
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_normalisation_of_two_parts_is_that_of_the_batch(affine):
+    """torch's own layer on the whole batch is the reference, in float64."""
+    images = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 + 7
+    images[:2] += 5
+    net = torch.nn.Sequential(
+        torch.nn.BatchNorm2d(3, affine=affine),
+        torch.nn.Conv2d(3, 2, 3),
+        torch.nn.BatchNorm2d(2, affine=affine, track_running_stats=False),
+        torch.nn.Sigmoid(),
+        torch.nn.BatchNorm2d(2).eval(),  # frozen
+    ).double()
+
+    def run_net(net, images, *within):
+        net, images = copy.deepcopy(net), images.clone().requires_grad_()
+        with contextlib.ExitStack() as stack:
+            for context in within:
+                stack.enter_context(context)
+            made = net(images)
+        (made**3).sum().backward()
+        return made.detach(), images.grad, [p.grad for p in net.parameters()], net.state_dict()
+
+    def work(rank):
+        return run_net(net, images[2 * rank.number : 2 * rank.number + 2], ShareStatistics(rank))
+
+    made, gradient, slopes, state = run_net(net, images)
+    one, other = do_with_two(work)
+    torch.testing.assert_close(torch.cat((one[0], other[0])), made)
+    torch.testing.assert_close(torch.cat((one[1], other[1])), gradient)
+    for first, second, expected in zip(one[2], other[2], slopes, strict=True):
+        torch.testing.assert_close(first + second, expected)
+    for key, value in state.items():
+        torch.testing.assert_close(one[3][key], value)
+        assert torch.equal(one[3][key], other[3][key])
+
+
+def test_a_part_of_a_batch_is_augmented_as_in_the_whole():
+    images = torch.rand(6, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 3, (6, 16, 16), dtype=torch.uint8)
+    settings = AugmentSettings(
+        elastic_probability=0.3, elastic_spacing=8, elastic_pixels=1, blur=1.0, rotate_probability=0.3
+    )
+    for seed in range(12):
+        whole = augment(images, labels, settings, 255, torch.Generator().manual_seed(seed))
+        for first in range(0, 6, 2):
+            rows = slice(first, first + 2)
+            part = augment(images[rows], labels[rows], settings, 255, torch.Generator().manual_seed(seed), first, 6)
+            for found, expected in zip(part, whole, strict=True):
+                torch.testing.assert_close(found, expected[rows], rtol=0, atol=1e-6)
+
+
+def test_parts_of_a_batch_are_drawn_as_the_whole():
+    dataset = make_dataset()
+    replay = (CutoutSource(make_dataset(slices=2).split("val")), 0.4)
+    settings = dataset, SampleSettings(patch=16, batch=6), Normalization("image", 0.0, 1.0, "uint8"), 1, 0, replay
+    whole, parts = PatchSampler(*settings), [PatchSampler(*settings, (number, 3)) for number in range(3)]
+    assert [part.own_here for part in parts] == [2, 2, 0]
+    assert whole.own_here == whole.own == 4
+    for step in (0, 5):
+        drawn = [part.draw(step) for part in parts]
+        for found, expected in zip(zip(*drawn, strict=True), whole.draw(step), strict=True):
+            np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+@pytest.mark.parametrize(
+    ("train", "sample", "message"),
+    [
+        ({"devices": 3}, {}, r"devices is 3, but sample\.batch is 4, .* Use --train\.devices 1, 2, 4, or a --sample\.batch"),
+        ({"devices": 8}, {"batch": 8}, r"devices is 8, but this machine has 4 CPU cores .* Use --train\.devices 4 or auto"),
+        ({"devices": 2}, {"order": "sequential"}, r"devices is 2, but sample\.order is sequential"),
+        ({"devices": 0}, {}, r"train\.devices is 0; out of range"),
+    ],
+)
+def test_impossible_devices_are_refused_before_anything_is_made(monkeypatch, train, sample, message):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    recipe = Recipe(
+        sample=SampleSettings(**{"patch": 32, "batch": 4, **sample}), train=TrainSettings(**{"device": "cpu", **train})
+    )
+    with pytest.raises(SettingsError, match=message):
+        settle_recipe(make_dataset(), recipe)
+
+
+def test_devices_are_chosen_by_what_is_there(monkeypatch):
+    def choose(batch, **train):
+        return choose_devices(TrainSettings(**train), SampleSettings(patch=32, batch=batch))
+
+    assert choose(64, device="cpu") == 1
+    monkeypatch.setattr("neurotome.models.net.choose_device", lambda name: "cuda" if name == "auto" else name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 6)
+    assert [choose(batch) for batch in (8, 16, 64, 96)] == [1, 2, 4, 6]
+    assert choose(64, device="cuda:1") == 1
+    assert choose(6, devices=6) == 6
+    with pytest.raises(SettingsError, match=r"devices is 2, but this machine has one device cuda:1 to train on"):
+        choose(64, device="cuda:1", devices=2)
+    with pytest.raises(SettingsError, match=r"devices is 8, but this machine has 6 GPUs"):
+        choose(64, devices=8)
