@@ -5,11 +5,14 @@ import copy
 import dataclasses
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ import torch
 from conftest import build, make_dataset
 from neurotome.augment import AugmentSettings, augment
 from neurotome.classes import ClassSet
+from neurotome.cli import make_app
 from neurotome.datasets.base import CutoutSource
 from neurotome.errors import SettingsError, TrainingError
 from neurotome.experiments.run_network import train_and_score
@@ -292,3 +296,21 @@ def test_devices_are_chosen_by_what_is_there(monkeypatch):
         choose(64, device="cuda:1", devices=2)
     with pytest.raises(SettingsError, match=r"devices is 8, but this machine has 6 GPUs"):
         choose(64, devices=8)
+
+
+@pytest.mark.parametrize(("status", "is_requeued"), [(0, False), (1, False), (143, True)])
+def test_the_slurm_script_goes_on_where_it_was_warned_and_nowhere_else(tmp_path, status, is_requeued):
+    page = (Path(__file__).resolve().parents[1] / "docs/cluster.md").read_text()
+    (script,) = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", page, re.DOTALL)
+    for name, does in {"srun": f'printf "%s\\n" "$@" > asked; exit {status}', "scontrol": 'echo "$@" > requeued'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "16", "SLURM_JOB_ID": "7"}
+    assert subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=False).returncode == status
+    assert (tmp_path / "requeued").exists() == is_requeued
+    if is_requeued:
+        assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    cores, program, *command = (tmp_path / "asked").read_text().split()
+    assert (cores, program) == ("--cpus-per-task=16", "neurotome")
+    recipe = make_app().parse_args(command)[1].arguments["recipe"]
+    assert (recipe.train.devices, recipe.sample.batch) == (4, 64)
