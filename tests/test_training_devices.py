@@ -270,6 +270,7 @@ def test_parts_of_a_batch_are_drawn_as_the_whole():
         ({"devices": 3}, {}, r"devices is 3, but sample\.batch is 4, .* Use --train\.devices 1, 2, 4, or a --sample\.batch"),
         ({"devices": 8}, {"batch": 8}, r"devices is 8, but this machine has 4 CPU cores .* Use --train\.devices 4 or auto"),
         ({"devices": 2}, {"order": "sequential"}, r"devices is 2, but sample\.order is sequential"),
+        ({"devices": 2, "compile": "on"}, {}, r"devices is 2, but train\.compile is on"),
         ({"devices": 0}, {}, r"train\.devices is 0; out of range"),
     ],
 )

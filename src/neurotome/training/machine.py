@@ -126,6 +126,11 @@ def choose_devices(settings: TrainSettings, sample: SampleSettings) -> int:
             f"{what} sample.order is sequential, whose last batch cannot be shared equally. Use --train.devices 1, or "
             "--sample.order random."
         )
+    if device == "cpu" and settings.compile == "on":
+        raise SettingsError(
+            f"{what} train.compile is on, and on a CPU a compiled network would not share the statistics of its batches. "
+            "Use --train.compile off or --train.devices 1."
+        )
     if sys.platform == "win32":
         raise SettingsError(f"{what} on Windows a training has one. Use --train.devices 1.")
     return asked
