@@ -13,6 +13,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -234,6 +235,28 @@ def test_batch_normalisation_of_two_parts_is_that_of_the_batch(affine):
     for key, value in state.items():
         torch.testing.assert_close(one[3][key], value)
         assert torch.equal(one[3][key], other[3][key])
+
+
+def test_validation_counts_every_slice_once_whoever_predicts_it(monkeypatch):
+    monkeypatch.setattr("neurotome.models.net.measure_halo", lambda *_: (64, True))
+    monkeypatch.setattr("neurotome.training.module.TOGETHER", {"cpu": 0})  # three slices for two: one is left over
+    checks = []
+
+    modules = [build(make_dataset(slices=2), make_recipe(1)) for _ in range(3)]
+
+    def validate(rank):
+        module = modules[rank.number + rank.count - 1]
+        module.rank = rank
+        module.trainer = SimpleNamespace(precision_plugin=SimpleNamespace(val_step_context=contextlib.nullcontext))
+        return module.validate(lambda: checks.append(rank.count))
+
+    counts, loss = validate(Rank())
+    found = do_with_two(validate)
+    for all_counts, all_loss in found:
+        np.testing.assert_array_equal(all_counts, counts)
+        assert all_loss == pytest.approx(loss, rel=1e-9)
+    assert counts.sum() == 3 * 45 * 64  # three rows of each slice are not labelled
+    assert sorted(checks) == [1] * 3 + [2] * 4
 
 
 def test_a_part_of_a_batch_is_augmented_as_in_the_whole():

@@ -63,7 +63,7 @@ class Rank:
             back_end = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
             dist.init_process_group(back_end, store=store, rank=self.number, world_size=self.count)
             # of its own: gradients are on their way in the other one at the same time
-            self.group = dist.new_group(backend=back_end)
+            self.group = dist.new_group()
         try:
             yield
         finally:
