@@ -16,9 +16,15 @@ from neurotome.models.model_folder import save_model
 from neurotome.progress import Progress
 from neurotome.runs import Run
 from neurotome.runs.environment import measure_peak_memory
-from neurotome.training.checkpoints import list_checkpoints, read_checkpoint, take_newest, write_checkpoint
+from neurotome.training.checkpoints import (
+    list_checkpoints,
+    read_checkpoint,
+    shrink_checkpoint,
+    take_newest,
+    write_checkpoint,
+)
 from neurotome.training.listener import Listener, StoppedError
-from neurotome.training.module import SegmentationModule, shrink_checkpoint
+from neurotome.training.module import SegmentationModule
 
 OnEpoch = Callable[[Mapping[str, float | None], float], None]
 """Is told an epoch's row of metrics.csv and the share of the training that is done."""

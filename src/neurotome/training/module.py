@@ -28,6 +28,7 @@ from neurotome.models.net_predictor import NetPredictor
 from neurotome.predictor import TILE, predict_slice
 from neurotome.training.across import ShareStatistics
 from neurotome.training.average import MovingAverage
+from neurotome.training.checkpoints import AVERAGED
 from neurotome.training.machine import choose_machine, compile_forward
 from neurotome.training.rank import Rank
 from neurotome.training.resident import ResidentImages
@@ -44,9 +45,6 @@ dropout do not draw alike, nor dropout on two ranks."""
 TOGETHER = {"cpu": 1 << 17, "cuda": TILE**2}
 """Most pixels of slices that are validated together. On one core, 8 slices of 128 x 128 take 0.7 of the time that they take
 one by one, 4 of 256 x 256 as long, and 16 of these 1.1 times as long; a GPU is not busy with few."""
-
-AVERAGED = "average.module."
-"""What the names of averaged weights begin with in a checkpoint, where those of the others begin with `net.`"""
 
 
 class BatchStream:
@@ -251,7 +249,9 @@ class SegmentationModule(lightning.LightningModule):
                 here * self.rank.number,
                 count,
             )
-        shared = ShareStatistics(self.rank) if self.shares_statistics else contextlib.nullcontext()
+        # on a GPU the layers that need it have been exchanged
+        is_shared = self.rank.count > 1 and self.device.type == "cpu"
+        shared = ShareStatistics(self.rank) if is_shared else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), shared:
             seed_device(seed + DROPOUT + OF_RANK * self.rank.number, self.device)
             logits = (self.compiled or self.net)(images.contiguous(memory_format=torch.channels_last))
@@ -261,11 +261,6 @@ class SegmentationModule(lightning.LightningModule):
         if len(self.losses) % self.look_every == 0:
             self.check_losses()
         return loss
-
-    @property
-    def shares_statistics(self) -> bool:
-        """Whether batch normalisation has to be told of the other ranks; on a GPU its layers have been exchanged."""
-        return self.rank.count > 1 and self.device.type == "cpu"
 
     @property
     def look_every(self) -> int:
@@ -403,18 +398,3 @@ def seed_device(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
-
-
-def shrink_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Returns a checkpoint of about half the size, for a run that is finished and may be prolonged.
-
-    It lacks the average of the weights, which after a finished schedule is close to them and begins there again, and holds
-    the optimiser's memory in 16 bit.
-    """
-    weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith(AVERAGED)}
-    optimizer = checkpoint["optimizer"]
-    moments = {
-        number: {key: value.bfloat16() if getattr(value, "ndim", 0) else value for key, value in state.items()}
-        for number, state in optimizer["state"].items()
-    }
-    return {**checkpoint, "state_dict": weights, "optimizer": {**optimizer, "state": moments}}
