@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +35,8 @@ def test_same_seed_same_voxels_on_any_number_of_workers(workers: int) -> None:
     alone, shared = PhantomStream(SMALL), PhantomStream(replace(SMALL, workers=workers))
     for step in (0, 3, 8):
         assert voxels(shared.window(step)) == voxels(alone.window(step))
+    sent = pickle.loads(pickle.dumps(shared))  # as to another process, which has workers of its own
+    assert voxels(sent.window(8)) == voxels(alone.window(8))
 
 
 def test_a_run_that_goes_on_draws_from_the_same_tissue() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
@@ -191,6 +192,15 @@ def test_a_label_volume_with_few_labelled_slices_is_the_same_as_a_list_of_them(s
     assert first.digests == second.digests
     for got, expected in zip(draw(open_dataset(sparse), 3), draw(open_dataset(listed), 3), strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_another_process_reads_the_same(kind: str, request: pytest.FixtureRequest) -> None:
+    """A training on several devices sends its dataset to the others; here it is sent and comes back."""
+    dataset = open_dataset(request.getfixturevalue(kind))
+    sent = pickle.loads(pickle.dumps(dataset))
+    for got, wanted in zip(draw(sent, 3), draw(dataset, 3), strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_slices_may_be_the_files_of_a_folder(sparse: Path) -> None:

@@ -127,8 +127,9 @@ def test_other_settings_are_refused_and_all_named(trained):
         assert words in str(refused.value)
     with pytest.raises(RunError, match=r"the run of a network \(train\); asked for is a pixel classifier"):
         trained.check(CONFIG, make_record(kind="pixels"))
-    # how often a checkpoint is written makes no other run
-    assert trained.check({**CONFIG, "train": {**CONFIG["train"], "checkpoint_every": "1m"}}, make_record()) == []
+    # how often a checkpoint is written makes no other run, nor where the images lie and how many devices share a batch
+    harmless = {"checkpoint_every": "1m", "data_on_device": "on", "devices": 2}
+    assert trained.check({**CONFIG, "train": {**CONFIG["train"], **harmless}}, make_record()) == []
     assert list_files(trained) == before
 
 
@@ -221,7 +222,7 @@ def test_methods_differ_by_settings_data_and_origin_but_not_by_seeds():
     plain = digest()
     assert plain == digest({**CONFIG, "train": {"epochs": 2, "seed": 1}}, seed=1)
     assert plain == digest({**CONFIG, "dataset": "elsewhere", "init": "any"})
-    assert plain == digest({**CONFIG, "train": {**CONFIG["train"], "checkpoint_every": "1m"}})
+    assert plain == digest({**CONFIG, "train": {**CONFIG["train"], "checkpoint_every": "1m", "devices": 2}})
     assert plain == digest(dataset=make_dataset(test=(IMAGE, [[1, 0, 1], [0, 255, 1]])))
     others = [
         digest({**CONFIG, "train": {"epochs": 3, "seed": 0}}),

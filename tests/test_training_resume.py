@@ -191,7 +191,6 @@ DAMAGES = {
     "empty": lambda path: os.truncate(path, 0),
     "a bit": flip_a_bit,
     "text": lambda path: path.write_text("no checkpoint, but longer than a checksum"),
-    "another training's": lambda path: checkpoints.write_checkpoint(path.parent, 3, {"state_dict": {}}),
 }
 
 
@@ -203,6 +202,20 @@ def test_a_damaged_checkpoint_is_skipped_with_a_message(tmp_path, begun, whole, 
     with pytest.warns(UserWarning, match=message):
         run_fit(make_dataset(), folder, **TWICE_TWO)
     assert_same_training(folder, whole)
+
+
+def test_a_whole_checkpoint_that_cannot_be_taken_up_is_named_and_kept(tmp_path, begun):
+    """Such as another network's: that is nobody's damage, and an older one must not take its place unasked."""
+    folder = shutil.copytree(begun, tmp_path / "run")
+    newest = folder / "checkpoints" / "step-3.ckpt"
+    content = checkpoints.read_checkpoint(newest)
+    for other in ({"state_dict": {}}, {**content, "state_dict": {"net.other": torch.zeros(1)}}):
+        checkpoints.write_checkpoint(newest.parent, 3, other)
+        with pytest.raises(
+            RunError, match=r"step-3\.ckpt: this checkpoint is whole, but the training cannot take it up \(.+\)"
+        ):
+            run_fit(make_dataset(), folder, **TWICE_TWO)
+        assert list_kept(folder) == ["step-3.ckpt", "step-2.ckpt"]
 
 
 def test_it_is_an_error_only_if_no_checkpoint_is_whole(tmp_path, begun, whole):
@@ -243,10 +256,10 @@ def test_a_checksum_guards_every_byte_of_a_checkpoint(tmp_path):
 def test_what_a_file_is_not_to_blame_for_is_no_damage(tmp_path, monkeypatch, error, raised):
     checkpoints.write_checkpoint(tmp_path, 3, {})
 
-    def load(*_, **__):
+    def read(*_):
         raise error
 
-    monkeypatch.setattr(torch, "load", load)
+    monkeypatch.setattr(checkpoints, "_digest", read)
     with pytest.raises(raised):
         checkpoints.take_newest(tmp_path, lambda _: None)
     assert len(checkpoints.list_checkpoints(tmp_path)) == 1

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Generator, Tensor
 
-    Change = Callable[[Tensor, "AugmentSettings", Generator], Tensor]
+    Change = Callable[[Tensor, "AugmentSettings", "Draws"], Tensor]
 else:
     torch = lazy_import("torch")
 
@@ -135,7 +135,13 @@ def scale_augment(settings: AugmentSettings, strength: float) -> AugmentSettings
 
 
 def augment(
-    images: Tensor, labels: Tensor, settings: AugmentSettings, ignore: int, generator: Generator
+    images: Tensor,
+    labels: Tensor,
+    settings: AugmentSettings,
+    ignore: int,
+    generator: Generator,
+    first: int = 0,
+    count: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Transforms every sample of a batch in its own way.
 
@@ -149,6 +155,8 @@ def augment(
         settings: What may happen.
         ignore: Label value that means "not labelled".
         generator: Source of all randomness, on the CPU, so that a seed gives the same draws on every device.
+        first: Where in its batch the first of these samples is, if others of it are elsewhere.
+        count: Samples of that batch; None: these are all. Each is transformed as if all were here.
 
     Returns:
         Images and labels of the same shapes, dtypes and device.
@@ -166,31 +174,51 @@ def augment(
         )
     if not settings.enabled:
         return images, labels
+    draws = Draws(generator, len(images) if count is None else count, slice(first, first + len(images)))
     if labels.ndim == 4:
-        turned = _chance(len(images), settings.flip_depth, generator)
+        turned = draws.chance(settings.flip_depth)
         images, labels = _move_some(turned, images, labels, lambda batch: batch.flip(-3))
-    images, labels = _flip_and_turn(images, labels, settings, generator)
-    images, labels = _warp(images, labels, settings, ignore, generator)
+    images, labels = _flip_and_turn(images, labels, settings, draws)
+    images, labels = _warp(images, labels, settings, ignore, draws)
     if settings.blur:
-        images = _change_some(images, settings, generator, _blur)
-    images = _change_contrast(images, settings, generator)
+        images = _change_some(images, settings, draws, _blur)
+    images = _change_contrast(images, settings, draws)
     if settings.gamma != (1, 1):
-        images = _change_some(images, settings, generator, _change_gamma)
+        images = _change_some(images, settings, draws, _change_gamma)
     if settings.noise:
-        images = _change_some(images, settings, generator, _add_noise)
+        images = _change_some(images, settings, draws, _add_noise)
     return images, labels
 
 
-def _uniform(count: int, low: float, high: float, generator: Generator) -> Tensor:
-    return low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
+class Draws:
+    """What is drawn for the samples of a batch, of which only some, `rows`, may be here.
 
+    It is drawn for all of them, so that those here get the same wherever the others are.
+    """
 
-def _log_uniform(count: int, bounds: tuple[float, float], generator: Generator) -> Tensor:
-    return _uniform(count, math.log(bounds[0]), math.log(bounds[1]), generator).exp()
+    def __init__(self, generator: Generator, count: int, rows: slice) -> None:
+        self.generator, self.count, self.rows = generator, count, rows
 
+    def uniform(self, low: float, high: float) -> Tensor:
+        """Returns a number for each sample of the batch, float64."""
+        return low + (high - low) * torch.rand(self.count, generator=self.generator, dtype=torch.float64)
 
-def _chance(count: int, probability: float, generator: Generator) -> Tensor:
-    return torch.rand(count, generator=generator, dtype=torch.float64) < probability
+    def log_uniform(self, bounds: tuple[float, float]) -> Tensor:
+        """Returns a factor for each sample of the batch, float64."""
+        return self.uniform(math.log(bounds[0]), math.log(bounds[1])).exp()
+
+    def chance(self, probability: float) -> Tensor:
+        """Returns for each sample of the batch whether something happens to it."""
+        return torch.rand(self.count, generator=self.generator, dtype=torch.float64) < probability
+
+    def among(self, picked: Tensor) -> tuple[Tensor, Draws]:
+        """Returns which of the samples here are picked, by their places here, and the draws for all that are.
+
+        Args:
+            picked: Places in the batch, increasing.
+        """
+        start, stop = (int((picked < end).sum()) for end in (self.rows.start, self.rows.stop))
+        return picked[start:stop] - self.rows.start, Draws(self.generator, len(picked), slice(start, stop))
 
 
 def _send(values: Tensor, device: torch.device) -> Tensor:
@@ -202,25 +230,25 @@ def _per_sample(values: Tensor, device: torch.device) -> Tensor:
     return _send(values.to(torch.float32), device).view(-1, 1, 1, 1)
 
 
-def _flip_and_turn(images: Tensor, labels: Tensor, settings: AugmentSettings, generator: Generator) -> tuple[Tensor, Tensor]:
+def _flip_and_turn(images: Tensor, labels: Tensor, settings: AugmentSettings, draws: Draws) -> tuple[Tensor, Tensor]:
     """Flips, then turns counter-clockwise; equal to `torch.flip` and `torch.rot90`."""
-    count, _, height, width = images.shape
-    upside = _chance(count, settings.flip_vertical, generator)
-    sideways = _chance(count, settings.flip_horizontal, generator)
+    height, width = images.shape[-2:]
+    upside = draws.chance(settings.flip_vertical)
+    sideways = draws.chance(settings.flip_horizontal)
     if settings.quarter_turns:
         if height != width:
             raise SettingsError(
                 f"augment.quarter_turns needs square patches, found {height} x {width} pixels; take square "
                 "patches or set quarter_turns to false."
             )
-        turns = torch.randint(4, (count,), generator=generator)
+        turns = torch.randint(4, (draws.count,), generator=draws.generator)
         # a quarter turn is a transposition and a flip; a flip before a transposition is the other one after
         transposed = turns % 2 == 1
         upside, sideways = sideways.where(transposed, upside), upside.where(transposed, sideways)
         upside, sideways = upside ^ (turns % 3 != 0), sideways ^ (turns >= 2)
-        images, labels = _move_some(transposed, images, labels, lambda batch: batch.transpose(-1, -2))
-    images, labels = _move_some(upside, images, labels, lambda batch: batch.flip(-2))
-    return _move_some(sideways, images, labels, lambda batch: batch.flip(-1))
+        images, labels = _move_some(transposed[draws.rows], images, labels, lambda batch: batch.transpose(-1, -2))
+    images, labels = _move_some(upside[draws.rows], images, labels, lambda batch: batch.flip(-2))
+    return _move_some(sideways[draws.rows], images, labels, lambda batch: batch.flip(-1))
 
 
 def _move_some(chosen: Tensor, images: Tensor, labels: Tensor, move: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -231,21 +259,19 @@ def _move_some(chosen: Tensor, images: Tensor, labels: Tensor, move: Callable[[T
     return images.index_copy(0, at, move(images[at])), labels.index_copy(0, at, move(labels[at]))
 
 
-def _warp(
-    images: Tensor, labels: Tensor, settings: AugmentSettings, ignore: int, generator: Generator
-) -> tuple[Tensor, Tensor]:
+def _warp(images: Tensor, labels: Tensor, settings: AugmentSettings, ignore: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """Rotates, zooms and deforms the samples that drew any of it."""
-    count = len(images)
-    angle = _uniform(count, *settings.rotate_degrees, generator).deg2rad()
-    angle = angle * _chance(count, settings.rotate_probability, generator)
-    zoom = _log_uniform(count, settings.scale, generator)
-    zoom = zoom.where(_chance(count, settings.scale_probability, generator), 1.0)
-    bend = _chance(count, settings.elastic_probability if settings.elastic_pixels else 0.0, generator)
+    angle = draws.uniform(*settings.rotate_degrees).deg2rad()
+    angle = angle * draws.chance(settings.rotate_probability)
+    zoom = draws.log_uniform(settings.scale)
+    zoom = zoom.where(draws.chance(settings.scale_probability), 1.0)
+    bend = draws.chance(settings.elastic_probability if settings.elastic_pixels else 0.0)
     picked = ((angle != 0) | (zoom != 1) | bend).nonzero()[:, 0]
-    if not len(picked):
+    here, some = draws.among(picked)
+    grid = _build_grid(images, angle[picked], zoom[picked], bend[picked], settings, some)
+    if not len(here):
         return images, labels
-    grid = _build_grid(images, angle[picked], zoom[picked], bend[picked], settings, generator)
-    at = _send(picked, images.device)
+    at = _send(here, images.device)
     sample = torch.nn.functional.grid_sample
     # mirrored tissue beyond the border: a constant would draw an edge that no image has, and the network
     # would see it from the labelled pixels beside it
@@ -262,11 +288,12 @@ def _warp(
 
 
 def _build_grid(
-    images: Tensor, angle: Tensor, zoom: Tensor, bend: Tensor, settings: AugmentSettings, generator: Generator
+    images: Tensor, angle: Tensor, zoom: Tensor, bend: Tensor, settings: AugmentSettings, draws: Draws
 ) -> Tensor:
     """Returns where each pixel of the result comes from, shape (n, y, x, 2), for `align_corners=False`.
 
-    The n samples are turned counter-clockwise by `angle` (radians), enlarged by `zoom`, and deformed where `bend`.
+    The samples are turned counter-clockwise by `angle` (radians), enlarged by `zoom`, and deformed where `bend`; n of them
+    are here.
     """
     height, width = images.shape[-2:]
     device = images.device
@@ -275,13 +302,13 @@ def _build_grid(
     if bend.any():
         rows = _bspline_weights(height, settings.elastic_spacing)
         columns = _bspline_weights(width, settings.elastic_spacing)
-        knots = 2 * torch.rand(len(bend), 2, rows.shape[1], columns.shape[1], generator=generator) - 1
-        knots = knots * (settings.elastic_pixels * bend).to(torch.float32).view(-1, 1, 1, 1)
+        knots = 2 * torch.rand(draws.count, 2, rows.shape[1], columns.shape[1], generator=draws.generator) - 1
+        knots = (knots * (settings.elastic_pixels * bend).to(torch.float32).view(-1, 1, 1, 1))[draws.rows]
         shift = _send(rows, device) @ _send(knots, device) @ _send(columns, device).T
         # in pixels of the result, where zoom cannot make the deformation fold
         y, x = y + shift[:, 0], x + shift[:, 1]
-    cosine = _per_sample(angle.cos() / zoom, device)[..., 0]
-    sine = _per_sample(angle.sin() / zoom, device)[..., 0]
+    cosine = _per_sample((angle.cos() / zoom)[draws.rows], device)[..., 0]
+    sine = _per_sample((angle.sin() / zoom)[draws.rows], device)[..., 0]
     source_x = (x * cosine - y * sine) * (2 / width)
     source_y = (x * sine + y * cosine) * (2 / height)
     return torch.stack((source_x, source_y), dim=-1)
@@ -301,16 +328,19 @@ def _bspline_weights(size: int, spacing: float) -> Tensor:
     return torch.where(distance < 1, near, far).to(torch.float32)
 
 
-def _change_some(images: Tensor, settings: AugmentSettings, generator: Generator, change: Change) -> Tensor:
+def _change_some(images: Tensor, settings: AugmentSettings, draws: Draws, change: Change) -> Tensor:
     """Changes the samples that drew it."""
-    picked = _send(_chance(len(images), settings.intensity_probability, generator).nonzero()[:, 0], images.device)
-    return images.index_copy(0, picked, change(images[picked], settings, generator)) if len(picked) else images
+    here, some = draws.among(draws.chance(settings.intensity_probability).nonzero()[:, 0])
+    picked = _send(here, images.device)
+    return images.index_copy(0, picked, change(images[picked], settings, some)) if some.count else images
 
 
-def _blur(images: Tensor, settings: AugmentSettings, generator: Generator) -> Tensor:
+def _blur(images: Tensor, settings: AugmentSettings, draws: Draws) -> Tensor:
     """Blurs with a Gaussian cut at three of the largest standard deviations; border pixels are repeated."""
     # a sampled Gaussian narrower than this is 1 at its centre in float32, and 0 would divide by 0
-    sigma = _uniform(len(images), 0.0, settings.blur, generator).clamp(min=0.05)
+    sigma = draws.uniform(0.0, settings.blur).clamp(min=0.05)[draws.rows]
+    if not len(images):  # which cannot be groups of a convolution
+        return images
     reach = math.ceil(3 * settings.blur)
     taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma[:, None]) ** 2)
     taps = (taps / taps.sum(dim=1, keepdim=True)).repeat_interleave(images.shape[1], dim=0)
@@ -322,13 +352,12 @@ def _blur(images: Tensor, settings: AugmentSettings, generator: Generator) -> Te
     return planes.view(images.shape)
 
 
-def _change_contrast(images: Tensor, settings: AugmentSettings, generator: Generator) -> Tensor:
+def _change_contrast(images: Tensor, settings: AugmentSettings, draws: Draws) -> Tensor:
     """Stretches grey values about the sample's mean, then adds brightness."""
-    count, probability = len(images), settings.intensity_probability
-    added = _uniform(count, -settings.brightness, settings.brightness, generator)
-    added = added * _chance(count, probability, generator)
-    factor = _log_uniform(count, settings.contrast, generator)
-    factor = factor.where(_chance(count, probability, generator), 1.0)
+    added = draws.uniform(-settings.brightness, settings.brightness)
+    added = (added * draws.chance(settings.intensity_probability))[draws.rows]
+    factor = draws.log_uniform(settings.contrast)
+    factor = factor.where(draws.chance(settings.intensity_probability), 1.0)[draws.rows]
     picked = ((added != 0) | (factor != 1)).nonzero()[:, 0]
     if not len(picked):
         return images
@@ -339,16 +368,17 @@ def _change_contrast(images: Tensor, settings: AugmentSettings, generator: Gener
     return images.index_copy(0, at, changed)
 
 
-def _change_gamma(images: Tensor, settings: AugmentSettings, generator: Generator) -> Tensor:
+def _change_gamma(images: Tensor, settings: AugmentSettings, draws: Draws) -> Tensor:
     """Raises grey values, rescaled to 0..1 over the sample, to a power, and scales them back."""
-    exponent = _per_sample(_log_uniform(len(images), settings.gamma, generator), images.device)
+    exponent = _per_sample(draws.log_uniform(settings.gamma)[draws.rows], images.device)
     low = images.amin(dim=(1, 2, 3), keepdim=True)
     span = images.amax(dim=(1, 2, 3), keepdim=True) - low
     share = (images - low) / torch.where(span > 0, span, 1.0)
     return share**exponent * span + low
 
 
-def _add_noise(images: Tensor, settings: AugmentSettings, generator: Generator) -> Tensor:
+def _add_noise(images: Tensor, settings: AugmentSettings, draws: Draws) -> Tensor:
     """Adds independent Gaussian noise to every pixel."""
-    sigma = _per_sample(_uniform(len(images), 0.0, settings.noise, generator), images.device)
-    return images + _send(torch.randn(images.shape, generator=generator), images.device) * sigma
+    sigma = _per_sample(draws.uniform(0.0, settings.noise)[draws.rows], images.device)
+    noise = torch.randn((draws.count, *images.shape[1:]), generator=draws.generator)[draws.rows]
+    return images + _send(noise, images.device) * sigma

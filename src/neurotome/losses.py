@@ -1,7 +1,9 @@
 """Losses of semantic segmentation, their class weights, and weighted sums of them.
 
 All take the `Pixels` of a batch, compute in float32, leave ignored pixels out, and return a scalar: exactly 0 with a
-gradient of 0 for a batch without a labelled pixel.
+gradient of 0 for a batch without a labelled pixel. Where only a part of the batch is here, `add_up` makes the sums those of
+all of it, and the loss is that of the batch, not a mean over its parts: these differ where unlike numbers of pixels are
+labelled, and a ratio of sums, such as Dice, is no mean of ratios.
 """
 
 from __future__ import annotations
@@ -57,8 +59,17 @@ class LossSettings:
     """Give the loss probabilities where it expects logits: the founding report's mistake, to reproduce it."""
 
 
+AddUp = Callable[["Tensor"], "Tensor"]
+"""Sums of a part of a batch to those of the whole batch."""
+
+
+def is_whole(sums: Tensor) -> Tensor:
+    """Is `AddUp` where the whole batch is here."""
+    return sums
+
+
 class Pixels:
-    """A batch as losses see it; what several of them need is computed once.
+    """A batch, or a part of it, as losses see it; what several of them need is computed once.
 
     Attributes:
         logits: Float32, shape (n, classes, y, x).
@@ -67,7 +78,7 @@ class Pixels:
         member: 1 where a pixel's label is the class and 0 elsewhere, float32, shape (n, classes, y, x).
     """
 
-    def __init__(self, logits: Tensor, labels: Tensor, ignore: int) -> None:
+    def __init__(self, logits: Tensor, labels: Tensor, ignore: int, add_up: AddUp = is_whole) -> None:
         """Takes logits of any float dtype and labels as uint8 or int64.
 
         Labels are class ids or the ignore value, which lies beyond the ids; whoever built the dataset checked that.
@@ -84,6 +95,7 @@ class Pixels:
         self.valid = (self.target != ignore).float()
         classes = torch.arange(logits.shape[1], device=logits.device)[:, None, None]
         self.member = (self.target[:, None] == classes).float()
+        self.add_up = add_up
 
     @cached_property
     def log_probs(self) -> Tensor:
@@ -95,6 +107,11 @@ class Pixels:
         """-log p of the true class, 0 where ignored, shape of the labels."""
         # a product is as fast as picking, and on a GPU the same sum each time
         return -(self.log_probs * self.member).sum(1)
+
+    def average(self, values: Tensor, share: Tensor) -> Tensor:
+        """Returns the mean of values weighted by share over the pixels of the batch, 0 if all shares are 0."""
+        sums = self.add_up(torch.stack(((values * share).sum(), share.sum())))
+        return sums[0] / sums[1].clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def focal(pixels: Pixels, weights: Tensor | None = None, gamma: float = 2.0, alpha: float | None = None) -> Tensor:
@@ -111,7 +128,7 @@ def focal(pixels: Pixels, weights: Tensor | None = None, gamma: float = 2.0, alp
     if alpha is not None:
         loss = torch.where(pixels.target == 0, 1 - alpha, alpha) * loss
     share = pixels.valid if weights is None else (pixels.member * weights[:, None, None]).sum(1)
-    return _average(loss, share)
+    return pixels.average(loss, share)
 
 
 def sigmoid_focal(
@@ -130,7 +147,7 @@ def sigmoid_focal(
     loss = torch.sigmoid(wrong).clamp_min(SMALLEST_MISS).pow(gamma) * loss
     if alpha is not None:
         loss = torch.where(pixels.member > 0, alpha, 1 - alpha) * loss
-    return _average(loss.sum(1) if over == "sum" else loss.mean(1), pixels.valid)
+    return pixels.average(loss.sum(1) if over == "sum" else loss.mean(1), pixels.valid)
 
 
 def dice(pixels: Pixels, over: Literal["present", "all"] = "present") -> Tensor:
@@ -145,17 +162,12 @@ def dice(pixels: Pixels, over: Literal["present", "all"] = "present") -> Tensor:
     are punished all the same, through the softmax: what it takes is missing from the true class's sum(p t).
     """
     probs = pixels.log_probs.exp() * pixels.valid[:, None]
-    shared = (probs * pixels.member).sum((0, 2, 3))
-    true = pixels.member.sum((0, 2, 3))
+    sums = [values.sum((0, 2, 3)) for values in (probs * pixels.member, pixels.member, probs)]
+    shared, true, guessed = pixels.add_up(torch.stack(sums)).unbind()
     present = true > 0
-    total = torch.where(present, probs.sum((0, 2, 3)) + true, 1.0)
-    missed = 1 - 2 * shared / total
-    return _average(missed, present.float()) if over == "present" else (missed * present).mean()
-
-
-def _average(values: Tensor, share: Tensor) -> Tensor:
-    """Returns the mean of values weighted by share, 0 if all shares are 0."""
-    return (values * share).sum() / share.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    total = torch.where(present, guessed + true, 1.0)
+    missed = (1 - 2 * shared / total) * present
+    return missed.sum() / present.sum().clamp_min(1) if over == "present" else missed.mean()
 
 
 def weigh_rehearsal(
@@ -168,7 +180,7 @@ def weigh_rehearsal(
 
     Args:
         loss: A function of logits and labels.
-        own: Number of images.
+        own: Number of images, of those that are here.
         weight: Of the others.
         absent: Classes without a labelled pixel in one's own images, class 0 not among them. In those images class 0 stands
             for all of them, so that they say nothing about where such a class is, which would be forgotten otherwise: the
@@ -245,13 +257,16 @@ def _read_number(value: Any, what: str) -> float:
         raise SettingsError(f"{what} {value!r} is not a number.") from None
 
 
-def build_loss(settings: LossSettings, classes: ClassSet, counts: NDArray[np.int64]) -> Callable[[Tensor, Tensor], Tensor]:
+def build_loss(
+    settings: LossSettings, classes: ClassSet, counts: NDArray[np.int64], add_up: AddUp = is_whole
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Returns the loss that settings describe, a function of logits and labels on any device.
 
     Args:
         settings: What is minimised.
         classes: The classes and the ignore value.
         counts: Labelled pixels per class in the training data, shape (classes,); used by balanced weights only.
+        add_up: Where logits and labels are a part of a batch.
 
     Raises:
         SettingsError: A setting cannot work, or has no effect on the chosen terms.
@@ -281,7 +296,7 @@ def build_loss(settings: LossSettings, classes: ClassSet, counts: NDArray[np.int
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits = torch.softmax(logits.float(), 1) if settings.softmax_first else logits
         class_weights = None if host_weights is None else host_weights.to(logits.device, non_blocking=True)
-        pixels = Pixels(logits, labels, ignore)
+        pixels = Pixels(logits, labels, ignore, add_up)
         total = torch.zeros((), device=logits.device)
         functions: dict[str, Callable[[], Tensor]] = {
             "cross_entropy": lambda: focal(pixels, class_weights, gamma=0.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
-from neurotome.io.lazy_array import LazyArray, Place
+from neurotome.io.lazy_array import LazyArray, Place, Source
 from neurotome.tables import Shown, Table
 from neurotome.volume import SIZE_TOLERANCE, Size, Volume
 
@@ -234,4 +235,9 @@ def view(source: NDArray[Any], place: Place = (slice(None),) * 3, table: NDArray
     dtype = source.dtype if table is None else table.dtype
     lazy = LazyArray(getattr(source, "path", Path()), (z_size, y_size, x_size), dtype, read)
     lazy.chunk_zyx = getattr(source, "chunk_zyx", None)
+    lazy.reopen = functools.partial(_view_again, source, place, table)
     return cast("NDArray[Any]", lazy)  # as which it behaves wherever volumes are used
+
+
+def _view_again(*arguments: Any) -> Source:
+    return Source(view(*arguments))

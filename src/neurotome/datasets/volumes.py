@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,7 @@ from neurotome.datasets.base import Cutout, view
 from neurotome.datasets.splits import describe_value
 from neurotome.errors import DatasetError, show, unknown
 from neurotome.io.chunks import ChunkMap, list_chunks
-from neurotome.io.lazy_array import LazyArray, Place
+from neurotome.io.lazy_array import LazyArray, Place, Source
 from neurotome.io.opening import open_labels, open_volume
 from neurotome.io.picked import PickedSlices, TileCache
 from neurotome.progress import Progress
@@ -283,7 +284,12 @@ def read_classes(stored: Any, classes: ClassSet, path: Path) -> LazyArray:
 
     labels = LazyArray(path, stored.shape, np.uint8, read)
     labels.chunk_zyx = getattr(stored, "chunk_zyx", None)
+    labels.reopen = functools.partial(_read_again, stored, classes, path)
     return labels
+
+
+def _read_again(stored: Any, classes: ClassSet, path: Path) -> Source:
+    return Source(read_classes(stored, classes, path))
 
 
 def count_labels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.io.lazy_array import LazyArray, Place
+from neurotome.io.lazy_array import LazyArray, Place, Source
 
 Key = tuple[int, int, int, int]
 """A tile of an array: the array's number, slice, row and column of tiles."""
@@ -31,6 +32,7 @@ class PickedSlices(LazyArray):
         """Keeps what is given and reads nothing."""
         super().__init__(path, (len(numbers), *whole.shape[1:]), whole.dtype, self._pick)
         self.whole, self.numbers = whole, numbers
+        self.reopen = functools.partial(_pick_again, whole, numbers, path)
         self.chunk_zyx = getattr(whole, "chunk_zyx", None)
 
     def _pick(self, place: Place) -> NDArray[Any]:
@@ -89,7 +91,14 @@ class TileCache:
 
         wrapped = LazyArray(source.path, source.shape, source.dtype, read)
         wrapped.chunk_zyx, wrapped.listing = chunk, source.find_chunks
+        wrapped.reopen = functools.partial(self._wrap_again, source)
         return wrapped
+
+    def __reduce__(self) -> tuple[type[TileCache], tuple[int]]:
+        return TileCache, (self.most_bytes,)  # another process begins with an empty one
+
+    def _wrap_again(self, source: Any) -> Source:
+        return Source(self.wrap(source))
 
     def _keep(self, tiles: Mapping[Key, NDArray[Any]]) -> None:
         """Takes tiles as those used last, and lets go of others where they are too many."""
@@ -100,6 +109,10 @@ class TileCache:
                 self._tiles[key] = tile
             while self.bytes > self.most_bytes and len(self._tiles) > len(tiles):
                 self.bytes -= self._tiles.pop(next(iter(self._tiles))).nbytes
+
+
+def _pick_again(whole: Any, numbers: NDArray[np.int64], path: Path) -> Source:
+    return Source(PickedSlices(whole, numbers, path))
 
 
 def _share(start: int, wanted: slice, size: int) -> tuple[slice, slice]:

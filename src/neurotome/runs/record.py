@@ -17,8 +17,8 @@ FORMAT = 1
 NAMED = ("init", "encoder.model", "train.reference")
 """Settings that name a model or images, which are told apart by their content."""
 
-HARMLESS = ("train.checkpoint_every",)
-"""Settings that change nothing of what a training comes to."""
+HARMLESS = ("train.checkpoint_every", "train.data_on_device", "train.devices")
+"""Settings that change nothing of what a training comes to; for the number of devices see docs/cluster.md."""
 
 LEARNERS = {"rf": "forest", "gbdt": "boosting", "lr": "logistic"}
 """Settings that a learner reads, and the others do not."""

@@ -13,6 +13,7 @@ class MovingAverage(AveragedModel):
     def __init__(self, net: nn.Module, limit: float) -> None:
         """Copies a network; `limit` is the decay that `average_decay` does not exceed."""
         super().__init__(net, use_buffers=True)
+        self.requires_grad_(False)  # it follows, and learns nothing
         self.limit = limit
         self.attach(net)
 

@@ -24,9 +24,16 @@ from neurotome.tables import count
 KEPT = 2
 """Checkpoints of a training under way."""
 
+AVERAGED = "average.module."
+"""What the names of averaged weights begin with in a checkpoint, where those of the others begin with `net.`"""
+
 DIGEST_BYTES = 32
 
 CHUNK_BYTES = 1 << 20
+
+
+class DamageError(RunError):
+    """A checkpoint is not what was written."""
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -53,56 +60,87 @@ def write_checkpoint(folder: Path, step: int, content: Mapping[str, Any], kept: 
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Returns what `write_checkpoint` was given, tensors on the CPU; RunError if the file is damaged."""
-    with _name_damage(path):
+    """Returns what `write_checkpoint` was given, tensors on the CPU.
+
+    Raises:
+        DamageError: The file is not what was written.
+        RunError: It is, but cannot be read.
+    """
+    try:
         with path.open("rb") as file:
             size = max(0, path.stat().st_size - DIGEST_BYTES)
-            if _digest(file, size) != file.read():
-                raise ValueError("its checksum is not that of its content")
+            is_whole = _digest(file, size) == file.read()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise DamageError(f"{path}: damaged checkpoint ({error.strerror}).") from error
+    if not is_whole:
+        raise DamageError(f"{path}: damaged checkpoint (its checksum is not that of its content).")
+    with _name_misfit(path):
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return content
 
 
-def take_newest(folder: Path, take: Callable[[Mapping[str, Any]], None]) -> None:
-    """Gives `take` the newest checkpoint of a folder that is whole; nothing if there is none at all.
+def take_newest(folder: Path, take: Callable[[Mapping[str, Any]], None]) -> Path | None:
+    """Gives `take` the newest checkpoint of a folder that is whole, and returns it; None if there is none at all.
 
     Newer ones, which are damaged, are deleted with a note that says what is lost.
 
     Args:
         folder: Where the checkpoints are.
-        take: What it raises means that a checkpoint is damaged.
+        take: What it raises means that a checkpoint does not fit the training.
 
     Raises:
-        RunError: There are checkpoints, and none is whole; all are left there.
+        RunError: There are checkpoints and none is whole, or the newest that is cannot be taken up; all are left there.
     """
     damaged: dict[Path, str] = {}
     for path in list_checkpoints(folder):
         try:
             content = read_checkpoint(path)
-            with _name_damage(path):
-                take(content)
-        except RunError as error:
+        except DamageError as error:
             damaged[path] = str(error)
             continue
+        with _name_misfit(path):
+            take(content)
         for skipped, message in damaged.items():
             lost = count(_step(skipped) - _step(path), "step")
             warnings.warn(f"{message} Training goes on from {path.name} and repeats {lost}.", stacklevel=3)
             skipped.unlink()
-        return
+        return path
     if damaged:
         raise RunError(f"{' '.join(damaged.values())} Delete {folder} to train this run from its beginning.")
+    return None
+
+
+def shrink_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Returns a checkpoint of about half the size, for a run that is finished and may be prolonged.
+
+    It lacks the average of the weights, which after a finished schedule is close to them and begins there again, and holds
+    the optimiser's memory in 16 bit.
+    """
+    weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith(AVERAGED)}
+    optimizer = checkpoint["optimizer"]
+    moments = {
+        number: {key: value.bfloat16() if getattr(value, "ndim", 0) else value for key, value in state.items()}
+        for number, state in optimizer["state"].items()
+    }
+    return {**checkpoint, "state_dict": weights, "optimizer": {**optimizer, "state": moments}}
 
 
 @contextlib.contextmanager
-def _name_damage(path: Path) -> Iterator[None]:
-    """Makes a RunError that names the checkpoint of what goes wrong with it, but for what a file is not to blame for."""
+def _name_misfit(path: Path) -> Iterator[None]:
+    """Makes a RunError that names a whole checkpoint of why it cannot be taken up, but for what it is not to blame for."""
     try:
         yield
     except Exception as error:
-        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno != errno.EIO):
+        if is_out_of_memory(error) or isinstance(error, OSError):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{path}: damaged checkpoint ({reason}).") from error
+        raise RunError(
+            f"{path}: this checkpoint is whole, but the training cannot take it up ({reason}). Go on with the version of "
+            "neurotome that wrote it (the run's environment.json says which), or move the file away to go on from an older "
+            "one or from the beginning; it is left as it is."
+        ) from error
 
 
 def _step(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""fit: train a network into a run folder; after any interruption it goes on where it was."""
+"""fit: train a network into a run folder, alone or with helpers; after any interruption it goes on where it was."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from neurotome.errors import TrainingError
 from neurotome.lazy import import_extra
+from neurotome.training.helpers import Join, work_together
 from neurotome.training.machine import choose_precision
-from neurotome.training.recipe import TrainSettings
+from neurotome.training.rank import Rank
+from neurotome.training.recipe import Recipe, TrainSettings
 
 if TYPE_CHECKING:
     import lightning
 
+    from neurotome.datasets.base import Dataset
     from neurotome.runs import Run
     from neurotome.training.keeper import OnEpoch
+    from neurotome.training.listener import Listener
     from neurotome.training.module import SegmentationModule
 
 WORKSPACE, REPEATING = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
@@ -35,7 +40,8 @@ def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -
     validated), a checkpoint, `metrics.csv` and `training.json`. Within epochs it writes a checkpoint as often as
     `train.checkpoint_every` says and, asked to stop (Ctrl-C, SIGTERM), after the step under way. Batches, augmentation and
     dropout depend on the seed and the step alone, so that a run that was stopped or killed ends as if it had not been. A
-    finished run goes on where the settings ask for more epochs or time.
+    finished run goes on where the settings ask for more epochs or time. With `train.devices` above 1, helpers do their
+    parts of each step; they write nothing.
 
     Args:
         module: From `prepare`.
@@ -44,47 +50,69 @@ def fit(module: SegmentationModule, run: Run, on_epoch: OnEpoch | None = None) -
             written down; what it raises ends the training, which can go on from there.
 
     Raises:
-        TrainingError: The loss is not finite, or `train.deterministic` asks for what an operation cannot do.
-        RunError: There are checkpoints, but none is whole.
+        TrainingError: The loss is not finite, a helper has failed, or `train.deterministic` asks for what an operation
+            cannot do.
+        RunError: There are checkpoints, but none is whole, or the newest cannot be taken up.
         KeyboardInterrupt: The training was asked to stop; a TerminatedError where SIGTERM did.
     """
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    from neurotome.training.keeper import Keeper, StoppedError
+    from neurotome.training.keeper import Keeper
 
     settings, keeper = module.settings, Keeper(run, module, on_epoch)
     logger: TensorBoardLogger | Literal[False] = False
-    keeper.resume()
+    taken = keeper.resume()
     if not module.is_over():
-        with tame_lightning(), repeat_exactly(settings):
+        sys.stderr.write(f"{module.machine}\n")
+        together = work_together(module.rank, module.machine.device == "cuda", help_fit, (module.origin, taken))
+        with tame_lightning(), together, repeat_exactly(settings):
             if settings.tensorboard:
                 import_extra("tensorboard", "track")
                 logger = TensorBoardLogger(save_dir=run.folder, name="tensorboard", version="")
-            trainer = make_trainer(
-                settings,
-                keeper,
-                max_epochs=settings.epochs - len(module.history),
-                logger=logger,
-                default_root_dir=run.folder,
-            )
-            sys.stderr.write(f"{module.machine}\n")
-            try:
-                trainer.fit(module)
-            except (StoppedError, SystemExit):  # Lightning turns Ctrl-C into an exit
-                raise (keeper.request.to_error() if keeper.request else KeyboardInterrupt()) from None
+            run_steps(module, keeper, logger=logger, default_root_dir=run.folder)
     keeper.finish()
     if keeper.request:
         raise keeper.request.to_error()
 
 
-def make_trainer(settings: TrainSettings, callback: lightning.Callback, **options: Any) -> lightning.Trainer:
+def help_fit(rank: Rank, join: Join, origin: tuple[Dataset, Recipe], taken: Path | None) -> None:
+    """Does a helper's part of the training of `origin`, which goes on from the checkpoint `taken`."""
+    from neurotome.training.checkpoints import read_checkpoint
+    from neurotome.training.listener import Follower
+    from neurotome.training.prepare import prepare, settle_recipe
+
+    dataset, recipe = origin
+    module = prepare(dataset, settle_recipe(dataset, recipe), rank)
+    if taken is not None:
+        module.restore(read_checkpoint(taken))
+    with tame_lightning(), join(), repeat_exactly(module.settings):
+        run_steps(module, Follower(module), logger=False)
+
+
+def run_steps(module: SegmentationModule, listener: Listener, **options: Any) -> None:
+    """Trains to the end, or until the listener was asked to stop, which is a KeyboardInterrupt."""
+    from neurotome.training.listener import StoppedError
+
+    trainer = make_trainer(module, listener, max_epochs=module.settings.epochs - len(module.history), **options)
+    try:
+        trainer.fit(module)
+    except (StoppedError, SystemExit):  # Lightning turns Ctrl-C into an exit
+        raise (listener.request.to_error() if listener.request else KeyboardInterrupt()) from None
+
+
+def make_trainer(module: SegmentationModule, callback: lightning.Callback, **options: Any) -> lightning.Trainer:
     """Returns what runs the steps, where and in the arithmetic that the settings say; all else is the callback's."""
     import lightning
 
+    settings = module.settings
     kind, _, index = settings.device.partition(":")
+    if module.rank.group is not None:
+        from neurotome.training.together import make_strategy
+
+        options |= {"strategy": make_strategy(module.rank), "use_distributed_sampler": False}
     return lightning.Trainer(
         accelerator="gpu" if kind == "cuda" else kind,
-        devices=[int(index)] if index else 1,
+        devices=[int(index)] if index else module.rank.count,
         precision=choose_precision(settings),
         gradient_clip_val=settings.clip or None,
         callbacks=[callback],

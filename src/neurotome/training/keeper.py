@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import signal
 import statistics
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-import lightning
 import psutil
 import torch
 
@@ -19,40 +16,43 @@ from neurotome.models.model_folder import save_model
 from neurotome.progress import Progress
 from neurotome.runs import Run
 from neurotome.runs.environment import measure_peak_memory
-from neurotome.stopping import StopRequest
-from neurotome.training.checkpoints import list_checkpoints, read_checkpoint, take_newest, write_checkpoint
-from neurotome.training.module import SegmentationModule, shrink_checkpoint
+from neurotome.training.checkpoints import (
+    list_checkpoints,
+    read_checkpoint,
+    shrink_checkpoint,
+    take_newest,
+    write_checkpoint,
+)
+from neurotome.training.listener import Listener, StoppedError
+from neurotome.training.module import SegmentationModule
 
 OnEpoch = Callable[[Mapping[str, float | None], float], None]
 """Is told an epoch's row of metrics.csv and the share of the training that is done."""
 
 
-class StoppedError(Exception):
-    """A person or the system asked the training to stop, and all that was done is kept."""
-
-
-class Keeper(lightning.Callback):
+class Keeper(Listener):
     """Writes model, checkpoint, metrics and summary after every epoch; a checkpoint also in between, and when asked to stop.
 
     The checkpoint alone decides where a training goes on; metrics and summary follow from it and are written again then.
     """
 
     def __init__(self, run: Run, module: SegmentationModule, on_epoch: OnEpoch | None = None) -> None:
-        self.run, self.module, self.on_epoch = run, module, on_epoch
+        super().__init__(module)
+        self.run, self.on_epoch = run, on_epoch
         self.summary: dict[str, Any] = {}
         self.progress = Progress("training", 1.0)
-        self.request: StopRequest | None = None
         self.saved_at, self.saved_step = 0.0, 0
         self.first_step_seconds: float | None = None
         self.step_seconds: list[float] = []
         self.step_began = 0.0
         self.steps_begun = 0
 
-    def resume(self) -> None:
-        """Takes up the training where the run's newest whole checkpoint was made; RunError if there are none but damaged."""
-        take_newest(self.run.checkpoints, self._restore)
+    def resume(self) -> Path | None:
+        """Takes up the training where the run's newest whole checkpoint was made, and returns that; see `take_newest`."""
+        taken = take_newest(self.run.checkpoints, self._restore)
         if self.module.history:
             self.write_tables()
+        return taken
 
     def _restore(self, checkpoint: Mapping[str, Any]) -> None:
         self.module.restore(checkpoint)
@@ -64,22 +64,10 @@ class Keeper(lightning.Callback):
         self.run.write_training({"finished": False, **self.summary})
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Starts the progress where the run was left; takes signals from Lightning, which would drop the step under way."""
+        """Starts the progress where the run was left."""
+        super().on_train_start(trainer, pl_module)
         self.progress.start_at(self.module.share_done())
         self.saved_at, self.saved_step = time.monotonic(), self.module.step
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._note_signal)
-
-    def _note_signal(self, number: int, _: object) -> None:
-        if self.request is None:
-            self.request = StopRequest(number)
-            sys.stderr.write(
-                "\nstopping after this step; once more stops at once and loses what was done since the last checkpoint\n"
-            )
-        elif not self.request.is_echoed_by(number):
-            self.request = StopRequest(number)
-            raise self.request.to_error()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Notes when a step begins, or the first of those that a GPU does without being waited for."""
@@ -106,11 +94,12 @@ class Keeper(lightning.Callback):
 
     def keep(self) -> None:
         """Writes a checkpoint if the last one is too old or a signal has asked to stop, which raises StoppedError then."""
+        is_asked, _ = self.meet()
         every = self.module.settings.checkpoint_seconds
         is_due = 0 < every <= time.monotonic() - self.saved_at and self.module.step > self.saved_step
-        if is_due or self.request is not None:
+        if is_due or is_asked:
             self.save()
-        if self.request is not None:
+        if is_asked:
             raise StoppedError
 
     def describe(self) -> str:
@@ -136,10 +125,10 @@ class Keeper(lightning.Callback):
             save_model(
                 module.predictor, self.run.model, {**module.predictor.facts, "val_macro_f1": score}, module.settings.storage
             )
-        trainer.should_stop = module.is_over()
+        is_asked, trainer.should_stop = self.meet(module.is_over())
         self.save()
         self.write_tables()
-        if self.request is not None and not trainer.should_stop:
+        if is_asked and not trainer.should_stop:
             raise StoppedError
         if self.on_epoch is not None:
             self.on_epoch(module.history[-1], module.share_done())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +15,10 @@ import numpy as np
 from neurotome.errors import SettingsError
 from neurotome.lazy import lazy_import
 from neurotome.quantities import format_bytes
+from neurotome.tables import count
 from neurotome.training.recipe import TrainSettings
 from neurotome.training.resident import STORED, find_dtype, measure_images
-from neurotome.training.sampler import PatchSampler
+from neurotome.training.sampler import PatchSampler, SampleSettings
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +32,9 @@ PRECISIONS: dict[str, Precision] = {"32": "32-true", "bf16": "bf16-mixed", "16":
 
 RESIDENT_SHARE = 0.25
 """Most of a GPU's free memory that the training images may take; the rest is for the network and its batches."""
+
+FEWEST_PATCHES = 8
+"""Patches of a batch with which a GPU is worth taking."""
 
 LONG_STEPS, LONG_SECONDS = 5000, 1200
 """What a training must last at least for compiling to pay back."""
@@ -44,7 +50,8 @@ class Machine:
         is_compiled: Whether the network is compiled.
         is_resident: Whether batches are cut on the device, where the training images lie.
         images: How many bytes they are, and where they lie.
-        threads: Of torch, on the CPU.
+        devices: Processes that share a batch, each with such a device.
+        threads: Of torch, on the CPU, in each of them.
     """
 
     device: str
@@ -52,11 +59,14 @@ class Machine:
     is_compiled: bool
     is_resident: bool
     images: str
+    devices: int
     threads: int
 
     def __str__(self) -> str:
         name = f" ({torch.cuda.get_device_name(self.device)})" if self.device.startswith("cuda") else ""
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        threads = count(self.threads, "thread")
+        if self.devices > 1:
+            threads = f"{self.devices} of them, {threads} each" if name else f"{self.devices} processes, {threads} each"
         how = f"{self.precision}, channels_last, {'compiled' if self.is_compiled else 'not compiled'}"
         return f"training on {self.device}{name}, {threads}, {how}; images {self.images}"
 
@@ -80,8 +90,52 @@ def choose_machine(settings: TrainSettings, sampler: PatchSampler) -> Machine:
         choose_compile(settings, device),
         is_resident,
         f"({format_bytes(size)}) {where}",
-        torch.get_num_threads(),
+        int(settings.devices),
+        max(1, torch.get_num_threads() // int(settings.devices)),
     )
+
+
+def choose_devices(settings: TrainSettings, sample: SampleSettings, dimensions: int) -> int:
+    """Returns how many processes train together.
+
+    Raises:
+        SettingsError: So many cannot.
+    """
+    from neurotome.models.net import choose_device
+
+    asked, is_ordered, is_deep = settings.devices, sample.order == "sequential", dimensions == 3
+    if asked == 1 or (asked == "auto" and (is_ordered or is_deep or settings.device not in ("auto", "cuda"))):
+        return 1
+    device = choose_device(settings.device)
+    there = {"cuda": torch.cuda.device_count(), "cpu": os.cpu_count() or 1}.get(device, 1)
+    if asked == "auto":
+        most = min(there, sample.batch // FEWEST_PATCHES) if device == "cuda" else 1
+        return next((number for number in range(most, 1, -1) if sample.batch % number == 0), 1)
+    what = f"train.devices is {asked}, but"
+    if asked > there:
+        have = {"cuda": count(there, "GPU"), "cpu": count(there, "CPU core")}.get(device, f"one device {device}")
+        raise SettingsError(f"{what} this machine has {have} to train on. Use --train.devices {there} or auto.")
+    if sample.batch % asked:
+        fitting = ", ".join(str(number) for number in range(1, there + 1) if sample.batch % number == 0)
+        raise SettingsError(
+            f"{what} sample.batch is {sample.batch}, of which each would have an equal part. Use --train.devices {fitting}, "
+            f"or a --sample.batch of which {asked} is a divisor."
+        )
+    if is_ordered:
+        raise SettingsError(
+            f"{what} sample.order is sequential, whose last batch cannot be shared equally. Use --train.devices 1, or "
+            "--sample.order random."
+        )
+    if is_deep:
+        raise SettingsError(f"{what} a network of volumes is trained on one. Use --train.devices 1.")
+    if device == "cpu" and settings.compile == "on":
+        raise SettingsError(
+            f"{what} train.compile is on, and on a CPU a compiled network would not share the statistics of its batches. "
+            "Use --train.compile off or --train.devices 1."
+        )
+    if sys.platform == "win32":
+        raise SettingsError(f"{what} on Windows a training has one. Use --train.devices 1.")
+    return asked
 
 
 def choose_precision(settings: TrainSettings) -> Precision:
@@ -150,3 +204,12 @@ def compile_forward(net: nn.Module, is_asked: bool) -> Callable[[Tensor], Tensor
         return logits
 
     return forward
+
+
+def seed_device(seed: int, device: torch.device) -> None:
+    """Does what `torch.manual_seed` does, which takes 1 ms for asking after all kinds of devices that are not there."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)

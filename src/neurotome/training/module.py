@@ -5,6 +5,7 @@ Steps and epochs are counted here and not by Lightning, whose own count begins a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,30 +20,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neurotome.augment import AugmentSettings, augment
-from neurotome.datasets.base import Cutout
+from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import TrainingError
 from neurotome.metrics import confusion, scores
 from neurotome.models.net import Network
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.predictor import TILE, predict_slice
+from neurotome.training.across import ShareStatistics
 from neurotome.training.average import MovingAverage
-from neurotome.training.machine import choose_machine, compile_forward
+from neurotome.training.checkpoints import AVERAGED
+from neurotome.training.machine import choose_machine, compile_forward, seed_device
+from neurotome.training.rank import Rank
 from neurotome.training.resident import ResidentImages
 from neurotome.training.sampler import PatchSampler, group_runs, group_slices
 from neurotome.training.schedule import schedule_factor
 
 if TYPE_CHECKING:
-    from neurotome.training.recipe import TrainSettings
+    from neurotome.training.recipe import Recipe, TrainSettings
 
-DROPOUT = 1 << 62
-"""Added to the seed of a step for what the network itself draws, so that augmentation and dropout do not draw alike."""
+DROPOUT, OF_RANK = 1 << 62, 1 << 52
+"""Added to the seed of a step for what the network itself draws, and for each rank once more, so that augmentation and
+dropout do not draw alike, nor dropout on two ranks."""
 
 TOGETHER = {"cpu": 1 << 17, "cuda": TILE**2}
 """Most pixels of slices that are validated together. On one core, 8 slices of 128 x 128 take 0.7 of the time that they take
 one by one, 4 of 256 x 256 as long, and 16 of these 1.1 times as long; a GPU is not busy with few."""
-
-AVERAGED = "average.module."
-"""What the names of averaged weights begin with in a checkpoint, where those of the others begin with `net.`"""
 
 
 class BatchStream:
@@ -59,6 +61,8 @@ class SegmentationModule(lightning.LightningModule):
     """A network in training.
 
     Attributes:
+        rank: Which part of every batch and of the validation is done here; the network is the same on all ranks.
+        origin: What another process makes the same module of; None where only this one is meant to have it.
         predictor: The network that is validated and saved: the trained one, or its moving average.
         machine: What was chosen for the hardware.
         resident: The training images, if they are on the device.
@@ -79,8 +83,11 @@ class SegmentationModule(lightning.LightningModule):
         validation: Sequence[tuple[Cutout, int]],
         augment_settings: AugmentSettings,
         settings: TrainSettings,
+        rank: Rank,
+        origin: tuple[Dataset, Recipe] | None = None,
     ) -> None:
         super().__init__()
+        self.rank, self.origin = rank, origin
         self.net = predictor.net
         self.predictor = predictor
         self.average: MovingAverage | None = None
@@ -116,6 +123,7 @@ class SegmentationModule(lightning.LightningModule):
         self.stale = 0
         self.seconds = 0.0
         self.clock: float | None = None
+        self.told: float | None = None
         self.restored: Mapping[str, Any] = {}
         self.last_loss = math.nan
 
@@ -128,8 +136,18 @@ class SegmentationModule(lightning.LightningModule):
         return self.elapsed() / self.settings.max_seconds if self.settings.max_seconds else 0.0
 
     def elapsed(self) -> float:
-        """Returns the seconds spent training, all sessions together."""
+        """Returns the seconds spent training, all sessions together; with other ranks, as of when they last met."""
+        return self._read_clock() if self.told is None else self.told
+
+    def _read_clock(self) -> float:
         return self.seconds + (time.monotonic() - self.clock if self.clock is not None else 0.0)
+
+    def meet(self, *values: float) -> list[float]:
+        """Returns the largest of what the ranks give; they go by one time from here on until they meet again."""
+        if self.rank.count == 1:
+            return list(values)
+        self.told, *largest = self.rank.agree([self._read_clock(), *values])
+        return largest
 
     def is_over(self) -> bool:
         """Says whether the training has come to its end, which it does with an epoch."""
@@ -204,6 +222,7 @@ class SegmentationModule(lightning.LightningModule):
             self.trainer.precision_plugin.load_state_dict(self.restored["precision"])
             self.restored = {}
         self.clock = time.monotonic()
+        self.meet()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Sets the learning rate from the share of training that is done; keeps frozen statistics frozen."""
@@ -220,9 +239,14 @@ class SegmentationModule(lightning.LightningModule):
         generator = torch.Generator().manual_seed(seed)
         # only the network runs in mixed precision: rounded to 8 bits, deformations jump and losses lose their small terms
         with torch.autocast(self.device.type, enabled=False):
-            images, labels = augment(images, labels, self.augment_settings, self.predictor.classes.ignore, generator)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            seed_device(seed + DROPOUT, self.device)
+            here, count = len(images), len(images) * self.rank.count
+            first, ignore = here * self.rank.number, self.predictor.classes.ignore
+            images, labels = augment(images, labels, self.augment_settings, ignore, generator, first, count)
+        # on a GPU the layers that need it have been exchanged
+        is_shared = self.rank.count > 1 and self.device.type == "cpu"
+        shared = ShareStatistics(self.rank) if is_shared else contextlib.nullcontext()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), shared:
+            seed_device(seed + DROPOUT + OF_RANK * self.rank.number, self.device)
             if self.sampler.depth is None:
                 logits = (self.compiled or self.net)(images.contiguous(memory_format=torch.channels_last))
             else:  # losses do not ask where a pixel is
@@ -283,7 +307,8 @@ class SegmentationModule(lightning.LightningModule):
     def validate(self, check: Callable[[], None]) -> tuple[NDArray[np.int64], float | None]:
         """Predicts the validation slices; returns confusion counts (truth, predicted) and cross-entropy, if there are any.
 
-        `check` is called after each prediction and may end the training by an exception.
+        Each rank predicts its share of them. `check` is called after each prediction, by all ranks equally often, and may
+        end the training by an exception.
         """
         if self.coming is not None:  # where time ended the epoch; a file has one reader at a time
             wait([self.coming])
@@ -291,18 +316,22 @@ class SegmentationModule(lightning.LightningModule):
         counts = np.zeros((len(classes),) * 2, np.int64)
         self.predictor.net.eval()
         with self.trainer.precision_plugin.val_step_context():
-            for group in self._group_validation():
-                found = self._predict_group(group)
+            groups = list(self._group_validation())
+            for first in range(0, len(groups), self.rank.count):
+                for group in groups[first : first + self.rank.count][self.rank.number : self.rank.number + 1]:
+                    found = self._predict_group(group)
+                    for (cutout, z), probs in zip(group, found, strict=True):
+                        truth = cutout.read_labels(z)
+                        counts += confusion(truth, probs.argmax(0), classes)
+                        known = truth != classes.ignore
+                        right = np.take_along_axis(probs, np.where(known, truth, 0)[None], 0)[0][known]
+                        surprise -= float(np.log(np.maximum(right, 1e-12)).sum(dtype=np.float64))
+                        pixels += int(known.sum())
                 check()
-                for (cutout, z), probs in zip(group, found, strict=True):
-                    truth = cutout.read_labels(z)
-                    counts += confusion(truth, probs.argmax(0), classes)
-                    known = truth != classes.ignore
-                    right = np.take_along_axis(probs, np.where(known, truth, 0)[None], 0)[0][known]
-                    surprise -= float(np.log(np.maximum(right, 1e-12)).sum(dtype=np.float64))
-                    pixels += int(known.sum())
         self.net.train()
-        return counts, surprise / pixels if pixels else None
+        counts = self.rank.count_all(counts)
+        surprise, pixels = self.rank.count_all(np.array([surprise, pixels], np.float64))
+        return counts, float(surprise / pixels) if pixels else None
 
     def _group_validation(self) -> Iterable[list[tuple[Cutout, int]]]:
         """Returns the validation slices that are predicted together: of volumes those that follow each other."""
@@ -369,27 +398,3 @@ class SegmentationModule(lightning.LightningModule):
         self.losses = list(checkpoint["losses"])
         self.checked = len(self.losses)
         self.restored = {key: checkpoint[key] for key in ("optimizer", "precision")}
-
-
-def seed_device(seed: int, device: torch.device) -> None:
-    """Does what `torch.manual_seed` does, which takes 1 ms for asking after all kinds of devices that are not there."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
-
-
-def shrink_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Returns a checkpoint of about half the size, for a run that is finished and may be prolonged.
-
-    It lacks the average of the weights, which after a finished schedule is close to them and begins there again, and holds
-    the optimiser's memory in 16 bit.
-    """
-    weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith(AVERAGED)}
-    optimizer = checkpoint["optimizer"]
-    moments = {
-        number: {key: value.bfloat16() if getattr(value, "ndim", 0) else value for key, value in state.items()}
-        for number, state in optimizer["state"].items()
-    }
-    return {**checkpoint, "state_dict": weights, "optimizer": {**optimizer, "state": moments}}

@@ -7,6 +7,7 @@ import math
 import sys
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -18,12 +19,14 @@ from neurotome.datasets.scales import scale_dataset
 from neurotome.datasets.statistics import list_seen
 from neurotome.errors import DatasetError, ModelError, SettingsError
 from neurotome.lazy import mend_torchvision
-from neurotome.losses import build_loss, weigh_rehearsal
+from neurotome.losses import build_loss, is_whole, weigh_rehearsal
 from neurotome.models.model_folder import build_predictor, find_model
 from neurotome.models.networks import USUAL, ModelSettings, build_network, settle_network
 from neurotome.models.stored_model import read_model
 from neurotome.normalize import fit_normalization
 from neurotome.reference import identify_reference, refer
+from neurotome.training.machine import choose_devices
+from neurotome.training.rank import Rank
 from neurotome.training.recipe import Recipe, check_training
 from neurotome.training.sampler import PatchSampler, SampleSettings, collect_slices
 from neurotome.volume import note_other_size
@@ -98,6 +101,7 @@ def settle_recipe(dataset: Dataset, recipe: Recipe = Recipe()) -> Settled:
     rate = FINE_RATE if init else RATE
     sample = settle_sample(recipe.sample, dataset, int(model.dimensions))
     decided = {"normalization": mode, "learning_rate": rate, "steps_per_epoch": choose_steps(dataset, sample)}
+    decided["devices"] = choose_devices(recipe.train, sample, int(model.dimensions))
     decided = {name: value for name, value in decided.items() if getattr(recipe.train, name) == "auto"}
     train = dataclasses.replace(recipe.train, **decided)  # type: ignore[arg-type]  # each of its own type
     check_batch(sample, int(model.in_channels), len(dataset.classes))
@@ -300,12 +304,13 @@ def check_batch(sample: SampleSettings, in_channels: int, classes: int) -> None:
         )
 
 
-def prepare(dataset: Dataset, settled: Settled) -> SegmentationModule:
+def prepare(dataset: Dataset, settled: Settled, rank: Rank | None = None) -> SegmentationModule:
     """Builds all that training needs; writes nothing.
 
     Args:
         dataset: The one that the recipe was settled for.
         settled: From `settle_recipe`; the network of `settled.init` is the one that is trained.
+        rank: Which of the processes this is that train together, one for each of `train.devices`; None: the first.
 
     Raises:
         NeurotomeError: A setting cannot work, or the data do not suit it.
@@ -333,21 +338,23 @@ def prepare(dataset: Dataset, settled: Settled) -> SegmentationModule:
         scales.scale_for(cutout.volume)
     depth = int(sample.depth) if model.dimensions == 3 else None
     replay = (open_replay(dataset, patch, depth or in_channels, train.seed), train.replay) if train.replay else None
-    sampler = PatchSampler(dataset, sample, scales, in_channels, train.seed, replay, depth)
+    rank = rank or Rank(0, int(train.devices))
+    sampler = PatchSampler(dataset, sample, scales, in_channels, train.seed, replay, depth, (rank.number, rank.count))
     if init is None:
         list_seen(dataset, sampler.class_counts)
-    criterion = build_loss(recipe.loss, dataset.classes, sampler.class_counts)
-    if replay:
-        criterion = weigh_rehearsal(criterion, sampler.own, train.replay_weight, sampler.absent)
-
     mend_torchvision()  # torchmetrics imports it, and lightning torchmetrics
     import torch
 
     from neurotome.models.net import choose_device, measure_halo
     from neurotome.models.net_predictor import NetPredictor
+    from neurotome.training.across import add_up
     from neurotome.training.module import SegmentationModule
 
-    choose_device(train.device)
+    sums = partial(add_up, rank) if rank.count > 1 else is_whole
+    criterion = build_loss(recipe.loss, dataset.classes, sampler.class_counts, sums)
+    if replay:
+        criterion = weigh_rehearsal(criterion, sampler.own_here, train.replay_weight, sampler.absent)
+    device = choose_device(train.device)
     torch.manual_seed(train.seed)
     if init is None:
         net = build_network(model, len(dataset.classes))
@@ -365,6 +372,11 @@ def prepare(dataset: Dataset, settled: Settled) -> SegmentationModule:
         facts["init"] = {"name": recipe.init, "weights_sha256": settled.init_sha256, **origin}
         note_other_size(recipe.init, init.voxel_size_um, dataset.voxel_size_um)
     predictor = NetPredictor(net, model, dataset.classes, normalization, halo, bounded, patch, dataset.voxel_size_um, facts)
+    if rank.count > 1 and device == "cuda":
+        import timm
+
+        layers: Any = timm.layers
+        layers.convert_sync_batchnorm(net)  # torch's own loses the activation of timm's layers
     net.train()
     validation = [(held_out[c], z) for c, z in collect_slices(held_out, train.val_slices)]
-    return SegmentationModule(predictor, criterion, sampler, validation, recipe.augment, train)
+    return SegmentationModule(predictor, criterion, sampler, validation, recipe.augment, train, rank, (dataset, recipe))

@@ -115,6 +115,10 @@ class TrainSettings:
     device: Device = "auto"
     """Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1 (the second GPU) or mps."""
 
+    devices: int | Literal["auto"] = "auto"
+    """GPUs of this machine, or processes on its CPU, that share every batch, so that what is learned does not depend on
+    their number; auto: GPUs as long as each has 8 patches of a batch, one process on a CPU."""
+
     deterministic: bool = False
     """Take algorithms that end with the same weights to the bit each time on the same GPU, which may be slower; an operation
     that has none is an error. On a CPU trainings end so anyway; where max_time ends the schedule, none does."""
@@ -173,6 +177,7 @@ def check_training(settings: TrainSettings) -> None:
         "replay_weight": 0 < settings.replay_weight < math.inf,
         "patience": settings.patience >= 0,
         "val_slices": settings.val_slices >= 0,
+        "devices": settings.devices == "auto" or settings.devices >= 1,
         "seed": 0 <= settings.seed < 2**31,
     }
     for name, fine in checks.items():

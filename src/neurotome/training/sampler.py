@@ -141,11 +141,13 @@ class PatchSampler:
         seed: int,
         replay: tuple[CutoutSource, float] | None = None,
         depth: int | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         """Counts the classes of every slice of the split train; labels are read slice by slice and never held.
 
         Settings leave nothing to decide; the seed decides a batch together with the step. `replay` is a second source of the
         same classes, and the share of the patches that come from it, whatever its size. With a `depth`, patches are 3D.
+        `part` says which of how many equal parts of every batch is drawn, if not all of it.
 
         Raises:
             SettingsError: The patch is larger than every image, a 3D one does not fit into each, or data without end are to
@@ -167,6 +169,7 @@ class PatchSampler:
             )
         count_slices(dataset)  # refuses data without a label
         self.settings, self.in_channels, self.seed = settings, in_channels, seed
+        self.rows = slice(*(settings.batch * number // part[1] for number in (part[0], part[0] + 1)))
         self.scales = normalization
         self.is_changing = dataset.source is not None  # the cutouts are others as training goes on
         self.pools = [Pool(dataset.source or CutoutSource(cutouts), dataset.classes, normalization, edge)]
@@ -179,6 +182,11 @@ class PatchSampler:
         if depth is not None:
             _check_depth([cutout for pool in self.pools for cutout in pool.cutouts], depth)
         self.tiles = self.pools[0].plan_tiles(depth or 1) if settings.order == "sequential" else []
+
+    @property
+    def own_here(self) -> int:
+        """How many of the `own` patches of a batch are in this part of it."""
+        return len(range(self.own)[self.rows])
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
@@ -215,10 +223,13 @@ class PatchSampler:
         return images, labels if self.depth else labels[:, 0]
 
     def list_places(self, step: int) -> list[tuple[Pool, Place]]:
-        """Returns where the patches of batch number `step` begin; sequential ones of 3D stand `depth` slices apart."""
+        """Returns where the patches of batch number `step`, or of the part, begin.
+
+        Sequential ones of 3D stand `depth` slices apart.
+        """
         if self.settings.order == "sequential":
             first = step % -(-len(self.tiles) // self.settings.batch) * self.settings.batch
-            return [(self.pools[0], place) for place in self.tiles[first : first + self.settings.batch]]
+            return [(self.pools[0], place) for place in self.tiles[first : first + self.settings.batch]][self.rows]
         for pool in self.pools:
             pool.follow(step)
         generator = np.random.default_rng([self.seed, step])
@@ -227,7 +238,7 @@ class PatchSampler:
             pool = self.pools[int(number >= self.own)]
             place = pool.draw(generator, self.settings.rare)
             places.append((pool, pool.deepen(place, self.depth, generator) if self.depth else place))
-        return places
+        return places[self.rows]
 
 
 def _check_depth(cutouts: Sequence[Cutout], depth: int) -> None:

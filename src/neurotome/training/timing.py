@@ -57,6 +57,6 @@ def time_steps(module: SegmentationModule, groups: int = 3, group: int = 1, warm
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
     with tame_lightning(), repeat_exactly(module.settings):
-        make_trainer(module.settings, Clock(), max_epochs=1, logger=False).fit(module)
+        make_trainer(module, Clock(), max_epochs=1, logger=False).fit(module)
     seconds = tuple((end - begin) / group for begin, end in itertools.pairwise(ends))
     return StepTimes(seconds, torch.cuda.max_memory_allocated() if is_cuda else 0)

@@ -171,6 +171,9 @@ class PhantomStream(CutoutSource):
         self._coming: dict[int, Callable[[], Pair]] = {}
         self._executor: ProcessPoolExecutor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_coming": {}, "_executor": None}  # another process has its own
+
     @property
     def facts(self) -> Mapping[str, Any]:
         """How long training has waited for tissue after its first step."""
