@@ -176,7 +176,7 @@ def compare(folder: Path, name: str, edge: int, batch: int, steps: int) -> dict[
 
     module.loss = note
     with tame_lightning():
-        make_trainer(module.settings, lightning.Callback(), max_epochs=1, logger=False).fit(module)
+        make_trainer(module, lightning.Callback(), max_epochs=1, logger=False).fit(module)
     return losses | {"neurotome": noted}
 
 

@@ -221,7 +221,7 @@ def follow_average(module: SegmentationModule, teaching: Teaching) -> Segmentati
 
     module.predictor.net = module.net  # in the place of which the first training has put its own average
     known = module.predictor, module.loss, module.sampler, module.validation, module.augment_settings, module.settings
-    return Follower(*known)
+    return Follower(*known, module.rank)
 
 
 def cut_views(

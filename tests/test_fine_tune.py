@@ -31,7 +31,7 @@ from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 from neurotome.volume import Volume
 
-NETWORK = ModelSettings("linknet", "mobilenetv3_small_050", in_channels=1, encoder_depth=3)
+NETWORK = ModelSettings("linknet", "mobilenetv3_small_050", in_channels=1, encoder_depth=3, dimensions=2, reach_from=1)
 SHORT = TrainSettings(epochs=1, steps_per_epoch=2, device="cpu")
 
 
@@ -205,7 +205,7 @@ def test_a_settled_recipe_has_nothing_automatic(model: Path) -> None:
         assert "auto" not in (*dataclasses.asdict(settled.model).values(), settled.sample.patch)
         chosen = (settled.train.learning_rate, settled.train.normalization, settled.train.steps_per_epoch)
         assert "auto" not in chosen
-    assert settled.model == ModelSettings("unet", "resnet18", in_channels=1, encoder_depth=5)
+    assert settled.model == ModelSettings("unet", "resnet18", in_channels=1, encoder_depth=5, dimensions=2, reach_from=1)
 
 
 @pytest.mark.parametrize("names", [("background", "axon"), ("cell", "background"), ("background", "cell", "axon")])

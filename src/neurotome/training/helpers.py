@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurotome.engines.processes import end_with_parent, explain_exit
 from neurotome.errors import NeurotomeError, TrainingError, explain_system_error
-from neurotome.lazy import lazy_import
+from neurotome.lazy import lazy_import, mend_torchvision
 from neurotome.stopping import StopRequest
 from neurotome.training.rank import HOST, Rank
 
@@ -66,7 +67,7 @@ def work_together(rank: Rank, is_cuda: bool, work: Callable[..., None], argument
         port = int(server.getsockname()[1])
         helpers = []
         for number in range(1, rank.count):
-            helpers.append(_start(Rank(number, rank.count), is_cuda, (port, share, work, arguments)))
+            helpers.append(_start(Rank(number, rank.count), is_cuda, port, share, (work, *arguments)))
             ending.callback(_end, helpers[-1])
         torch.set_num_threads(share)
         ending.callback(torch.set_num_threads, threads)
@@ -102,10 +103,13 @@ def _choose_context(is_cuda: bool) -> ForkServerContext | SpawnContext:
     return context
 
 
-def _start(rank: Rank, is_cuda: bool, arguments: tuple[Any, ...]) -> _Helper:
+def _start(rank: Rank, is_cuda: bool, port: int, threads: int, work: tuple[Any, ...]) -> _Helper:
     context = _choose_context(is_cuda)
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_enter, args=(rank, theirs, is_cuda, *arguments), name=f"rank-{rank.number}")
+    # read only when torchvision has been mended, which is imported by what is pickled
+    packed = bytes(ForkingPickler.dumps(work))
+    arguments = (rank, theirs, is_cuda, port, threads, packed)
+    process = context.Process(target=_enter, args=arguments, name=f"rank-{rank.number}")
     process.start()
     theirs.close()
     return _Helper(rank.number, process, ours)
@@ -142,9 +146,7 @@ def _to_error(helper: _Helper, word: str) -> BaseException:
     )
 
 
-def _enter(
-    rank: Rank, pipe: Connection, is_cuda: bool, port: int, threads: int, work: Callable[..., None], arguments: Sequence[Any]
-) -> None:
+def _enter(rank: Rank, pipe: Connection, is_cuda: bool, port: int, threads: int, packed: bytes) -> None:
     """Is what a helper does; it is silent, because the first rank says all that is to be said."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):  # until it listens
@@ -162,6 +164,8 @@ def _enter(
             yield
 
     try:
+        mend_torchvision()
+        work, *arguments = ForkingPickler.loads(packed)
         work(rank, join, *arguments)
     except KeyboardInterrupt:  # the first rank has heard of it
         return
