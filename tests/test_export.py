@@ -147,6 +147,10 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(model, pa
     export(SettingsError, r"ends in \.zip", out=tmp_path / "out.onnx")
     export(SettingsError, r"ends in \.onnx", format="onnx")
     export(RunError, "is there already", out=package)
+    deep = make_predictor()
+    three = dataclasses.replace(deep.settings, dimensions=3, reach_from=1)
+    save_model(dataclasses.replace(deep, net=build_network(three, 3), settings=three), tmp_path / "deep", {"licence": "MIT"})
+    export(ModelError, "3 dimensions has no ONNX form", tmp_path / "deep", **person)
     Image.fromarray(image[:40]).save(tmp_path / "small.png")
     export(ImageError, r"1 x 40 x 128 voxels .* needs 96 x 96", sample=tmp_path / "small.png", **person)
 

@@ -124,6 +124,8 @@ def build_graph(predictor: NetPredictor, measured: bool, facts: Mapping[str, Any
     """
     import onnx
 
+    if predictor.settings.dimensions == 3:
+        raise ModelError("a network of 3 dimensions has no ONNX form; share its folder by --format hub.")
     kind, scale = describe_scale(predictor, measured)
     core = fold_network(predictor.net, predictor.in_channels)
     module = ScaledNetwork(core.core, scale, predictor.normalization.mode if kind == MEASURED else "").eval()
