@@ -65,6 +65,7 @@ def serve_worker(log, address, faults):
 
 def prepare(log, faults):
     """Builds faults into this process; `log` gets a line for every block that is begun, a file beside it what is said."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # processes may come from the server of trainings, which ignores it
     os.setpgid(0, 0)
     logging.disable()  # dask tells much
     said = Path(f"{log}.{os.getpid()}.txt")
