@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from neurotome.errors import TrainingError
 from neurotome.lazy import import_extra
-from neurotome.training.helpers import Join, work_together
 from neurotome.training.machine import choose_precision
 from neurotome.training.rank import Rank
+from neurotome.training.rank_processes import Join, work_together
 from neurotome.training.recipe import Recipe, TrainSettings
 
 if TYPE_CHECKING:

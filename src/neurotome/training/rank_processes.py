@@ -1,4 +1,4 @@
-"""Helpers: the processes of all ranks but the first, which starts them, and ends when one of them does."""
+"""Rank processes: helpers, the processes of all ranks but the first, which starts them, and ends when one of them does."""
 
 from __future__ import annotations
 
