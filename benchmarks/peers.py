@@ -75,7 +75,14 @@ def run_child(method: str, command: list[str], environment: dict[str, str]) -> d
 
 def declare_operators() -> None:
     """Lets torchvision's build for GPUs be imported beside a torch for CPUs, which cannot load its compiled operators."""
-    import torch
+    try:
+        import torchvision as torchvision
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        import torch
 
-    for operator in ("nms", "qnms"):  # nothing here calls them
-        torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        for operator in ("nms", "qnms"):  # nothing here calls them
+            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

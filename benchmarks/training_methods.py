@@ -53,13 +53,15 @@ def time_compiled_limit(job: dict, clock: StepClock) -> None:
     time_limit(job, clock, compiled=True)
 
 
-def time_neurotome(job: dict, clock: StepClock) -> dict:
+def time_neurotome(job: dict, clock: StepClock, compiled: bool = False) -> dict:
     """Trains by the public function for one epoch, with defaults but for network, sizes and number of steps."""
     run = Path(job["scratch"]) / "run"
     recipe = Recipe(
         model=ModelSettings(job["decoder"], job["encoder"]),
         sample=SampleSettings(patch=job["patch"], batch=job["batch"]),
-        train=TrainSettings(epochs=1, steps_per_epoch=job["steps"], device=job["device"]),
+        train=TrainSettings(
+            epochs=1, steps_per_epoch=job["steps"], device=job["device"], compile="on" if compiled else "auto"
+        ),
     )
     with clock:
         train(Path(job["data"]), out=run, recipe=recipe)
@@ -69,6 +71,10 @@ def time_neurotome(job: dict, clock: StepClock) -> dict:
         "run_images_per_second": job["batch"] * training["steps"] / training["seconds"],
         "precision": training["precision"],
     }
+
+
+def time_compiled_neurotome(job: dict, clock: StepClock) -> dict:
+    return time_neurotome(job, clock, compiled=True)
 
 
 def time_plain(job: dict, clock: StepClock) -> None:
@@ -126,6 +132,7 @@ SPEED = {
     "limit": time_limit,
     "limit, compiled": time_compiled_limit,
     "neurotome": time_neurotome,
+    "neurotome, compiled": time_compiled_neurotome,
     "plain": time_plain,
 }
 

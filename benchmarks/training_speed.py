@@ -16,6 +16,7 @@ Methods:
                        that neurotome chooses: nothing with these steps is faster
     limit, compiled    the same after torch.compile (GPU only)
     neurotome          `neurotome.train` with its defaults
+    neurotome, compiled  the same with train.compile on, which long trainings on a GPU choose themselves (GPU only)
     plain              `plain_recipe.py`: Lightning, DataLoader, torchvision's transforms on each sample, float32
     monai              CacheDataset, its transforms, its ThreadDataLoader and its SupervisedTrainer
     nnunet             nnU-Net's trainer, with its augmentation and loss, on this network instead of its own
@@ -34,7 +35,7 @@ from training_jobs import describe_data, find_missing, measure, name_processor, 
 
 from neurotome.datasets.phantom.make import PhantomSettings
 
-METHODS = ("limit", "limit, compiled", "neurotome", "plain", "monai", "nnunet", "volume-segmantics")
+METHODS = ("limit", "limit, compiled", "neurotome", "neurotome, compiled", "plain", "monai", "nnunet", "volume-segmantics")
 NETWORKS = ("unet/resnet18", "unet/resnet50", "linknet/resnet18")
 
 IMAGES = {"cpu": 320, "cuda": 19200}
@@ -142,7 +143,7 @@ def main(given: list[str] | None = None) -> None:
     if arguments.command == "peers":
         make_environments(arguments.peers)
         return
-    methods = [method for method in arguments.methods if arguments.device == "cuda" or method != "limit, compiled"]
+    methods = [method for method in arguments.methods if arguments.device == "cuda" or "compiled" not in method]
     missing = find_missing(methods, arguments.peers)
     edge, depth = (arguments.patch, 1) if arguments.small else (max(384, arguments.patch), 6)
     folder = arguments.out / "data"
