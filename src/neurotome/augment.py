@@ -154,7 +154,8 @@ def augment(
         labels: Class ids or the ignore value, integers 0..255, shape (n, y, x) or (n, z, y, x), on the same device.
         settings: What may happen.
         ignore: Label value that means "not labelled".
-        generator: Source of all randomness, on the CPU, so that a seed gives the same draws on every device.
+        generator: Source of all randomness, on the CPU, so that a seed gives the same draws on every device; only the noise of
+            single pixels is drawn on the device, from a seed of this generator, and is another on another kind of device.
         first: Where in its batch the first of these samples is, if others of it are elsewhere.
         count: Samples of that batch; None: these are all. Each is transformed as if all were here.
 
@@ -380,5 +381,8 @@ def _change_gamma(images: Tensor, settings: AugmentSettings, draws: Draws) -> Te
 def _add_noise(images: Tensor, settings: AugmentSettings, draws: Draws) -> Tensor:
     """Adds independent Gaussian noise to every pixel."""
     sigma = _per_sample(draws.uniform(0.0, settings.noise)[draws.rows], images.device)
-    noise = torch.randn((draws.count, *images.shape[1:]), generator=draws.generator)[draws.rows]
-    return images + _send(noise, images.device) * sigma
+    # drawn where the images are: sending so many numbers would make the host wait for all that a GPU still has to do
+    seed = int(torch.randint(2**62, (), generator=draws.generator))
+    generator = torch.Generator(images.device).manual_seed(seed)
+    noise = torch.randn((draws.count, *images.shape[1:]), generator=generator, device=images.device)[draws.rows]
+    return images + noise * sigma
