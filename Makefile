@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench microct-base microct-base-25d clean
+.PHONY: demo test lint docs bench microct-base microct-base-25d clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,10 @@ lint: .venv/installed
 # the longest files first (tests/conftest.py); one thread for each of the two workers: more would wait for each other
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# the pages under docs/ as a site: docs/_build/index.html
+docs: .venv/installed
+	$(BIN)/python -m sphinx -q -W -b html docs docs/_build
 
 # speed of training beside other packages, whose environments it makes first; stopped, the same command goes on
 bench: .venv/installed

@@ -24,6 +24,7 @@ def compute_features(patch, extractor):
 
 
 LONGEST = (
+    "documentation",
     "grid",
     "cli",
     "training_fit",
@@ -35,6 +36,10 @@ LONGEST = (
     "demo",
     "microct_base",
     "mtneuro_fetch",
+    "training_devices",
+    "three_dimensions",
+    "measuring_vessels",
+    "export",
 )
 
 

@@ -154,8 +154,8 @@ def augment(
         labels: Class ids or the ignore value, integers 0..255, shape (n, y, x) or (n, z, y, x), on the same device.
         settings: What may happen.
         ignore: Label value that means "not labelled".
-        generator: Source of all randomness, on the CPU, so that a seed gives the same draws on every device; only the noise of
-            single pixels is drawn on the device, from a seed of this generator, and is another on another kind of device.
+        generator: Source of all randomness, on the CPU, so that a seed gives the same draws on every device; only the noise
+            of single pixels is drawn on the device, from a seed of this generator, and differs between kinds of devices.
         first: Where in its batch the first of these samples is, if others of it are elsewhere.
         count: Samples of that batch; None: these are all. Each is transformed as if all were here.
 

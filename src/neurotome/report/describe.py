@@ -56,7 +56,7 @@ def describe(
         seed: Seed of the augmentation, which is that of train's settings: --config FILE, --augment.NAME.
 
     Returns:
-        The statistics, see `measure_dataset`; with `known` the datasets that can be opened, `{name: description}`.
+        The statistics, see `measure_dataset`; with `known` the names of all datasets that can be opened, with what each is.
 
     Raises:
         NeurotomeError: The dataset or a setting cannot be used; nothing has been written then.

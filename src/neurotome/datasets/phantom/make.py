@@ -37,6 +37,7 @@ from neurotome.datasets.phantom.tissue import BACKGROUND, Tissue, build_tissue, 
 from neurotome.datasets.phantom.truth import Truth, list_cells, list_vessels, write_truth
 from neurotome.datasets.phantom.tubes import Shape
 from neurotome.errors import RunError, SettingsError, unknown
+from neurotome.io.sink import write_image, write_labels
 from neurotome.volume import Volume
 
 CLASSES = ("background", "blood vessel", "cell", "axon")
@@ -71,9 +72,9 @@ class PhantomSettings:
     """Slices of each validation cutout."""
     test_depth: int = 8
     """Slices of each test cutout."""
-    regions: tuple[str, ...] = tuple(REGIONS)
+    regions: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = tuple(REGIONS)
     """Regions to make, one cutout each per split."""
-    like: tuple[Path, ...] = ()
+    like: Annotated[tuple[Path, ...], Parameter(consume_multiple=True)] = ()
     """Images, or folders of them, that the tissue shall look like: grey scale, noise, edges and texture are measured in
     them. They need no labels. In mode randomised numbers are drawn around what was measured."""
     voxel_size_um: float | Literal["auto"] = "auto"
@@ -231,16 +232,14 @@ def _write_mtneuro(folder: Path, dataset: Dataset) -> None:
 
 
 def _write_folder(folder: Path, dataset: Dataset) -> None:
-    import tifffile
     import yaml
 
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
     for cutouts in dataset.splits.values():
         for cutout in cutouts:
-            for kind, array in (("images", cutout.volume.data), ("labels", cutout.labels)):
-                path = folder / kind / f"{cutout.name}.tif"
-                tifffile.imwrite(path, array, photometric="minisblack", compression="zlib", metadata={"axes": "ZYX"})
+            write_image(folder / "images" / f"{cutout.name}.tif", np.asarray(cutout.volume.data), like=cutout.volume)
+            write_labels(folder / "labels" / f"{cutout.name}.tif", np.asarray(cutout.labels), dataset.classes, cutout.volume)
     content = {
         "name": dataset.name,
         "classes": dict(enumerate(dataset.classes.names)),
