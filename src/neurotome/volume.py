@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.errors import ImageError
+from neurotome.errors import ImageError, SettingsError
 
 Size = tuple[float, float, float]
 """Edge lengths of a voxel (z, y, x) in micrometres."""
@@ -85,6 +87,23 @@ class Volume:
         """Returns first and stop of slabs that hold all slices, each at most so many that follow each other in `stack`."""
         runs = np.split(np.arange(self.shape[0]), np.flatnonzero(np.diff(self.numbers) != 1) + 1)
         return [(int(z), min(int(z) + most, int(run[-1]) + 1)) for run in runs for z in run[::most]]
+
+
+def state_size(edges_um: Sequence[float]) -> Size | None:
+    """Returns the voxel size (z, y, x) that somebody states as three edges in micrometres, or as one for all; None for none.
+
+    Raises:
+        SettingsError: It is something else.
+    """
+    if len(edges_um) not in (0, 1, 3) or not all(0 < edge < math.inf for edge in edges_um):
+        raise SettingsError(
+            f"voxel_size_um is {' '.join(map(str, edges_um))}; expected three edges in micrometres, z y x, or one number "
+            "for all."
+        )
+    if not edges_um:
+        return None
+    z, y, x = tuple(edges_um) * (1 if len(edges_um) == 3 else 3)
+    return z, y, x
 
 
 def note_other_size(model: str, trained_um: Size | None, data_um: Size | None) -> None:

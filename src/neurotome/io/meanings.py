@@ -13,6 +13,7 @@ from neurotome.errors import ImageError, NeurotomeError
 from neurotome.io.files import find_suffix
 from neurotome.io.ome_zarr import is_zarr
 from neurotome.io.zarr_store import read_group
+from neurotome.volume import Size
 
 
 def read_meanings(path: Path) -> tuple[ClassSet | None, dict[str, Any]]:
@@ -36,6 +37,14 @@ def read_meanings(path: Path) -> tuple[ClassSet | None, dict[str, Any]]:
         classes = ClassSet.from_config(content.get("classes", {}), int(content.get("ignore", 255)))
         return classes, {"dataset": str(content.get("name", "")), "voxel_size_um": content.get("voxel_size_um")}
     return _to_classes(names), made
+
+
+def find_listed_size(made: Mapping[str, Any]) -> Size | None:
+    """Returns the voxel size (z, y, x) in micrometres that dataset.yaml lists, from what `read_meanings` returned second."""
+    listed = made.get("voxel_size_um")
+    if isinstance(listed, list) and len(listed) == 3 and all(isinstance(edge, (int, float)) and edge > 0 for edge in listed):
+        return float(listed[0]), float(listed[1]), float(listed[2])
+    return None
 
 
 def _read_zarr(path: Path) -> tuple[dict[int, str], dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from neurotome.errors import SettingsError
-from neurotome.volume import Size
+from neurotome.volume import Size, state_size
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,7 @@ class MeasureSettings:
     """Replace what an earlier measurement left in the output folder."""
 
     def __post_init__(self) -> None:
-        if len(self.voxel_size_um) not in (0, 1, 3) or not all(0 < edge < math.inf for edge in self.voxel_size_um):
-            raise SettingsError(
-                f"voxel_size_um is {' '.join(map(str, self.voxel_size_um))}; expected three edges in micrometres, z y x, or "
-                "one number for all."
-            )
+        state_size(self.voxel_size_um)
         for name in ("cell_diameter_um", "grid_um"):
             value = getattr(self, name)
             if value != "auto" and not 0 < value < math.inf:
@@ -93,7 +89,4 @@ class MeasureSettings:
     @property
     def size_um(self) -> Size | None:
         """The stated voxel size (z, y, x), None if none is stated."""
-        if not self.voxel_size_um:
-            return None
-        z, y, x = self.voxel_size_um * (1 if len(self.voxel_size_um) == 3 else 3)
-        return z, y, x
+        return state_size(self.voxel_size_um)

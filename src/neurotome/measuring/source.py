@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from neurotome.blocks import Box, Grid, Triple, parse_bbox
 from neurotome.classes import ClassSet
 from neurotome.errors import ImageError, SettingsError, unknown
-from neurotome.io.meanings import read_meanings
+from neurotome.io.meanings import find_listed_size, read_meanings
 from neurotome.io.opening import open_label_volume
 from neurotome.measuring.settings import MeasureSettings
 from neurotome.volume import Size, Volume
@@ -193,9 +193,8 @@ def _find_size(volume: Volume, settings: MeasureSettings, made: Mapping[str, Any
         return settings.size_um, "as stated"
     if volume.voxel_size_um is not None:
         return volume.voxel_size_um, "from the file"
-    listed = made.get("voxel_size_um")
-    if isinstance(listed, list) and len(listed) == 3 and all(isinstance(edge, (int, float)) and edge > 0 for edge in listed):
-        return (float(listed[0]), float(listed[1]), float(listed[2])), "from dataset.yaml"
+    if (listed := find_listed_size(made)) is not None:
+        return listed, "from dataset.yaml"
     raise ImageError(
         f"{volume.path}: found labels without a voxel size; expected one, because volumes and densities follow from it. "
         "State it, in micrometres: --voxel-size-um 1.17, or three numbers, z y x."
