@@ -1,10 +1,10 @@
 """neurotome: segment brain microstructure in X-ray microCT; train, compare, apply and measure.
 
 Each command of the command line is a function here: `describe`, `fetch`, `train`, `fine_tune`, `baseline`, `evaluate`,
-`predict`, `measure`, `export`, `verify`, `compare`, `search`, `phantom`, `demo`. What are options there are keywords here,
-by the last part of their name: `train("my_data", out="runs/first", max_time="12m", encoder="resnet34")`. Where two have it,
-write the whole name, `**{"train.seed": 1}`, or the group, `train={"seed": 1}`; or give the settings as they are,
-`recipe=Recipe(...)`.
+`predict`, `measure`, `view`, `export`, `verify`, `compare`, `search`, `phantom`, `demo`. What are options there are
+keywords here, by the last part of their name: `train("my_data", out="runs/first", max_time="12m", encoder="resnet34")`.
+Where two have it, write the whole name, `**{"train.seed": 1}`, or the group, `train={"seed": 1}`; or give the
+settings as they are, `recipe=Recipe(...)`.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from neurotome.training.recipe import Recipe as Recipe
     from neurotome.training.recipe import TrainSettings as TrainSettings
     from neurotome.training.sampler import SampleSettings as SampleSettings
+    from neurotome.viewing.view import ViewSettings as ViewSettings
+    from neurotome.viewing.view import view as view
 
 _NAMES = {
     "augment": "AugmentSettings",
@@ -95,6 +97,7 @@ _NAMES = {
     "statistics": "IntervalSettings",
     "training.recipe": "Recipe TrainSettings",
     "training.sampler": "SampleSettings",
+    "viewing.view": "ViewSettings view",
 }
 """Public names by module, those that are imported above for whoever reads types."""
 
@@ -104,7 +107,7 @@ __all__ = sorted(_HOMES)
 
 _COMMANDS = (
     *("baseline", "compare", "demo", "describe", "evaluate", "export", "fetch", "phantom", "predict", "predict_probs"),
-    *("fine_tune", "grid", "measure", "reproduce", "search", "train", "verify"),
+    *("fine_tune", "grid", "measure", "reproduce", "search", "train", "verify", "view"),
 )
 
 

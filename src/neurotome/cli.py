@@ -39,6 +39,7 @@ COMMANDS = {
     ),
     "predict": ("neurotome.inference.predict", "Label an image, a stack, a folder or a whole volume with a trained model."),
     "measure": ("neurotome.experiments.measure", "From labels to numbers: volume fractions and cells, with intervals."),
+    "view": ("neurotome.viewing.view", "Look at an image and its labels in a browser, or in napari (extras: view, napari)."),
     "export": ("neurotome.sharing.export", "Make of a model an ONNX file, a bioimage.io package, or a folder for a hub."),
     "verify": ("neurotome.inference.verify", "Check every block of a predicted OME-Zarr against its checksum; repair."),
 }

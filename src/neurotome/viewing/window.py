@@ -1,0 +1,62 @@
+"""show_window: a scene in napari, which needs its extra and a display."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from neurotome.errors import NeurotomeError
+from neurotome.lazy import import_extra
+from neurotome.viewing.scene import OPACITY, LabelLayer, Scene
+
+CLEAR = (0.0, 0.0, 0.0, 0.0)
+
+
+def has_display() -> bool:
+    """Says whether programs with windows can run here."""
+    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def check_display() -> None:
+    """Checks that a window can be opened; without a display napari would end the process, or draw nothing."""
+    if not has_display():
+        raise NeurotomeError(
+            "napari opens a window, and no display was found (DISPLAY and WAYLAND_DISPLAY are not set). Leave out --napari "
+            "and look with a browser, or give this command on a machine with a screen."
+        )
+
+
+def show_window(scene: Scene) -> None:
+    """Shows a scene in a window of napari, until it is closed."""
+    napari = import_extra("napari", "napari")
+    add_layers(napari.Viewer(title=f"{scene.image.path}"), scene)
+    napari.run()
+
+
+def add_layers(viewer: Any, scene: Scene) -> None:
+    """Adds image and labels to a napari viewer (or to its `ViewerModel`, which needs no display)."""
+    place: dict[str, Any] = {"scale": scene.size_um or (1, 1, 1), "units": ["um" if scene.size_um else "pixel"] * 3}
+    viewer.add_image(scene.image.data, name="image", contrast_limits=scene.contrast, multiscale=False, **place)
+    for number, layer in enumerate(scene.layers):
+        colours: dict[str, Any] = {"colormap": _make_colours(layer)} if layer.colours else {}
+        features = {"index": list(layer.names), "class": list(layer.names.values())}  # named where the mouse is
+        viewer.add_labels(
+            layer.data,
+            name=layer.name,
+            opacity=OPACITY,
+            visible=number == 0,
+            features=features if layer.names else None,
+            multiscale=False,
+            **colours,
+            **place,
+        )
+    viewer.canvas.overlays.scale_bar.visible = scene.size_um is not None
+
+
+def _make_colours(layer: LabelLayer) -> Any:
+    from napari.utils.colormaps import DirectLabelColormap
+
+    colours: dict[int | None, tuple[float, ...]] = {None: CLEAR, 0: CLEAR}
+    colours |= {i: (*(part / 255 for part in colour), 1.0) for i, colour in layer.colours.items()}
+    return DirectLabelColormap(color_dict=colours)
