@@ -27,7 +27,7 @@ from neurotome.viewing.scene import OPACITY, LabelLayer, Scene
 from neurotome.viewing.state import KEPT, State, restore_state
 
 ADDRESS = "127.0.0.1"
-PANEL = 700
+PANEL = 600
 """Pixels that the image's longest edge takes of a page at first, if it is shown alone."""
 
 MESH_VOXELS = 1 << 24
@@ -102,8 +102,10 @@ def _describe(scene: Scene, names: str) -> neuroglancer.ViewerState:
     state.position = [size / 2 for size in reversed(scene.image.shape)]
     state.layout = "xy" if flat else "4panel"
     edges = np.multiply(scene.image.shape, scene.size_um or (1, 1, 1)) / min(scene.size_um or (1,))  # the scales' unit
-    state.cross_section_scale = float(max(edges)) / (PANEL if flat else PANEL / 2)
-    state.projection_scale = 2 * float(max(edges))
+    fitting = float(max(edges)) / (PANEL if flat else PANEL / 2)
+    # all of a large volume takes long to read: it begins at its middle, a voxel for a pixel
+    state.cross_section_scale = fitting if isinstance(scene.image.data, np.ndarray) else min(fitting, 1.0)
+    state.projection_scale = 1.2 * float(max(edges))
     state.show_slices = state.show_axis_lines = False
     state.layers["image"] = neuroglancer.ImageLayer(
         source=_serve(scene, scene.image.data, "image"),
@@ -149,7 +151,7 @@ def _serve(scene: Scene, data: Any, kind: str) -> Any:
         dimensions=_make_space(scene, "zyx"),
         volume_type=kind,
         encoding="npz",  # its raw form fails with numpy 2.4
-        chunk_layout="flat" if _is_cut_in_slices(data) else None,
+        downsampling="2d" if _is_cut_in_slices(data) else "3d",
         mesh_options={"max_quadrics_error": -1.0},  # nothing is simplified, which takes 20 times as long
     )
     return neuroglancer.LayerDataSource(url=volume, enable_default_subsources=False, subsources=subsources)
