@@ -185,6 +185,7 @@ def test_views_of_other_files_and_foreign_ones_are_refused(tmp_path):
     saved = read_state(tmp_path / "view.json")
     bad = [
         (saved, open_scene(image), r"shows a layer 'labels', and these files are image;"),
+        ({**saved, "layers": [{"name": "labels"}]}, open_scene(image, labels), r"shows a layer 'labels'"),
         ({**saved, "position": "here"}, open_scene(image, labels), r"says position: 'here'"),
     ]
     for state, scene, message in bad:

@@ -64,11 +64,11 @@ def restore_state(default: State, saved: State) -> State:
     own = {layer["name"]: layer for layer in state["layers"]}
     for layer in map(_reduce, saved["layers"]):
         name = layer["name"]
-        if layer["type"] == "annotation":
+        if layer.get("type") == "annotation":
             space = {"outputDimensions": default["dimensions"]}
             source = {"url": "local://annotations", "transform": space}
             state["layers"].append({**layer, "source": source})
-        elif name in own and own[name]["type"] == layer["type"]:
+        elif name in own and own[name]["type"] == layer.get("type"):
             for key in KEPT_OF_LAYER:  # what a file does not say is neuroglancer's default, not this page's
                 own[name].pop(key, None)
             own[name].update(layer)
