@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -117,14 +116,14 @@ def describe(
     patch = resize(patch, (height, width))
     if isinstance(predictor, PixelPredictor):
         return np.asarray(predictor.extractor.prepare(patch)(slice(0, height), slice(0, width)).mean((1, 2)), np.float32)
-    seen: list[Any] = []
-    core: Any = predictor.net.core
-    hook = core.encoder.register_forward_hook(lambda _, inputs, features: seen.append(features[-1]))
-    try:
-        dataclasses.replace(predictor, runtime=None).predict_probs(patch[None])  # by the net that has the hook
-    finally:
-        hook.remove()
-    return np.asarray(seen[0][0].float().mean((-2, -1)).cpu().numpy(), np.float32)
+    import torch
+
+    encoder: Any = predictor.net.core.encoder
+    with torch.inference_mode():
+        images = torch.from_numpy(np.ascontiguousarray(patch[None])).to(predictor.device)
+        features = predictor.net.run_padded(lambda padded: encoder(padded)[-1], images)
+        vector: Vector = features[0].float().mean((-2, -1)).cpu().numpy()
+    return vector
 
 
 def describe_dataset(
