@@ -1,10 +1,10 @@
 """neurotome: segment brain microstructure in X-ray microCT; train, compare, apply and measure.
 
 Each command of the command line is a function here: `describe`, `fetch`, `train`, `fine_tune`, `baseline`, `evaluate`,
-`predict`, `measure`, `view`, `export`, `verify`, `compare`, `search`, `phantom`, `demo`. What are options there are
-keywords here, by the last part of their name: `train("my_data", out="runs/first", max_time="12m", encoder="resnet34")`.
-Where two have it, write the whole name, `**{"train.seed": 1}`, or the group, `train={"seed": 1}`; or give the
-settings as they are, `recipe=Recipe(...)`.
+`predict`, `suggest`, `interpolate`, `measure`, `view`, `export`, `verify`, `compare`, `search`, `phantom`, `demo`. What are
+options there are keywords here, by the last part of their name: `train("my_data", out="runs/first", max_time="12m",
+encoder="resnet34")`. Where two have it, write the whole name, `**{"train.seed": 1}`, or the group, `train={"seed": 1}`; or
+give the settings as they are, `recipe=Recipe(...)`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from neurotome.annotating.interpolate import InterpolateSettings as InterpolateSettings
+    from neurotome.annotating.interpolate import interpolate as interpolate
+    from neurotome.annotating.suggest import suggest as suggest
+    from neurotome.annotating.suggest_settings import SuggestSettings as SuggestSettings
     from neurotome.augment import AugmentSettings as AugmentSettings
     from neurotome.datasets import open_dataset as open_dataset
     from neurotome.datasets.fetch import fetch as fetch
@@ -63,6 +67,9 @@ if TYPE_CHECKING:
     from neurotome.viewing.view import view as view
 
 _NAMES = {
+    "annotating.interpolate": "InterpolateSettings interpolate",
+    "annotating.suggest": "suggest",
+    "annotating.suggest_settings": "SuggestSettings",
     "augment": "AugmentSettings",
     "datasets": "open_dataset",
     "datasets.fetch": "fetch",
@@ -107,7 +114,7 @@ __all__ = sorted(_HOMES)
 
 _COMMANDS = (
     *("baseline", "compare", "demo", "describe", "evaluate", "export", "fetch", "phantom", "predict", "predict_probs"),
-    *("fine_tune", "grid", "measure", "reproduce", "search", "train", "verify", "view"),
+    *("fine_tune", "grid", "interpolate", "measure", "reproduce", "search", "suggest", "train", "verify", "view"),
 )
 
 

@@ -38,6 +38,8 @@ COMMANDS = {
         "The founding report beside what is measured.",
     ),
     "predict": ("neurotome.inference.predict", "Label an image, a stack, a folder or a whole volume with a trained model."),
+    "suggest": ("neurotome.annotating.suggest", "Where to annotate next: a list, pictures and crops ready to annotate."),
+    "interpolate": ("neurotome.annotating.interpolate", "Label the slices between labelled ones, with their uncertainty."),
     "measure": ("neurotome.experiments.measure", "From labels to numbers: volume fractions and cells, with intervals."),
     "view": ("neurotome.viewing.view", "Look at an image and its labels in a browser, or in napari (extras: view, napari)."),
     "export": ("neurotome.sharing.export", "Make of a model an ONNX file, a bioimage.io package, or a folder for a hub."),

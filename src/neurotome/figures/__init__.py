@@ -29,5 +29,6 @@ from neurotome.figures.settings import plot_settings as plot_settings
 from neurotome.figures.style import Figure as Figure
 from neurotome.figures.style import label_classes as label_classes
 from neurotome.figures.style import save_figure as save_figure
+from neurotome.figures.suggested import plot_suggested as plot_suggested
 from neurotome.figures.training import plot_training as plot_training
 from neurotome.figures.workflow import plot_workflow as plot_workflow

@@ -1,0 +1,1 @@
+"""What is annotated, before it is learned: where to annotate next, and labels between annotated slices."""

@@ -1,0 +1,151 @@
+"""interpolate: labels of every slice from a few that are labelled, and how uncertain they are."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from cyclopts import Parameter
+from numpy.typing import NDArray
+
+from neurotome.annotating.shapes import blend, measure_gap
+from neurotome.classes import ClassSet
+from neurotome.errors import ImageError, SettingsError
+from neurotome.io.files import name_image
+from neurotome.io.meanings import read_meanings
+from neurotome.io.opening import open_label_volume
+from neurotome.io.sink import create_image, create_labels
+from neurotome.outputs import Existing, plan_outputs
+from neurotome.progress import track
+from neurotome.volume import Volume
+
+
+@dataclass(frozen=True)
+class InterpolateSettings:
+    """Which slices are labelled."""
+
+    slices: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = ()
+    """Numbers of the labelled slices, from 0; none: those that have a label."""
+
+    depth: int | Literal["auto"] = "auto"
+    """Slices of the whole stack, where LABELS holds nothing but the labelled ones, which --slices numbers; auto: LABELS is
+    the whole stack."""
+
+    ignore: int | Literal["auto"] = "auto"
+    """Value of pixels that are not labelled; auto: what the file, or dataset.yaml beside its folder, says, else 255."""
+
+    existing: Literal["refuse", "replace"] = "refuse"
+    """What to do where an output is there already."""
+
+    def __post_init__(self) -> None:
+        if any(number < 0 for number in self.slices) or list(self.slices) != sorted(set(self.slices)):
+            raise SettingsError(
+                f"slices is {' '.join(map(str, self.slices))}; expected numbers from 0, increasing, each once."
+            )
+        if self.ignore != "auto" and not 0 <= self.ignore <= 255:
+            raise SettingsError(f"ignore is {self.ignore}; expected 0..255.")
+        if self.depth != "auto" and not (self.slices and self.depth > self.slices[-1]):
+            raise SettingsError(
+                f"depth is {self.depth}; expected more than the number of the last labelled slice, with --slices."
+            )
+
+
+def interpolate(
+    labels: Path, *, out: Path, settings: Annotated[InterpolateSettings, Parameter(name="*")] = InterpolateSettings()
+) -> list[Path]:
+    """Labels the slices between labelled ones by the shapes in these, and says how uncertain that is.
+
+    Labelled slices come back as they are. Before the first and after the last one nothing is labelled. Beside OUT a map of
+    the same shape, OUT_uncertainty, has 0 (certain) to 255. Two slices are in memory at a time.
+
+    Args:
+        labels: Stack of labels: TIFF, OME-Zarr, npy, a folder of slices.
+        out: Label file to write: .tif, .npy or .zarr.
+        settings: Which slices are labelled.
+
+    Returns:
+        The labels and the map of their uncertainty.
+
+    Raises:
+        ImageError: The labels cannot be read, or fewer than two slices are labelled.
+        RunError: An output is there already, or is the input.
+        SettingsError: A slice is named that the stack does not have.
+    """
+    labels, out = Path(labels), Path(out)
+    unsure = out.with_name(f"{name_image(out)}_uncertainty{out.suffix}")
+    existing: Existing = settings.existing
+    plan_outputs([out, unsure], inputs=[labels], existing=existing)
+    volume = open_label_volume(labels, stack=True)
+    classes, _ = read_meanings(labels)
+    ignore = (classes.stored_ignore if classes else 255) if settings.ignore == "auto" else settings.ignore
+    stored = _list_labelled(volume, ignore, settings)
+    shape = (volume.shape[0] if settings.depth == "auto" else settings.depth, *volume.shape[1:])
+    with contextlib.ExitStack() as stack:
+        map_sink = stack.enter_context(create_image(unsure, shape, np.uint8, like=volume))
+        label_sink = stack.enter_context(create_labels(out, shape, classes, volume))
+        for z, (plane, unknown) in enumerate(
+            track(_fill(volume, stored, shape, ignore), "interpolating", shape[0], "slice")
+        ):
+            place = slice(z, z + 1), slice(None), slice(None)
+            label_sink.write(place, _to_ids(plane, classes, labels)[None])
+            map_sink.write(place, unknown[None])
+    return [out, unsure]
+
+
+def _list_labelled(volume: Volume, ignore: int, settings: InterpolateSettings) -> dict[int, int]:
+    """Returns which slice of the file each labelled slice of the stack is, by its number."""
+    depth, where = volume.shape[0], volume.path
+    if settings.depth != "auto" and len(settings.slices) != depth:
+        raise SettingsError(f"{where} has {depth} slices, and --slices numbers {len(settings.slices)}; expected as many.")
+    if settings.depth == "auto" and settings.slices and settings.slices[-1] >= depth:
+        raise SettingsError(f"slice {settings.slices[-1]} is named, but {where} has the slices 0 to {depth - 1}.")
+    listed = settings.slices or [
+        z for z in track(range(depth), "looking for labels", depth) if (np.asarray(volume.data[z]) != ignore).any()
+    ]
+    if len(listed) < 2:
+        raise ImageError(
+            f"{where}: {len(listed)} of {depth} slices have a label; expected at least two. Label another, or name the "
+            f"value of pixels that are not labelled with --ignore (it was taken to be {ignore})."
+        )
+    if len(listed) == depth and settings.depth == "auto":
+        raise ImageError(
+            f"{where}: every one of {depth} slices has a label, so that there is nothing to fill in. Name the labelled "
+            "slices with --slices, or the value of pixels that are not labelled with --ignore (it was taken to be "
+            f"{ignore})."
+        )
+    return dict(zip(listed, range(depth) if settings.depth != "auto" else listed, strict=True))
+
+
+def _fill(volume: Volume, stored: dict[int, int], shape: tuple[int, int, int], ignore: int) -> Any:
+    """Yields label values and their uncertainty, uint8, shape (y, x), of every slice of the stack."""
+    numbers = list(stored)
+    certain = np.zeros(shape[1:], np.uint8)
+    nothing = np.full(shape[1:], ignore), np.full(shape[1:], 255, np.uint8)
+    yield from itertools.repeat(nothing, numbers[0])
+    for first, second in itertools.pairwise(numbers):
+        before, after = (np.asarray(volume.data[stored[z]]) for z in (first, second))
+        yield before, certain
+        gap = measure_gap(before, after) if second > first + 1 else None
+        for z in range(first + 1, second):
+            assert gap is not None
+            plane, unknown = blend(gap, (z - first) / (second - first))
+            yield plane, (unknown * 255).round().astype(np.uint8)
+    yield np.asarray(volume.data[stored[numbers[-1]]]), certain
+    yield from itertools.repeat(nothing, shape[0] - numbers[-1] - 1)
+
+
+def _to_ids(values: NDArray[Any], classes: ClassSet | None, where: Path) -> NDArray[Any]:
+    """Returns what the sink, which counts classes from 0, is given for values of the file."""
+    if classes is None:
+        return values
+    ids = classes.from_stored(np.clip(values, 0, 255))
+    if (wrong := classes.to_stored(ids) != values).any():
+        raise ImageError(
+            f"{where}: found {', '.join(map(str, np.unique(values[wrong])[:5]))}; expected {classes.describe_stored()}. "
+            "Correct the labels."
+        )
+    return ids

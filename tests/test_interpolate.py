@@ -1,0 +1,179 @@
+"""interpolate: shapes between labelled slices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial import ConvexHull, Delaunay
+from sklearn.metrics import f1_score, roc_auc_score
+
+from conftest import run
+from neurotome import interpolate
+from neurotome.annotating.interpolate import InterpolateSettings
+from neurotome.annotating.shapes import blend, measure_gap
+from neurotome.classes import ClassSet
+from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
+from neurotome.errors import ImageError, RunError, SettingsError
+from neurotome.io import open_labels, write_labels
+from neurotome.io.meanings import read_meanings
+from neurotome.volume import Volume
+
+
+def fill(folder: Path, labels: np.ndarray, **settings: object) -> tuple[np.ndarray, np.ndarray]:
+    np.save(folder / "sparse.npy", labels)
+    out, unsure = interpolate(
+        folder / "sparse.npy", out=folder / "full.npy", settings=InterpolateSettings(existing="replace", **settings)
+    )
+    return np.asarray(open_labels(out)), np.asarray(open_labels(unsure))
+
+
+def test_a_bar_whose_width_grows_by_a_pixel_a_slice_is_found_exactly(tmp_path: Path) -> None:
+    truth = np.zeros((9, 12, 40), np.uint8)
+    for z in range(9):
+        truth[z, :, 10 : 20 + z] = 1
+    sparse = truth.copy()
+    sparse[1:8] = 255
+    found, uncertainty = fill(tmp_path, sparse)
+    np.testing.assert_array_equal(found, truth)
+    assert uncertainty[0].max() == uncertainty[8].max() == 0
+    assert uncertainty[4, 6, 24] > 200  # beside the border that moves
+    assert uncertainty[4, 6, 0] < 10  # far from it, beside one that stays
+
+
+def test_a_cone_is_found_to_the_pixels_that_its_border_crosses(tmp_path: Path) -> None:
+    y, x = np.mgrid[:60, :60]
+    radius = np.hypot(y - 30, x - 29)
+    edges = np.linspace(8.0, 20.0, 13)
+    truth = np.stack([(radius < edge).astype(np.uint8) for edge in edges])
+    sparse = truth.copy()
+    sparse[1:12] = 255
+    found, _ = fill(tmp_path, sparse)
+    wrong = found != truth
+    off = np.abs(radius - edges[:, None, None])
+    assert not (wrong & (off > 1)).any()
+    assert wrong.mean() < 0.01
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(2, 6))
+def test_both_slices_come_back_and_equal_ones_are_all_there_is_between(seed: int, most: int, steps: int) -> None:
+    pair = np.random.default_rng(seed).integers(0, most, (2, 7, 8)).astype(np.uint8)
+    gap = measure_gap(*pair)
+    for step in range(steps + 1):
+        labels, uncertainty = blend(gap, step / steps)
+        assert set(np.unique(labels)) <= set(np.unique(pair))
+        assert 0 <= uncertainty.min() <= uncertainty.max() <= 1
+        if step in (0, steps):
+            np.testing.assert_array_equal(labels, pair[step // steps])
+            assert uncertainty.max() == 0
+        np.testing.assert_array_equal(blend(measure_gap(pair[0], pair[0]), step / steps)[0], pair[0])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 7), st.integers(2, 7), st.integers(8, 14), st.integers(8, 14))
+def test_a_moving_square_stays_within_the_hull_of_both(first: int, second: int, y: int, x: int) -> None:
+    before, after = np.zeros((2, 24, 24), np.uint8)
+    before[4 : 4 + first, 5 : 5 + first] = 1
+    after[y : y + second, x : x + second] = 1
+    corners = np.concatenate(
+        [np.argwhere(plane) + corner for plane in (before, after) for corner in ([0, 0], [0, 1], [1, 0], [1, 1])]
+    )
+    hull = Delaunay(corners[ConvexHull(corners).vertices])
+    found = np.argwhere(blend(measure_gap(before, after), 0.5)[0]) + 0.5  # centres of pixels
+    assert not len(found) or (hull.find_simplex(found) >= 0).all()
+
+
+def test_a_class_that_one_slice_lacks_ends_half_way(tmp_path: Path) -> None:
+    sparse = np.full((7, 15, 15), 255, np.uint8)
+    sparse[0] = sparse[6] = 0
+    sparse[0, 4:11, 4:11] = 2
+    found, _ = fill(tmp_path, sparse)
+    assert [int((plane == 2).sum()) for plane in found] == [49, 49, 49, 0, 0, 0, 0]
+    sparse[0], sparse[6] = 1, 3
+    found, _ = fill(tmp_path, sparse)
+    assert found[1:3].max() == 1
+    assert found[4:].min() == 3
+
+
+def test_hand_made_slices_and_what_lies_outside_them_stay(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sparse = np.zeros((12, 9, 11), np.uint8)
+    sparse[[2, 5, 6, 9]] = rng.integers(0, 4, (4, 9, 11))
+    found, uncertainty = fill(tmp_path, sparse, ignore=0)
+    np.testing.assert_array_equal(found[[2, 5, 6, 9]], sparse[[2, 5, 6, 9]])
+    assert not found[[0, 1, 10, 11]].any()
+    assert (uncertainty[[0, 1, 10, 11]] == 255).all()
+    assert not uncertainty[[2, 5, 6, 9]].any()
+    assert (uncertainty[[3, 4, 7, 8]] > 0).any()
+
+
+def test_labelled_slices_alone_are_put_where_they_belong(tmp_path: Path) -> None:
+    full = np.full((10, 8, 8), 255, np.uint8)
+    full[3], full[7] = 1, 0
+    full[7, 2:6, 2:6] = 1
+    wanted = fill(tmp_path, full)
+    found = fill(tmp_path, full[[3, 7]], slices=(3, 7), depth=10)
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_array_equal(found[1], wanted[1])
+
+
+def test_a_vessel_that_runs_aslant_is_followed(tmp_path: Path) -> None:
+    truth = np.zeros((5, 12, 30), np.uint8)
+    for z in range(5):
+        truth[z, 4:8, 3 + 2 * z : 7 + 2 * z] = 1  # 4 pixels from one labelled slice to the next, where it shares none
+    sparse = truth.copy()
+    sparse[[1, 3]] = 255
+    found, _ = fill(tmp_path, sparse)
+    np.testing.assert_array_equal(found, truth)
+
+
+@pytest.mark.parametrize("region", ["cortex", "vp"])
+def test_every_second_slice_of_the_phantom_is_found_better_than_by_the_nearest(tmp_path: Path, region: str) -> None:
+    settings = PhantomSettings(height=128, width=128, train_depth=17, val_depth=2, test_depth=2, regions=(region,))
+    truth = np.asarray(make_phantom(settings).split("train")[0].labels)
+    sparse = truth.copy()
+    sparse[1::2] = 255
+    found, uncertainty = fill(tmp_path, sparse)
+
+    def score(labels: np.ndarray) -> float:
+        return float(f1_score(truth[1::2].ravel(), labels.ravel(), average="macro"))
+
+    assert score(found[1::2]) > max(score(truth[:-1:2]), score(truth[2::2]))
+    wrong = (found != truth)[1::2].ravel()
+    assert roc_auc_score(wrong, uncertainty[1::2].ravel()) > 0.9
+
+
+def test_the_command_keeps_classes_and_voxel_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classes = ClassSet(("vessel", "cell"), first_id=1)
+    labels = np.full((5, 6, 6), classes.ignore, np.uint8)
+    labels[0], labels[4] = 0, 1
+    volume = Volume(labels, "labels", (2.0, 1.0, 1.0))
+    write_labels(tmp_path / "sparse.tif", labels, classes, volume)
+    assert run("interpolate", tmp_path / "sparse.tif", "--out", tmp_path / "full.tif", "--ignore", 0) == 0
+    assert str(tmp_path / "full_uncertainty.tif") in capsys.readouterr().out
+    assert np.asarray(open_labels(tmp_path / "full.tif"))[:, 0, 0].tolist()[:2] == [1, 1]
+    found, _ = read_meanings(tmp_path / "full.tif")
+    assert found is not None
+    assert found.names == ("vessel", "cell")
+    assert run("interpolate", tmp_path / "sparse.tif", "--out", tmp_path / "full.tif", "--ignore", 0) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_what_cannot_be_filled_is_said(tmp_path: Path) -> None:
+    labels = np.zeros((4, 5, 5), np.uint8)
+    with pytest.raises(ImageError, match=r"every one of 4 slices has a label.*--slices.*--ignore"):
+        fill(tmp_path, labels)
+    with pytest.raises(ImageError, match="0 of 4 slices have a label; expected at least two"):
+        fill(tmp_path, labels, ignore=0)
+    with pytest.raises(SettingsError, match="slice 4 is named"):
+        fill(tmp_path, labels, slices=(0, 4))
+    with pytest.raises(SettingsError, match="increasing"):
+        InterpolateSettings(slices=(3, 1))
+    with pytest.raises(SettingsError, match="depth is 3"):
+        InterpolateSettings(slices=(0, 3), depth=3)
+    with pytest.raises(RunError, match="would overwrite the input"):
+        interpolate(tmp_path / "sparse.npy", out=tmp_path / "sparse.npy")
