@@ -182,7 +182,7 @@ def draw_cells(rng, places):
     """Returns cells of 3 x 3 pixels, clustered, and what a model says: a quarter is missed, and some are invented."""
     rates = np.kron(rng.gamma(2, 0.1, (places // 4,) * 2), np.ones((4, 4)))
     there = rng.random((places,) * 2) < rates
-    found = np.where(there, rng.random(there.shape) < 0.75, rng.random(there.shape) < 0.08)
+    found = np.where(there, rng.random(there.shape) < 0.75, rng.random(there.shape) < 0.02)
     cell = np.zeros((6, 6), np.uint8)
     cell[1:4, 1:4] = 1
     return (np.kron(one, cell).astype(np.uint8) for one in (there, found))

@@ -41,8 +41,7 @@ def estimate_share(hits: Floats, sizes: Floats, level: float, added: Added = NOT
     """Returns the sum of `hits` per sum of `sizes`, a share of 0..1, by clusters on a grid (z, y, x), with its interval.
 
     The interval is symmetric on the scale of log odds, so that it stays within 0..1. What is `added` is independent of the
-    tissue that is measured: the squares of both half-widths are summed (Zou & Donner 2008, doi:10.1002/sim.3095). Degrees of
-    freedom joined after Satterthwaite would make the interval narrower where the tissue alone has one or two.
+    tissue that is measured: variances are summed and degrees of freedom joined (Satterthwaite 1946, doi:10.2307/3002019).
     """
     ratio, half = _estimate(hits, sizes, level, added)
     if ratio is None or half is None or not 0 < ratio < 1:
@@ -79,8 +78,13 @@ def _estimate(hits: Floats, sizes: Floats, level: float, added: Added) -> tuple[
         return ratio, None
     influence = np.where(present, hits - ratio * sizes, 0.0) / total
     variance, freedom = measure_variance(influence, present)
-    parts = [(variance, freedom), *([(added.variance, added.freedom)] if added.variance else [])]
-    return ratio, math.sqrt(sum(part * float(stdtrit(free, (1 + level) / 2)) ** 2 for part, free in parts))
+    parts = [(variance, freedom)]
+    if added.variance > 0:
+        total = variance + added.variance
+        joined = total**2 / (variance**2 / freedom + added.variance**2 / added.freedom)
+        parts += [added, (total, joined)]
+    # joined freedom can make both together narrower than one alone that has a freedom of one or two, which cannot be
+    return ratio, max(math.sqrt(part) * float(stdtrit(free, (1 + level) / 2)) for part, free in parts)
 
 
 def measure_variance(influence: Floats, present: NDArray[np.bool_]) -> tuple[float, float]:
