@@ -4,19 +4,22 @@ OMP_NUM_THREADS=1 python benchmarks/measure.py cells       # against the phantom
 OMP_NUM_THREADS=1 python benchmarks/measure.py vessels     # their length against the lines that the phantom painted
 OMP_NUM_THREADS=1 python benchmarks/measure.py slices      # densities from single slices against those in 3D
 OMP_NUM_THREADS=1 python benchmarks/measure.py coverage    # how often 95 % intervals hold the truth
+OMP_NUM_THREADS=1 python benchmarks/measure.py corrected   # the same of intervals that hold a model's errors, and without
 OMP_NUM_THREADS=1 python benchmarks/measure.py speed --work runs/measure [--mvoxel 1024] [--workers 2]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, stats
 from scipy.spatial import KDTree
 from scipy.special import ndtr
 
@@ -27,9 +30,13 @@ from neurotome.datasets.phantom.tissue import build_tissue
 from neurotome.datasets.phantom.truth import list_cells, list_vessels
 from neurotome.io.label_store import create_label_store
 from neurotome.measuring.intervals import estimate_density, estimate_share
+from neurotome.measuring.model_errors import ModelErrors
 from neurotome.measuring.run import measure_labels
 from neurotome.measuring.settings import MeasureSettings
 from neurotome.measuring.source import Source
+from neurotome.objects.scores import ObjectSettings
+from neurotome.scoring import score_images
+from neurotome.statistics import IntervalSettings
 
 SHAPE = (64, 136, 136)
 PAD = 4
@@ -151,6 +158,77 @@ def simulate_coverage(draws: int) -> None:
         print(f"| fraction, {what}, structures of {sigma:g} / 4 of a cube | {held / draws:.3f} |", flush=True)
 
 
+def measure_as(classes, labels, scores, um=1.0):
+    """Fractions and densities of a slice of labels, corrected by scores."""
+    box = tuple(slice(0, edge) for edge in labels.shape)
+    cell = classes.find_kind("cells")
+    source = Source(Path("-"), labels, classes, box, (um,) * 3, "as made", cell, True, (1, 512, 512))
+    settings = MeasureSettings(neck=0, smallest_um=0)
+    with contextlib.redirect_stderr(io.StringIO()):
+        errors = ModelErrors(scores, (), {})
+        return measure_labels(source, settings, errors).tables
+
+
+def draw_field(rng, edge):
+    """Returns a patch of tissue and what a model says, which finds too much of it: structures a few pixels wide."""
+    truth, noise = (
+        ndimage.gaussian_filter(rng.standard_normal((edge + 32,) * 2, np.float32), 3)[16:-16, 16:-16] for _ in "ab"
+    )
+    unit = 1 / (2 * np.sqrt(np.pi) * 3)
+    return ((field > limit * unit).astype(np.uint8) for field, limit in ((truth, 0.8), (truth + 0.5 * noise, 0.6)))
+
+
+def draw_cells(rng, places):
+    """Returns cells of 3 x 3 pixels, clustered, and what a model says: a quarter is missed, and some are invented."""
+    rates = np.kron(rng.gamma(2, 0.1, (places // 4,) * 2), np.ones((4, 4)))
+    there = rng.random((places,) * 2) < rates
+    found = np.where(there, rng.random(there.shape) < 0.75, rng.random(there.shape) < 0.02)
+    cell = np.zeros((6, 6), np.uint8)
+    cell[1:4, 1:4] = 1
+    return (np.kron(one, cell).astype(np.uint8) for one in (there, found))
+
+
+def simulate_corrected(draws: int) -> None:
+    rng, quick = np.random.default_rng(12), IntervalSettings(resamples=100)
+    x = stats.gamma(2, scale=0.1)
+    rate = x.expect(lambda value: np.minimum(value, 1))
+    kinds = {
+        "fraction": (ClassSet(("background", "tissue")), lambda edge: draw_field(rng, edge), 384, 64),
+        "profiles per area": (ClassSet(("background", "cell")), lambda edge: draw_cells(rng, edge // 6), 432, 96),
+    }
+    print(f"| what ({draws} draws) | test images | held: corrected | as counted | without the scores' part | mean width |")
+    print("|-|-|-|-|-|-|")
+    for what, (classes, draw, edge, small) in kinds.items():
+        for images in (10, 40):
+            held, width = np.zeros(3), 0.0
+            for _ in range(draws):
+                tested = [(f"i{n}", *draw(small)) for n in range(images)]
+                scores = score_images("made", "test", classes, tested, quick, ObjectSettings(smallest=0))
+                _, labels = draw(edge)
+                tables = measure_as(classes, labels[None], scores)
+                if what == "fraction":
+                    table, row, truth = tables["fractions"], 1, float(1 - ndtr(0.8))
+                    names = ("fraction{}", "fraction_corrected{}")
+                else:
+                    table, row = tables["density"], 0
+                    truth = rate * (edge // 6) ** 2 / table["frame_mm2"][0]
+                    names = ("profiles{}_per_mm2", "profiles_corrected{}_per_mm2")
+                low, high, value = (table[names[1].format(bound)][row] for bound in ("_low", "_high", ""))
+                held[0] += low <= truth <= high
+                width += (high - low) / truth / draws
+                if what == "fraction":
+                    plain = [table[names[0].format(bound)][row] for bound in ("_low", "_high", "")]
+                else:
+                    share = table["density_per_mm3"][0] / table["profiles_per_mm2"][0]
+                    plain = [table[f"density{bound}_per_mm3"][row] / share for bound in ("_low", "_high", "")]
+                held[1] += plain[0] <= truth <= plain[1]
+                held[2] += plain[0] / plain[2] <= truth / value <= plain[1] / plain[2]
+            print(
+                f"| {what} | {images} | " + " | ".join(f"{one / draws:.3f}" for one in held) + f" | {width:.2f} |",
+                flush=True,
+            )
+
+
 def measure_speed(work: Path, mvoxel: int, workers: int) -> None:
     tiles = [labels[:, :128, :128] for _, labels, *_ in make_pieces(1)]
     shape = (64 * max(1, mvoxel // 64), 1024, 1024)
@@ -178,7 +256,7 @@ def measure_speed(work: Path, mvoxel: int, workers: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("cells", "vessels", "slices", "coverage", "speed"))
+    parser.add_argument("what", choices=("cells", "vessels", "slices", "coverage", "corrected", "speed"))
     parser.add_argument("--seeds", type=int, default=3, help="pieces of tissue per region")
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--work", type=Path, default=Path("runs/measure"))
@@ -193,6 +271,8 @@ def main() -> None:
         compare_slices(asked.seeds)
     elif asked.what == "coverage":
         simulate_coverage(asked.draws)
+    elif asked.what == "corrected":
+        simulate_corrected(asked.draws)
     else:
         measure_speed(asked.work, asked.mvoxel, asked.workers)
 

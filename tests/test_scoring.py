@@ -88,7 +88,7 @@ def test_no_labelled_pixel_in_any_of_many_images() -> None:
     assert found["accuracy"] is None
     assert {bound for mean in ("macro", "weighted") for bound in found[mean].values()} == {None}
     assert {bound for name in NAMES for bound in found["per_class"][name].values()} == {None}
-    assert str(Scores(result)).splitlines()[-1] == "no interval: no labelled pixel"
+    assert "no interval: no labelled pixel" in str(Scores(result)).splitlines()
 
 
 def test_no_image_is_an_error() -> None:
@@ -102,9 +102,9 @@ def test_few_small_images_have_no_interval_and_say_so() -> None:
     assert few["intervals"]["macro"]["f1"] is None
     said = "no interval: 4 slices, and fewer than 5 do not say how much they differ"
     assert few["intervals"]["warning"] == said
-    assert str(Scores(few)).splitlines()[-1] == said
+    assert said in str(Scores(few)).splitlines()
     five = score_images("toy", "test", CLASSES, tiny)
-    assert str(Scores(five)).splitlines()[-1].startswith("macro F1, 95 % interval 0.")
+    assert "\nmacro F1, 95 % interval 0." in str(Scores(five))
     assert "below 20 the interval may be too narrow" in str(Scores(five))
 
 
@@ -161,7 +161,7 @@ def test_the_table_by_hand() -> None:
     predicted = np.array([[0, 0, 1, 1, 2]], np.uint8)
     lines = str(Scores(score_images("toy", "test", CLASSES, [("a", truth, predicted)]))).splitlines()
     assert lines[0] == "toy, split test, 1 image; pooled over pixels, and /image: mean over images"
-    assert [line.split() for line in lines[1:]] == [
+    assert [line.split() for line in lines[1:10]] == [
         ["precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels"],
         ["background", "1.000", "0.667", "0.800", "0.667", "0.800", "0.667", "3"],
         ["vessel", "0.500", "1.000", "0.667", "0.500", "0.667", "0.500", "1"],

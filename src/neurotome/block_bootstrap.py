@@ -17,6 +17,8 @@ Floats = NDArray[np.float64]
 Shapes = Sequence[tuple[int, int]]
 """Rows and columns of each group of units: the slices of a stack in one column, or the tiles of an image."""
 
+TILES = 256  # of an image: about 64 blocks of 2 x 2 neighbours
+SMALLEST_TILE = 16  # pixels
 FEWEST_UNITS = 5  # fewer say nothing about how much they differ
 KEYS = ("precision", "recall", "f1", "iou")
 F1 = KEYS.index("f1")
@@ -102,6 +104,26 @@ def score_counts(counts: Floats) -> Floats:
         weighted = (summed * true[..., None]).sum(-2) / total
         accuracy = hit.sum(-1)[..., None] / total
     return np.concatenate([macro, weighted, accuracy, rates.reshape(*rates.shape[:-2], -1)], -1)
+
+
+def plan_tiles(shape: tuple[int, int]) -> list[NDArray[np.intp]]:
+    """Returns where the tiles of an image begin, and where the last ones end, along y and along x, in pixels."""
+    edge = max(SMALLEST_TILE, math.isqrt(shape[0] * shape[1] // TILES))
+    return [np.linspace(0, size, max(1, size // edge) + 1).astype(np.intp) for size in shape]
+
+
+def measure_variance(slopes: Floats, units: Units) -> tuple[Floats, float]:
+    """Returns the variance of summed influences on some numbers that are no scores, and its degrees of freedom.
+
+    It is the variance to which `measure_spread` stretches its draws; the window over lags is chosen in the same way.
+
+    Args:
+        slopes: What each unit adds to each number, shape (numbers, units); each row sums to 0.
+        units: The same units.
+    """
+    slopes = np.where(np.abs(slopes) < ROUNDING, 0, slopes)
+    reach = _choose_reach(slopes, units.shapes, _limit_reach(units))
+    return _long_run_variance(slopes, units.shapes, reach)
 
 
 def measure_spread(

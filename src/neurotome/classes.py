@@ -29,6 +29,13 @@ OKABE_ITO: tuple[Colour, ...] = (
 
 REPORT_COLOURS: Mapping[str, Colour] = {"blood vessel": (247, 86, 124), "cell": (153, 225, 217), "axon": (238, 227, 171)}
 
+KINDS: Mapping[str, Sequence[str]] = {
+    "cells": ("cell", "cells", "cell body", "cell bodies", "soma"),
+    "vessels": ("blood vessel", "blood vessels", "vessel", "vessels", "capillary", "capillaries"),
+    "axons": ("axon", "axons", "myelinated axon", "myelinated axons", "myelin", "white matter"),
+}
+"""What classes are called of which more is measured and scored than pixels."""
+
 Palette = Literal["colour-blind-safe", "founding-report"]
 
 
@@ -122,6 +129,10 @@ class ClassSet:
         if name not in self.names:
             raise SettingsError(unknown("class", name, self.names))
         return self.names.index(name)
+
+    def find_kind(self, kind: str) -> int | None:
+        """Returns the id of the first class that is called as one of a kind of `KINDS`, None if there is none."""
+        return next((i for i, name in enumerate(self.names) if name.lower() in KINDS[kind]), None)
 
     def with_palette(self, palette: str) -> ClassSet:
         """Returns the same classes in other colours."""

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.block_bootstrap import KEYS, IntervalSettings, list_metrics
+from neurotome.block_bootstrap import KEYS, IntervalSettings, list_metrics, plan_tiles
 from neurotome.classes import ClassSet
 from neurotome.errors import DatasetError
 from neurotome.metrics import confusion, scores
-from neurotome.statistics import FEWEST_SLICES, estimate_all, find_stack
+from neurotome.objects.scores import MATCHINGS, ObjectScorer, ObjectSettings, describe_objects, list_object_rows, show_rates
+from neurotome.statistics import FEWEST_SLICES, estimate_all, find_stack, say_method
 from neurotome.tables import Shown, Table, count
-
-TILES = 256  # of an image: about 64 blocks of 2 x 2 neighbours
-SMALLEST_TILE = 16  # pixels
+from neurotome.volume import Size
 
 AGGREGATIONS = (
     "Scores per class, macro and weighted are pooled: pixels of all images are counted first, then divided. Scores per "
@@ -33,6 +31,8 @@ def score_images(
     classes: ClassSet,
     images: Iterable[tuple[str, NDArray[Any], NDArray[Any]]],
     interval: IntervalSettings = IntervalSettings(),
+    objects: ObjectSettings = ObjectSettings(),
+    sizes_um: Mapping[str, Size] | None = None,
 ) -> dict[str, Any]:
     """Counts all images, then scores.
 
@@ -43,6 +43,8 @@ def score_images(
         images: Name, true labels and predicted labels of each image, shapes (y, x). The slices of a stack are named
             `stack/0000` and so on; other neighbours in the list are taken for serial sections, which resemble each other.
         interval: How intervals are measured.
+        objects: Which objects are scored, and how they are matched.
+        sizes_um: Edges of a voxel (z, y, x) by the name of an image, for distances between objects.
 
     Returns:
         The content of `scores/<split>.json`. `per_class`, `macro`, `weighted` and `accuracy` are pooled over all pixels;
@@ -50,17 +52,22 @@ def score_images(
         Where an absent class counts as 0 in it, as some libraries have it, the mean over all n images is the score times
         images / n. `per_image.confusion` is a matrix for each image, rows true. Where there are fewer than
         `FEWEST_SLICES`, `per_image.tiles` has the matrices of tiles, summed over the images of a stack. `intervals` is as
-        `measure_intervals` returns it.
+        `measure_intervals` returns it. `objects` is there if any are scored: for each class and matching the counts
+        (`true`, `found`, `matched`), precision, recall and F1 with intervals; its `per_image` and `tiles` have the counts of
+        what has its centre there.
 
     Raises:
         DatasetError: There is no image.
+        SettingsError: A class of objects is not known.
     """
     names, counts, tiles = [], [], []
+    scorer = ObjectScorer(classes, objects, sizes_um or {})
     for name, truth, predicted in images:
         names.append(name)
         grid = _count_tiles(truth, predicted, classes) if len(names) < FEWEST_SLICES else None
         counts.append(confusion(truth, predicted, classes) if grid is None else grid.sum((0, 1)))
         tiles.append(grid)
+        scorer.add(name, truth, predicted)
     if not names:
         raise DatasetError(f"{dataset}: no image to score in split {split!r}; expected at least one.")
     stacked = np.stack(counts)
@@ -90,7 +97,10 @@ def score_images(
         },
         "note": AGGREGATIONS,
     }
-    return {**content, "intervals": measure_intervals(content, interval)}
+    content["intervals"] = measure_intervals(content, interval)
+    if (found := scorer.finish(interval)) is not None:
+        content["objects"] = found
+    return content
 
 
 def measure_intervals(content: Mapping[str, Any], settings: IntervalSettings = IntervalSettings()) -> dict[str, Any]:
@@ -104,15 +114,9 @@ def measure_intervals(content: Mapping[str, Any], settings: IntervalSettings = I
     first = found["macro.f1"]
     bounds = {metric: None if one.low is None else [one.low, one.high] for metric, one in found.items()}
     means = {mean: {key: bounds[f"{mean}.{key}"] for key in KEYS} for mean in ("macro", "weighted")}
-    size = f"{first.block} x {first.block}" if first.unit == "tiles" else str(first.block)
-    drawn = f"blocks of {size} neighbouring {first.unit}" if first.block > 1 else first.unit
-    method = (
-        f"bootstrap over {drawn} ({first.units} in all, which count as "
-        f"{first.blocks:.0f} independent ones), {settings.resamples} draws, Student's t"
-    )
     return {
         "level": settings.level,
-        "method": method if first.blocks else "none",
+        "method": say_method(first, settings.resamples),
         "unit": first.unit,
         "block": first.block,
         "blocks": first.blocks,
@@ -137,13 +141,11 @@ def _count_tiles(truth: NDArray[Any], predicted: NDArray[Any], classes: ClassSet
     """Returns the confusion matrices of a grid of tiles, shape (rows, columns, classes, classes); None if shapes differ."""
     if truth.shape != predicted.shape or truth.ndim != 2:
         return None
-    edge = max(SMALLEST_TILE, math.isqrt(truth.size // TILES))
-    ends = [np.linspace(0, size, max(1, size // edge) + 1).astype(int) for size in truth.shape]
+    rows, columns = (list(itertools.pairwise(ends)) for ends in plan_tiles(truth.shape))
     return np.array(
         [
             [confusion(truth[top:bottom, left:right], predicted[top:bottom, left:right], classes) for left, right in columns]
-            for columns in [list(itertools.pairwise(ends[1]))]
-            for top, bottom in itertools.pairwise(ends[0])
+            for top, bottom in rows
         ]
     )
 
@@ -177,7 +179,17 @@ class Scores(Shown, dict[str, Any]):
         title = f"{self['dataset']}, split {self['split']}, {count(len(per_image['name']), 'image')}; "
         headings = ("", "precision", "recall", "F1", "IoU", "F1/image", "IoU/image", "pixels")
         pieces: list[str | Table] = [title + "pooled over pixels, and /image: mean over images", Table(headings, rows)]
-        return [*pieces, say_interval(self["intervals"])]
+        pieces.append(say_interval(self["intervals"]))
+        if found := self.get("objects"):  # older files have none
+            headings = ("objects", "matched by", "true", "found", "matched", "precision", "recall", "F1")
+            listed = [
+                (row["class"], row["by"], *(f"{row[key]:,}" for key in ("true", "found", "matched")), *show_rates(row))
+                for row in list_object_rows(found)
+            ]
+            pieces += [Table(headings, listed), *describe_objects(found)]
+            warnings = {found[matching]["warning"] for matching in MATCHINGS} - {None, self["intervals"]["warning"]}
+            pieces += [f"Objects: {warning}" for warning in sorted(warnings)]
+        return pieces
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -117,10 +117,23 @@ def estimate_all(
     runs: Sequence[Scores], metrics: Sequence[str], settings: IntervalSettings = IntervalSettings()
 ) -> dict[str, Estimate]:
     """Returns several scores of one method, each with its interval from the same draws; otherwise as `estimate`."""
+    (candidates,) = _match({"": runs})
+    return estimate_units(candidates, dict(zip(metrics, _find_metrics(metrics, runs), strict=True)), settings)
+
+
+def estimate_units(
+    candidates: Sequence[Units], metrics: Mapping[str, int], settings: IntervalSettings = IntervalSettings()
+) -> dict[str, Estimate]:
+    """Returns several scores of counted units, each with its interval.
+
+    Args:
+        candidates: The same counts by slices, and by tiles if there are.
+        metrics: Place of each score in what `score_counts` returns, by its name.
+        settings: How.
+    """
     from scipy import special
 
-    (candidates,) = _match({"": runs})
-    places = _find_metrics(metrics, runs)
+    places = list(metrics.values())
     values = score_counts(candidates[0].counts.sum(1))[:, places]
     means = values.mean(0)
     spread = measure_spread(candidates, np.full((1, len(values)), 1 / len(values)), places, settings)
@@ -140,6 +153,18 @@ def estimate_all(
         block, blocks = (spread.block, spread.blocks) if spread else (1, 0.0)
         results[metric] = Estimate(value, low, high, len(values), blocks, note, units.kind, block, units.counts.shape[1])
     return results
+
+
+def say_method(estimate: Estimate, resamples: int) -> str:
+    """Returns how an interval was measured, or none."""
+    if not estimate.blocks:
+        return "none"
+    size = f"{estimate.block} x {estimate.block}" if estimate.unit == "tiles" else str(estimate.block)
+    drawn = f"blocks of {size} neighbouring {estimate.unit}" if estimate.block > 1 else estimate.unit
+    return (
+        f"bootstrap over {drawn} ({estimate.units} in all, which count as {estimate.blocks:.0f} independent ones), "
+        f"{resamples} draws, Student's t"
+    )
 
 
 def compare_pairs(

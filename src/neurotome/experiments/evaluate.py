@@ -26,6 +26,7 @@ from neurotome.inference.slices import label_slices, predict_slices
 from neurotome.io import find_image, open_labels
 from neurotome.load import load_predictor
 from neurotome.models.model_folder import add_facts, find_model, read_digest
+from neurotome.objects.scores import ObjectSettings
 from neurotome.outputs import plan_outputs
 from neurotome.predictor import Device, Predictor
 from neurotome.progress import Progress
@@ -48,6 +49,7 @@ def evaluate(
     device: Device = "auto",
     reference: str = "",
     interval: IntervalSettings = IntervalSettings(),
+    objects: ObjectSettings = ObjectSettings(),
 ) -> Scores:
     """Scores a trained model on a split of a dataset.
 
@@ -60,6 +62,7 @@ def evaluate(
         reference: Image, or folder of images, of the same scan over which the grey scale is measured; empty: over those
             images of the dataset that share one; own: each by itself.
         interval: How intervals are measured.
+        objects: Which objects (cells, vessels) are scored, and how they are matched.
 
     Returns:
         The scores: a table as text, and the content of `scores/<split>.json` as a mapping.
@@ -77,6 +80,7 @@ def evaluate(
         plan_outputs([out], inputs=[find_model(Path(model)), *Run(model).list_files()], existing=existing)
     dataset = open_dataset(data)
     dataset.split(split)
+    objects.choose(dataset.classes)
     predictor = load_predictor(Path(model), device)
     if predictor.classes.names != dataset.classes.names:
         raise ModelError(
@@ -94,7 +98,7 @@ def evaluate(
     made_from = trace_scores(dataset, split, read_digest(Path(model)))
     if reference:
         made_from["reference_sha256"] = str(identify_reference(reference))
-    scored = score_split(predictor, dataset, split, interval=interval, scales=scales)
+    scored = score_split(predictor, dataset, split, interval=interval, scales=scales, objects=objects)
     scores = Scores({**scored, "made_from": made_from})
     if out is not None:
         write_json(out, scores)
@@ -153,6 +157,7 @@ def score_split(
     uncertainty: Path | None = None,
     interval: IntervalSettings = IntervalSettings(),
     scales: DatasetScales | None = None,
+    objects: ObjectSettings = ObjectSettings(),
 ) -> dict[str, Any]:
     """Predicts the images of a split and scores them slice by slice.
 
@@ -183,7 +188,9 @@ def score_split(
                 yield slice_name, cutout.read_labels(z), labels
             done += cutout.volume.data.size / 1e6
 
-    scores = score_images(dataset.name, split, dataset.classes, predict_all(), interval)
+    sizes = [(cutout, cutout.volume.voxel_size_um) for cutout in cutouts]
+    sizes_um = {name: size for cutout, size in sizes if size is not None for name in cutout.slice_names}
+    scores = score_images(dataset.name, split, dataset.classes, predict_all(), interval, objects, sizes_um)
     if scales.said:
         scores["grey_scale"] = list(scales.said)
     progress.finish(f"macro F1 {scores['macro']['f1']:.3f}" if scores["macro"]["f1"] is not None else "")

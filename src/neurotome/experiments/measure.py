@@ -18,6 +18,7 @@ from neurotome.errors import RunError
 from neurotome.io.identity import identify_input
 from neurotome.io.sink import write_image
 from neurotome.measuring.cells import RULES
+from neurotome.measuring.model_errors import read_errors
 from neurotome.measuring.run import Measurements, measure_labels
 from neurotome.measuring.settings import MeasureSettings
 from neurotome.measuring.source import Source, open_source
@@ -34,6 +35,7 @@ SHOWN = {
     "vessel_density": (
         *("region", "length_mm_per_mm3", "length_low_mm_per_mm3", "length_high_mm_per_mm3", "radius_um", "branch_points"),
         *("profiles_counted", "profiles_per_mm2", "profiles_low_per_mm2", "profiles_high_per_mm2", "diameter_um"),
+        *("profiles_corrected_per_mm2", "profiles_corrected_low_per_mm2", "profiles_corrected_high_per_mm2"),
     ),
     "axon_direction": ("region", "angle_deg", "dip_deg", "coherence", "mean_cos2"),
 }
@@ -50,7 +52,7 @@ class Measured(Shown):
 
     def _show(self) -> Sequence[str | Table]:
         fractions = self.tables["fractions"]
-        keys = ("region", "class", "fraction", "fraction_low", "fraction_high")
+        keys = ["region", "class", *(name for name in fractions if name.startswith("fraction"))]
         shown: list[str | Table] = [_tabulate(fractions, keys)]
         if density := self.tables.get("density"):
             shown.append(_tabulate(density, [name for name in density if not name.startswith("frame")]))
@@ -65,6 +67,7 @@ def measure(
     *,
     out: Path,
     regions: Path | None = None,
+    scores: Path | None = None,
     settings: Annotated[MeasureSettings, Parameter(name="*")] = MeasureSettings(),
 ) -> Measured:
     """Measures labels: volume fractions, single cells, the network of vessels, the direction of axons, with intervals.
@@ -78,6 +81,8 @@ def measure(
         labels: What `predict` wrote, or any other labels: OME-Zarr, TIFF, PNG, npy, a folder of slices.
         out: Folder to write; it must be new, empty, or with --overwrite an earlier measurement.
         regions: Map of whole numbers, of the labels' shape or coarser by whole numbers: all is measured for each region too.
+        scores: Run folder of the model that made the labels, or a file that `evaluate` wrote, of a test split: fractions and
+            numbers of objects are also given corrected for the errors it says, with intervals that hold them.
         settings: What is measured, and how.
 
     Returns:
@@ -86,15 +91,18 @@ def measure(
     Raises:
         ImageError: Labels or map cannot be read, the voxel size or the classes are not known, a value is no class, or the
             map has another shape.
-        RunError: OUT holds something else.
+        RunError: OUT holds something else, or the scores do not fit the labels.
         SettingsError: A setting cannot be used with these labels.
     """
-    labels, out, regions = Path(labels), Path(out), None if regions is None else Path(regions)
-    _check_out(out, [path for path in (labels, regions) if path], settings.overwrite)
+    labels, out = Path(labels), Path(out)
+    regions, scores = (None if path is None else Path(path) for path in (regions, scores))
+    _check_out(out, [path for path in (labels, regions, scores) if path], settings.overwrite)
     began = time.monotonic()
     source = open_source(labels, regions, settings)
-    measured = measure_labels(source, settings)
+    errors = None if scores is None else read_errors(scores, source, settings)
+    measured = measure_labels(source, settings, errors)
     provenance = _describe(source, measured, settings, regions) | {
+        "scores": None if errors is None else {"path": str(scores), "made_from": errors.scores.get("made_from")},
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_bytes": measure_peak_memory(),
     }
@@ -177,6 +185,8 @@ def _list_facts(provenance: Mapping[str, Any]) -> dict[str, str]:
     for key, what in (("vessel_class", "Vessels"), ("axon_class", "Axons")):
         if provenance[key]:
             facts[f"{what} are of class"] = provenance[key]
+    if provenance["scores"]:
+        facts["Corrected by the scores"] = provenance["scores"]["path"]
     if provenance["regions"]:
         facts["Regions"] = provenance["regions"]["path"]
     return facts

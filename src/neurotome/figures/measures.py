@@ -23,20 +23,34 @@ MOST_SEGMENTS = 20_000
 
 @matplotlib.rc_context(STYLE)
 def plot_fractions(fractions: Mapping[str, Any], classes: ClassSet, level: float) -> Figure:
-    """Draws the volume fraction of each class in the whole box, from the first rows of the table `fractions`."""
+    """Draws the volume fraction of each class in the whole box, from the first rows of the table `fractions`.
+
+    Where the table has fractions that are corrected for a model's errors, a diamond with its interval stands below each.
+    """
     count = len(classes)
     figure = Figure(figsize=(8, 1.2 + 0.4 * count))
     axes = figure.subplots()
     value, low, high = (100 * np.asarray(fractions[name][:count]) for name in ("fraction", "fraction_low", "fraction_high"))
     reach = np.nan_to_num(np.stack([value - low, high - value]))
-    axes.barh(range(count), value, color=bar_colours(classes), xerr=reach, ecolor=INK, capsize=3)
+    both = "fraction_corrected" in fractions
+    axes.barh(range(count), value, 0.5 if both else 0.8, color=bar_colours(classes), xerr=reach, ecolor=INK, capsize=3)
+    farthest = float((value + reach[1]).max())
+    if both:
+        keys = ("fraction_corrected", "fraction_corrected_low", "fraction_corrected_high")
+        corrected, low, high = (100 * np.asarray(fractions[name][:count]) for name in keys)
+        around = np.nan_to_num(np.stack([corrected - low, high - corrected]))
+        rows = np.arange(count) + 0.4
+        label = f"corrected for the model's errors, {100 * level:g} % interval"
+        axes.errorbar(corrected, rows, xerr=around, fmt="D", color=INK, mfc="white", capsize=3, label=label)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35 if count < 4 else -0.25), frameon=False)
+        farthest = max(farthest, float(np.nan_to_num(corrected + around[1]).max()))
     for row in range(count):
         axes.annotate(
             f"{value[row]:.3g} %", (value[row] + reach[1, row], row), (6, 0), textcoords="offset points", va="center"
         )
     axes.set_yticks(range(count), label_classes(classes))
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.15 * float((value + reach[1]).max()))
+    axes.set_xlim(0, 1.15 * farthest)
     axes.set(xlabel=f"% of the labelled volume, {100 * level:g} % interval", title="Volume fractions")
     axes.grid(True, axis="x")
     return figure

@@ -27,46 +27,64 @@ class Ratio(NamedTuple):
     high: float | None = None
 
 
-def estimate_share(hits: Floats, sizes: Floats, level: float) -> Ratio:
+class Added(NamedTuple):
+    """Uncertainty that a ratio has from elsewhere, of its standard error or (`estimate_density`) its relative one."""
+
+    variance: float = 0.0
+    freedom: float = math.inf
+
+
+NOTHING = Added()
+
+
+def estimate_share(hits: Floats, sizes: Floats, level: float, added: Added = NOTHING) -> Ratio:
     """Returns the sum of `hits` per sum of `sizes`, a share of 0..1, by clusters on a grid (z, y, x), with its interval.
 
-    The interval is symmetric on the scale of log odds, so that it stays within 0..1.
+    The interval is symmetric on the scale of log odds, so that it stays within 0..1. What is `added` is independent of the
+    tissue that is measured: variances are summed and degrees of freedom joined (Satterthwaite 1946, doi:10.2307/3002019).
     """
-    ratio, error, reach = _estimate(hits, sizes, level)
-    if ratio is None or error is None or not 0 < ratio < 1:
+    ratio, half = _estimate(hits, sizes, level, added)
+    if ratio is None or half is None or not 0 < ratio < 1:
         return Ratio(ratio)
-    odds, width = ratio / (1 - ratio), math.exp(min(reach * error / (ratio * (1 - ratio)), 700))
+    odds, width = ratio / (1 - ratio), math.exp(min(half / (ratio * (1 - ratio)), 700))
     return Ratio(ratio, odds / (odds + width), odds * width / (1 + odds * width))
 
 
-def estimate_density(counts: Floats, sizes: Floats, level: float) -> Ratio:
+def estimate_density(counts: Floats, sizes: Floats, level: float, added: Added = NOTHING) -> Ratio:
     """Returns the sum of `counts` per sum of `sizes`, by clusters on a grid (z, y, x), with its interval.
 
     The interval is symmetric on the scale of logarithms. Where nothing was counted it reaches up to what would show nothing
-    in half of 1 - `level` of all cases (Poisson).
+    in half of 1 - `level` of all cases (Poisson). `added` is relative to the density, otherwise as for `estimate_share`.
     """
-    ratio, error, reach = _estimate(counts, sizes, level)
+    scale = (float(counts.sum()) / float(sizes.sum())) ** 2 if sizes.any() else 0.0
+    ratio, half = _estimate(counts, sizes, level, Added(added.variance * scale, added.freedom))
     if ratio == 0:
         return Ratio(0.0, 0.0, -math.log((1 - level) / 2) / float(sizes.sum()))
-    if ratio is None or error is None:
+    if ratio is None or half is None:
         return Ratio(ratio)
-    width = math.exp(min(reach * error / ratio, 700))
+    width = math.exp(min(half / ratio, 700))
     return Ratio(ratio, ratio / width, ratio * width)
 
 
-def _estimate(hits: Floats, sizes: Floats, level: float) -> tuple[float | None, float | None, float]:
-    """Returns the ratio, its standard error, and how many of these the interval reaches to each side."""
+def _estimate(hits: Floats, sizes: Floats, level: float, added: Added) -> tuple[float | None, float | None]:
+    """Returns the ratio, and how far its interval reaches to each side."""
     from scipy.special import stdtrit
 
     total, present = float(sizes.sum()), sizes > 0
     if total <= 0:
-        return None, None, 0.0
+        return None, None
     ratio = float(hits.sum()) / total
     if np.count_nonzero(present) < FEWEST_CLUSTERS:
-        return ratio, None, 0.0
+        return ratio, None
     influence = np.where(present, hits - ratio * sizes, 0.0) / total
     variance, freedom = measure_variance(influence, present)
-    return ratio, math.sqrt(variance), float(stdtrit(freedom, (1 + level) / 2))
+    parts = [(variance, freedom)]
+    if added.variance > 0:
+        total = variance + added.variance
+        joined = total**2 / (variance**2 / freedom + added.variance**2 / added.freedom)
+        parts += [added, (total, joined)]
+    # joined freedom can make both together narrower than one alone that has a freedom of one or two, which cannot be
+    return ratio, max(math.sqrt(part) * float(stdtrit(free, (1 + level) / 2)) for part, free in parts)
 
 
 def measure_variance(influence: Floats, present: NDArray[np.bool_]) -> tuple[float, float]:

@@ -16,7 +16,9 @@ from neurotome.engines.base import Build, Engine
 from neurotome.errors import ImageError
 from neurotome.measuring.block import BlockWork
 from neurotome.measuring.cells import list_cells, list_densities, list_density_map, map_density
+from neurotome.measuring.correction import correct_densities, correct_fractions, list_correction_notes
 from neurotome.measuring.fractions import list_fraction_map, list_fractions, map_fraction
+from neurotome.measuring.model_errors import ModelErrors
 from neurotome.measuring.network import Network, build_network
 from neurotome.measuring.objects import Part, Shaping, Stitcher
 from neurotome.measuring.orientation import (
@@ -70,8 +72,10 @@ class Measurements:
     lines_um: Sequence[NDArray[np.float64]] = ()
 
 
-def measure_labels(source: Source, settings: MeasureSettings) -> Measurements:
+def measure_labels(source: Source, settings: MeasureSettings, errors: ModelErrors | None = None) -> Measurements:
     """Measures labels, in memory that depends on the blocks, on the number of cells and on the length of the vessels alone.
+
+    With `errors` of the model that made them, fractions and numbers of objects get corrected columns beside the others.
 
     Raises:
         ImageError: A block cannot be read, or holds a value that is no class.
@@ -97,7 +101,7 @@ def measure_labels(source: Source, settings: MeasureSettings) -> Measurements:
     found.tiles.sort(key=lambda result: result.tile)
     if source.vessel is not None and not source.flat:
         found.network = build_network(found.tiles, tiles, source.size_um)
-    return _tabulate(source, settings, found)
+    return _tabulate(source, settings, found, errors)
 
 
 @dataclass
@@ -133,7 +137,7 @@ def plan_cube(source: Source, settings: MeasureSettings) -> Triple:
     return z, y, x
 
 
-def _tabulate(source: Source, settings: MeasureSettings, found: _Found) -> Measurements:
+def _tabulate(source: Source, settings: MeasureSettings, found: _Found, errors: ModelErrors | None) -> Measurements:
     tally, grid, level = found.tally, found.grid, settings.level
     fractions = list_fractions(source, tally, level)
     tables: dict[str, Mapping[str, Any]] = {"fractions": fractions, "fractions_grid": list_fraction_map(source, tally)}
@@ -163,6 +167,13 @@ def _tabulate(source: Source, settings: MeasureSettings, found: _Found) -> Measu
     notes = _list_notes(source, tables)
     if found.network is not None:
         notes += describe_network(found.network, source.classes.names[source.vessel or 0])
+    if errors is not None:
+        tables["fractions"] = {**fractions, **correct_fractions(source, tally, errors, level)}
+        for objects, densities in (("cells", "density"), ("vessels", "vessel_density")):
+            if densities in tables and (source.flat or densities == "density"):
+                columns = correct_densities(source, tables[objects], tables[densities], tally, errors, level)
+                tables[densities] = {**tables[densities], **columns}
+        notes += list_correction_notes(source, tally, errors)
     z, y, x = (voxels * edge for voxels, edge in zip(tally.clusters.tile_zyx, source.size_um, strict=True))
     lines = () if found.network is None else locate_segments(source, found.network)
     return Measurements(tables, maps, (z, y, x), tuple(notes), lines)

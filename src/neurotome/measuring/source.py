@@ -19,12 +19,6 @@ from neurotome.io.opening import open_label_volume
 from neurotome.measuring.settings import MeasureSettings
 from neurotome.volume import Size, Volume
 
-NAMES = {
-    "cells": ("cell", "cells", "cell body", "cell bodies", "soma"),
-    "vessels": ("blood vessel", "blood vessels", "vessel", "vessels", "capillary", "capillaries"),
-    "axons": ("axon", "axons", "myelinated axon", "myelinated axons", "myelin", "white matter"),
-}
-"""What classes are called of which more than the fraction is measured."""
 BLOCK_EDGE = 256
 BLOCK_VOXELS = BLOCK_EDGE**3
 NOT_LABELLED = 255
@@ -205,7 +199,7 @@ def _find_class(classes: ClassSet, what: str, name: str) -> int | None:
     if name == "none":
         return None
     if name == "auto":
-        return next((i for i, known in enumerate(classes.names) if known.lower() in NAMES[what]), None)
+        return classes.find_kind(what)
     if name not in classes.names:
         raise SettingsError(f"{what}: {unknown('class', name, classes.names)} Or none, to leave {what} out.")
     return classes.index(name)

@@ -55,6 +55,7 @@ def write_measures(
         vessels=_list_rows(measured.tables.get("vessel_density", {})),
         axons=_list_rows(measured.tables.get("axon_direction", {})),
         flat=flat,
+        corrected="fraction_corrected" in measured.tables["fractions"],
         most=MOST_ROWS,
         figures=_draw(folder, measured, classes, flat, level),
         version=metadata.version("neurotome"),

@@ -13,6 +13,7 @@ from neurotome.classes import ClassSet
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.statistics import Statistics, measure_dataset
 from neurotome.errors import RunError
+from neurotome.objects.scores import describe_objects, list_object_rows
 from neurotome.progress import format_duration
 from neurotome.report.slides import Slide, encode_layers, load_slides, rank_images, spread, to_url
 from neurotome.report.verdict import Scores, read_scores, verdict
@@ -78,6 +79,8 @@ def build_report(
         split=split,
         scores=scores,
         verdict=verdict(run, comparisons),
+        list_object_rows=list_object_rows,
+        describe_objects=describe_objects,
         training=run.read_training() or {},
         environment=environment,
         config=run.config.read_text(encoding="utf-8") if config else "",

@@ -62,7 +62,34 @@ def check_scores(content: dict[str, Any]) -> dict[str, Any]:
     for interval in (intervals["accuracy"], *(mean[key] for mean in means for key in SCORES)):
         low, high = (0, 0) if interval is None else interval
         check_types([low, high], [int | float])
+    if "objects" in content:  # older files have none
+        _check_objects(content["objects"], len(content["per_image"]["name"]))
     return content
+
+
+def _check_objects(objects: dict[str, Any], images: int) -> None:
+    """Checks what scores say of objects."""
+    check_types(objects, {"dimensions": int, "unit": str, "per_image": {"name": [str], "counts": [[[int]]]}})
+    check_types(objects["tiles"], [{"grid": [int], "counts": [[[int]]]}], "tiles")
+    names = list(objects["per_class"])
+    known = {"true": int, "found": int, "left_out": int, "mean_diameter": NUMBER, "smallest": NUMBER, "within": NUMBER}
+    check_types(objects["per_class"], dict.fromkeys(names, known))
+    rates = dict.fromkeys(("precision", "recall", "f1"), NUMBER)
+    for matching in ("overlap", "distance"):
+        one = {"matched": int, **rates, "intervals": dict.fromkeys(rates, list | None)}
+        check_types(objects[matching], {"warning": str | None, "method": str, "per_class": dict.fromkeys(names, one)})
+        for name in names:
+            for interval in objects[matching]["per_class"][name]["intervals"].values():
+                low, high = (0, 0) if interval is None else interval
+                check_types([low, high], [int | float])
+    counts = objects["per_image"]["counts"]
+    tiles = [tile for group in objects["tiles"] for tile in group["counts"]]
+    if len(counts) != images or len(objects["per_image"]["name"]) != images:
+        raise ValueError("not as many counts of objects as images")
+    if any(len(group["counts"]) != group["grid"][0] * group["grid"][1] for group in objects["tiles"]):
+        raise ValueError("not as many tiles of objects as their grid has")
+    if any([len(row) for row in image] != [4] * len(names) for image in [*counts, *tiles]):
+        raise ValueError("counts of objects of another shape than the classes")
 
 
 def check_training(content: dict[str, Any]) -> dict[str, Any]:
