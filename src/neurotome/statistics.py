@@ -126,10 +126,8 @@ def estimate_units(
 ) -> dict[str, Estimate]:
     """Returns several scores of counted units, each with its interval.
 
-    Args:
-        candidates: The same counts by slices, and by tiles if there are.
-        metrics: Place of each score in what `score_counts` returns, by its name.
-        settings: How.
+    `candidates` are the same counts by slices, and by tiles if there are; `metrics` says for each score where it stands in
+    what `score_counts` returns.
     """
     from scipy import special
 
@@ -161,10 +159,8 @@ def say_method(estimate: Estimate, resamples: int) -> str:
         return "none"
     size = f"{estimate.block} x {estimate.block}" if estimate.unit == "tiles" else str(estimate.block)
     drawn = f"blocks of {size} neighbouring {estimate.unit}" if estimate.block > 1 else estimate.unit
-    return (
-        f"bootstrap over {drawn} ({estimate.units} in all, which count as {estimate.blocks:.0f} independent ones), "
-        f"{resamples} draws, Student's t"
-    )
+    many = f"{estimate.units} in all, which count as {estimate.blocks:.0f} independent ones"
+    return f"bootstrap over {drawn} ({many}), {resamples} draws, Student's t"
 
 
 def compare_pairs(
