@@ -165,6 +165,11 @@ def test_packages_of_others_and_damaged_ones_are_refused(package, tmp_path, monk
         start = archive.getinfo("model.safetensors").header_offset
     flipped[start + 3000] ^= 255
     (tmp_path / "flipped.zip").write_bytes(flipped)
+    locked = bytearray(package.read_bytes())
+    locked[locked.index(b"PK\1\2") + 8] |= 1  # the flag of a file that is encrypted, in the list of files
+    (tmp_path / "locked.zip").write_bytes(locked)
+    with pytest.raises(ModelError, match="is encrypted"):
+        load_model(tmp_path / "locked.zip")
     with pytest.raises(ModelError, match=r"holds no model\.json; only packages that neurotome export"):
         load_model(foreign)
     with pytest.raises(ModelError, match="no readable package"):

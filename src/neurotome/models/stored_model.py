@@ -125,10 +125,13 @@ def open_place(folder: Path) -> Place:
         return folder
     try:
         with zipfile.ZipFile(folder) as archive:
-            sizes = {one.filename: one.file_size for one in archive.infolist()}
+            members = archive.infolist()
+        sizes = {one.filename: one.file_size for one in members}
         place = zipfile.Path(folder)
     except PACKAGE_ERRORS as error:
         raise ModelError(f"{folder}: no readable package ({str(error)[:200]}). Copy it again.") from error
+    if any(one.flag_bits & 1 for one in members):
+        raise ModelError(f"{folder}: this package is encrypted; expected an open one. Unpack it with its password first.")
     if "model.json" not in sizes:
         raise ModelError(
             f"{folder}: this package holds no model.json; only packages that neurotome export has made can be read back."
