@@ -206,7 +206,9 @@ def read_units(objects: Mapping[str, Any], matching: str) -> list[Units]:
 def _score(objects: Mapping[str, Any], matching: str, settings: IntervalSettings) -> dict[str, Any]:
     """Returns the scores of one matching with their intervals."""
     names = list(objects["per_class"])
-    metrics = {metric: place for place, metric in enumerate(list_metrics(names))}
+    asked = {"macro.f1", *(f"per_class.{name}.{rate}" for name in names for rate in RATES)}
+    # the others divide by true objects alone, of which a draw may hold none beside a match that is counted in another tile
+    metrics = {metric: place for place, metric in enumerate(list_metrics(names)) if metric in asked}
     found = estimate_units(read_units(objects, matching), metrics, settings)
     matched = np.sum(objects["per_image"]["counts"], 0)[:, COUNTED.index(matching)].tolist()
 
