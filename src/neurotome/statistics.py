@@ -126,8 +126,7 @@ def estimate_units(
 ) -> dict[str, Estimate]:
     """Returns several scores of counted units, each with its interval.
 
-    `candidates` are the same counts by slices, and by tiles if there are; `metrics` says for each score where it stands in
-    what `score_counts` returns.
+    `candidates` are the same counts by slices, and by tiles if there are; `metrics` has their places in `score_counts`.
     """
     from scipy import special
 
