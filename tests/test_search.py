@@ -383,7 +383,7 @@ def wait_for(process, beginning):
 
 
 @pytest.mark.slow
-def test_processes_that_are_killed_stopped_and_run_side_by_side_end_in_one_search(tmp_path, capsys):
+def test_processes_that_are_killed_stopped_and_run_side_by_side_end_in_one_search(tmp_path):
     data, out, config = write_dataset(tmp_path / "data"), tmp_path / "s", tmp_path / "space.yaml"
     model = {"decoder": "linknet", "encoder": "mobilenetv3_small_050", "encoder_depth": 3}
     train = {"epochs": 6, "steps_per_epoch": 1, "device": "cpu"}  # long enough to be stopped within
@@ -399,11 +399,9 @@ def test_processes_that_are_killed_stopped_and_run_side_by_side_end_in_one_searc
     assert "the same command goes on from there" in stopped.communicate()[1]
     assert stopped.returncode == 130
 
-    pair = start(data, out, config, 7, "--workers", 2)
-    capsys.readouterr()
-    assert run("search", data, "--out", out, "--config", config, "--trials", 7) == 0  # beside them
-    said = [capsys.readouterr().err, pair.communicate()[1], *(path.read_text() for path in out.glob("workers/*.log"))]
-    assert (pair.returncode, len(said)) == (0, 4)
+    alone, pair = start(data, out, config, 7), start(data, out, config, 7, "--workers", 2)
+    said = [alone.communicate()[1], pair.communicate()[1], *(path.read_text() for path in out.glob("workers/*.log"))]
+    assert (alone.returncode, pair.returncode, len(said)) == (0, 0, 4)
     begun = [line.split()[1] for text in said for line in text.splitlines() if re.match(r"trial \d+ \(", line)]
     assert sorted(begun) == ["1", "2", "3", "4", "5", "6"]
     assert {trial.state.name for trial in list_trials(out)} <= {"COMPLETE", "PRUNED"}
