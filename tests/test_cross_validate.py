@@ -106,7 +106,6 @@ def test_stated_splits_are_not_crossed(tmp_path):
     assert not (tmp_path / "cv").exists()
 
 
-@pytest.mark.usefixtures("short_report")
 def test_a_grid_needs_the_splits_that_it_scores_and_a_run_scores_those_there_are(tmp_path):
     data = write_stack(tmp_path / "data")
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"runs": [{"kind": "pixels", "learner": "lr"}]}))

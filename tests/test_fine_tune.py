@@ -266,7 +266,6 @@ def test_a_folder_of_that_name_comes_first(zoo: Path) -> None:
     assert find_model(Path("micro-base")) == Path("micro-base")
 
 
-@pytest.mark.usefixtures("short_report")
 @pytest.mark.filterwarnings("always::UserWarning")
 def test_predict_and_fine_tune_by_name(zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_dataset(tmp_path / "data")
