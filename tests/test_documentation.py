@@ -20,6 +20,7 @@ from conftest import make_images, run, write_dataset
 from neurotome.cli import COMMANDS, make_app
 from neurotome.datasets.phantom import stream
 from neurotome.documents import find_config
+from neurotome.experiments import fine_tune
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -62,11 +63,9 @@ def test_pages_build_without_a_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_a_tutorial_runs_as_it_stands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in (
-        "REPLAYED",
-        "CHECKED",
-    ):  # of many slices of synthetic tissue
+    for name in ("REPLAYED", "CHECKED"):  # of many slices of synthetic tissue
         monkeypatch.setattr(stream, name, 2)
+    monkeypatch.setattr(fine_tune, "ALPHAS", (0.0, fine_tune.USUAL_ALPHA))
     text = page.read_text(encoding="utf-8")
     blocks = SMALLER.sub("", text)
     for shown, tested in SMALLER.findall(text):
