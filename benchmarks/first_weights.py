@@ -72,9 +72,8 @@ def convert(wheels: Path, name: str, out: Path) -> Path:
         wanted = timm.create_model(LITE[name]).state_dict()
         pairs = list(zip(wanted.items(), given.values(), strict=True))
         assert all(own.shape == weight.shape for (_, own), weight in pairs)
-        kept = {
-            f"model.{key}": weight for (key, _), weight in pairs if not key.startswith(("conv_head", "bn2", "classifier"))
-        }
+        heads = ("conv_head", "bn2", "classifier")
+        kept = {f"model.{key}": weight.contiguous() for (key, _), weight in pairs if not key.startswith(heads)}
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(kept, path.with_suffix(".partial"))
         path.with_suffix(".partial").rename(path)
