@@ -50,9 +50,12 @@ ARMS = {
     "resnet18, 3 stages": ModelSettings(encoder="resnet18", encoder_depth=3),
     "lite0": ModelSettings(encoder=LITE["lite0"]),
     "lite0, ImageNet": ModelSettings(encoder=LITE["lite0"], encoder_weights="imagenet"),
+    "lite0, ImageNet, slower": ModelSettings(encoder=LITE["lite0"], encoder_weights="imagenet"),
     "lite2, ImageNet": ModelSettings(encoder=LITE["lite2"], encoder_weights="imagenet"),
 }
 """The first is what the others are compared with."""
+RATES = {"lite0, ImageNet, slower": 1e-3}
+"""Learning rates other than the default, 3e-3, because what was learned before may want a lower one."""
 DATASETS = ("vnc_sstem", "axon_sem", "tissue to patches")
 
 
@@ -93,7 +96,7 @@ def open_data(data: Path, name: str) -> Dataset:
 def make_recipe(dataset: str, arm: str, weights: str, seed: int, steps: int) -> Recipe:
     recipe = Recipe(model=replace(ARMS[arm], encoder_weights=weights))
     train = {"epochs": 1, "steps_per_epoch": steps, "keep": "last", "checkpoint_every": "", "seed": seed, "device": "cpu"}
-    recipe = replace_settings(recipe, {"train": train})
+    recipe = replace_settings(recipe, {"train": train | {"learning_rate": RATES.get(arm, "auto")}})
     if dataset == "tissue to patches":  # as the packaged model is trained
         config = read_yaml(find_config("microct_base"), SettingsError, "")
         recipe = replace_settings(recipe, {"augment": config["augment"], "train": {"normalization": "tissue"}})
