@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import subprocess
 import sys
 import time
@@ -188,7 +189,7 @@ def draw_cells(rng, places):
     return (np.kron(one, cell).astype(np.uint8) for one in (there, found))
 
 
-def simulate_corrected(draws: int) -> None:
+def simulate_corrected(draws: int, row: int | None) -> None:
     rng, quick = np.random.default_rng(12), IntervalSettings(resamples=100)
     x = stats.gamma(2, scale=0.1)
     rate = x.expect(lambda value: np.minimum(value, 1))
@@ -198,8 +199,9 @@ def simulate_corrected(draws: int) -> None:
     }
     print(f"| what ({draws} draws) | test images | held: corrected | as counted | without the scores' part | mean width |")
     print("|-|-|-|-|-|-|")
-    for what, (classes, draw, edge, small) in kinds.items():
-        for images in (10, 40):
+    for number, (what, images) in enumerate(itertools.product(kinds, (10, 40)), 1):
+        if row in (None, number):
+            classes, draw, edge, small = kinds[what]
             held, width = np.zeros(3), 0.0
             for _ in range(draws):
                 tested = [(f"i{n}", *draw(small)) for n in range(images)]
@@ -259,6 +261,7 @@ def main() -> None:
     parser.add_argument("what", choices=("cells", "vessels", "slices", "coverage", "corrected", "speed"))
     parser.add_argument("--seeds", type=int, default=3, help="pieces of tissue per region")
     parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--row", type=int, help="of corrected only this row, from 1, with random numbers of its own")
     parser.add_argument("--work", type=Path, default=Path("runs/measure"))
     parser.add_argument("--mvoxel", type=int, default=1024)
     parser.add_argument("--workers", type=int, default=2)
@@ -272,7 +275,7 @@ def main() -> None:
     elif asked.what == "coverage":
         simulate_coverage(asked.draws)
     elif asked.what == "corrected":
-        simulate_corrected(asked.draws)
+        simulate_corrected(asked.draws, asked.row)
     else:
         measure_speed(asked.work, asked.mvoxel, asked.workers)
 
