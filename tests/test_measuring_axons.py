@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.measured_labels import AXON, CELL, measure_array
+from neurotome.blocks import Grid
+from neurotome.measuring.orientation import gather_tensors
+from neurotome.measuring.skeleton import TileWork, plan_tiles
+from tests.measured_labels import AXON, CELL, make_source, measure_array
 
 
 def draw_fibres(
@@ -67,6 +70,23 @@ def test_cells_among_fibres_and_the_cut_change_nothing() -> None:
     for name in ("axon_direction", "axon_direction_grid", "axon_angles"):
         for column, values in whole[name].items():
             np.testing.assert_array_equal(cut[name][column], values)
+
+
+@pytest.mark.parametrize("edges", [(32, 32, 32), (18, 22, 16)])
+def test_tiles_see_what_the_whole_sees(edges: tuple[int, int, int]) -> None:
+    course = np.array([0.2, 0.5, 0.8]) / np.linalg.norm([0.2, 0.5, 0.8])
+    labels = draw_fibres((40, 44, 48), course, np.random.default_rng(4), (1.0, 1.0, 1.0))
+    labels[:, :, :16] = 0  # tiles without axons, beside others that have some
+    labels[10:20, 10:20, 30:40] = CELL
+    labels[:, 40:] = 255
+    source, found = make_source(labels), []
+    for tile in (edges, (64, 64, 64)):
+        grid = plan_tiles(source.shape, (64, 64, 64), tile)
+        work = TileWork(source, grid, Grid(source.shape, (10, 10, 10), (10, 10, 10))).build()
+        results = [result.tensors for number in range(len(grid)) for result in work(number)]
+        found.append(gather_tensors([tensors for tensors in results if tensors is not None]))
+    np.testing.assert_array_equal(found[0].keys, found[1].keys)
+    np.testing.assert_allclose(found[0].sums, found[1].sums, rtol=1e-12, atol=1e-12)
 
 
 def test_without_axons_there_is_no_direction() -> None:

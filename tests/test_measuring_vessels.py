@@ -164,9 +164,10 @@ def network() -> NDArray[np.uint8]:
 @given(block=st.tuples(*[st.integers(1, 200)] * 3))
 def test_how_the_volume_is_cut_changes_no_bit(network: NDArray[np.uint8], block: tuple[int, int, int]) -> None:
     source = make_source(network)
-    whole = plan_tiles(source.shape, (512, 512, 512))
+    tile = (32, 48, 64)
+    whole = plan_tiles(source.shape, (512, 512, 512), tile)
     found = []
-    for grid in (whole, plan_tiles(source.shape, block)):
+    for grid in (whole, plan_tiles(source.shape, block, tile)):
         clusters = Grid(source.shape, (16, 16, 16), (16, 16, 16))
         work = TileWork(source, grid, clusters).build()
         results = [result for number in range(len(grid)) for result in work(number)]
