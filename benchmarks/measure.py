@@ -5,7 +5,7 @@ OMP_NUM_THREADS=1 python benchmarks/measure.py vessels     # their length agains
 OMP_NUM_THREADS=1 python benchmarks/measure.py slices      # densities from single slices against those in 3D
 OMP_NUM_THREADS=1 python benchmarks/measure.py coverage    # how often 95 % intervals hold the truth
 OMP_NUM_THREADS=1 python benchmarks/measure.py corrected   # the same of intervals that hold a model's errors, and without
-OMP_NUM_THREADS=1 python benchmarks/measure.py speed --work runs/measure [--mvoxel 1024] [--workers 2]
+OMP_NUM_THREADS=1 python benchmarks/measure.py speed --work runs/measure [--mvoxel 1024] [--without vessels axons]
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def simulate_corrected(draws: int, row: int | None) -> None:
             )
 
 
-def measure_speed(work: Path, mvoxel: int, workers: int) -> None:
+def measure_speed(work: Path, mvoxel: int, workers: int, without: list[str]) -> None:
     tiles = [labels[:, :128, :128] for _, labels, *_ in make_pieces(1)]
     shape = (64 * max(1, mvoxel // 64), 1024, 1024)
     path = work / f"labels_{shape[0]}.zarr"
@@ -243,6 +243,7 @@ def measure_speed(work: Path, mvoxel: int, workers: int) -> None:
             block = np.block([[tiles[rng.integers(4)][:, :: rng.choice([-1, 1])] for _ in range(4)] for _ in range(4)])
             store.write_block(tuple(slice(n * i, n * i + n) for i, n in zip((z, y, x), (64, 512, 512), strict=True)), block)
     command = [sys.executable, "-m", "neurotome", "measure", str(path), "--out", str(work / "out"), "--overwrite"]
+    command += [word for what in without for word in (f"--{what}", "none")]
     began = time.monotonic()
     subprocess.run([*command, "--workers", str(workers)], check=True)
     seconds = time.monotonic() - began
@@ -252,7 +253,7 @@ def measure_speed(work: Path, mvoxel: int, workers: int) -> None:
     cpu = used.ru_utime + used.ru_stime
     voxels = np.prod(shape) / 1e6
     print(f"{voxels:.0f} Mvoxel, {workers} workers: {seconds:.0f} s, {voxels / seconds:.1f} Mvoxel/s")
-    print(f"{cpu:.0f} s of processor time, {voxels / cpu:.1f} Mvoxel/s and core")
+    print(f"{cpu:.0f} s of processor time, {cpu / voxels:.3f} s per Mvoxel, {voxels / cpu:.1f} Mvoxel/s and core")
     print(f"at most {used.ru_maxrss / 1e3:.0f} MB in one process")
 
 
@@ -265,6 +266,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/measure"))
     parser.add_argument("--mvoxel", type=int, default=1024)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--without", nargs="*", default=[], choices=("cells", "vessels", "axons"), help="not measured for speed"
+    )
     asked = parser.parse_args()
     if asked.what == "cells":
         compare_cells(asked.seeds)
@@ -277,7 +281,7 @@ def main() -> None:
     elif asked.what == "corrected":
         simulate_corrected(asked.draws, asked.row)
     else:
-        measure_speed(asked.work, asked.mvoxel, asked.workers)
+        measure_speed(asked.work, asked.mvoxel, asked.workers, asked.without)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ def test_objects_are_those_of_scipy(seed: int, shape: tuple[int, int, int], shar
     np.testing.assert_array_equal(found.spread(np.arange(1, count + 1)), labelled[mask])
     np.testing.assert_array_equal(found.find_owners(np.argwhere(mask)) + 1, labelled[mask])
     assert found.find_boxes() == ndimage.find_objects(labelled)
+    if count:
+        np.testing.assert_array_equal(found.list_voxels(count - 1), np.argwhere(labelled == count))
     at_faces = {*labelled[[0, -1]].flat, *labelled[:, [0, -1]].flat, *labelled[..., [0, -1]].flat} - {0}
     assert set((np.flatnonzero(found.find_at_faces()) + 1).tolist()) == at_faces
 

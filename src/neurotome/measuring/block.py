@@ -96,9 +96,9 @@ class BlockWork:
 
     def _count(self, labels: NDArray[np.uint8], flags: NDArray[np.uint8] | None, place: Box) -> NDArray[np.int64]:
         """Returns rows of cluster, region, class (or `FRAME`) and number of voxels, int64 (n, 4), where there are some."""
-        if self.source.regions is None:
-            return self._count_without_regions(labels, flags, place)
         regions = self.source.regions
+        if regions is None:
+            return self._count_without_regions(labels, flags, place)
         shift = [part.start for part in self.source.box]
         rows = []
         edges = self.clusters.tile_zyx
@@ -122,8 +122,10 @@ class BlockWork:
             rows.append(np.stack([np.full(len(region), number), ids[region], kind, known[region, kind]], 1))
         return np.concatenate(rows)
 
-    def _count_without_regions(self, labels: NDArray[np.uint8], flags: NDArray[np.uint8] | None, place: Box) -> NDArray[np.int64]:
-        """Returns what `_count` does, class by class, which is ten times as fast as sorting voxels into classes."""
+    def _count_without_regions(
+        self, labels: NDArray[np.uint8], flags: NDArray[np.uint8] | None, place: Box
+    ) -> NDArray[np.int64]:
+        """Returns what `_count` does, class by class, which is faster than voxel by voxel."""
         rows = []
         for kind in (*range(len(self.source.classes)), FRAME):
             if kind == FRAME:

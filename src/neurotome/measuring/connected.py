@@ -24,8 +24,8 @@ class Connected:
 
     Attributes:
         shape: Voxels of the mask (z, y, x).
-        first: Place of the first voxel of every run (n,), increasing. Places count along x, y and z through the mask with one
-            more voxel at the end of every line and one more line in every plane, so that no run goes on in the next line.
+        first: Place of the first voxel of every run (n,), increasing. Places count along x, y and z through the mask with a
+            voxel more at the end of every line and a line more in every plane, so that no run goes on in the next line.
         last: Place of the last voxel of every run (n,).
         owner: Which object each run belongs to (n,).
         count: How many objects there are.
@@ -44,7 +44,15 @@ class Connected:
     def find_owners(self, voxels: Ints) -> Ints:
         """Returns which object each of some voxels (n, 3) of the mask belongs to."""
         places = np.ravel_multi_index(tuple(voxels.T), self._padded)
-        return self.owner[np.searchsorted(self.first, places, "right") - 1]
+        return np.asarray(self.owner[np.searchsorted(self.first, places, "right") - 1])
+
+    def list_voxels(self, number: int) -> Ints:
+        """Returns the voxels (n, 3) of an object, in their order."""
+        runs = np.flatnonzero(self.owner == number)
+        lengths = self.last[runs] - self.first[runs] + 1
+        skipped = np.cumsum(lengths) - lengths
+        places = np.arange(lengths.sum()) + np.repeat(self.first[runs] - skipped, lengths)
+        return np.stack(np.unravel_index(places, self._padded), 1).astype(np.int64)
 
     def find_boxes(self) -> list[Box]:
         """Returns the bounding box of every object."""

@@ -203,6 +203,13 @@ def sum_segments(values: Floats, first: Ints) -> Floats:
     return summed.astype(np.float64)
 
 
+def find_medians(values: Floats, first: Ints) -> Floats:
+    """Returns the median of each segment's values (m,)."""
+    ordered = values[np.lexsort((values, np.repeat(np.arange(len(first) - 1), np.diff(first))))]
+    lower, upper = (first[:-1] + first[1:] - 1) // 2, (first[:-1] + first[1:]) // 2
+    return np.asarray((ordered[lower] + ordered[upper]) / 2)
+
+
 def _rank(parts: Ints, lengths: Floats) -> Ints:
     """Returns the number of each segment's part, 1 for the longest."""
     labels, which = np.unique(parts, return_inverse=True)

@@ -211,10 +211,16 @@ def _name_directions(direction: NDArray[np.float64]) -> dict[str, NDArray[np.flo
     return {"direction_z": z, "direction_y": y, "direction_x": x, "angle_deg": angle, "dip_deg": dip}
 
 
-def _find_gradients(
-    mask: Mask, core: Box, sigmas: Sequence[float], steps: Triple, size_um: Size
-) -> NDArray[np.float32]:
-    """Returns the change of a smoothed mask per micrometre along z, y and x (3, z, y, x) at every so many voxels of a core."""
+def _find_gradients(mask: Mask, core: Box, sigmas: Sequence[float], steps: Triple, size_um: Size) -> NDArray[np.float32]:
+    """Returns the change per micrometre of a smoothed mask along z, y and x (3, z, y, x), at every so many voxels of a core.
+
+    Args:
+        mask: Voxels of the core and around it.
+        core: Where the core lies in the mask.
+        sigmas: Standard deviation of the smoothing, in voxels (z, y, x).
+        steps: How many voxels apart (z, y, x) the change is asked for, from the core's first voxel on.
+        size_um: Edges of a voxel.
+    """
     from scipy import ndimage
 
     # one axis after the other, so that each is filtered only where it is asked for, but for a voxel before and after
@@ -222,9 +228,7 @@ def _find_gradients(
     inner = []
     for axis, (part, sigma) in enumerate(zip(core, sigmas, strict=True)):
         reach = int(TRUNCATE * sigma + 0.5)
-        near, wide = (
-            slice(max(0, part.start - more), min(mask.shape[axis], part.stop + more)) for more in (1, 1 + reach)
-        )
+        near, wide = (slice(max(0, part.start - more), min(mask.shape[axis], part.stop + more)) for more in (1, 1 + reach))
         field = field[_along(axis, wide)]
         if sigma:
             field = ndimage.gaussian_filter1d(field, sigma, axis, mode="nearest", truncate=TRUNCATE)

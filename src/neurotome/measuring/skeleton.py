@@ -135,7 +135,7 @@ def thin(seen: NDArray[np.uint8], source: Source, place: Box, around: Box) -> tu
     radii: NDArray[np.float64] = np.full(len(points), math.inf)
     unknown = np.zeros(len(points), bool)
     if len(walls):
-        found, nearest = KDTree(walls * size, balanced_tree=False).query(points * size)
+        found, nearest = KDTree(walls * size, 32, compact_nodes=False, balanced_tree=False).query(points * size)
         radii = np.asarray(found)
         unknown = seen[tuple(walls[nearest].T)] == NOT_LABELLED
     places = points + [part.start for part in around]
@@ -166,16 +166,13 @@ def skeletonize_whole(mask: Mask) -> Mask:
     objects = connect(mask, corners=True)
     kept = np.zeros(objects.count, bool)
     kept[objects.find_owners(_list_voxels(skeleton))] = True
-    if not kept.all():
-        labelled = np.zeros(mask.shape, np.int32)
-        labelled[mask] = objects.spread(np.arange(objects.count, dtype=np.int32))
-        boxes = objects.find_boxes()
-        for number in np.flatnonzero(~kept).tolist():
-            box = boxes[number]
-            found = mask[box] & (labelled[box] == number)
-            depth = ndimage.distance_transform_edt(np.pad(found, 1))[1:-1, 1:-1, 1:-1]
-            deepest = np.unravel_index(int(depth.argmax()), depth.shape)
-            skeleton[tuple(part.start + int(at) for part, at in zip(box, deepest, strict=True))] = True
+    for number in np.flatnonzero(~kept).tolist():
+        voxels = objects.list_voxels(number)
+        corner = voxels.min(0) - 1
+        found = np.zeros(voxels.max(0) - corner + 2, bool)
+        found[tuple((voxels - corner).T)] = True
+        depth = ndimage.distance_transform_edt(found)
+        skeleton[tuple(corner + np.unravel_index(int(depth.argmax()), depth.shape))] = True
     return skeleton
 
 

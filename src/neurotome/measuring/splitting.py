@@ -66,7 +66,7 @@ def _find_largest_beside(field: NDArray[np.float32]) -> NDArray[np.float32]:
 def _join(
     basins: NDArray[np.int32], distance: NDArray[np.float32], heights: NDArray[np.float32], neck: float
 ) -> NDArray[np.int32]:
-    """Returns the number of the part that each basin belongs to, 0 for 0; widest necks first. Heights are by basin, from 0."""
+    """Returns the number of the part that each basin belongs to, 0 for 0; widest necks first. `heights` begins with 0's."""
     found, narrow = [], []
     for axis in range(3):
         lower, upper = (tuple(part if a == axis else slice(None) for a in range(3)) for part in (slice(-1), slice(1, None)))
