@@ -23,7 +23,9 @@ from neurotome.measuring.orientation import Tensors, sum_tensors
 from neurotome.measuring.shapes import Mask
 from neurotome.measuring.source import NOT_LABELLED, Source
 
-TILE: Triple = (256, 256, 256)
+TILE: Triple = (128, 256, 256)
+LARGEST_BLOCK = 1 << 28
+"""Voxels that are read at once where a tile is not larger, so that whole slices of a large file fit into memory."""
 HALO, LARGEST_HALO = 16, 64
 """Voxels that are read around a tile: usually, and at most."""
 REACH = 2.5
@@ -59,8 +61,12 @@ class TileResult(NamedTuple):
 
 def plan_tiles(shape: Triple, block_zyx: Triple, tile_zyx: Triple = TILE) -> Grid:
     """Returns the box cut into tiles, and these gathered into blocks of about the stated size, which are read at once."""
-    z, y, x = (-(-block // tile) * tile for block, tile in zip(block_zyx, tile_zyx, strict=True))
-    return Grid(shape, tile_zyx, (z, y, x))
+    edges = [-(-block // tile) * tile for block, tile in zip(block_zyx, tile_zyx, strict=True)]
+    for axis in (1, 2, 0):
+        others = math.prod(min(edges[a], shape[a]) for a in range(3) if a != axis)
+        fitting = LARGEST_BLOCK // others // tile_zyx[axis] * tile_zyx[axis]
+        edges[axis] = max(tile_zyx[axis], min(edges[axis], fitting))
+    return Grid(shape, tile_zyx, (edges[0], edges[1], edges[2]))
 
 
 @dataclass(frozen=True)
