@@ -142,7 +142,8 @@ def thin(seen: NDArray[np.uint8], source: Source, place: Box, around: Box) -> tu
     unknown = np.zeros(len(points), bool)
     if len(walls):
         found, nearest = KDTree(walls * size, 32, compact_nodes=False, balanced_tree=False).query(points * size)
-        radii = np.asarray(found)
+        # rounded, so that what is as far is so to the bit, wherever the tile begins
+        radii = np.round(found, 9)
         unknown = seen[tuple(walls[nearest].T)] == NOT_LABELLED
     places = points + [part.start for part in around]
     to_faces = (np.minimum(places + 0.5, np.array(source.shape) - places - 0.5) * size).min(1, initial=math.inf)
