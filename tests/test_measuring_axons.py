@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from neurotome.blocks import Grid
-from neurotome.measuring.orientation import gather_tensors
+from neurotome.measuring.orientation import gather_tensors, sum_tensors
 from neurotome.measuring.skeleton import TileWork, plan_tiles
 from tests.measured_labels import AXON, CELL, make_source, measure_array
 
@@ -94,3 +95,16 @@ def test_without_axons_there_is_no_direction() -> None:
     assert np.isnan(tables["axon_direction"]["coherence"]).all()
     assert tables["axon_direction"]["volume_mm3"].tolist() == [0]
     assert len(tables["axon_direction_grid"]["angle_deg"]) == 0
+
+
+def test_tensors_are_those_of_the_filtered_array() -> None:
+    noise = np.random.default_rng(6).normal(size=(24, 26, 28))
+    labels = (ndimage.gaussian_filter(noise, 2) > 0).astype(np.uint8) * AXON
+    source, place = make_source(labels), tuple(slice(0, size) for size in labels.shape)
+    found = sum_tensors(source, labels, place, place, Grid(source.shape, source.shape, source.shape))
+    assert found is not None
+    smooth = ndimage.gaussian_filter((labels == AXON).astype(np.float32), 1.5, mode="nearest", truncate=2.5)
+    gradients = [np.gradient(smooth.astype(float), axis=axis)[::2, ::2, ::2] for axis in range(3)]
+    pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+    expected = [(gradients[a] * gradients[b]).sum() for a, b in pairs]
+    np.testing.assert_allclose(found.sums[0], expected, rtol=1e-5, atol=1e-5)

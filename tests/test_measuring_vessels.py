@@ -236,3 +236,10 @@ def test_profiles_in_a_slice_are_counted_as_cells_are() -> None:
     assert density["diameter_um"][0] == pytest.approx(np.sqrt(4 * 9 / np.pi))
     assert density["length_if_isotropic_mm_per_mm3"][0] == 2 * density["profiles_per_mm2"][0]
     assert sorted(tables["vessels"]["area_um2"].tolist()) == [6, 9, 9]
+
+
+def test_large_slices_are_read_in_parts() -> None:
+    assert plan_tiles((500, 200, 300), (4, 200, 300)).block_zyx == (128, 256, 512)
+    whole_slices = plan_tiles((500, 4096, 4096), (1, 4096, 4096))
+    assert whole_slices.block_zyx == (128, 512, 4096)
+    assert whole_slices.tile_zyx == plan_tiles((500, 4096, 4096), (256, 256, 256)).tile_zyx
