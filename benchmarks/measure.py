@@ -5,7 +5,8 @@ OMP_NUM_THREADS=1 python benchmarks/measure.py vessels     # their length agains
 OMP_NUM_THREADS=1 python benchmarks/measure.py slices      # densities from single slices against those in 3D
 OMP_NUM_THREADS=1 python benchmarks/measure.py coverage    # how often 95 % intervals hold the truth
 OMP_NUM_THREADS=1 python benchmarks/measure.py corrected   # the same of intervals that hold a model's errors, and without
-OMP_NUM_THREADS=1 python benchmarks/measure.py speed --work runs/measure [--mvoxel 1024] [--workers 2]
+OMP_NUM_THREADS=1 python benchmarks/measure.py libraries   # labelling and distances by scipy, connected-components-3d, edt
+OMP_NUM_THREADS=1 python benchmarks/measure.py speed --work runs/measure [--mvoxel 1024] [--without vessels axons]
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import subprocess
 import sys
 import time
@@ -29,6 +31,7 @@ from neurotome.datasets.phantom.regions import REGIONS, VOXEL_SIZE_UM
 from neurotome.datasets.phantom.tissue import build_tissue
 from neurotome.datasets.phantom.truth import list_cells, list_vessels
 from neurotome.io.label_store import create_label_store
+from neurotome.measuring.connected import connect
 from neurotome.measuring.intervals import estimate_density, estimate_share
 from neurotome.measuring.model_errors import ModelErrors
 from neurotome.measuring.run import measure_labels
@@ -188,7 +191,7 @@ def draw_cells(rng, places):
     return (np.kron(one, cell).astype(np.uint8) for one in (there, found))
 
 
-def simulate_corrected(draws: int) -> None:
+def simulate_corrected(draws: int, row: int | None) -> None:
     rng, quick = np.random.default_rng(12), IntervalSettings(resamples=100)
     x = stats.gamma(2, scale=0.1)
     rate = x.expect(lambda value: np.minimum(value, 1))
@@ -198,8 +201,9 @@ def simulate_corrected(draws: int) -> None:
     }
     print(f"| what ({draws} draws) | test images | held: corrected | as counted | without the scores' part | mean width |")
     print("|-|-|-|-|-|-|")
-    for what, (classes, draw, edge, small) in kinds.items():
-        for images in (10, 40):
+    for number, (what, images) in enumerate(itertools.product(kinds, (10, 40)), 1):
+        if row in (None, number):
+            classes, draw, edge, small = kinds[what]
             held, width = np.zeros(3), 0.0
             for _ in range(draws):
                 tested = [(f"i{n}", *draw(small)) for n in range(images)]
@@ -229,7 +233,52 @@ def simulate_corrected(draws: int) -> None:
             )
 
 
-def measure_speed(work: Path, mvoxel: int, workers: int) -> None:
+def compare_libraries() -> None:
+    import cc3d
+    import edt
+
+    labels = np.concatenate([labels for _, labels, *_ in make_pieces(1)])
+    mvoxel = labels.size / 1e6
+
+    def time_each(what, ways, **arrays) -> None:
+        for way, work in ways.items():
+            spent = []
+            for _ in range(3):
+                began = time.process_time()
+                work(**arrays)
+                spent.append(time.process_time() - began)
+            print(f"| {what} | {way} | {np.median(spent) / mvoxel:.4f} |", flush=True)
+
+    print(f"| of {mvoxel:.1f} Mvoxel | by | s of processor time per Mvoxel, median of 3 |")
+    print("|-|-|-|")
+    for what, mask, corners in (
+        ("vessels, 26 neighbours", labels == 1, True),
+        ("all but vessels, 6 neighbours", labels != 1, False),
+        ("cells, 6 neighbours", labels == 2, False),
+    ):
+        structure = ndimage.generate_binary_structure(3, 3 if corners else 1)
+        ways = {
+            "connect": lambda mask, corners, structure: connect(mask, corners=corners),
+            "scipy": lambda mask, corners, structure: ndimage.label(mask, structure),
+            "connected-components-3d": lambda mask, corners, structure: cc3d.connected_components(
+                mask, connectivity=26 if corners else 6
+            ),
+        }
+        time_each(what, ways, mask=mask, corners=corners, structure=structure)
+    marked, _ = ndimage.label(labels == 2)
+    boxes = enumerate(ndimage.find_objects(marked), 1)
+    cells = [np.pad(marked[box] == number, 1) for number, box in boxes]
+    what = f"distances within {len(cells)} cells, each by itself"
+    distances = {
+        "scipy": lambda masks: [ndimage.distance_transform_edt(mask) for mask in masks],
+        "edt": lambda masks: [edt.edt(mask, parallel=1) for mask in masks],
+    }
+    time_each(what, distances, masks=cells)
+    what = "distances within vessels, whole array"
+    time_each(what, distances, masks=[labels == 1])
+
+
+def measure_speed(work: Path, mvoxel: int, workers: int, without: list[str]) -> None:
     tiles = [labels[:, :128, :128] for _, labels, *_ in make_pieces(1)]
     shape = (64 * max(1, mvoxel // 64), 1024, 1024)
     path = work / f"labels_{shape[0]}.zarr"
@@ -241,6 +290,7 @@ def measure_speed(work: Path, mvoxel: int, workers: int) -> None:
             block = np.block([[tiles[rng.integers(4)][:, :: rng.choice([-1, 1])] for _ in range(4)] for _ in range(4)])
             store.write_block(tuple(slice(n * i, n * i + n) for i, n in zip((z, y, x), (64, 512, 512), strict=True)), block)
     command = [sys.executable, "-m", "neurotome", "measure", str(path), "--out", str(work / "out"), "--overwrite"]
+    command += [word for what in without for word in (f"--{what}", "none")]
     began = time.monotonic()
     subprocess.run([*command, "--workers", str(workers)], check=True)
     seconds = time.monotonic() - began
@@ -250,18 +300,22 @@ def measure_speed(work: Path, mvoxel: int, workers: int) -> None:
     cpu = used.ru_utime + used.ru_stime
     voxels = np.prod(shape) / 1e6
     print(f"{voxels:.0f} Mvoxel, {workers} workers: {seconds:.0f} s, {voxels / seconds:.1f} Mvoxel/s")
-    print(f"{cpu:.0f} s of processor time, {voxels / cpu:.1f} Mvoxel/s and core")
+    print(f"{cpu:.0f} s of processor time, {cpu / voxels:.3f} s per Mvoxel, {voxels / cpu:.1f} Mvoxel/s and core")
     print(f"at most {used.ru_maxrss / 1e3:.0f} MB in one process")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("cells", "vessels", "slices", "coverage", "corrected", "speed"))
+    parser.add_argument("what", choices=("cells", "vessels", "slices", "coverage", "corrected", "libraries", "speed"))
     parser.add_argument("--seeds", type=int, default=3, help="pieces of tissue per region")
     parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--row", type=int, help="of corrected only this row, from 1, with random numbers of its own")
     parser.add_argument("--work", type=Path, default=Path("runs/measure"))
     parser.add_argument("--mvoxel", type=int, default=1024)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--without", nargs="*", default=[], choices=("cells", "vessels", "axons"), help="not measured for speed"
+    )
     asked = parser.parse_args()
     if asked.what == "cells":
         compare_cells(asked.seeds)
@@ -272,9 +326,11 @@ def main() -> None:
     elif asked.what == "coverage":
         simulate_coverage(asked.draws)
     elif asked.what == "corrected":
-        simulate_corrected(asked.draws)
+        simulate_corrected(asked.draws, asked.row)
+    elif asked.what == "libraries":
+        compare_libraries()
     else:
-        measure_speed(asked.work, asked.mvoxel, asked.workers)
+        measure_speed(asked.work, asked.mvoxel, asked.workers, asked.without)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from tests.measured_labels import AXON, CELL, measure_array
+from neurotome.blocks import Grid
+from neurotome.measuring.orientation import gather_tensors, sum_tensors
+from neurotome.measuring.skeleton import TileWork, plan_tiles
+from tests.measured_labels import AXON, CELL, make_source, measure_array
 
 
 def draw_fibres(
@@ -69,8 +73,38 @@ def test_cells_among_fibres_and_the_cut_change_nothing() -> None:
             np.testing.assert_array_equal(cut[name][column], values)
 
 
+@pytest.mark.parametrize("edges", [(32, 32, 32), (18, 22, 16)])
+def test_tiles_see_what_the_whole_sees(edges: tuple[int, int, int]) -> None:
+    course = np.array([0.2, 0.5, 0.8]) / np.linalg.norm([0.2, 0.5, 0.8])
+    labels = draw_fibres((40, 44, 48), course, np.random.default_rng(4), (1.0, 1.0, 1.0))
+    labels[:, :, :16] = 0  # tiles without axons, beside others that have some
+    labels[10:20, 10:20, 30:40] = CELL
+    labels[:, 40:] = 255
+    source, found = make_source(labels), []
+    for tile in (edges, (64, 64, 64)):
+        grid = plan_tiles(source.shape, (64, 64, 64), tile)
+        work = TileWork(source, grid, Grid(source.shape, (10, 10, 10), (10, 10, 10))).build()
+        results = [result.tensors for number in range(len(grid)) for result in work(number)]
+        found.append(gather_tensors([tensors for tensors in results if tensors is not None]))
+    np.testing.assert_array_equal(found[0].keys, found[1].keys)
+    np.testing.assert_allclose(found[0].sums, found[1].sums, rtol=1e-12, atol=1e-12)
+
+
 def test_without_axons_there_is_no_direction() -> None:
     tables = measure_array(np.zeros((20, 20, 20), np.uint8)).tables
     assert np.isnan(tables["axon_direction"]["coherence"]).all()
     assert tables["axon_direction"]["volume_mm3"].tolist() == [0]
     assert len(tables["axon_direction_grid"]["angle_deg"]) == 0
+
+
+def test_tensors_are_those_of_the_filtered_array() -> None:
+    noise = np.random.default_rng(6).normal(size=(24, 26, 28))
+    labels = (ndimage.gaussian_filter(noise, 2) > 0).astype(np.uint8) * AXON
+    source, place = make_source(labels), tuple(slice(0, size) for size in labels.shape)
+    found = sum_tensors(source, labels, place, place, Grid(source.shape, source.shape, source.shape))
+    assert found is not None
+    smooth = ndimage.gaussian_filter((labels == AXON).astype(np.float32), 1.5, mode="nearest", truncate=2.5)
+    gradients = [np.gradient(smooth.astype(float), axis=axis)[::2, ::2, ::2] for axis in range(3)]
+    pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+    expected = [(gradients[a] * gradients[b]).sum() for a, b in pairs]
+    np.testing.assert_allclose(found.sums[0], expected, rtol=1e-5, atol=1e-5)

@@ -222,3 +222,17 @@ def test_no_cell_gives_a_density_of_nothing_with_an_upper_end() -> None:
     assert len(density["cells"]["cell"]) == 0
     assert density["density"]["density_per_mm3"][0] == 0
     assert density["density"]["density_high_per_mm3"][0] == pytest.approx(-np.log(0.025) / (19**3 * 1e-9))
+
+
+def test_one_region_everywhere_counts_as_no_map_does() -> None:
+    labels = draw_balls((20, 30, 40), [(4, 9, 9), (12, 20, 30)], [6, 5])
+    labels[:, :, 36:] = 255
+    options = {"block": (9, 11, 13), "grid_um": 7.0}
+    plain = measure_array(labels, **options).tables
+    mapped = measure_array(labels, regions=np.zeros(labels.shape, np.int64), **options).tables
+    for name in ("fractions_grid", "density_grid"):
+        for column, values in plain[name].items():
+            np.testing.assert_array_equal(mapped[name][column], values, err_msg=f"{name}.{column}")
+    volumes = plain["fractions"]["volume_mm3"]
+    assert volumes[CELL] == pytest.approx(np.count_nonzero(labels == CELL) * 1e-9)
+    np.testing.assert_array_equal(mapped["fractions"]["volume_mm3"], [*volumes, *volumes])

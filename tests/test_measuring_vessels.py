@@ -164,9 +164,10 @@ def network() -> NDArray[np.uint8]:
 @given(block=st.tuples(*[st.integers(1, 200)] * 3))
 def test_how_the_volume_is_cut_changes_no_bit(network: NDArray[np.uint8], block: tuple[int, int, int]) -> None:
     source = make_source(network)
-    whole = plan_tiles(source.shape, (512, 512, 512))
+    tile = (32, 48, 64)
+    whole = plan_tiles(source.shape, (512, 512, 512), tile)
     found = []
-    for grid in (whole, plan_tiles(source.shape, block)):
+    for grid in (whole, plan_tiles(source.shape, block, tile)):
         clusters = Grid(source.shape, (16, 16, 16), (16, 16, 16))
         work = TileWork(source, grid, clusters).build()
         results = [result for number in range(len(grid)) for result in work(number)]
@@ -180,15 +181,19 @@ def test_how_the_volume_is_cut_changes_no_bit(network: NDArray[np.uint8], block:
 @given(seed=st.integers(0, 2**32), edge=st.sampled_from([24, 32, 40]))
 def test_tiles_give_the_skeleton_of_the_whole(seed: int, edge: int) -> None:
     labels = draw_network(seed, (60, 72, 80), 8, 4.0)
-    source = make_source(labels)
+    source = make_source(labels, size_um=(1.17, 1.17, 1.17))
     grid = plan_tiles(source.shape, (1, 1, 1), (edge, edge, edge))
     work = TileWork(source, grid, Grid(source.shape, (20, 20, 20), (20, 20, 20))).build()
-    tiles = [result.thinned for number in range(len(grid)) for result in work(number)]
-    voxels = np.sort(np.concatenate([thinned.voxels for thinned in tiles if thinned is not None]))
+    tiles = [result.thinned for number in range(len(grid)) for result in work(number) if result.thinned is not None]
+    voxels = np.concatenate([thinned.voxels for thinned in tiles])
+    order = np.argsort(voxels)
     whole = plan_tiles(source.shape, (512, 512, 512), (512, 512, 512))
     once = TileWork(source, whole, Grid(source.shape, (20, 20, 20), (20, 20, 20))).build()(0)[0].thinned
     assert once is not None
-    np.testing.assert_array_equal(voxels, np.sort(once.voxels))
+    np.testing.assert_array_equal(voxels[order], once.voxels)
+    for name in ("radius_um", "to_border_um"):
+        values = np.concatenate([getattr(thinned, name) for thinned in tiles])
+        np.testing.assert_array_equal(values[order], getattr(once, name))
 
 
 def test_a_vessel_too_wide_for_the_usual_halo_is_read_with_a_larger_one() -> None:
@@ -231,3 +236,10 @@ def test_profiles_in_a_slice_are_counted_as_cells_are() -> None:
     assert density["diameter_um"][0] == pytest.approx(np.sqrt(4 * 9 / np.pi))
     assert density["length_if_isotropic_mm_per_mm3"][0] == 2 * density["profiles_per_mm2"][0]
     assert sorted(tables["vessels"]["area_um2"].tolist()) == [6, 9, 9]
+
+
+def test_large_slices_are_read_in_parts() -> None:
+    assert plan_tiles((500, 200, 300), (4, 200, 300)).block_zyx == (128, 256, 512)
+    whole_slices = plan_tiles((500, 4096, 4096), (1, 4096, 4096))
+    assert whole_slices.block_zyx == (128, 512, 4096)
+    assert whole_slices.tile_zyx == plan_tiles((500, 4096, 4096), (256, 256, 256)).tile_zyx

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from neurotome.blocks import Box, Grid, Triple
 from neurotome.measuring.objects import CUT, LOW, Pieces, Shaping, find_pieces
+from neurotome.measuring.shapes import Mask
 from neurotome.measuring.source import NOT_LABELLED, Source
 
 FRAME = 256
@@ -96,6 +97,8 @@ class BlockWork:
     def _count(self, labels: NDArray[np.uint8], flags: NDArray[np.uint8] | None, place: Box) -> NDArray[np.int64]:
         """Returns rows of cluster, region, class (or `FRAME`) and number of voxels, int64 (n, 4), where there are some."""
         regions = self.source.regions
+        if regions is None:
+            return self._count_without_regions(labels, flags, place)
         shift = [part.start for part in self.source.box]
         rows = []
         edges = self.clusters.tile_zyx
@@ -106,10 +109,8 @@ class BlockWork:
             inside = tuple(slice(a.start - p.start, a.stop - p.start) for a, p in zip(both, place, strict=True))
             z, y, x = (slice(a.start + s, a.stop + s) for a, s in zip(both, shift, strict=True))
             codes: NDArray[Any] = labels[inside].ravel()
-            ids = np.zeros(1, np.int64)
-            if regions is not None:
-                ids, which = np.unique(regions.read((z, y, x)), return_inverse=True)
-                codes = which.ravel() * 256 + codes
+            ids, which = np.unique(regions.read((z, y, x)), return_inverse=True)
+            codes = which.ravel() * 256 + codes
             counts = np.bincount(codes, minlength=256 * len(ids)).reshape(-1, 256)
             frame = counts
             if flags is not None:
@@ -120,3 +121,34 @@ class BlockWork:
             region, kind = np.nonzero(known)
             rows.append(np.stack([np.full(len(region), number), ids[region], kind, known[region, kind]], 1))
         return np.concatenate(rows)
+
+    def _count_without_regions(
+        self, labels: NDArray[np.uint8], flags: NDArray[np.uint8] | None, place: Box
+    ) -> NDArray[np.int64]:
+        """Returns what `_count` does, class by class, which is faster than voxel by voxel."""
+        rows = []
+        for kind in (*range(len(self.source.classes)), FRAME):
+            if kind == FRAME:
+                mask = labels != NOT_LABELLED if flags is None else (labels != NOT_LABELLED) & (flags & LOW == 0)
+            else:
+                mask = labels == kind
+            numbers, counts = _sum_by_cube(mask, place, self.clusters)
+            there = np.flatnonzero(counts)
+            rows.append(np.stack([numbers[there], np.zeros_like(there), np.full(len(there), kind), counts[there]], 1))
+        return np.concatenate(rows)
+
+
+def _sum_by_cube(mask: Mask, place: Box, clusters: Grid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the numbers of the cubes that a place has a part in, and how many voxels of a mask lie in each."""
+    spans = [range(p.start // edge, -(-p.stop // edge)) for p, edge in zip(place, clusters.tile_zyx, strict=True)]
+    starts = [
+        [max(0, index * edge - p.start) for index in span]
+        for span, p, edge in zip(spans, place, clusters.tile_zyx, strict=True)
+    ]
+    stops = [*starts[0][1:], len(mask)]
+    # planes first: their sums need one number where the mask has as many as a cube has planes
+    summed = np.stack([mask[low:high].sum(0, dtype=np.int32) for low, high in zip(starts[0], stops, strict=True)])
+    for axis in (2, 1):
+        summed = np.add.reduceat(summed, starts[axis], axis)
+    numbers = np.ravel_multi_index(np.meshgrid(*spans, indexing="ij"), clusters.tiles_zyx)
+    return numbers.ravel(), summed.ravel().astype(np.int64)

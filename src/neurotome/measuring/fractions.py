@@ -39,10 +39,12 @@ def list_fractions(source: Source, tally: Tally, level: float) -> dict[str, Any]
 
 def locate_clusters(source: Source, tally: Tally) -> dict[str, Any]:
     """Returns the centre of each cluster in micrometres from the first voxel of the labels, by column, flat."""
-    boxes = [tally.clusters.tile_place(number) for number in range(tally.clusters.count_tiles())]
-    centres = np.array([[(part.start + part.stop - 1) / 2 for part in box] for box in boxes])
-    shifted = (centres + [part.start for part in source.box]) * source.size_um
-    return {f"centre_{axis}_um": shifted[:, number] for number, axis in enumerate("zyx")}
+    clusters, found = tally.clusters, []
+    for size, edge, part, edge_um in zip(clusters.shape_zyx, clusters.tile_zyx, source.box, source.size_um, strict=True):
+        starts = np.arange(0, size, edge)
+        found.append(((starts + np.minimum(starts + edge, size) - 1) / 2 + part.start) * edge_um)
+    centres = np.meshgrid(*found, indexing="ij")
+    return {f"centre_{axis}_um": values.ravel() for axis, values in zip("zyx", centres, strict=True)}
 
 
 def list_fraction_map(source: Source, tally: Tally) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.blocks import Grid, Triple
+from neurotome.measuring.connected import join_pairs
 from neurotome.measuring.graph import Floats, Ints, clean_graph, trace_graph
 from neurotome.measuring.skeleton import TileResult
 from neurotome.volume import Size
@@ -87,7 +88,7 @@ def build_network(results: Sequence[TileResult], grid: Grid, size_um: Size) -> N
     count = len(numbers)
     degree = np.bincount(pairs.ravel(), minlength=count)
     junction = degree >= 3
-    cluster = _label(pairs[junction[pairs].all(1)], count)
+    cluster, _ = join_pairs(pairs[junction[pairs].all(1)], count)
     members = np.flatnonzero(junction)
     labels, which = np.unique(cluster[members], return_inverse=True)
     node_of = np.full(count, -1, np.int64)
@@ -121,7 +122,7 @@ def build_network(results: Sequence[TileResult], grid: Grid, size_um: Size) -> N
     for side, (last, inner) in enumerate(((first[:-1], first[:-1]), (first[1:] - 1, first[1:] - 2))):
         beyond_end = np.where(cut[:, side], to_border[voxel_of[ends[:, side]]], steps[np.maximum(inner, 0)] / 2)
         lengths[last] += np.where(degrees[:, side] == 1, beyond_end, 0)
-    parts = _label(pairs, count)[voxel_of[ends[:, 0]]]
+    parts = join_pairs(pairs, count)[0][voxel_of[ends[:, 0]]]
     branches = np.array([end for end, number in meeting.items() if number >= 3], np.int64)
     return Network(
         points=numbers[voxel_of[points]],
@@ -176,15 +177,6 @@ def smooth_lengths(where: Floats, first: Ints) -> Floats:
     return steps
 
 
-def _label(pairs: Ints, count: int) -> Ints:
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    ones = np.ones(len(pairs), bool)
-    graph = coo_array((ones, (pairs[:, 0], pairs[:, 1])), (count, count))
-    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
-
-
 def _count_differing(numbers: Ints, places: Ints, beyond: Ints, grid: Grid, tiles: Ints) -> int:
     """Returns at how many voxels next to a tile its neighbour found something else than it did itself."""
     own = [np.zeros(0, np.int64)]
@@ -209,6 +201,13 @@ def sum_segments(values: Floats, first: Ints) -> Floats:
     """Returns the sum of each segment's values (m,)."""
     summed = np.bincount(np.repeat(np.arange(len(first) - 1), np.diff(first)), values, len(first) - 1)
     return summed.astype(np.float64)
+
+
+def find_medians(values: Floats, first: Ints) -> Floats:
+    """Returns the median of each segment's values (m,)."""
+    ordered = values[np.lexsort((values, np.repeat(np.arange(len(first) - 1), np.diff(first))))]
+    lower, upper = (first[:-1] + first[1:] - 1) // 2, (first[:-1] + first[1:]) // 2
+    return np.asarray((ordered[lower] + ordered[upper]) / 2)
 
 
 def _rank(parts: Ints, lengths: Floats) -> Ints:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.blocks import Box, Triple
+from neurotome.measuring.connected import connect
 from neurotome.measuring.shapes import Mask, Sides, measure_perimeter_um, measure_surface_um2
 from neurotome.measuring.splitting import split_touching
 from neurotome.volume import Size
@@ -121,17 +122,14 @@ def find_pieces(mask: Mask, flags: NDArray[np.uint8] | None, place: Box, shaping
         place: Where the block lies in the box.
         shaping: How objects become cells.
     """
-    from scipy import ndimage
-
-    structure = ndimage.generate_binary_structure(3, 1)
-    if shaping.flat:
-        structure[[0, 2]] = False
-    labelled, count = ndimage.label(mask, structure)
+    connected = connect(mask, flat=shaping.flat)
+    labelled = np.zeros(mask.shape, np.int32)
+    labelled[mask] = connected.spread(np.arange(1, connected.count + 1, dtype=np.int32))
     faces = {}
     for axis in range(1 if shaping.flat else 0, 3):
         ends = (place[axis].start > 0, 0), (place[axis].stop < shaping.shape[axis], -1)
         faces[axis] = [labelled.take(at, axis).ravel() if inner else None for inner, at in ends]
-    is_open = np.zeros(count + 1, bool)
+    is_open = np.zeros(connected.count + 1, bool)
     for pair in faces.values():
         for face in pair:
             if face is not None:
@@ -139,7 +137,7 @@ def find_pieces(mask: Mask, flags: NDArray[np.uint8] | None, place: Box, shaping
     is_open[0] = False
     numbers = np.cumsum(is_open) - 1
     whole, voxels, kept = [], [], []
-    for number, box in enumerate(ndimage.find_objects(labelled), 1):
+    for number, box in enumerate(connected.find_boxes(), 1):
         found = labelled[box] == number
         flagged = None if flags is None else flags[box]
         start = tuple(part.start + span.start for part, span in zip(place, box, strict=True))

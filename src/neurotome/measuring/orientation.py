@@ -11,6 +11,7 @@ towards higher z where x grows.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,12 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.blocks import Box, Grid
+from neurotome.blocks import Box, Grid, Triple
 from neurotome.measuring.fractions import UM3_PER_MM3, WHOLE, locate_clusters
 from neurotome.measuring.intervals import estimate_share
+from neurotome.measuring.shapes import Mask
 from neurotome.measuring.source import NOT_LABELLED, Source
 from neurotome.measuring.tables import gather
 from neurotome.measuring.tally import Tally
+from neurotome.volume import Size
 
 SMOOTH, MOST_SMOOTH = 1.5, 4.0
 """Standard deviation of the smoothing, in the longest edge of a voxel; and at most, in voxels along any axis."""
@@ -50,7 +53,7 @@ class Tensors(NamedTuple):
 
 
 def sum_tensors(source: Source, seen: NDArray[np.uint8], place: Box, around: Box, clusters: Grid) -> Tensors | None:
-    """Returns the tensors of a tile, None where there are no axons.
+    """Returns the tensors of a tile, None where there are no axons in sight.
 
     Args:
         source: Where the labels are from.
@@ -59,36 +62,36 @@ def sum_tensors(source: Source, seen: NDArray[np.uint8], place: Box, around: Box
         around: The tile and its halo.
         clusters: The cubes.
     """
-    from scipy import ndimage
-
+    z, y, x = (slice(p.start - a.start, p.stop - a.start) for p, a in zip(place, around, strict=True))
+    core = (z, y, x)
     axons = seen == source.axon
-    core = tuple(slice(p.start - a.start, p.stop - a.start) for p, a in zip(place, around, strict=True))
-    if not axons[core].any():
+    if not axons.any():
         return None
     sigmas = [min(SMOOTH * max(source.size_um) / edge, MOST_SMOOTH) for edge in source.size_um]
     if source.flat:
         sigmas[0] = 0.0
-    smooth = ndimage.gaussian_filter(axons.astype(np.float32), sigmas, mode="nearest", truncate=TRUNCATE)
-    centres = [np.arange(part.start, part.stop, STEP) for part in core]
-    if source.flat:
-        centres[0] = np.arange(core[0].start, core[0].stop)
-    gradients = np.stack([_differ(smooth, centres, axis, edge) for axis, edge in enumerate(source.size_um)])
+    steps = (1 if source.flat else STEP, STEP, STEP)
+    gradients = _find_gradients(axons, core, sigmas, steps, source.size_um)
     if source.flat:
         gradients[0] = 0
-    hidden = np.isin(seen, [NOT_LABELLED, *(number for number in (source.cell, source.vessel) if number is not None)])
-    if hidden.any():
-        near = [2 * math.ceil(sigma) + 1 for sigma in sigmas]
-        gradients *= ~np.asarray(ndimage.maximum_filter(hidden, near))[np.ix_(*centres)]
+    hidden = seen == NOT_LABELLED
+    for number in (source.cell, source.vessel):
+        if number is not None:
+            hidden |= seen == number
+    gradients *= ~_spread(hidden, core, [math.ceil(sigma) for sigma in sigmas], steps)
     some = np.nonzero((gradients != 0).any(0))
     found = [gradient[some].astype(np.float64) for gradient in gradients]
-    places = [line[at] + part.start for line, at, part in zip(centres, some, around, strict=True)]
+    places = [at * step + part.start for at, step, part in zip(some, steps, place, strict=True)]
     cubes = np.ravel_multi_index(tuple(p // e for p, e in zip(places, clusters.tile_zyx, strict=True)), clusters.tiles_zyx)
-    regions = np.zeros(len(cubes), np.int64)
+    regions = np.zeros(1, np.int64)
     if source.regions is not None:
         z, y, x = (slice(p.start + b.start, p.stop + b.start) for p, b in zip(place, source.box, strict=True))
-        regions = source.regions.read((z, y, x))[tuple(at - p.start for at, p in zip(places, place, strict=True))]
-    keys, which = np.unique(np.stack([cubes, regions], 1).astype(np.int64), axis=0, return_inverse=True)
-    sums = [np.bincount(which.ravel(), found[a] * found[b], len(keys)) for a, b in PAIRS]
+        here = source.regions.read((z, y, x))[tuple(slice(None, None, step) for step in steps)][some]
+        regions, which = np.unique(here, return_inverse=True)
+        cubes = cubes * len(regions) + which
+    codes, which = np.unique(cubes, return_inverse=True)
+    keys = np.stack([codes // len(regions), regions[codes % len(regions)]], 1).astype(np.int64)
+    sums = [np.bincount(which, found[a] * found[b], len(keys)) for a, b in PAIRS]
     return Tensors(keys, np.stack(sums, 1))
 
 
@@ -208,6 +211,33 @@ def _name_directions(direction: NDArray[np.float64]) -> dict[str, NDArray[np.flo
     return {"direction_z": z, "direction_y": y, "direction_x": x, "angle_deg": angle, "dip_deg": dip}
 
 
+def _find_gradients(mask: Mask, core: Box, sigmas: Sequence[float], steps: Triple, size_um: Size) -> NDArray[np.float32]:
+    """Returns the change per micrometre of a smoothed mask along z, y and x (3, z, y, x), at every so many voxels of a core.
+
+    Args:
+        mask: Voxels of the core and around it.
+        core: Where the core lies in the mask.
+        sigmas: Standard deviation of the smoothing, in voxels (z, y, x).
+        steps: How many voxels apart (z, y, x) the change is asked for, from the core's first voxel on.
+        size_um: Edges of a voxel.
+    """
+    from scipy import ndimage
+
+    # one axis after the other, so that each is filtered only where it is asked for, but for a voxel before and after
+    field: NDArray[np.float32] = mask.astype(np.float32)
+    inner = []
+    for axis, (part, sigma) in enumerate(zip(core, sigmas, strict=True)):
+        reach = int(TRUNCATE * sigma + 0.5)
+        near, wide = (slice(max(0, part.start - more), min(mask.shape[axis], part.stop + more)) for more in (1, 1 + reach))
+        field = field[_along(axis, wide)]
+        if sigma:
+            field = ndimage.gaussian_filter1d(field, sigma, axis, mode="nearest", truncate=TRUNCATE)
+        field = field[_along(axis, slice(near.start - wide.start, near.stop - wide.start))]
+        inner.append(slice(part.start - near.start, part.stop - near.start))
+    centres = [np.arange(part.start, part.stop, step) for part, step in zip(inner, steps, strict=True)]
+    return np.stack([_differ(field, centres, axis, edge) for axis, edge in enumerate(size_um)])
+
+
 def _differ(field: NDArray[np.float32], centres: list[NDArray[np.int64]], axis: int, edge: float) -> NDArray[np.float32]:
     """Returns the field's change along an axis per micrometre, by the voxels before and after each centre."""
     before, after = list(centres), list(centres)
@@ -216,3 +246,17 @@ def _differ(field: NDArray[np.float32], centres: list[NDArray[np.int64]], axis: 
     apart = np.maximum(after[axis] - before[axis], 1) * edge
     shape = [-1 if a == axis else 1 for a in range(3)]
     return np.asarray((field[np.ix_(*after)] - field[np.ix_(*before)]) / apart.reshape(shape).astype(np.float32))
+
+
+def _spread(mask: Mask, core: Box, reach: Sequence[int], steps: Triple) -> Mask:
+    """Returns at every so many voxels of a core whether a voxel of a mask is near: within the reach along each axis."""
+    for axis, (part, more, step) in enumerate(zip(core, reach, steps, strict=True)):
+        centres = np.arange(part.start, part.stop, step)
+        shifts = range(-more, more + 1)
+        near = (mask.take(np.clip(centres + shift, 0, mask.shape[axis] - 1), axis) for shift in shifts)
+        mask = functools.reduce(np.logical_or, near)
+    return mask
+
+
+def _along(axis: int, part: slice) -> tuple[slice, ...]:
+    return tuple(part if a == axis else slice(None) for a in range(3))

@@ -104,7 +104,10 @@ class Source:
         known[self.classes.first_id : self.classes.first_id + len(self.classes)] = np.arange(len(self.classes))
         known[[self.classes.stored_ignore, NOT_LABELLED]] = NOT_LABELLED
         if stored.dtype == np.uint8:
-            labels: NDArray[np.uint8] = np.asarray(known[stored])
+            # an array's own look-up makes whole numbers of 8 bytes of what it looks up
+            labels: NDArray[np.uint8] = np.empty(stored.shape, np.uint8)
+            for plane, found in zip(stored, labels, strict=True):
+                found[:] = np.frombuffer(plane.tobytes().translate(known.tobytes()), np.uint8).reshape(plane.shape)
         else:
             fits = (stored >= 0) & (stored <= 255)
             labels = np.where(fits, known[np.where(fits, stored, 0)], np.uint8(NO_CLASS))

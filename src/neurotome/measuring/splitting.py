@@ -39,33 +39,48 @@ def split_touching(mask: Mask, size_um: Size, neck: float, cut: Sides) -> NDArra
         return whole
     # rounded, so that equal distances are equal whatever the order in which they were summed
     distance = np.round(ndimage.distance_transform_edt(padded, size_um)[inside], 6).astype(np.float32)
-    peaks = (ndimage.maximum_filter(distance, 3) == distance) & mask
+    peaks = (_find_largest_beside(distance) == distance) & mask
     marked, count = ndimage.label(peaks, np.ones((3, 3, 3)))
     if count < 2:
         return whole
     part: Any = segmentation.watershed  # untyped
     basins: NDArray[np.int32] = part(-distance, marked, mask=mask, connectivity=1)
-    heights = np.asarray(ndimage.maximum(distance, basins, np.arange(1, count + 1)))
+    heights = np.zeros(count + 1, np.float32)
+    np.maximum.at(heights, basins[mask], distance[mask])
     joined = _join(basins, distance, heights, neck)
     return np.asarray(joined[basins], np.int32)
+
+
+def _find_largest_beside(field: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the largest of every voxel and its 26 neighbours."""
+    # faster than scipy's filter on what is as small as a cell
+    for axis in range(3):
+        lower, upper = (tuple(part if a == axis else slice(None) for a in range(3)) for part in (slice(-1), slice(1, None)))
+        largest = field.copy()
+        np.maximum(largest[upper], field[lower], out=largest[upper])
+        np.maximum(largest[lower], field[upper], out=largest[lower])
+        field = largest
+    return field
 
 
 def _join(
     basins: NDArray[np.int32], distance: NDArray[np.float32], heights: NDArray[np.float32], neck: float
 ) -> NDArray[np.int32]:
-    """Returns the number of the part that each basin belongs to, 0 for 0; widest necks first."""
-    widths: dict[tuple[int, int], float] = {}
+    """Returns the number of the part that each basin belongs to, 0 for 0; widest necks first. `heights` begins with 0's."""
+    found, narrow = [], []
     for axis in range(3):
         lower, upper = (tuple(part if a == axis else slice(None) for a in range(3)) for part in (slice(-1), slice(1, None)))
         before, after = basins[lower], basins[upper]
         border = (before != after) & (before > 0) & (after > 0)
-        pairs = np.sort(np.stack([before[border], after[border]], 1), axis=1)
-        for pair, width in zip(
-            map(tuple, pairs.tolist()), np.minimum(distance[lower], distance[upper])[border].tolist(), strict=True
-        ):
-            widths[pair] = max(width, widths.get(pair, 0.0))
-    parent = list(range(len(heights) + 1))
-    height = [0.0, *heights.tolist()]
+        one, two = before[border], after[border]
+        found.append(np.minimum(one, two).astype(np.int64) * len(heights) + np.maximum(one, two))
+        narrow.append(np.minimum(distance[lower][border], distance[upper][border]))
+    pairs, which = np.unique(np.concatenate(found), return_inverse=True)
+    widest = np.zeros(len(pairs), np.float32)
+    np.maximum.at(widest, which, np.concatenate(narrow))
+    widths = {divmod(pair, len(heights)): width for pair, width in zip(pairs.tolist(), widest.tolist(), strict=True)}
+    parent = list(range(len(heights)))
+    height = heights.tolist()
 
     def find(basin: int) -> int:
         while parent[basin] != basin:

@@ -19,7 +19,7 @@ from neurotome.blocks import Grid
 from neurotome.measuring.cells import UM2_PER_MM2, count_by_cluster, list_cells
 from neurotome.measuring.fractions import UM3_PER_MM3, WHOLE, locate_clusters
 from neurotome.measuring.intervals import Ratio, estimate_density
-from neurotome.measuring.network import Network, sum_segments
+from neurotome.measuring.network import Network, find_medians, sum_segments
 from neurotome.measuring.objects import Part
 from neurotome.measuring.settings import MeasureSettings
 from neurotome.measuring.source import Source, find_regions
@@ -53,10 +53,9 @@ def list_segments(source: Source, network: Network, grid: Grid) -> dict[str, Any
     count = len(network.cut)
     ends = network.ends_um + np.array([part.start for part in source.box]) * source.size_um
     middles = network.points[(network.first[:-1] + network.first[1:]) // 2]
-    spans = zip(network.first[:-1].tolist(), network.first[1:].tolist(), strict=True)
     table: dict[str, Any] = {"segment": np.arange(1, count + 1), "network": network.part}
     table["length_um"] = sum_segments(network.length_um, network.first)
-    table["radius_um"] = np.array([np.median(network.radius_um[begin:end]) for begin, end in spans], float)
+    table["radius_um"] = find_medians(network.radius_um, network.first)
     table["tortuosity"] = network.tortuosity
     for side, end in enumerate(("start", "stop")):
         table |= {f"{end}_{axis}_um": ends[:, side, number] for number, axis in enumerate("zyx")}
