@@ -68,7 +68,7 @@ def _extend(path: Path, train: tuple[str, ...] | None, groups: Mapping[str, str]
     content = read_yaml(path, DatasetError, "Correct it.")
     text = path.read_text(encoding="utf-8")
     expected: Any = copy.deepcopy(dict(content))
-    for name, group in reversed(groups.items()):  # each goes to the front
+    for name, group in reversed(list(groups.items())):  # each goes to the front
         if train is not None and not _is_listed(content, train[:-1], name):
             text = _insert(text, path, train, json.dumps(name, ensure_ascii=False))
             _follow(expected, train).insert(0, name)
