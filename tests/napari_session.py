@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 from napari.components import ViewerModel
+from npe2 import PluginManifest
 from qtpy.QtWidgets import QApplication
 
+import neurotome.napari
 from neurotome.classes import OKABE_ITO
+from neurotome.cli import make_app
+from neurotome.datasets import open_dataset
+from neurotome.io import read_labels, write_labels
+from neurotome.napari import tune_panel
+from neurotome.napari.correct_panel import CorrectPanel
 from neurotome.napari.predict_panel import PredictPanel
 from neurotome.napari.samples import make_phantom
+from neurotome.napari.tune_panel import TunePanel
 from test_suggest import make_model
 
 APP = QApplication.instance() or QApplication([])
@@ -62,3 +71,118 @@ def test_predict_adds_a_layer_in_the_colours_of_the_classes(viewer: ViewerModel,
     np.testing.assert_allclose(labels.get_color(1)[:3], np.array(OKABE_ITO[0]) / 255, atol=1e-6)
     assert list(labels.features["class"]) == ["vessel", "cell"]
     assert panel.command.text().startswith(f"neurotome predict {model} phantom.tif phantom_labels.tif --confidence")
+
+
+def test_what_cannot_be_predicted_is_one_message(viewer: ViewerModel, model: Path) -> None:
+    panel = PredictPanel(viewer)
+    panel.model.offer("no-such-model")
+    panel.predict()
+    wait_for(lambda: not panel.is_busy)
+    assert "no-such-model" in panel.message.text()
+    panel.model.offer(model)
+    panel.size.setText("wide")
+    panel.predict()
+    assert panel.message.text().startswith("voxel size is 'wide'")
+    viewer.layers.clear()
+    panel.predict()
+    assert panel.message.text().startswith("no image layer is chosen")
+
+
+def test_predicting_can_be_stopped(viewer: ViewerModel, model: Path) -> None:
+    panel = PredictPanel(viewer)
+    panel.model.offer(model)
+    panel.predict()
+    assert panel.stop.isEnabled()
+    panel.ask_to_stop()
+    wait_for(lambda: not panel.is_busy)
+    assert panel.message.text() == "Stopped; nothing was added."
+    assert len(viewer.layers) == 2
+
+
+def test_a_crop_is_corrected_saved_and_added(viewer: ViewerModel, tmp_path: Path) -> None:
+    panel = CorrectPanel(viewer)
+    panel.labels.choose(viewer.layers["phantom labels"])
+    panel.size.setText("1 32 32")
+    panel.folder.setText(str(tmp_path / "crops"))
+    viewer.dims.set_point(0, 2 * 1.17)
+    viewer.camera.center = (0, 32 * 1.17, 48 * 1.17)
+    panel.cut()
+    folder = tmp_path / "crops/phantom_z0002_y16_x32"
+    assert str(folder) in panel.message.text()
+    layer = viewer.layers[-1]
+    assert (layer.mode, layer.selected_label) == ("paint", 1)
+    np.testing.assert_allclose(layer.translate, np.array([2, 16, 32]) * 1.17)
+    np.testing.assert_array_equal(layer.data, viewer.layers["phantom labels"].data[2:3, 16:48, 32:64])
+    command = shlex.split(panel.command.text())
+    make_app().parse_args(command[1:], exit_on_error=False, print_error=False)
+    layer.paint((0, 16, 16), 2)
+    assert (layer.data[0, 14:18, 14:18] == 2).any()
+    panel.save()
+    np.testing.assert_array_equal(read_labels(folder / "labels.zarr"), layer.data)
+    layer.selected_label = 2
+    layer.fill((0, 0, 0), 2)
+    panel.dataset.setText(str(tmp_path / "data"))
+    panel.add()
+    assert panel.message.text() == f"phantom_z0002_y16_x32: in {tmp_path / 'data'}."
+    (cutout,) = open_dataset(tmp_path / "data").split("train")
+    np.testing.assert_array_equal(cutout.labels, layer.data)
+    write_labels(folder / "labels.zarr", np.zeros((1, 32, 32), np.uint8))  # somebody else's
+    panel.save()
+    assert "was changed by somebody else" in panel.message.text()
+    assert not read_labels(folder / "labels.zarr").any()
+
+
+def test_a_shape_says_where_a_crop_is(viewer: ViewerModel, tmp_path: Path) -> None:
+    box = np.array([[1, 8, 20], [1, 8, 60], [1, 28, 60], [1, 28, 20]], float)
+    shapes = viewer.add_shapes([box], scale=(1.17,) * 3)
+    panel = CorrectPanel(viewer)
+    panel.where.choose(shapes)
+    panel.folder.setText(str(tmp_path))
+    panel.classes.setText("background, cell")
+    panel.cut()
+    assert viewer.layers[-1].data.shape == (1, 20, 40)
+    assert (viewer.layers[-1].data == 255).all()  # no labels were chosen
+    np.testing.assert_allclose(viewer.layers[-1].translate, np.array([1, 8, 20]) * 1.17)
+    panel.cut()
+    assert "is there already" in panel.message.text()
+    assert panel.save() is not None
+    panel.dataset.setText("")
+    panel.add()
+    assert panel.message.text().startswith("no folder of dataset is named")
+
+
+def test_fine_tune_runs_as_a_command(viewer: ViewerModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    panel, other = TunePanel(viewer), PredictPanel(viewer)
+    panel.tune()
+    assert panel.message.text().startswith("dataset or run is not named")
+    panel.dataset.setText(str(tmp_path / "nothing here"))
+    panel.out.setText(str(tmp_path / "run"))
+    panel.tune()
+    assert panel.is_busy
+    wait_for(lambda: not panel.is_busy)
+    assert "nothing here does not exist" in panel.lines.toPlainText()
+    assert panel.message.text().startswith("It ended with an error")
+    assert (
+        panel.command.text()
+        == f"neurotome fine-tune '{tmp_path}/nothing here' --init {panel.model.model} --out {tmp_path}/run"
+    )
+    program = tmp_path / "program"
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(tune_panel.sys, "executable", str(program))
+    panel.options.setText("--train.epochs 1")
+    panel.tune()
+    wait_for(lambda: not panel.is_busy)
+    assert panel.lines.toPlainText().endswith(f"--out {tmp_path}/run --train.epochs 1\n")
+    assert other.model.model == str(tmp_path / "run")
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    panel.tune()
+    panel.ask_to_stop()
+    wait_for(lambda: not panel.is_busy)
+    assert panel.message.text() == "Stopped. Fine-tune goes on from there."
+
+
+def test_the_manifest_names_what_is_there() -> None:
+    manifest = PluginManifest.from_file(Path(neurotome.napari.__file__).with_name("napari.yaml"))
+    manifest.validate_imports()
+    assert [widget.display_name for widget in manifest.contributions.widgets] == ["Predict", "Correct", "Fine-tune"]

@@ -104,11 +104,17 @@ def read_triple(text: str, what: str) -> tuple[int, int, int]:
 
 
 def find_classes(layer: Any, stated: Sequence[str] = ()) -> ClassSet:
-    """Returns what the ids of a layer of labels mean: as the layer says it, or its file, or else the names that are stated.
+    """Returns what the ids of a layer of labels mean: as it says it, or its file, or else the names that are stated.
+
+    Without a layer, None, it is these.
 
     Raises:
         SettingsError: Nobody says it.
     """
+    if layer is None and stated:
+        return ClassSet(tuple(stated))
+    if layer is None:
+        raise SettingsError("no classes are named; expected their names, that of id 0 first. Name them.")
     said = layer.metadata.get("neurotome")
     if isinstance(said, Mapping) and "classes" in said:
         return ClassSet.from_json(said["classes"])
