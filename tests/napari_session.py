@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,71 +16,74 @@ from npe2 import PluginManifest
 from qtpy.QtWidgets import QApplication
 
 import neurotome.napari
-from neurotome.classes import OKABE_ITO
+from neurotome.classes import OKABE_ITO, ClassSet
 from neurotome.cli import make_app
 from neurotome.datasets import open_dataset
-from neurotome.io import read_labels, write_labels
-from neurotome.napari import tune_panel
+from neurotome.io import read_labels, write_image, write_labels
+from neurotome.napari import samples, tune_panel
 from neurotome.napari.correct_panel import CorrectPanel
+from neurotome.napari.layers import find_classes, open_layer
 from neurotome.napari.predict_panel import PredictPanel
-from neurotome.napari.samples import make_phantom
 from neurotome.napari.tune_panel import TunePanel
-from test_suggest import make_model
+from neurotome.viewing.scene import open_scene
+from neurotome.viewing.window import add_layers
+from neurotome.volume import Volume
 
 APP = QApplication.instance() or QApplication([])
 
 
-def wait_for(is_so: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(is_so: Callable[[], bool], seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < end, "waited too long"
         APP.processEvents()
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")
 def phantom() -> list[tuple[Any, dict[str, Any], str]]:
-    return make_phantom()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "SETTINGS", replace(samples.SETTINGS, height=64, width=96, train_depth=4))
+        return samples.make_phantom()
 
 
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"), 3)
+MODEL = "microct-base-3"
 
 
 @pytest.fixture
 def viewer(phantom: list[tuple[Any, dict[str, Any], str]]) -> Iterator[ViewerModel]:
     viewer = ViewerModel()
     (grey, image, _), (stored, labels, _) = phantom
-    viewer.add_image(grey[:4, :64, :96], **image)
-    viewer.add_labels(np.array(stored[:4, :64, :96]), **labels)
+    viewer.add_image(grey, **image)
+    viewer.add_labels(np.array(stored), **labels)
     yield viewer
     APP.processEvents()
 
 
-def test_predict_adds_a_layer_in_the_colours_of_the_classes(viewer: ViewerModel, model: Path) -> None:
+def test_predict_adds_a_layer_in_the_colours_of_the_classes(viewer: ViewerModel) -> None:
     panel = PredictPanel(viewer)
     assert panel.size.text() == "1.17"
-    panel.model.offer(model)
+    panel.model.offer(MODEL)
     panel.confidence.setChecked(True)
     panel.predict()
     wait_for(lambda: not panel.is_busy)
-    assert panel.message.text().startswith("phantom labels: 0 background, 1 vessel, 2 cell")
+    assert panel.message.text().startswith("phantom labels: 0 background, 1 blood vessel, 2 cell, 3 axon")
     labels, confidence = viewer.layers[-2:]
+    assert panel.image.layer is viewer.layers["phantom"]
     assert labels.data.shape == confidence.data.shape == (4, 64, 96)
     np.testing.assert_allclose(labels.scale, 1.17)
     np.testing.assert_allclose(labels.get_color(1)[:3], np.array(OKABE_ITO[0]) / 255, atol=1e-6)
-    assert list(labels.features["class"]) == ["vessel", "cell"]
-    assert panel.command.text().startswith(f"neurotome predict {model} phantom.tif phantom_labels.tif --confidence")
+    assert list(labels.features["class"]) == ["blood vessel", "cell", "axon"]
+    assert panel.command.text().startswith(f"neurotome predict {MODEL} phantom.tif phantom_labels.tif --confidence")
 
 
-def test_what_cannot_be_predicted_is_one_message(viewer: ViewerModel, model: Path) -> None:
+def test_what_cannot_be_predicted_is_one_message(viewer: ViewerModel) -> None:
     panel = PredictPanel(viewer)
     panel.model.offer("no-such-model")
     panel.predict()
     wait_for(lambda: not panel.is_busy)
     assert "no-such-model" in panel.message.text()
-    panel.model.offer(model)
+    panel.model.offer(MODEL)
     panel.size.setText("wide")
     panel.predict()
     assert panel.message.text().startswith("voxel size is 'wide'")
@@ -88,9 +92,9 @@ def test_what_cannot_be_predicted_is_one_message(viewer: ViewerModel, model: Pat
     assert panel.message.text().startswith("no image layer is chosen")
 
 
-def test_predicting_can_be_stopped(viewer: ViewerModel, model: Path) -> None:
+def test_predicting_can_be_stopped(viewer: ViewerModel) -> None:
     panel = PredictPanel(viewer)
-    panel.model.offer(model)
+    panel.model.offer(MODEL)
     panel.predict()
     assert panel.stop.isEnabled()
     panel.ask_to_stop()
@@ -101,7 +105,7 @@ def test_predicting_can_be_stopped(viewer: ViewerModel, model: Path) -> None:
 
 def test_a_crop_is_corrected_saved_and_added(viewer: ViewerModel, tmp_path: Path) -> None:
     panel = CorrectPanel(viewer)
-    panel.labels.choose(viewer.layers["phantom labels"])
+    assert panel.labels.layer is viewer.layers["phantom truth"]
     panel.size.setText("1 32 32")
     panel.folder.setText(str(tmp_path / "crops"))
     viewer.dims.set_point(0, 2 * 1.17)
@@ -112,7 +116,7 @@ def test_a_crop_is_corrected_saved_and_added(viewer: ViewerModel, tmp_path: Path
     layer = viewer.layers[-1]
     assert (layer.mode, layer.selected_label) == ("paint", 1)
     np.testing.assert_allclose(layer.translate, np.array([2, 16, 32]) * 1.17)
-    np.testing.assert_array_equal(layer.data, viewer.layers["phantom labels"].data[2:3, 16:48, 32:64])
+    np.testing.assert_array_equal(layer.data, viewer.layers["phantom truth"].data[2:3, 16:48, 32:64])
     command = shlex.split(panel.command.text())
     make_app().parse_args(command[1:], exit_on_error=False, print_error=False)
     layer.paint((0, 16, 16), 2)
@@ -139,6 +143,7 @@ def test_a_shape_says_where_a_crop_is(viewer: ViewerModel, tmp_path: Path) -> No
     panel.where.choose(shapes)
     panel.folder.setText(str(tmp_path))
     panel.classes.setText("background, cell")
+    panel.labels.setCurrentIndex(0)
     panel.cut()
     assert viewer.layers[-1].data.shape == (1, 20, 40)
     assert (viewer.layers[-1].data == 255).all()  # no labels were chosen
@@ -186,3 +191,26 @@ def test_the_manifest_names_what_is_there() -> None:
     manifest = PluginManifest.from_file(Path(neurotome.napari.__file__).with_name("napari.yaml"))
     manifest.validate_imports()
     assert [widget.display_name for widget in manifest.contributions.widgets] == ["Predict", "Correct", "Fine-tune"]
+
+
+def test_view_shows_the_same_layers(tmp_path: Path) -> None:
+    grey = np.arange(105, dtype=np.uint8).reshape(3, 5, 7)
+    like = Volume(grey, "image", (3.0, 2.0, 1.5))
+    write_image(tmp_path / "image.tif", grey, like)
+    write_labels(tmp_path / "labels.tif", grey % 3, ClassSet(("background", "vessel", "cell")), like)
+    scene = open_scene(tmp_path / "image.tif", tmp_path / "labels.tif")
+    viewer = ViewerModel()
+    add_layers(viewer, scene)
+    image, labels = viewer.layers
+    np.testing.assert_array_equal(image.data, scene.image.data)
+    np.testing.assert_array_equal(labels.data, scene.layers[0].data)
+    assert tuple(image.contrast_limits) == scene.contrast
+    for layer in (image, labels):
+        np.testing.assert_allclose(layer.scale, (3, 2, 1.5))
+        assert {f"{unit:~}" for unit in layer.units} == {"µm"}
+    for i, colour in scene.layers[0].colours.items():
+        np.testing.assert_allclose(labels.get_color(i)[:3], np.array(colour) / 255, atol=1e-6)
+    assert labels.get_color(0) is None or labels.get_color(0)[3] == 0
+    assert list(labels.features["class"]) == ["vessel", "cell"]
+    assert find_classes(labels) == scene.layers[0].classes
+    assert open_layer(image).voxel_size_um == (3, 2, 1.5)

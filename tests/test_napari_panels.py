@@ -16,7 +16,17 @@ def test_the_panels_in_napari(tmp_path: Path) -> None:
         pytest.skip("napari is not installed beside the tests (extra: napari)")
     environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen", "NAPARI_CONFIG": str(tmp_path / "settings.yaml")}
     plugins = [f"-pno:{name}" for name in ("napari", "napari-plugin-engine", "npe2", "xdist", "cacheprovider")]
-    command = [sys.executable, "-m", "pytest", "-q", *plugins, "-W", "ignore", f"--basetemp={tmp_path / 'session'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--noconftest",
+        *plugins,
+        "-W",
+        "ignore",
+        f"--basetemp={tmp_path / 'session'}",
+    ]
     command.append(str(Path(__file__).with_name("napari_session.py")))
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

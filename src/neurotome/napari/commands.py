@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def write_command(name: str, *arguments: str | Path | None, **options: Any) -> str:
+def write_command(name: str, /, *arguments: str | Path | None, **options: Any) -> str:
     """Returns a command of neurotome as one types it.
 
     Args:

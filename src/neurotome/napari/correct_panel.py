@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from neurotome.annotating.crop import CropSettings, cut_out
 from neurotome.annotating.crop_folder import Crop, read_crop, save_labels
 from neurotome.errors import SettingsError
 from neurotome.napari.commands import write_command
-from neurotome.napari.fields import LayerBox, SizeEdit, is_image, is_labels, is_shapes
+from neurotome.napari.fields import NO_IMAGE, LayerBox, SizeEdit, is_image, is_labels, is_shapes
 from neurotome.napari.layers import (
     find_box,
     find_classes,
@@ -41,14 +40,14 @@ class CorrectPanel(Panel):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
-        self.image = LayerBox(napari_viewer, lambda layer: is_image(layer) and CROP not in layer.metadata, "image layer")
+        self.image = LayerBox(napari_viewer, is_image, "image layer")
         self.labels = LayerBox(
             napari_viewer, lambda layer: is_labels(layer) and CROP not in layer.metadata, "layer of labels", ("none",)
         )
         self.classes = QLineEdit("background, blood vessel, cell, axon")
         self.classes.setToolTip("Names by id, used where the labels do not say what their ids mean.")
         self.voxel_size = SizeEdit(self.image)
-        self.where = LayerBox(napari_viewer, is_shapes, "layer of shapes", (MIDDLE,))
+        self.where = LayerBox(napari_viewer, is_shapes, "layer of shapes", (MIDDLE,), follow=False)
         self.where.setToolTip("Or a layer of shapes: the box around the shape that is selected or drawn last.")
         self.size = QLineEdit("1 128 128")
         self.size.setToolTip("Voxels of a crop, z y x. A shape says y and x.")
@@ -85,7 +84,7 @@ class CorrectPanel(Panel):
             classes = find_classes(labels, stated)
             settings = CropSettings(at=at, size=size, invert=self.invert.isChecked())
             folder = _need_folder(self.folder.text(), "crops")
-            self.command.setText(
+            self.show_command(
                 write_command(
                     "crop",
                     find_path(layer) or f"{name_file(layer.name)}.tif",
@@ -129,10 +128,12 @@ class CorrectPanel(Panel):
         shift = _to_three(like.translate, 0.0) if like is not None else (0.0, 0.0, 0.0)
         place["translate"] = [a + b for a, b in zip(corner, shift, strict=True)]
         grey = crop.image.data
-        self.viewer.add_image(grey, name=folder.name, metadata={CROP: crop}, contrast_limits=find_contrast(grey), **place)
-        options = describe_labels(LabelLayer(f"{folder.name} labels", crop.labels.copy(), folder, crop.classes))
+        limits = find_contrast(grey) if like is None else like.contrast_limits
+        self.viewer.add_image(grey, name=folder.name, metadata={NO_IMAGE: "crop"}, contrast_limits=limits, **place)
+        options = describe_labels(LabelLayer(f"{folder.name} labels", crop.labels, folder, crop.classes))
         options["metadata"][CROP] = crop
         layer = self.viewer.add_labels(crop.labels.copy(), **options, **place)
+        layer.bounding_box.visible = True  # nothing outside can be painted
         layer.selected_label, layer.mode = crop.classes.first_id or 1, "paint"
         self.viewer.dims.set_point(range(self.viewer.dims.ndim - 3, self.viewer.dims.ndim), place["translate"])
         self.viewer.layers.selection.active = layer
@@ -145,7 +146,7 @@ class CorrectPanel(Panel):
         with self.saying_errors():
             layer = self.crop.need()
             saved = save_labels(layer.metadata[CROP], layer.data)
-            layer.metadata[CROP] = dataclasses.replace(saved)
+            layer.metadata[CROP] = saved
             self.say(f"{saved.folder}: saved.")
             return saved
         return None
@@ -158,7 +159,7 @@ class CorrectPanel(Panel):
         with self.saying_errors(), warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always", UserWarning)
             folder = _need_folder(self.dataset.text(), "dataset")
-            self.command.setText(write_command("collect", crop.folder, out=folder))
+            self.show_command(write_command("collect", crop.folder, out=folder))
             collect(crop.folder, out=folder)
             self.say("\n".join([f"{crop.folder.name}: in {folder}.", *(str(note.message) for note in notes)]))
 

@@ -13,27 +13,35 @@ from neurotome.errors import SettingsError
 from neurotome.models.model_folder import list_packaged
 from neurotome.napari.layers import find_size
 
+NO_IMAGE = "neurotome, no image"
+"""Key of a layer's metadata, that of one which is shown and which no panel takes as its input."""
+
 
 class LayerBox(QComboBox):
-    """A choice among the layers of a viewer that fit, the newest first, and among `more` that is no layer."""
+    """A choice among the layers of a viewer that fit, the newest first, and among `more` that is no layer.
 
-    def __init__(self, viewer: Any, fits: Callable[[Any], bool], what: str, more: tuple[str, ...] = ()) -> None:
+    What is new is chosen, unless `follow` is False.
+    """
+
+    def __init__(
+        self, viewer: Any, fits: Callable[[Any], bool], what: str, more: tuple[str, ...] = (), follow: bool = True
+    ) -> None:
         super().__init__()
-        self._viewer, self._fits, self._what, self._more = viewer, fits, what, more
+        self._viewer, self._fits, self._what, self._more, self._follow = viewer, fits, what, more, follow
         self._layers: list[Any] = []
         for event in ("inserted", "removed", "reordered"):
             getattr(viewer.layers.events, event).connect(self.refresh)
         self.refresh()
 
     def refresh(self, _: Any = None) -> None:
-        """Lists the layers that are there now; what was chosen stays chosen, unless a layer that fits is new."""
+        """Lists the layers that are there now; what was chosen stays chosen, unless a new one is."""
         chosen = self.layer
         found = [layer for layer in reversed(self._viewer.layers) if self._fits(layer)]
         new = [layer for layer in found if layer not in self._layers]
         self._layers = found
         self.clear()
         self.addItems([*self._more, *(layer.name for layer in found)])
-        if new and not self._more:
+        if new and self._follow:
             self.choose(new[0])
         elif chosen in found:
             self.choose(chosen)
@@ -128,8 +136,8 @@ class SizeEdit(QLineEdit):
 
 
 def is_image(layer: Any) -> bool:
-    """Says whether a layer is an image."""
-    return bool(layer._type_string == "image")
+    """Says whether a layer is an image that can be predicted or cut."""
+    return bool(layer._type_string == "image") and NO_IMAGE not in layer.metadata
 
 
 def is_labels(layer: Any) -> bool:

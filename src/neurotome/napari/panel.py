@@ -95,6 +95,11 @@ class Panel(QWidget):
         """Shows what happened."""
         self.message.setText(text)
 
+    def show_command(self, command: str) -> None:
+        """Shows what is done as a command."""
+        self.command.setText(command)
+        self.command.setCursorPosition(0)
+
     def start(self, work: Callable[[Report], T], done: Callable[[T], str]) -> None:
         """Does work in a thread of its own.
 

@@ -9,7 +9,7 @@ from qtpy.QtWidgets import QCheckBox
 
 from neurotome.inference.predict_settings import PredictSettings
 from neurotome.napari.commands import write_command
-from neurotome.napari.fields import LayerBox, ModelBox, SizeEdit, is_image
+from neurotome.napari.fields import NO_IMAGE, LayerBox, ModelBox, SizeEdit, is_image
 from neurotome.napari.layers import find_path, name_file, open_layer, read_size
 from neurotome.napari.panel import Panel
 from neurotome.napari.predicting import Predicted, label_volume
@@ -41,7 +41,7 @@ class PredictPanel(Panel):
             layer, model = self.image.need(), self.model.model
             size_um = read_size(self.size.text())
             settings = PredictSettings(invert=self.invert.isChecked(), confidence=self.confidence.isChecked())
-            self.command.setText(
+            self.show_command(
                 write_command(
                     "predict",
                     model,
@@ -65,7 +65,6 @@ class PredictPanel(Panel):
         options = describe_labels(LabelLayer(name, found.labels, find_path(layer) or Path(name_file(name)), found.classes))
         self.viewer.add_labels(found.labels.reshape(data.shape), **options, **place)
         if found.confidence is not None:
-            self.viewer.add_image(
-                found.confidence.reshape(data.shape), name=f"{layer.name} confidence", visible=False, **place
-            )
+            options = {"name": f"{layer.name} confidence", "visible": False, "metadata": {NO_IMAGE: "confidence"}, **place}
+            self.viewer.add_image(found.confidence.reshape(data.shape), **options)
         return f"{name}: {', '.join(f'{i} {text}' for i, text in enumerate(found.classes.names, found.classes.first_id))}"

@@ -18,6 +18,6 @@ def make_phantom() -> list[tuple[Any, dict[str, Any], str]]:
     dataset = make_dataset(SETTINGS)
     (cutout,) = dataset.split("train")
     place = {"scale": cutout.volume.voxel_size_um, "units": ["um"] * 3}
-    labels = describe_labels(LabelLayer("phantom labels", cutout.labels, Path("phantom"), dataset.classes))
+    labels = describe_labels(LabelLayer("phantom truth", cutout.labels, Path("phantom"), dataset.classes))
     image = {"name": "phantom", "contrast_limits": find_contrast(cutout.volume.data), **place}
     return [(cutout.volume.data, image, "image"), (cutout.labels, {**labels, **place}, "labels")]

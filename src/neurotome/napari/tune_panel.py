@@ -41,7 +41,6 @@ class TunePanel(Panel):
         self.process.readyRead.connect(self._read)
         self.process.finished.connect(self._end)
         self.process.errorOccurred.connect(self._miss)
-        self.destroyed.connect(self.process.kill)
 
     def tune(self) -> None:
         """Starts the command."""
@@ -54,7 +53,7 @@ class TunePanel(Panel):
                 words = [*shlex.split(command), *shlex.split(self.options.text())]
             except ValueError as error:
                 raise SettingsError(f"options are {self.options.text()!r}: {error}. Close what is quoted.") from error
-            self.command.setText(shlex.join(words))
+            self.show_command(shlex.join(words))
             self.lines.clear()
             self.say("Training; the window can be used meanwhile. Stopped, it goes on when it is started again.")
             self._set_busy(True)
