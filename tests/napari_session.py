@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("qtpy.QtWidgets", reason="Qt cannot be loaded here", exc_type=ImportError)
 from napari.components import ViewerModel
 from npe2 import PluginManifest
+from qtpy.QtCore import QEvent
 from qtpy.QtWidgets import QApplication
 
 import neurotome.napari
@@ -134,6 +137,34 @@ def test_a_crop_is_corrected_saved_and_added(viewer: ViewerModel, tmp_path: Path
     panel.save()
     assert "was changed by somebody else" in panel.message.text()
     assert not read_labels(folder / "labels.zarr").any()
+
+
+def test_a_crop_can_be_opened_later(viewer: ViewerModel, tmp_path: Path) -> None:
+    panel = CorrectPanel(viewer)
+    panel.size.setText("2 16 16")
+    panel.folder.setText(str(tmp_path))
+    panel.cut()
+    (folder,) = tmp_path.iterdir()
+    cut = viewer.layers[-1]
+    other = ViewerModel()
+    again = CorrectPanel(other)
+    again.open(folder)
+    opened = other.layers[-1]
+    np.testing.assert_array_equal(opened.data, cut.data)
+    np.testing.assert_allclose(opened.translate, cut.translate)
+    np.testing.assert_allclose(opened.scale, cut.scale)
+    opened.data[:] = 1
+    assert again.save() is not None
+    assert panel.save() is None  # changed meanwhile
+
+
+def test_a_closed_panel_hears_nothing(viewer: ViewerModel) -> None:
+    panel = PredictPanel(viewer)
+    panel.deleteLater()
+    APP.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    APP.processEvents()
+    viewer.add_image(np.zeros((4, 4)))
+    viewer.layers.pop()
 
 
 def test_a_shape_says_where_a_crop_is(viewer: ViewerModel, tmp_path: Path) -> None:

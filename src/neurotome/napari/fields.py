@@ -29,8 +29,10 @@ class LayerBox(QComboBox):
         super().__init__()
         self._viewer, self._fits, self._what, self._more, self._follow = viewer, fits, what, more, follow
         self._layers: list[Any] = []
-        for event in ("inserted", "removed", "reordered"):
-            getattr(viewer.layers.events, event).connect(self.refresh)
+        events, refresh = viewer.layers.events, self.refresh
+        for event in (events.inserted, events.removed, events.reordered):
+            event.connect(refresh)
+            self.destroyed.connect(lambda *_, event=event: event.disconnect(refresh))  # a panel may be closed
         self.refresh()
 
     def refresh(self, _: Any = None) -> None:
