@@ -22,11 +22,13 @@ import neurotome.napari
 from neurotome.classes import OKABE_ITO, ClassSet
 from neurotome.cli import make_app
 from neurotome.datasets import open_dataset
+from neurotome.inference.predict_settings import PredictSettings
 from neurotome.io import read_labels, write_image, write_labels
-from neurotome.napari import samples, tune_panel
+from neurotome.napari import predict_panel, samples, tune_panel
 from neurotome.napari.correct_panel import CorrectPanel
 from neurotome.napari.layers import find_classes, open_layer
 from neurotome.napari.predict_panel import PredictPanel
+from neurotome.napari.predicting import Predicted, Report
 from neurotome.napari.tune_panel import TunePanel
 from neurotome.viewing.scene import open_scene
 from neurotome.viewing.window import add_layers
@@ -50,7 +52,15 @@ def phantom() -> list[tuple[Any, dict[str, Any], str]]:
         return samples.make_phantom()
 
 
-MODEL = "microct-base-3"
+CLASSES = ClassSet(("background", "blood vessel", "cell", "axon"))
+
+
+def threshold(model: str, volume: Volume, settings: PredictSettings, report: Report) -> Predicted:
+    """Stands for `label_volume`, whose model and torch would take most of the time here; it has tests of its own."""
+    for z in range(volume.shape[0]):
+        report(z / volume.shape[0], f"slice {z + 1}")
+    labels = (np.asarray(volume.data) < 80).astype(np.uint8)
+    return Predicted(labels, labels * 255 if settings.confidence else None, CLASSES)
 
 
 @pytest.fixture
@@ -63,21 +73,23 @@ def viewer(phantom: list[tuple[Any, dict[str, Any], str]]) -> Iterator[ViewerMod
     APP.processEvents()
 
 
-def test_predict_adds_a_layer_in_the_colours_of_the_classes(viewer: ViewerModel) -> None:
+def test_predict_adds_a_layer_in_the_colours_of_the_classes(viewer: ViewerModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict_panel, "label_volume", threshold)
     panel = PredictPanel(viewer)
     assert panel.size.text() == "1.17"
-    panel.model.offer(MODEL)
+    panel.model.offer("runs/first")
     panel.confidence.setChecked(True)
     panel.predict()
     wait_for(lambda: not panel.is_busy)
     assert panel.message.text().startswith("phantom labels: 0 background, 1 blood vessel, 2 cell, 3 axon")
     labels, confidence = viewer.layers[-2:]
+    np.testing.assert_array_equal(labels.data, viewer.layers["phantom"].data < 80)
     assert panel.image.layer is viewer.layers["phantom"]
     assert labels.data.shape == confidence.data.shape == (4, 64, 96)
     np.testing.assert_allclose(labels.scale, 1.17)
     np.testing.assert_allclose(labels.get_color(1)[:3], np.array(OKABE_ITO[0]) / 255, atol=1e-6)
     assert list(labels.features["class"]) == ["blood vessel", "cell", "axon"]
-    assert panel.command.text().startswith(f"neurotome predict {MODEL} phantom.tif phantom_labels.tif --confidence")
+    assert panel.command.text().startswith("neurotome predict runs/first phantom.tif phantom_labels.tif --confidence")
 
 
 def test_what_cannot_be_predicted_is_one_message(viewer: ViewerModel) -> None:
@@ -86,7 +98,6 @@ def test_what_cannot_be_predicted_is_one_message(viewer: ViewerModel) -> None:
     panel.predict()
     wait_for(lambda: not panel.is_busy)
     assert "no-such-model" in panel.message.text()
-    panel.model.offer(MODEL)
     panel.size.setText("wide")
     panel.predict()
     assert panel.message.text().startswith("voxel size is 'wide'")
@@ -95,9 +106,9 @@ def test_what_cannot_be_predicted_is_one_message(viewer: ViewerModel) -> None:
     assert panel.message.text().startswith("no image layer is chosen")
 
 
-def test_predicting_can_be_stopped(viewer: ViewerModel) -> None:
+def test_predicting_can_be_stopped(viewer: ViewerModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict_panel, "label_volume", threshold)
     panel = PredictPanel(viewer)
-    panel.model.offer(MODEL)
     panel.predict()
     assert panel.stop.isEnabled()
     panel.ask_to_stop()
