@@ -38,7 +38,14 @@ ARMS = {
     "2D": (ModelSettings(encoder_depth=3), SLICES),
     "2D, 3 slices": (ModelSettings(encoder_depth=3, in_channels=3), SLICES),
     "3D": (ModelSettings(encoder_depth=3, dimensions=3), SampleSettings(patch=EDGE, depth=DEPTH, batch=VOLUMES)),
+    "3D, smaller patches": (
+        ModelSettings(encoder_depth=3, dimensions=3),
+        SampleSettings(patch=EDGE // 2, depth=4, batch=16),
+    ),
+    "2D, then 3D": (ModelSettings(dimensions=3), SampleSettings(patch=EDGE, depth=DEPTH, batch=VOLUMES)),
 }
+FIRST = 2 / 3
+"""Of the time of "2D, then 3D" is for the network of slices, which that of volumes then begins as; its statistics stay."""
 EPOCH = 10  # steps
 TEST_SEEDS = (101, 102)
 
@@ -54,15 +61,18 @@ def make_data() -> Dataset:
     return dataclasses.replace(made, splits={"train": made.split("train"), "test": tuple(named)})
 
 
-def make_recipe(arm: str, seed: int, epochs: int) -> Recipe:
+def make_recipe(arm: str, seed: int, epochs: int, init: str = "") -> Recipe:
     model, sample = ARMS[arm]
-    train = TrainSettings(epochs=epochs, steps_per_epoch=EPOCH, keep="last", checkpoint_every="", seed=seed, device="cpu")
-    return Recipe(model=model, sample=sample, train=train)
+    train = TrainSettings(
+        epochs=epochs, steps_per_epoch=EPOCH, keep="last", checkpoint_every="", seed=seed, device="cpu",
+        freeze_statistics=bool(init),
+    )  # fmt: skip
+    return Recipe(model=model, sample=sample, train=train, init=init)
 
 
-def measure_step(data: Dataset, arm: str) -> float:
+def measure_step(data: Dataset, recipe: Recipe) -> float:
     """Processor seconds of a step."""
-    module, spent = prepare(data, settle_recipe(data, make_recipe(arm, 0, 1))), []
+    module, spent = prepare(data, settle_recipe(data, recipe)), []
     for steps in (2, 12):
         begun = time.process_time()
         time_steps(module, groups=1, group=steps)
@@ -70,18 +80,27 @@ def measure_step(data: Dataset, arm: str) -> float:
     return (spent[1] - spent[0]) / 10
 
 
-def run_arm(data: Dataset, arm: str, seed: int, seconds: float) -> dict[str, float | int | str]:
-    step = measure_step(data, arm)
+def train_for(data: Dataset, arm: str, seed: int, seconds: float, folder: Path, init: str = "") -> tuple[Path, int, float]:
+    """Trains for so many processor seconds; returns the run's folder, the steps, and the seconds that it took."""
+    step = measure_step(data, make_recipe(arm, 0, 1, init))
     epochs = max(1, round(seconds / step / EPOCH))
+    begun = time.process_time()
+    run = train_and_score(data, "phantom", folder, make_recipe(arm, seed, epochs, init), splits=())
+    return run.folder, epochs * EPOCH, time.process_time() - begun
+
+
+def run_arm(data: Dataset, arm: str, seed: int, seconds: float) -> dict[str, float | int | str]:
     with tempfile.TemporaryDirectory() as folder:
+        init, first, before = "", 0, 0.0
+        if arm == "2D, then 3D":
+            slices, first, before = train_for(data, "2D", seed, FIRST * seconds, Path(folder) / "slices")
+            init = str(slices)
+        run, steps, spent = train_for(data, arm, seed, seconds - FIRST * seconds * bool(init), Path(folder) / "run", init)
         begun = time.process_time()
-        run = train_and_score(data, "phantom", Path(folder) / "run", make_recipe(arm, seed, epochs), splits=())
-        spent = time.process_time() - begun
-        begun = time.process_time()
-        scores = score_split(load_predictor(run.folder, "cpu"), data, "test")
+        scores = score_split(load_predictor(run, "cpu"), data, "test")
     f1 = {name: scores["per_class"][name]["f1"] for name in scores["classes"]}
     predicting = time.process_time() - begun
-    cost = {"arm": arm, "seed": seed, "steps": epochs * EPOCH, "training": spent, "predicting": predicting}
+    cost = {"arm": arm, "seed": seed, "steps": first + steps, "training": before + spent, "predicting": predicting}
     return cost | f1 | {"macro": scores["macro"]["f1"]}
 
 

@@ -16,6 +16,7 @@ from step_clock import StepClock
 
 from neurotome import train
 from neurotome.lazy import mend_torchvision
+from neurotome.models.back_ends.memory import share_heap
 from neurotome.models.networks import ModelSettings, build_network
 from neurotome.training.fit import choose_precision
 from neurotome.training.recipe import Recipe, TrainSettings
@@ -31,6 +32,8 @@ UNLIMITED = 1_000_000
 def time_limit(job: dict, clock: StepClock, compiled: bool = False) -> None:
     """Does nothing but steps, on one batch that stays on the device: what no training with these steps can beat."""
     kind = job["device"].partition(":")[0]
+    if kind == "cpu":
+        share_heap()
     mixed = choose_precision(TrainSettings(device=job["device"])) != "32-true"
     net = build_network(ModelSettings(job["decoder"], job["encoder"]), len(job["classes"])).train()
     net = net.to(job["device"], memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ stopped goes on with the same command.
 
 Methods:
     limit              forward, backward and fused AdamW on one random batch on the device, channels last, in the arithmetic
-                       that neurotome chooses: nothing with these steps is faster
+                       and on a CPU with the heap that neurotome chooses: nothing with these steps is faster
     limit, compiled    the same after torch.compile (GPU only)
     neurotome          `neurotome.train` with its defaults
     neurotome, compiled  the same with train.compile on, which long trainings on a GPU choose themselves (GPU only)

@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 
 from neurotome import cli
+from neurotome.atomic import write_text
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.lazy import mend_torchvision
@@ -65,6 +66,17 @@ def run(*arguments):
             signal.signal(number, handler)
         cli.warnings.showwarning = show
     return stopped.value.code
+
+
+@pytest.fixture
+def short_report(monkeypatch):
+    """A run's page is a line: to draw it takes longer than these trainings, and test_report looks at it."""
+
+    def write(run, *_):
+        write_text(run.report, "not drawn")
+        return run.report
+
+    monkeypatch.setattr("neurotome.experiments.evaluate.build_report", write)
 
 
 def make_images(seed):

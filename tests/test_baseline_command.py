@@ -94,14 +94,15 @@ def test_same_command_changes_nothing_and_another_is_refused(data, runs, capsys)
     assert after["facts"]["training"]["learner"] == "random forest"
 
 
+@pytest.mark.usefixtures("short_report")
 def test_killed_run_goes_on(data, runs, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("neurotome.experiments.run_pixels.score_splits", stop)
-    assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr("neurotome.experiments.run_pixels.score_splits", stop)
+        assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 130
     weights = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
-    monkeypatch.undo()
     assert run("baseline", data, "--out", tmp_path / "run", *SMALL) == 0
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == weights
     found, expected = (json.loads((run_ / "scores" / "test.json").read_text()) for run_ in (tmp_path / "run", runs / "rf0"))
@@ -137,6 +138,7 @@ def exchange_classes(path):
     Image.fromarray(labels).save(path)
 
 
+@pytest.mark.usefixtures("short_report")
 @pytest.mark.filterwarnings("always::UserWarning")
 def test_scores_of_changed_test_data_are_made_again(data, runs, tmp_path, capsys):
     folder, out = tmp_path / "data", tmp_path / "run"
@@ -165,6 +167,7 @@ def test_scores_of_changed_test_data_are_made_again(data, runs, tmp_path, capsys
     assert not Run(out).predictions("test").exists()
 
 
+@pytest.mark.usefixtures("short_report")
 @pytest.mark.filterwarnings("always::UserWarning")
 @pytest.mark.parametrize(
     "name",
@@ -235,6 +238,7 @@ def test_a_certain_classifier_gets_a_report(tmp_path):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+@pytest.mark.usefixtures("short_report")
 def test_config_repeats_the_run(runs, tmp_path):
     assert run("baseline", "--config", runs / "rf1" / "config.yaml", "--out", tmp_path / "again") == 0
     found, expected = (
@@ -260,6 +264,7 @@ def test_wrong_settings_leave_no_folder(data, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("short_report")
 def test_folder_in_which_nothing_was_trained_takes_other_settings(data, tmp_path, capsys, monkeypatch):
     def fail(*_, **__):
         raise RunError("training failed")

@@ -5,12 +5,16 @@ import pytest
 from PIL import Image
 
 from neurotome import demo
-from neurotome.experiments.demo import DemoSettings
+from neurotome.experiments.demo import BASELINES, DemoSettings
+from neurotome.pixels.learners import ForestSettings
+from neurotome.pixels.train import BaselineSettings, fit_baseline
 
 
 @pytest.mark.slow
-def test_the_demo_goes_from_data_to_report_and_goes_on_where_it_was(tmp_path, capsys):
-    settings = DemoSettings(train_time="4s", edge=64)
+def test_the_demo_goes_from_data_to_report_and_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
+    few = BaselineSettings(pixels_per_class=300, forest=ForestSettings(trees=10))
+    monkeypatch.setitem(BASELINES, "random forest", lambda dataset: fit_baseline(dataset, few))
+    settings = DemoSettings(train_time="2s", edge=64)
     report = demo(out=tmp_path / "demo", settings=settings)
     said = capsys.readouterr().err
     page = report.read_text()

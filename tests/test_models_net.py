@@ -141,3 +141,21 @@ def test_labels_are_the_most_likely_classes_of_scaled_grey(dtype: str) -> None:
 
 def test_a_record_says_what_computed() -> None:
     assert build_predictor().back_end == f"torch {torch.__version__.partition('+')[0]}, cpu, float32"
+
+
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_no_layer_copies_from_one_order_in_memory_to_another(in_channels):
+    settings = ModelSettings("unet", "resnet18", in_channels=in_channels, encoder_depth=3)
+    net = build_network(settings, 3)
+    predictor = NetPredictor(net, settings, CLASSES, Normalization("dataset", 0, 1, "uint8"), 96)
+    is_last = {}
+
+    def note(name: str, found: object) -> None:
+        if isinstance(found, Tensor) and found.ndim == 4 and found.shape[1] > 1:
+            is_last[name] = found.is_contiguous(memory_format=torch.channels_last)
+
+    for name, module in net.core.named_modules():
+        module.register_forward_hook(lambda _, __, found, name=name: note(name, found))
+    predictor.predict_probs(np.zeros((2, in_channels, 64, 64), np.float32))
+    assert len(is_last) > 20
+    assert [name for name, fine in is_last.items() if not fine] == []

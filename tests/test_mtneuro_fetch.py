@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -10,13 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import zarr
 
+import fetch_child
 from neurotome import cli
 from neurotome.datasets import open_dataset
 from neurotome.datasets.mtneuro import download
@@ -271,29 +272,6 @@ def test_sources_do_not_mix(server, tmp_path):
         fetch_small(server, file)
 
 
-CHILD = """
-import json, sys
-from pathlib import Path
-from neurotome.datasets.mtneuro import download
-from neurotome.io.bossdb import Connection
-host, out, download.Z_RANGES, download.BLOCK_SLICES = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), 1
-download.fetch_mtneuro(out, Connection(host, "http", workers=3), verify_counts=False)
-"""
-
-
-def start_child(server, out, z_ranges):
-    root = Path(__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "src"), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, server.host, str(out), json.dumps(z_ranges)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        # a test run in the background ignores Ctrl-C, and its children would inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
 def stored_paths(out, z_ranges):
     """Paths of the requests whose blocks lie under their final names."""
     names = {"image": "prasad2020/image", "labels": "prasad_analysis/pixel_labels"}
@@ -313,24 +291,27 @@ def test_killed_twenty_times(tmp_path):
     seed = random.SystemRandom().randrange(1 << 30)
     generator = random.Random(seed)
     out, verified, kills = tmp_path / "killed", set(), 0
+    context = multiprocessing.get_context("forkserver")  # a process that imports all takes a second, twenty times
+    context.set_forkserver_preload(["fetch_child"])
     with serve(delay_s=0.01) as server:
         while True:
             begin = len(server.record.requests)
-            child = start_child(server, out, z_ranges)
+            child = context.Process(target=fetch_child.fetch, args=(server.host, out, z_ranges))
+            child.start()
             if kills < 20:
                 wanted, deadline = begin + generator.randrange(1, 10), time.monotonic() + 60
-                while len(server.record.requests) < wanted and child.poll() is None and time.monotonic() < deadline:
+                while len(server.record.requests) < wanted and child.is_alive() and time.monotonic() < deadline:
                     time.sleep(0.001)
                 time.sleep(generator.uniform(0, 0.015))
                 child.kill()
                 kills += 1
-            _, errors = child.communicate(timeout=120)
+            child.join(120)
             again = verified & {path for path, _ in server.record.requests[begin:]}
             assert not again, f"seed {seed}: fetched again after {kills} kills: {sorted(again)[:3]}"
             verified = stored_paths(out, z_ranges)
-            if child.returncode == 0:
+            if child.exitcode == 0:
                 break
-            assert child.returncode == -signal.SIGKILL, f"seed {seed}: {errors.decode()}"
+            assert child.exitcode == -signal.SIGKILL, f"seed {seed}"
         assert kills == 20
         assert len(verified) == 22 * 4 * 2
         undisturbed = fetch_small(server, tmp_path / "whole", z_ranges, block_slices=1)
@@ -345,7 +326,16 @@ def test_killed_twenty_times(tmp_path):
 
 def test_ctrl_c_leaves_what_goes_on(tmp_path):
     with serve(delay_s=0.05) as server:
-        child = start_child(server, tmp_path / "mt", SMALL)
+        program = "import fetch_child; from pathlib import Path; "
+        program += f"fetch_child.fetch({server.host!r}, Path({str(tmp_path / 'mt')!r}), {SMALL!r})"
+        child = subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            # a test run in the background ignores Ctrl-C, and its children would inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         while len(server.record.requests) < 8 and child.poll() is None:
             time.sleep(0.005)
         child.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""neurotome from Python: names, keywords, and the README's script."""
+"""neurotome from Python: names, keywords, and the scripts of docs/from_python.md."""
 
 from __future__ import annotations
 
@@ -106,10 +106,10 @@ def test_importing_neurotome_is_quick() -> None:
 
 
 @pytest.mark.slow
-def test_the_readmes_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it stands there, but for a training of two steps."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    scripts = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+def test_the_pages_scripts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand there, but for trainings of two steps."""
+    page = (Path(__file__).parents[1] / "docs/from_python.md").read_text(encoding="utf-8")
+    scripts = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert scripts
     write_dataset(tmp_path / "my_data")
     monkeypatch.chdir(tmp_path)

@@ -265,6 +265,7 @@ def test_what_a_file_is_not_to_blame_for_is_no_damage(tmp_path, monkeypatch, err
     assert len(checkpoints.list_checkpoints(tmp_path)) == 1
 
 
+@pytest.mark.usefixtures("short_report")
 def test_the_command_stops_with_a_message_and_goes_on(tmp_path, monkeypatch, capsys):
     command = ["train", write_dataset(tmp_path / "data"), "--out", tmp_path / "run", *TINY, "--train.steps-per-epoch", "3"]
     command += ["--train.epochs", "1", "--train.device", "cpu"]

@@ -91,7 +91,8 @@ class Pixels:
                 f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)} do not fit; "
                 "expected (n, classes, y, x) and (n, y, x)."
             )
-        self.logits, self.target = logits.float(), labels.long()
+        # in the labels' order in memory: where tensors of two orders meet, each of the sums below takes longer than a copy
+        self.logits, self.target = logits.float().contiguous(), labels.long()
         self.valid = (self.target != ignore).float()
         classes = torch.arange(logits.shape[1], device=logits.device)[:, None, None]
         self.member = (self.target[:, None] == classes).float()

@@ -50,7 +50,7 @@ class Frozen(nn.Module):
         device = next(self.parameters()).device
         with torch.inference_mode():
             images = torch.from_numpy(np.require(patch, np.float32, ["C", "W"]))[None].to(device)
-            padded = self._pad(images.contiguous(memory_format=torch.channels_last))
+            padded = self._pad(images.to(memory_format=torch.channels_last))
             layers = self._list_layers(padded)
             return [(padded.shape[-1] // layer.shape[-1], layer[0].float().cpu().contiguous()) for layer in layers]
 

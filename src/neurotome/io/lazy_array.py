@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,19 @@ class Source(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class Coarser(NamedTuple):
+    """A stored level: the same image in larger voxels.
+
+    Attributes:
+        factors: How many voxels (z, y, x) of the finest level one of its voxels covers. Its first voxel covers the first
+            ones; where an axis is no multiple, its last voxel covers fewer, or is not stored.
+        data: Its voxels (z, y, x).
+    """
+
+    factors: tuple[int, int, int]
+    data: LazyArray
+
+
 class LazyArray:
     """Reads what an index asks for, and nothing else; is indexed by whole numbers and slices."""
 
@@ -41,6 +54,7 @@ class LazyArray:
         self.reopen: Callable[[], Source] | None = None  # for another process
         self.chunk_zyx: tuple[int, int, int] | None = None  # voxels that are decompressed together, where there are some
         self.listing: Callable[[], ChunkMap | None] | None = None  # which chunks are stored, where the format tells
+        self.coarser: Callable[[], Sequence[Coarser]] | None = None  # the same image in larger voxels, where it is stored
         self._read, self._process = read, os.getpid()
 
     @property
@@ -76,7 +90,7 @@ class LazyArray:
         return np.asarray(self[:], dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_read": None, "listing": None, "_process": 0}
+        return {**self.__dict__, "_read": None, "listing": None, "coarser": None, "_process": 0}
 
     def find_chunks(self) -> ChunkMap | None:
         """Returns which chunks are stored; None where the format does not tell."""
@@ -84,11 +98,17 @@ class LazyArray:
         with name_failures(self.path):
             return None if self.listing is None else self.listing()
 
+    def find_coarser(self) -> Sequence[Coarser]:
+        """Returns the coarser levels that are stored, none where the format has none."""
+        self._open_in_this_process()
+        with name_failures(self.path):
+            return () if self.coarser is None else self.coarser()
+
     def _open_in_this_process(self) -> None:
         if self._process != os.getpid():  # an open file must not be shared with a parent process
             if self.reopen is not None:
                 again = self.reopen().data
-                self._read, self.listing = again._read, again.listing
+                self._read, self.listing, self.coarser = again._read, again.listing, again.coarser
             self._process = os.getpid()
 
     def _read_place(self, place: Place) -> NDArray[Any]:

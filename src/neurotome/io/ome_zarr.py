@@ -6,6 +6,7 @@ Metadata after the NGFF specification 0.5, https://ngff.openmicroscopy.org/0.5/.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from neurotome.errors import ImageError
 from neurotome.io.axes import Choice, Layout, choose_axes, find_unit, guess_axes, keep_plausible
-from neurotome.io.lazy_array import LazyArray, Place, Source
+from neurotome.io.coarser import Placed, find_factors, read_placement
+from neurotome.io.lazy_array import Coarser, LazyArray, Place, Source
 from neurotome.io.listing import find_chunk_zyx, find_damaged_chunk, list_zarr_chunks
 from neurotome.io.zarr_store import open_or_create, synced_store, whole_files
 from neurotome.volume import Size
@@ -120,9 +122,8 @@ def open_zarr(path: Path, choice: Choice) -> Source:
     if attributes.get("neurotome", {}).get("complete") is False:
         raise ImageError(f"{path}: its fetch was not finished. Give the same command again; it goes on from there.")
     multiscale = multiscales[0]
-    level = multiscale["datasets"][0]
-    if Path(level["path"]).is_absolute() or ".." in Path(level["path"]).parts:
-        raise ImageError(f"{path}: its pixels lie outside, at {level['path']}; expected them within the folder.")
+    level, *coarser = multiscale["datasets"]
+    _check_inside(path, level["path"])
     axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale["axes"]]
     array: Any = node[level["path"]]
     names = [str(axis["name"]) for axis in axes]
@@ -145,7 +146,34 @@ def open_zarr(path: Path, choice: Choice) -> Source:
     known = (sizes.get("z", sizes["y"]), sizes["y"], sizes["x"]) if {"y", "x"} <= set(sizes) else None
     channels = [str(channel.get("label", "")) for channel in described.get("omero", {}).get("channels", ())]
     layout = choose_axes(path, "".join(units), array.shape, choice, channels)
-    return Source(_wrap(path, array, layout), keep_plausible(known))
+    data = _wrap(path, array, layout)
+    placed = Placed(layout, *read_placement(level, len(axes)))
+    data.coarser = functools.cache(lambda: _open_coarser(path, node, placed, coarser))
+    return Source(data, keep_plausible(known))
+
+
+def _check_inside(path: Path, inner: str) -> None:
+    if Path(inner).is_absolute() or ".." in Path(inner).parts:
+        raise ImageError(f"{path}: its pixels lie outside, at {inner}; expected them within the folder.")
+
+
+def _open_coarser(path: Path, group: Any, finest: Placed, levels: Sequence[Mapping[str, Any]]) -> tuple[Coarser, ...]:
+    """Opens the coarser levels whose voxels are whole boxes of the finest ones; says which are none."""
+    opened = []
+    for level in levels:
+        _check_inside(path, level["path"])
+        array = group[level["path"]]
+        layout = finest.layout._replace(shape=tuple(int(size) for size in array.shape))
+        factors = find_factors(finest, Placed(layout, *read_placement(level, len(layout.axes))))
+        if factors is None:
+            warnings.warn(
+                f"{path}: its coarser level {level['path']} of shape {array.shape} is not used, since by its metadata its "
+                f"voxels are no boxes of whole voxels of the finest level, of shape {finest.layout.shape}.",
+                stacklevel=2,
+            )
+            continue
+        opened.append(Coarser(factors, _wrap(path, array, layout)))
+    return tuple(opened)
 
 
 def _wrap(path: Path, array: zarr.Array[Any], layout: Layout) -> LazyArray:

@@ -42,7 +42,7 @@ class Network(nn.Module):
                 module.depth = depth
         if not is_batch:
             return self.run_padded(self.core, images)
-        slices = images.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        slices = images.transpose(1, 2).flatten(0, 1).to(memory_format=torch.channels_last)
         logits = self.run_padded(self.core, slices)
         return logits.view(len(images), -1, *logits.shape[1:]).transpose(1, 2)
 
@@ -56,11 +56,15 @@ class Network(nn.Module):
 
 
 def lay_out(net: nn.Module) -> None:
-    """Puts the weights into the order in memory, channels last, in which convolutions are fastest."""
+    """Puts the weights into the order in memory, channels last, in which convolutions are fastest.
+
+    A tensor of one channel counts as contiguous in both orders, so that torch's `contiguous` would leave it, and after a
+    first convolution of one image channel half of the network would copy from one order to the other.
+    """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for weights in net.parameters():
         if weights.ndim in formats:
-            weights.data = weights.data.contiguous(memory_format=formats[weights.ndim])
+            weights.data = weights.data.to(memory_format=formats[weights.ndim])
 
 
 def measure_halo(net: Any, in_channels: int) -> tuple[int, bool]:

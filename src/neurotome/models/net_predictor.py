@@ -139,7 +139,7 @@ class NetPredictor:
 
     def _compute_logits(self, images: Tensor) -> Tensor:
         run = self.net if self.runtime is None else self.runtime.run
-        logits: Tensor = run(images.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = run(images.to(memory_format=torch.channels_last))
         return logits.float()
 
 

@@ -248,7 +248,7 @@ class SegmentationModule(lightning.LightningModule):
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), shared:
             seed_device(seed + DROPOUT + OF_RANK * self.rank.number, self.device)
             if self.sampler.depth is None:
-                logits = (self.compiled or self.net)(images.contiguous(memory_format=torch.channels_last))
+                logits = (self.compiled or self.net)(images.to(memory_format=torch.channels_last))
             else:  # losses do not ask where a pixel is
                 logits = (self.compiled or self.net)(images[:, None]).flatten(2, 3)
                 labels = labels.flatten(1, 2)

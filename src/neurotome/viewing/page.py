@@ -11,7 +11,8 @@ import json
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,19 @@ from neuroglancer.server import Server
 from neuroglancer.viewer_base import ViewerBase
 from numpy.typing import NDArray
 
-from neurotome.errors import NeurotomeError, RunError, SettingsError, show
+from neurotome.errors import ImageError, NeurotomeError, RunError, SettingsError, show
+from neurotome.io.lazy_array import Coarser, LazyArray
+from neurotome.viewing.levels import Repeated, choose_limit, choose_source
 from neurotome.viewing.scene import OPACITY, LabelLayer, Scene
 from neurotome.viewing.state import KEPT, State, restore_state
+from neurotome.volume import Size
 
 ADDRESS = "127.0.0.1"
 PANEL = 600
 """Pixels that the image's longest edge takes of a page at first, if it is shown alone."""
+
+OVERSEEN = 1024
+"""Voxels on the longest axis of a stored level that are few enough to begin with the whole volume in view."""
 
 MESH_VOXELS = 1 << 24
 """Labels up to this size are shown as surfaces too: a mesh is made of all of them at once, 0.5 s for a million voxels."""
@@ -96,6 +103,7 @@ def _start(port: int) -> Server:
 
 
 def _describe(scene: Scene, names: str) -> neuroglancer.ViewerState:
+    image, *labels = [_find_coarser(data) for data in (scene.image.data, *(layer.data for layer in scene.layers))]
     flat = scene.image.shape[0] == 1 or _is_cut_in_slices(scene.image.data)
     state = neuroglancer.ViewerState()
     state.dimensions = _make_space(scene, "xyz")  # the order on the screen; voxels keep theirs
@@ -103,17 +111,17 @@ def _describe(scene: Scene, names: str) -> neuroglancer.ViewerState:
     state.layout = "xy" if flat else "4panel"
     edges = np.multiply(scene.image.shape, scene.size_um or (1, 1, 1)) / min(scene.size_um or (1,))  # the scales' unit
     fitting = float(max(edges)) / (PANEL if flat else PANEL / 2)
-    # all of a large volume takes long to read: it begins at its middle, a voxel for a pixel
-    state.cross_section_scale = fitting if isinstance(scene.image.data, np.ndarray) else min(fitting, 1.0)
+    # all of a large volume takes long to read, where no coarse level is stored: it begins at its middle, a voxel for a pixel
+    state.cross_section_scale = fitting if _can_be_overseen(scene, [image, *labels]) else min(fitting, 1.0)
     state.projection_scale = 1.2 * float(max(edges))
     state.show_slices = state.show_axis_lines = False
     state.layers["image"] = neuroglancer.ImageLayer(
-        source=_serve(scene, scene.image.data, "image"),
+        source=_serve(scene, scene.image.data, image, "image"),
         shader=SHADER,
         shader_controls={"normalized": {"range": list(scene.contrast)}},
     )
-    for number, layer in enumerate(scene.layers):
-        sources: list[Any] = [_serve(scene, layer.data, "segmentation")]
+    for number, (layer, coarser) in enumerate(zip(scene.layers, labels, strict=True)):
+        sources: list[Any] = [_serve(scene, layer.data, coarser, "segmentation")]
         if layer.names:
             sources.append(f"precomputed://{names}/{number}")
         shown = neuroglancer.SegmentationLayer(
@@ -142,12 +150,33 @@ def _check_state(state: State) -> None:
             ) from error
 
 
-def _serve(scene: Scene, data: Any, kind: str) -> Any:
+def _find_coarser(data: Any) -> Sequence[Coarser]:
+    """Returns the coarser levels of a layer that stays in its file; the finest one can be seen without them."""
+    if not isinstance(data, LazyArray):
+        return ()
+    try:
+        return data.find_coarser()
+    except ImageError as error:
+        warnings.warn(f"{error} Its coarser levels are not used.", stacklevel=5)
+        return ()
+
+
+def _can_be_overseen(scene: Scene, coarser: Sequence[Sequence[Coarser]]) -> bool:
+    layers = (scene.image.data, *(layer.data for layer in scene.layers))
+    return all(
+        isinstance(data, np.ndarray) or any(max(level.data.shape) <= OVERSEEN for level in levels)
+        for data, levels in zip(layers, coarser, strict=True)
+    )
+
+
+def _serve(scene: Scene, data: Any, coarser: Sequence[Coarser], kind: str) -> Any:
     subsources = {"default": True}
     if kind == "segmentation" and isinstance(data, np.ndarray) and data.shape[0] > 1 and data.size <= MESH_VOXELS:
         subsources["meshes"] = True
-    volume = neuroglancer.LocalVolume(
-        _Served(data),
+    volume = _Pyramid(
+        data,
+        coarser,
+        sizes=scene.size_um or (1, 1, 1),
         dimensions=_make_space(scene, "zyx"),
         volume_type=kind,
         encoding="npz",  # its raw form fails with numpy 2.4
@@ -169,13 +198,33 @@ def _is_cut_in_slices(data: Any) -> bool:
     return chunk is not None and chunk[0] == 1
 
 
-class _Served:
-    """The array that neuroglancer reads; what cannot be read is said, once, and stays black."""
+class _Pyramid(neuroglancer.LocalVolume):  # type: ignore[misc]
+    """A layer that answers from the stored level of which the fewest voxels are read."""
 
-    def __init__(self, data: Any) -> None:
-        self._data, self.shape, self._said = data, data.shape, threading.Event()
-        # labels have no sign there
-        self.dtype = np.dtype(f"u{data.dtype.itemsize}") if data.dtype.kind == "i" else data.dtype
+    def __init__(self, data: Any, coarser: Sequence[Coarser], *, sizes: Size, **described: Any) -> None:
+        self._levels, self._sizes, self._described = (Coarser((1, 1, 1), data), *coarser), sizes, described
+        self._factors = [level.factors for level in self._levels]
+        self._flat, self._said = described["downsampling"] == "2d", threading.Event()
+        limit = choose_limit(data.shape, self._factors, sizes, flat=self._flat)
+        super().__init__(_Served(data, data.dtype, self._said), max_downsampling=limit, **described)
+
+    def get_encoded_subvolume(self, data_format: str, start: Any, end: Any, scale_key: str) -> Any:
+        """Returns voxels `start` up to `end` (z, y, x) of a scale, as neuroglancer's server asks for them."""
+        z, y, x = (int(by) for by in scale_key.split(","))
+        if min(z, y, x) < 1:
+            raise ValueError("Invalid downsampling factor.")  # which the server answers as a bad request
+        source = choose_source((z, y, x), self._factors, self._sizes, flat=self._flat)
+        stored = Repeated(self._levels[source.level], source.repeats, self.shape)
+        level = neuroglancer.LocalVolume(_Served(stored, self._levels[0].data.dtype, self._said), **self._described)
+        return level.get_encoded_subvolume(data_format, start, end, ",".join(map(str, source.thinned)))
+
+
+class _Served:
+    """The array that neuroglancer reads; what cannot be read is said, once for a layer, and stays black."""
+
+    def __init__(self, data: Any, dtype: np.dtype[Any], said: threading.Event) -> None:
+        self._data, self.shape, self._said = data, data.shape, said
+        self.dtype = np.dtype(f"u{dtype.itemsize}") if dtype.kind == "i" else dtype  # labels have no sign there
 
     def __getitem__(self, place: Any) -> NDArray[Any]:
         try:

@@ -63,7 +63,8 @@ def share_heap() -> None:
 
     glibc gives every thread a heap of its own and returns little of what was freed in it, so that memory crept up with every
     thread that had once been in a forward pass: by 200 MB of 1 GB. And it gives large blocks back to the system at once,
-    which clears them again page by page: a fifth of the time of a forward pass of torch.
+    which clears them again page by page: a fifth of the time of a forward pass of torch, and of a training step (UNet on
+    ResNet18, 8 patches of 256 x 256, two cores) 0.5 of 1.7 s, for 5 % more memory at its highest.
     """
     arena_max, mmap_max, trim_threshold = -8, -4, -1  # M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
