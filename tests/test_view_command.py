@@ -7,7 +7,6 @@ import subprocess
 import sys
 from urllib.request import urlopen
 
-import numpy as np
 import pytest
 
 import neurotome
@@ -109,24 +108,3 @@ def test_napari_without_a_display_is_one_message(files, monkeypatch, capsys):
 def test_settings_that_cannot_work(files, settings, message):
     with pytest.raises(SettingsError, match=message):
         neurotome.view(*files, **settings)
-
-
-def test_napari_shows_the_same_layers(files):
-    """Where napari is installed; its model of a viewer needs no display."""
-    components = pytest.importorskip("napari.components", reason="napari is not installed beside the tests")
-    from neurotome.viewing.scene import open_scene
-
-    scene = open_scene(*files)
-    viewer = components.ViewerModel()
-    window.add_layers(viewer, scene)
-    image, labels = viewer.layers
-    np.testing.assert_array_equal(image.data, scene.image.data)
-    np.testing.assert_array_equal(labels.data, scene.layers[0].data)
-    assert tuple(image.contrast_limits) == scene.contrast
-    for layer in (image, labels):
-        np.testing.assert_allclose(layer.scale, (3, 2, 1.5))
-        assert {f"{unit:~}" for unit in layer.units} == {"µm"}
-    for i, colour in scene.layers[0].colours.items():
-        np.testing.assert_allclose(labels.get_color(i)[:3], np.array(colour) / 255, atol=1e-6)
-    assert labels.get_color(0) is None or labels.get_color(0)[3] == 0
-    assert list(labels.features["class"]) == ["vessel", "cell"]

@@ -1,10 +1,10 @@
 """neurotome: segment brain microstructure in X-ray microCT; train, compare, apply and measure.
 
 Each command of the command line is a function here: `describe`, `fetch`, `train`, `fine_tune`, `baseline`, `evaluate`,
-`predict`, `suggest`, `interpolate`, `measure`, `view`, `export`, `verify`, `compare`, `search`, `phantom`, `demo`. What are
-options there are keywords here, by the last part of their name: `train("my_data", out="runs/first", max_time="12m",
-encoder="resnet34")`. Where two have it, write the whole name, `**{"train.seed": 1}`, or the group, `train={"seed": 1}`; or
-give the settings as they are, `recipe=Recipe(...)`.
+`predict`, `suggest`, `crop`, `collect`, `interpolate`, `measure`, `view`, `export`, `verify`, `compare`, `search`,
+`phantom`, `demo`. What are options there are keywords here, by the last part of their name: `train("my_data",
+out="runs/first", max_time="12m", encoder="resnet34")`. Where two have it, write the whole name, `**{"train.seed": 1}`, or
+the group, `train={"seed": 1}`; or give the settings as they are, `recipe=Recipe(...)`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from neurotome.annotating.collect import collect as collect
+    from neurotome.annotating.crop import CropSettings as CropSettings
+    from neurotome.annotating.crop import crop as crop
     from neurotome.annotating.interpolate import InterpolateSettings as InterpolateSettings
     from neurotome.annotating.interpolate import interpolate as interpolate
     from neurotome.annotating.suggest import suggest as suggest
@@ -67,6 +70,8 @@ if TYPE_CHECKING:
     from neurotome.viewing.view import view as view
 
 _NAMES = {
+    "annotating.collect": "collect",
+    "annotating.crop": "CropSettings crop",
     "annotating.interpolate": "InterpolateSettings interpolate",
     "annotating.suggest": "suggest",
     "annotating.suggest_settings": "SuggestSettings",
@@ -113,8 +118,9 @@ _HOMES = {name: f"neurotome.{module}" for module, names in _NAMES.items() for na
 __all__ = sorted(_HOMES)
 
 _COMMANDS = (
-    *("baseline", "compare", "demo", "describe", "evaluate", "export", "fetch", "phantom", "predict", "predict_probs"),
-    *("fine_tune", "grid", "interpolate", "measure", "reproduce", "search", "suggest", "train", "verify", "view"),
+    *("baseline", "collect", "compare", "crop", "demo", "describe", "evaluate", "export", "fetch", "fine_tune", "grid"),
+    *("interpolate", "measure", "phantom", "predict", "predict_probs", "reproduce", "search", "suggest", "train", "verify"),
+    "view",
 )
 
 

@@ -39,6 +39,8 @@ COMMANDS = {
     ),
     "predict": ("neurotome.inference.predict", "Label an image, a stack, a folder or a whole volume with a trained model."),
     "suggest": ("neurotome.annotating.suggest", "Where to annotate next: a list, pictures and crops ready to annotate."),
+    "crop": ("neurotome.annotating.crop", "Cut a small piece of an image and its labels out, to be corrected by hand."),
+    "collect": ("neurotome.annotating.collect", "Put corrected crops into a dataset, for fine-tune to learn from."),
     "interpolate": ("neurotome.annotating.interpolate", "Label the slices between labelled ones, with their uncertainty."),
     "measure": ("neurotome.experiments.measure", "From labels to numbers: volume fractions and cells, with intervals."),
     "view": ("neurotome.viewing.view", "Look at an image and its labels in a browser, or in napari (extras: view, napari)."),

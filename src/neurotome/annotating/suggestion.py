@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from neurotome.annotating.dataset_file import write_config
 from neurotome.annotating.disagreement import Seen, measure_disagreement, pick_slices
 from neurotome.annotating.places import Chosen
-from neurotome.atomic import atomic_folder, write_json, write_text
+from neurotome.atomic import atomic_folder, write_json
 from neurotome.errors import RunError
 from neurotome.io.sink import write_image, write_labels
 from neurotome.outputs import plan_outputs
@@ -31,6 +31,8 @@ from neurotome.sampling import sample_grey
 from neurotome.volume import Volume, to_display
 
 PROVENANCE = "suggest.json"
+
+HEADER = "# The labels are the model's own. Correct them before training on them.\n"
 
 Views = Sequence[Sequence[Seen]]
 """Every image as each model sees it."""
@@ -106,7 +108,13 @@ def write_suggestion(
             for rank, place in ranked.items():
                 names[rank] = f"{rank:03d}_{where}_y{place.y}_x{place.x}"
                 _write_crop(folder / "dataset", names[rank], seen, z, labels, place.window)
-        _write_config(folder / "dataset" / "dataset.yaml", views, chosen, names)
+        volumes = [views[one.place.image][0].volume for one in chosen]
+        sizes = {volume.voxel_size_um for volume in volumes}
+        groups = {names[rank]: volume.name for rank, volume in enumerate(volumes, 1)}
+        size_um = sizes.pop() if len(sizes) == 1 else None
+        write_config(
+            folder / "dataset" / "dataset.yaml", "suggested", views[0][0].predictor.classes, size_um, groups, HEADER
+        )
         with (folder / "suggested.csv").open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(("rank", "file", "z", "y", "x", "edge", "uncertainty", "difference", "crop"))
@@ -145,21 +153,3 @@ def _write_crop(
     stack[z - first] = labels[window]
     write_image(folder / "images" / f"{name}.tif", grey, volume)
     write_labels(folder / "labels" / f"{name}.tif", stack, classes, volume)
-
-
-def _write_config(path: Path, views: Views, chosen: Sequence[Chosen], names: Mapping[int, str]) -> None:
-    """Writes dataset.yaml: all crops are for training, and those of one image are a group."""
-    classes = views[0][0].predictor.classes
-    volumes = [views[one.place.image][0].volume for one in chosen]
-    sizes = {volume.voxel_size_um for volume in volumes}
-    size = sizes.pop() if len(sizes) == 1 else None
-    content = {
-        "name": "suggested",
-        "classes": dict(enumerate(classes.names, start=classes.first_id)),
-        "ignore": classes.stored_ignore,
-        **({"voxel_size_um": [float(edge) for edge in size]} if size else {}),
-        "splits": {"train": [names[rank] for rank in sorted(names)]},
-        "groups": {names[rank]: volume.name for rank, volume in enumerate(volumes, 1)},
-    }
-    header = "# The labels are the model's own. Correct them before training on them.\n"
-    write_text(path, header + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

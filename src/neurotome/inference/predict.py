@@ -6,6 +6,7 @@ import math
 import sys
 import warnings
 from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -143,16 +144,37 @@ def predict_probs(
     Raises:
         NeurotomeError: As for `predict`.
     """
-    from neurotome.inference.slices import predict_slices
     from neurotome.load import load_predictor
 
     volume = _open(image, settings)
     predictor = load_predictor(Path(model), settings.device) if isinstance(model, (str, Path)) else model
+    return np.stack(list(iterate_probs(predictor, volume, settings)), axis=1)
+
+
+def iterate_probs(
+    predictor: Predictor,
+    volume: Volume,
+    settings: PredictSettings = PredictSettings(),
+    on_progress: Callable[[float], None] | None = None,
+) -> Iterator[NDArray[np.float32]]:
+    """Yields class probabilities of a volume slice by slice, float32, shape (classes, y, x), as `predict` finds them.
+
+    Args:
+        predictor: What `load_predictor` returned.
+        volume: The image; may be lazy.
+        settings: How the model is applied; what concerns files is left aside.
+        on_progress: Called with the Mpixels done so far; what it raises ends the prediction.
+
+    Raises:
+        NeurotomeError: As for `predict`.
+    """
+    from neurotome.inference.slices import predict_slices
+
     read = partial(_open, settings=settings)
     scales = measure_scales(predictor, [volume], read, reference=settings.reference, invert=settings.invert)
     volume = _prepare(predictor, volume, scales)
     scale = scales.choose(volume, volume)
-    return np.stack(list(predict_slices(predictor, volume, scale, tile=settings.tile, halo=settings.halo)), axis=1)
+    yield from predict_slices(predictor, volume, scale, tile=settings.tile, halo=settings.halo, on_progress=on_progress)
 
 
 def _plan(

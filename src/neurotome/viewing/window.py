@@ -39,19 +39,22 @@ def add_layers(viewer: Any, scene: Scene) -> None:
     place: dict[str, Any] = {"scale": scene.size_um or (1, 1, 1), "units": ["um" if scene.size_um else "pixel"] * 3}
     viewer.add_image(scene.image.data, name="image", contrast_limits=scene.contrast, multiscale=False, **place)
     for number, layer in enumerate(scene.layers):
-        colours: dict[str, Any] = {"colormap": _make_colours(layer)} if layer.colours else {}
-        features = {"index": list(layer.names), "class": list(layer.names.values())}  # named where the mouse is
-        viewer.add_labels(
-            layer.data,
-            name=layer.name,
-            opacity=OPACITY,
-            visible=number == 0,
-            features=features if layer.names else None,
-            multiscale=False,
-            **colours,
-            **place,
-        )
+        viewer.add_labels(layer.data, visible=number == 0, **describe_labels(layer), **place)
     viewer.canvas.overlays.scale_bar.visible = scene.size_um is not None
+
+
+def describe_labels(layer: LabelLayer) -> dict[str, Any]:
+    """Returns name, colours and names of classes as napari takes them for a layer of labels; needs napari."""
+    colours: dict[str, Any] = {"colormap": _make_colours(layer)} if layer.colours else {}
+    features = {"index": list(layer.names), "class": list(layer.names.values())}  # named where the mouse is
+    return {
+        "name": layer.name,
+        "opacity": OPACITY,
+        "features": features if layer.names else None,
+        "multiscale": False,
+        "metadata": {"neurotome": {"classes": layer.classes.to_json()}} if layer.classes else {},
+        **colours,
+    }
 
 
 def _make_colours(layer: LabelLayer) -> Any:
