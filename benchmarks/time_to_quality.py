@@ -120,6 +120,7 @@ def parse_arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    parser.add_argument("--known", action="store_true", help="train nothing; table and picture of what has been measured")
     parser.add_argument("--small", action="store_true", help="seconds on tiny slices of the phantom, one seed")
     arguments = parser.parse_args(given)
     if arguments.device is None:
@@ -153,6 +154,8 @@ def main(given: list[str] | None = None) -> None:
             "threads": arguments.threads, "device": arguments.device, "small": arguments.small,
         }  # fmt: skip
         path = arguments.out / "results" / f"{dataset}-{minutes:g}-{seed}-{method.replace(', ', '-')}.json"
+        if arguments.known and not path.is_file():
+            continue
         if result := measure(path, job, datasets[dataset], arguments.peers):
             found = score(path.with_suffix(""), datasets[dataset])
             per_class = {name: values["f1"] for name, values in found["per_class"].items()}
