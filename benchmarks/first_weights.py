@@ -26,6 +26,7 @@ from statistics import mean, stdev
 
 from printed_tables import show
 from scipy.stats import t as student
+from training_jobs import measure_step
 
 from neurotome import open_dataset
 from neurotome.atomic import write_json
@@ -39,9 +40,7 @@ from neurotome.keywords import replace_settings
 from neurotome.lazy import mend_torchvision
 from neurotome.load import load_predictor
 from neurotome.models.networks import ModelSettings
-from neurotome.training.prepare import prepare, settle_recipe
 from neurotome.training.recipe import Recipe
-from neurotome.training.timing import time_steps
 
 LITE = {"lite0": "tf_efficientnet_lite0", "lite2": "tf_efficientnet_lite2"}
 ARMS = {
@@ -101,16 +100,6 @@ def make_recipe(dataset: str, arm: str, weights: str, seed: int, steps: int) -> 
         config = read_yaml(find_config("microct_base"), SettingsError, "")
         recipe = replace_settings(recipe, {"augment": config["augment"], "train": {"normalization": "tissue"}})
     return recipe
-
-
-def measure_step(data: Dataset, recipe: Recipe) -> float:
-    """Processor seconds of a step."""
-    module, spent = prepare(data, settle_recipe(data, recipe)), []
-    for steps in (2, 10):
-        begun = time.process_time()
-        time_steps(module, groups=1, group=steps)
-        spent.append(time.process_time() - begun)
-    return (spent[1] - spent[0]) / 8
 
 
 def run_arm(dataset: str, arm: str, weights: str, seed: int, asked: argparse.Namespace) -> dict:

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from printed_tables import show
+from training_jobs import measure_step
 
 from neurotome.atomic import write_json
 from neurotome.datasets.base import Dataset
@@ -27,10 +28,8 @@ from neurotome.experiments.evaluate import score_split
 from neurotome.experiments.run_network import train_and_score
 from neurotome.load import load_predictor
 from neurotome.models.networks import ModelSettings
-from neurotome.training.prepare import prepare, settle_recipe
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
-from neurotome.training.timing import time_steps
 
 EDGE, DEPTH, VOLUMES = 64, 8, 2
 SLICES = SampleSettings(patch=EDGE, batch=VOLUMES * DEPTH)
@@ -68,16 +67,6 @@ def make_recipe(arm: str, seed: int, epochs: int, init: str = "") -> Recipe:
         freeze_statistics=bool(init),
     )  # fmt: skip
     return Recipe(model=model, sample=sample, train=train, init=init)
-
-
-def measure_step(data: Dataset, recipe: Recipe) -> float:
-    """Processor seconds of a step."""
-    module, spent = prepare(data, settle_recipe(data, recipe)), []
-    for steps in (2, 12):
-        begun = time.process_time()
-        time_steps(module, groups=1, group=steps)
-        spent.append(time.process_time() - begun)
-    return (spent[1] - spent[0]) / 10
 
 
 def train_for(data: Dataset, arm: str, seed: int, seconds: float, folder: Path, init: str = "") -> tuple[Path, int, float]:

@@ -19,6 +19,9 @@ from neurotome.datasets import open_dataset
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
 from neurotome.errors import DatasetError
+from neurotome.training.prepare import prepare, settle_recipe
+from neurotome.training.recipe import Recipe
+from neurotome.training.timing import time_steps
 
 HERE = Path(__file__).parent
 
@@ -54,6 +57,16 @@ def describe_data(folder: Path) -> dict:
     """Returns what a job says of its data: where they are, the classes, and the names of the slices of each split."""
     content = yaml.safe_load((folder / "dataset.yaml").read_text())
     return {"data": str(folder.absolute()), "classes": list(content["classes"].values()), "splits": content["splits"]}
+
+
+def measure_step(data: Dataset, recipe: Recipe) -> float:
+    """Returns the processor seconds of a training step: of ten, so that what comes before does not count."""
+    module, spent = prepare(data, settle_recipe(data, recipe)), []
+    for steps in (2, 12):
+        begun = time.process_time()
+        time_steps(module, groups=1, group=steps)
+        spent.append(time.process_time() - begun)
+    return (spent[1] - spent[0]) / 10
 
 
 def find_missing(methods: list[str], peers: Path) -> list[str]:
