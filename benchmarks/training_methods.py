@@ -16,7 +16,7 @@ from step_clock import StepClock
 
 from neurotome import train
 from neurotome.lazy import mend_torchvision
-from neurotome.models.back_ends.memory import share_heap
+from neurotome.models.back_ends.heap import share_heap
 from neurotome.models.networks import ModelSettings, build_network
 from neurotome.training.fit import choose_precision
 from neurotome.training.recipe import Recipe, TrainSettings

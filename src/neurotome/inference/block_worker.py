@@ -16,7 +16,7 @@ from neurotome.inference.volume_job import VolumeJob, unpack_tiles
 from neurotome.io.block_ledger import BlockLedger, name_writer
 from neurotome.io.label_store import NOT_PREDICTED, count_ids, open_label_store
 from neurotome.load import load_predictor
-from neurotome.models.back_ends.memory import share_heap
+from neurotome.models.back_ends.heap import share_heap
 from neurotome.models.model_folder import read_digest
 from neurotome.predictor import Predictor
 from neurotome.runs.environment import measure_peak_memory

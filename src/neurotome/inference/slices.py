@@ -18,6 +18,7 @@ from neurotome.inference.jobs import Output
 from neurotome.inference.overlay import Painter
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.sink import Sink, create_image, create_labels
+from neurotome.models.back_ends.heap import release_heap, share_heap
 from neurotome.normalize import Scale
 from neurotome.predictor import Predictor, choose_cores, predict_slice
 from neurotome.resampling import choose_factors, count_resampled
@@ -52,8 +53,6 @@ def predict_slices(
     Raises:
         ImageError: The volume has no scale that fits the predictor, or a voxel size that cannot be right.
     """
-    from neurotome.models.back_ends.memory import release_heap, share_heap  # imports torch
-
     factors = choose_factors(volume, "z", predictor.voxel_size_um)
     shape = count_resampled(volume.shape[1], factors[0]), count_resampled(volume.shape[2], factors[1])
     edge, margin = None if tile == "auto" else tile, None if halo == "auto" else halo

@@ -29,7 +29,8 @@ from neurotome.io.chunks import list_chunks
 from neurotome.io.identity import compare_by, identify_input
 from neurotome.io.opening import open_labels
 from neurotome.models.back_ends.choose import choose_back_end
-from neurotome.models.back_ends.memory import measure_bytes_per_pixel, measure_device_bytes, release_heap, share_heap
+from neurotome.models.back_ends.heap import release_heap, share_heap
+from neurotome.models.back_ends.memory import measure_bytes_per_pixel, measure_device_bytes
 from neurotome.models.model_folder import find_model, read_digest
 from neurotome.models.stored_model import read_description
 from neurotome.normalize import Scale

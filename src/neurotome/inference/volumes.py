@@ -28,7 +28,7 @@ from neurotome.io.files import find_suffix
 from neurotome.io.identity import check_unchanged
 from neurotome.io.label_store import check_output, create_label_store, find_image_of, name_confidence, open_label_store
 from neurotome.io.ome_zarr import is_zarr
-from neurotome.models.back_ends.memory import release_heap
+from neurotome.models.back_ends.heap import release_heap
 from neurotome.outputs import plan_outputs
 from neurotome.progress import Progress
 

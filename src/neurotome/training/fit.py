@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from neurotome.errors import TrainingError
 from neurotome.lazy import import_extra
-from neurotome.models.back_ends.memory import release_heap, share_heap
+from neurotome.models.back_ends.heap import release_heap, share_heap
 from neurotome.training.machine import choose_precision
 from neurotome.training.rank import Rank
 from neurotome.training.rank_processes import Join, work_together
