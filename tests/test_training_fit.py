@@ -450,6 +450,16 @@ def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):
     assert {p.dtype for p in module.net.parameters()} == {torch.float32}
 
 
+def test_a_cpu_keeps_its_heap_for_as_long_as_steps_run(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(fitting, "share_heap", lambda: called.append("share"))
+    monkeypatch.setattr(fitting, "release_heap", lambda: called.append("release"))
+    module = build(make_dataset(), Recipe(train=TrainSettings(epochs=1, steps_per_epoch=1, device="cpu"), **SMALL))
+    module.net.register_forward_hook(lambda *_: called.append("forward"))
+    fitting.fit(module, Run(tmp_path / "run"))
+    assert called == ["share", "forward", "release"]
+
+
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_the_gradient_is_clipped(tmp_path, precision):
     settings = TrainSettings(epochs=1, steps_per_epoch=2, device="cpu", precision=precision, clip=1e-3)
