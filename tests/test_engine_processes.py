@@ -111,8 +111,11 @@ def test_workers_end_with_their_parent(tmp_path, number):
     workers = psutil.Process(parent.pid).children()
     assert len(workers) >= 2
     parent.send_signal(number)
-    parent.wait(10)
-    parent.stdout.close()
+    try:
+        parent.wait(60)
+    finally:
+        parent.kill()
+        parent.communicate()
     _, alive = psutil.wait_procs(workers, 5)
     assert not alive
     begun = count_begun(tmp_path)
