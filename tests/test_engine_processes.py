@@ -105,7 +105,12 @@ def test_each_worker_has_its_gpu_and_its_share_of_cores(tmp_path, monkeypatch):
 def test_workers_end_with_their_parent(tmp_path, number):
     script = Path(engine_tasks.__file__)
     parent = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, str(script), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # a test run started in the background ignores SIGINT, and its children would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     parent.stdout.readline()
     workers = psutil.Process(parent.pid).children()

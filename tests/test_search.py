@@ -371,7 +371,14 @@ def start(data, out, config, trials, *more):
         trials,
         *more,
     ]
-    return subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a test run started in the background ignores SIGINT, and its children would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for(process, beginning):
@@ -386,7 +393,7 @@ def wait_for(process, beginning):
 def test_processes_that_are_killed_stopped_and_run_side_by_side_end_in_one_search(tmp_path):
     data, out, config = write_dataset(tmp_path / "data"), tmp_path / "s", tmp_path / "space.yaml"
     model = {"decoder": "linknet", "encoder": "mobilenetv3_small_050", "encoder_depth": 3}
-    train = {"epochs": 20, "steps_per_epoch": 1, "device": "cpu"}  # long enough to be stopped within
+    train = {"epochs": 6, "steps_per_epoch": 1, "device": "cpu"}  # long enough to be stopped within
     config.write_text(yaml.safe_dump({"search": SPACE, "model": model, "sample": {"patch": 32, "batch": 2}, "train": train}))
 
     killed = start(data, out, config, 7)
