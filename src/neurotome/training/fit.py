@@ -108,7 +108,7 @@ def make_trainer(module: SegmentationModule, callback: lightning.Callback, **opt
     import lightning
 
     settings = module.settings
-    if module.machine.device == "cpu":  # else every step clears a gigabyte of pages anew, a quarter of its time
+    if module.machine.device == "cpu":  # else every step clears a gigabyte of pages anew, three tenths of its time
         share_heap()
     kind, _, index = settings.device.partition(":")
     if module.rank.group is not None:
