@@ -13,8 +13,10 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from conftest import run
 from neurotome import interpolate
+from neurotome.annotating import walks
 from neurotome.annotating.interpolate import InterpolateSettings
 from neurotome.annotating.shapes import blend, measure_gap
+from neurotome.annotating.walks import walk_gap
 from neurotome.classes import ClassSet
 from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
 from neurotome.errors import ImageError, RunError, SettingsError
@@ -134,17 +136,98 @@ def test_a_vessel_that_runs_aslant_is_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("region", ["cortex", "vp"])
 def test_every_second_slice_of_the_phantom_is_found_better_than_by_the_nearest(tmp_path: Path, region: str) -> None:
     settings = PhantomSettings(height=128, width=128, train_depth=17, val_depth=2, test_depth=2, regions=(region,))
-    truth = np.asarray(make_phantom(settings).split("train")[0].labels)
+    (cutout,) = make_phantom(settings).split("train")
+    truth = np.asarray(cutout.labels)
     sparse = truth.copy()
     sparse[1::2] = 255
     found, uncertainty = fill(tmp_path, sparse)
+    np.save(tmp_path / "image.npy", cutout.volume.data)
+    followed, unsure = fill(tmp_path, sparse, image=tmp_path / "image.npy")
 
     def score(labels: np.ndarray) -> float:
         return float(f1_score(truth[1::2].ravel(), labels.ravel(), average="macro"))
 
-    assert score(found[1::2]) > max(score(truth[:-1:2]), score(truth[2::2]))
-    wrong = (found != truth)[1::2].ravel()
-    assert roc_auc_score(wrong, uncertainty[1::2].ravel()) > 0.9
+    assert score(followed[1::2]) - 0.02 > score(found[1::2]) > max(score(truth[:-1:2]), score(truth[2::2]))
+    for labels, doubts in ((found, uncertainty), (followed, unsure)):
+        assert roc_auc_score((labels != truth)[1::2].ravel(), doubts[1::2].ravel()) > 0.9
+
+
+def test_an_image_shows_what_the_labelled_slices_do_not(tmp_path: Path) -> None:
+    edges = 12 + np.array([0, 1, 2, 3, 2, 1, 0])  # a wall that moves and comes back
+    truth = np.broadcast_to((np.arange(30) >= edges[:, None])[:, None], (7, 9, 30)).astype(np.uint8)
+    sparse = truth.copy()
+    sparse[1:-1] = 255
+    assert (fill(tmp_path, sparse)[0] != truth).any()
+    np.save(tmp_path / "image.npy", truth * 100 + 50)
+    found, uncertainty = fill(tmp_path, sparse, image=tmp_path / "image.npy")
+    np.testing.assert_array_equal(found, truth)
+    assert not uncertainty[[0, -1]].any()
+    found, uncertainty = fill(tmp_path, sparse[[0, 6]], slices=(1, 7), depth=7 + 1, image=pad(tmp_path, truth))
+    np.testing.assert_array_equal(found[1:], truth)
+    assert (found[0] == 255).all()
+    assert (uncertainty[0] == 255).all()
+
+
+def pad(folder: Path, truth: np.ndarray) -> Path:
+    np.save(folder / "padded.npy", np.concatenate([truth[:1], truth]) * 100)
+    return folder / "padded.npy"
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(3, 5))
+def test_walks_solve_the_equations_of_the_method(seed: int, most: int, depth: int) -> None:
+    random = np.random.default_rng(seed)
+    image = random.normal(0, 20, (depth, 3, 4))
+    before, after = random.integers(0, most, (2, 3, 4))
+    places = list(np.ndindex(image.shape))
+    pairs = [(a, b) for a in places for b in places if sum(abs(i - j) for i, j in zip(a, b, strict=True)) == 1]
+    square = np.mean([(image[a] - image[b]) ** 2 for a, b in pairs])
+    weights = {pair: 0.001 + float(np.exp(-((image[pair[0]] - image[pair[1]]) ** 2) / (2 * square))) for pair in pairs}
+    inner = [place for place in places if 0 < place[0] < depth - 1]
+    matrix, met = np.zeros((len(inner),) * 2), np.zeros((len(inner), most))
+    for (a, b), weight in weights.items():
+        if a in inner:
+            matrix[inner.index(a), inner.index(a)] += weight
+            if b in inner:
+                matrix[inner.index(a), inner.index(b)] -= weight
+            else:
+                met[inner.index(a), (after if b[0] else before)[b[1:]]] += weight
+    shares = np.linalg.solve(matrix, met)
+    first, second = np.sort(np.pad(shares, ((0, 0), (1, 0))), axis=1).T[[-1, -2]]
+    labels, uncertainty = walk_gap(before, after, image)
+    np.testing.assert_allclose(uncertainty.ravel(), 1 - (first - second), atol=1e-3)
+    clear = first - second > 1e-3
+    np.testing.assert_array_equal(labels.ravel()[clear], shares.argmax(1)[clear])
+
+
+def test_tiles_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = PhantomSettings(height=96, width=96, train_depth=5, val_depth=1, test_depth=1, regions=("vp",))
+    (cutout,) = make_phantom(settings).split("train")
+    labels, image = np.asarray(cutout.labels), np.asarray(cutout.volume.data)
+    whole = walk_gap(labels[0], labels[-1], image)
+    monkeypatch.setattr(walks, "TILE", 24)
+    shares: list[float] = []
+    tiles = walk_gap(labels[0], labels[-1], image, shares.append)
+    assert np.abs(whole[1] - tiles[1]).max() < 0.01
+    assert (whole[0] == tiles[0])[whole[1] < 0.98].all()
+    assert shares == [3 * i / 16 for i in range(16)]
+
+
+def test_an_image_without_contrast_is_no_error() -> None:
+    before, after = np.zeros((2, 6, 6), int)
+    after[:] = 1
+    labels, uncertainty = walk_gap(before, after, np.full((4, 6, 6), 7))
+    assert labels[:, 0, 0].tolist() == [0, 1]
+    np.testing.assert_allclose(uncertainty, 2 / 3, atol=1e-4)
+
+
+def test_an_image_of_another_shape_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "image.npy", np.arange(120, dtype=np.uint8).reshape(4, 6, 5))
+    sparse = np.full((4, 5, 5), 255, np.uint8)
+    sparse[[0, 3]] = 1
+    with pytest.raises(ImageError, match=r"image.npy has 4 x 6 x 5 voxels .* 4 x 5 x 5; expected the image"):
+        fill(tmp_path, sparse, image=tmp_path / "image.npy")
+    assert not (tmp_path / "full.npy").exists()
 
 
 def test_the_command_keeps_classes_and_voxel_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,20 +14,24 @@ from cyclopts import Parameter
 from numpy.typing import NDArray
 
 from neurotome.annotating.shapes import blend, measure_gap
+from neurotome.annotating.walks import walk_gap
 from neurotome.classes import ClassSet
 from neurotome.errors import ImageError, SettingsError
 from neurotome.io.files import name_image
 from neurotome.io.meanings import read_meanings
-from neurotome.io.opening import open_label_volume
+from neurotome.io.opening import open_label_volume, open_volume
 from neurotome.io.sink import create_image, create_labels
 from neurotome.outputs import Existing, plan_outputs
-from neurotome.progress import track
+from neurotome.progress import Progress, track
 from neurotome.volume import Volume
 
 
 @dataclass(frozen=True)
 class InterpolateSettings:
-    """Which slices are labelled."""
+    """Which slices are labelled, and whether an image is followed between them."""
+
+    image: Path | None = None
+    """Image of the whole stack, whose edges the labels then follow; none: shapes alone."""
 
     slices: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = ()
     """Numbers of the labelled slices, from 0; none: those that have a label."""
@@ -57,42 +62,45 @@ class InterpolateSettings:
 def interpolate(
     labels: Path, *, out: Path, settings: Annotated[InterpolateSettings, Parameter(name="*")] = InterpolateSettings()
 ) -> list[Path]:
-    """Labels the slices between labelled ones by the shapes in these, and says how uncertain that is.
+    """Labels the slices between labelled ones by their shapes or by an image, and says how uncertain that is.
 
     Labelled slices come back as they are. Before the first and after the last one nothing is labelled. Beside OUT a map of
-    the same shape, OUT_uncertainty, has 0 (certain) to 255. Two slices are in memory at a time.
+    the same shape, OUT_uncertainty, has 0 (certain) to 255. Two labelled slices are in memory at a time and, with an image,
+    what lies between them.
 
     Args:
         labels: Stack of labels: TIFF, OME-Zarr, npy, a folder of slices.
         out: Label file to write: .tif, .npy or .zarr.
-        settings: Which slices are labelled.
+        settings: Which slices are labelled, and whether an image is followed between them.
 
     Returns:
         The labels and the map of their uncertainty.
 
     Raises:
-        ImageError: The labels cannot be read, or fewer than two slices are labelled.
+        ImageError: The labels or the image cannot be read or have different shapes, or fewer than two slices are labelled.
         RunError: An output is there already, or is the input.
         SettingsError: A slice is named that the stack does not have.
     """
     labels, out = Path(labels), Path(out)
     unsure = out.with_name(f"{name_image(out)}_uncertainty{out.suffix}")
     existing: Existing = settings.existing
-    plan_outputs([out, unsure], inputs=[labels], existing=existing)
+    plan_outputs([out, unsure], inputs=[labels, *filter(None, [settings.image])], existing=existing)
     volume = open_label_volume(labels, stack=True)
     classes, _ = read_meanings(labels)
     ignore = (classes.stored_ignore if classes else 255) if settings.ignore == "auto" else settings.ignore
     stored = _list_labelled(volume, ignore, settings)
     shape = (volume.shape[0] if settings.depth == "auto" else settings.depth, *volume.shape[1:])
+    image = None if settings.image is None else _open_image(settings.image, shape, labels)
+    progress = Progress("interpolating", shape[0], "slice")
     with contextlib.ExitStack() as stack:
         map_sink = stack.enter_context(create_image(unsure, shape, np.uint8, like=volume))
         label_sink = stack.enter_context(create_labels(out, shape, classes, volume))
-        for z, (plane, unknown) in enumerate(
-            track(_fill(volume, stored, shape, ignore), "interpolating", shape[0], "slice")
-        ):
+        for z, (plane, unknown) in enumerate(_fill(volume, stored, shape, ignore, image, progress)):
             place = slice(z, z + 1), slice(None), slice(None)
             label_sink.write(place, _to_ids(plane, classes, labels)[None])
             map_sink.write(place, unknown[None])
+            progress.update(z + 1)
+    progress.finish()
     return [out, unsure]
 
 
@@ -120,8 +128,26 @@ def _list_labelled(volume: Volume, ignore: int, settings: InterpolateSettings) -
     return dict(zip(listed, range(depth) if settings.depth != "auto" else listed, strict=True))
 
 
-def _fill(volume: Volume, stored: dict[int, int], shape: tuple[int, int, int], ignore: int) -> Any:
-    """Yields label values and their uncertainty, uint8, shape (y, x), of every slice of the stack."""
+def _open_image(path: Path, shape: tuple[int, int, int], labels: Path) -> Volume:
+    image = open_volume(path, stack=True)
+    if image.shape != shape:
+        raise ImageError(
+            f"{path} has {' x '.join(map(str, image.shape))} voxels (z, y, x) and the stack of {labels} "
+            f"{' x '.join(map(str, shape))}; expected the image that was labelled, whole. Where {labels} holds the labelled "
+            "slices alone, --slices and --depth say where they belong."
+        )
+    return image
+
+
+def _fill(
+    volume: Volume,
+    stored: dict[int, int],
+    shape: tuple[int, int, int],
+    ignore: int,
+    image: Volume | None,
+    progress: Progress,
+) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
+    """Yields label values and their uncertainty, shape (y, x), of every slice of the stack."""
     numbers = list(stored)
     certain = np.zeros(shape[1:], np.uint8)
     nothing = np.full(shape[1:], ignore), np.full(shape[1:], 255, np.uint8)
@@ -129,10 +155,20 @@ def _fill(volume: Volume, stored: dict[int, int], shape: tuple[int, int, int], i
     for first, second in itertools.pairwise(numbers):
         before, after = (np.asarray(volume.data[stored[z]]) for z in (first, second))
         yield before, certain
-        gap = measure_gap(before, after) if second > first + 1 else None
-        for z in range(first + 1, second):
-            assert gap is not None
-            plane, unknown = blend(gap, (z - first) / (second - first))
+        if second == first + 1:
+            continue
+        between: Iterable[tuple[NDArray[Any], NDArray[Any]]]
+        if image is None:
+            gap = measure_gap(before, after)
+            between = (blend(gap, share) for share in np.arange(1, second - first) / (second - first))
+        else:
+            grey = np.asarray(image.data[first : second + 1])
+
+            def report(done: float, start: int = first + 1) -> None:
+                progress.update(start + done)
+
+            between = zip(*walk_gap(before, after, grey, report), strict=True)
+        for plane, unknown in between:
             yield plane, (unknown * 255).round().astype(np.uint8)
     yield np.asarray(volume.data[stored[numbers[-1]]]), certain
     yield from itertools.repeat(nothing, shape[0] - numbers[-1] - 1)
