@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 pytest.importorskip("qtpy.QtWidgets", reason="Qt cannot be loaded here", exc_type=ImportError)
 from napari.components import ViewerModel
@@ -24,6 +25,8 @@ from neurotome.cli import make_app
 from neurotome.datasets import open_dataset
 from neurotome.inference.predict_settings import PredictSettings
 from neurotome.io import read_labels, write_image, write_labels
+from neurotome.io.lazy_array import LazyArray
+from neurotome.io.ome_zarr import describe_multiscale
 from neurotome.napari import predict_panel, samples, tune_panel
 from neurotome.napari.correct_panel import CorrectPanel
 from neurotome.napari.layers import find_classes, open_layer
@@ -256,3 +259,28 @@ def test_view_shows_the_same_layers(tmp_path: Path) -> None:
     assert list(labels.features["class"]) == ["vessel", "cell"]
     assert find_classes(labels) == scene.layers[0].classes
     assert open_layer(image).voxel_size_um == (3, 2, 1.5)
+
+
+def test_view_shows_a_large_volume_by_its_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finest = np.arange(4 * 32 * 48).reshape(4, 32, 48).astype(np.uint8)
+    levels = [finest, finest[::2, ::2, ::2]]
+    group = zarr.open_group(tmp_path / "image.zarr", mode="w", zarr_format=3)
+    for number, voxels in enumerate(levels):
+        group.create_array(str(number), data=voxels, chunks=(1, 8, 8))
+    multiscale = describe_multiscale("image", (3.0, 2.0, 1.5), (0, 0, 0), {"0": (1, 1, 1), "1": (2, 2, 2)})
+    group.update_attributes({"ome": {"version": "0.5", "multiscales": [multiscale]}})
+    scene = open_scene(tmp_path / "image.zarr")
+    assert isinstance(scene.image.data, np.ndarray)  # as small as it is
+    monkeypatch.setattr("neurotome.viewing.scene.HELD_BYTES", 1000)
+    scene = open_scene(tmp_path / "image.zarr")
+    places = []
+    read = LazyArray._read_place
+    monkeypatch.setattr(LazyArray, "_read_place", lambda array, place: [places.append(place), read(array, place)][1])
+    viewer = ViewerModel()
+    add_layers(viewer, scene)
+    assert {part.stop - part.start for place in places for part in place} == {0, 1, 8}  # nothing, or a chunk
+    (image,) = viewer.layers
+    for found, expected in zip(image.data, levels, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(image.scale, (3, 2, 1.5))
+    np.testing.assert_array_equal(open_layer(image).data[1:3, 5:9], finest[1:3, 5:9])  # what the panels work on

@@ -11,7 +11,6 @@ import json
 import socket
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +22,10 @@ from neuroglancer.server import Server
 from neuroglancer.viewer_base import ViewerBase
 from numpy.typing import NDArray
 
-from neurotome.errors import ImageError, NeurotomeError, RunError, SettingsError, show
-from neurotome.io.lazy_array import Coarser, LazyArray
+from neurotome.errors import NeurotomeError, RunError, SettingsError, show
+from neurotome.io.lazy_array import Coarser
 from neurotome.viewing.levels import Repeated, choose_limit, choose_source
-from neurotome.viewing.scene import OPACITY, LabelLayer, Scene
+from neurotome.viewing.scene import OPACITY, LabelLayer, Scene, find_coarser
 from neurotome.viewing.state import KEPT, State, restore_state
 from neurotome.volume import Size
 
@@ -103,7 +102,7 @@ def _start(port: int) -> Server:
 
 
 def _describe(scene: Scene, names: str) -> neuroglancer.ViewerState:
-    image, *labels = [_find_coarser(data) for data in (scene.image.data, *(layer.data for layer in scene.layers))]
+    image, *labels = [find_coarser(data) for data in (scene.image.data, *(layer.data for layer in scene.layers))]
     flat = scene.image.shape[0] == 1 or _is_cut_in_slices(scene.image.data)
     state = neuroglancer.ViewerState()
     state.dimensions = _make_space(scene, "xyz")  # the order on the screen; voxels keep theirs
@@ -148,17 +147,6 @@ def _check_state(state: State) -> None:
                 f"the saved view says {key}: {show(state.get(key))}, which neuroglancer does not know; expected what "
                 "--save-state wrote. Take it out, or leave --from-state out."
             ) from error
-
-
-def _find_coarser(data: Any) -> Sequence[Coarser]:
-    """Returns the coarser levels of a layer that stays in its file; the finest one can be seen without them."""
-    if not isinstance(data, LazyArray):
-        return ()
-    try:
-        return data.find_coarser()
-    except ImageError as error:
-        warnings.warn(f"{error} Its coarser levels are not used.", stacklevel=5)
-        return ()
 
 
 def _can_be_overseen(scene: Scene, coarser: Sequence[Sequence[Coarser]]) -> bool:

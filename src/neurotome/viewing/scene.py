@@ -18,7 +18,7 @@ from neurotome.classes import OKABE_ITO, ClassSet, Colour
 from neurotome.datasets.base import SPLITS
 from neurotome.errors import ImageError, NeurotomeError, RunError
 from neurotome.io.files import find_image
-from neurotome.io.lazy_array import LazyArray
+from neurotome.io.lazy_array import Coarser, LazyArray
 from neurotome.io.meanings import find_listed_size, read_meanings
 from neurotome.io.opening import open_label_volume, open_volume
 from neurotome.models.stored_model import read_model
@@ -156,6 +156,17 @@ def find_contrast(data: Any) -> tuple[float, float]:
     if low >= high:
         low, high = sample.low, max(sample.high, sample.low + 1)
     return (low, high) if data.dtype.kind == "f" else (math.floor(low), math.ceil(high))
+
+
+def find_coarser(data: Any) -> Sequence[Coarser]:
+    """Returns the coarser levels of a layer that stays in its file; the finest one can be seen without them."""
+    if not isinstance(data, LazyArray):
+        return ()
+    try:
+        return data.find_coarser()
+    except ImageError as error:
+        warnings.warn(f"{error} Its coarser levels are not used.", stacklevel=5)
+        return ()
 
 
 def show_size(size_um: Size | None) -> str:

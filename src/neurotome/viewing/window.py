@@ -7,10 +7,14 @@ import sys
 from typing import Any
 
 from neurotome.errors import NeurotomeError
+from neurotome.io.lazy_array import LazyArray
 from neurotome.lazy import import_extra
-from neurotome.viewing.scene import OPACITY, LabelLayer, Scene
+from neurotome.viewing.scene import OPACITY, LabelLayer, Scene, find_coarser
 
 CLEAR = (0.0, 0.0, 0.0, 0.0)
+
+UNCHUNKED = (1, 512, 512)
+"""Voxels (z, y, x) that are read together of a file that stores no chunks."""
 
 
 def has_display() -> bool:
@@ -37,10 +41,22 @@ def show_window(scene: Scene) -> None:
 def add_layers(viewer: Any, scene: Scene) -> None:
     """Adds image and labels to a napari viewer (or to its `ViewerModel`, which needs no display)."""
     place: dict[str, Any] = {"scale": scene.size_um or (1, 1, 1), "units": ["um" if scene.size_um else "pixel"] * 3}
-    viewer.add_image(scene.image.data, name="image", contrast_limits=scene.contrast, multiscale=False, **place)
+    viewer.add_image(name="image", contrast_limits=scene.contrast, **_list_levels(scene.image.data), **place)
     for number, layer in enumerate(scene.layers):
-        viewer.add_labels(layer.data, visible=number == 0, **describe_labels(layer), **place)
+        described = describe_labels(layer) | _list_levels(layer.data)
+        viewer.add_labels(visible=number == 0, **described, **place)
     viewer.canvas.overlays.scale_bar.visible = scene.size_um is not None
+
+
+def _list_levels(data: Any) -> dict[str, Any]:
+    """Returns the levels of a layer as napari takes them; it reads what is in view, of the level that fits the screen."""
+    if not isinstance(data, LazyArray):
+        return {"data": data, "multiscale": False}
+    from dask.array import from_array  # napari brings it, and cuts out what is in view before it picks a slice
+
+    levels = [data, *(level.data for level in find_coarser(data))]
+    lazy = [from_array(level, level.chunk_zyx or UNCHUNKED, asarray=False) for level in levels]  # type: ignore[no-untyped-call]
+    return {"data": lazy, "multiscale": True}
 
 
 def describe_labels(layer: LabelLayer) -> dict[str, Any]:
