@@ -113,10 +113,8 @@ def choose_device(name: str) -> str:
     kind, _, index = name.partition(":")
     if not have[kind]:
         found = ", ".join(device for device, is_here in have.items() if is_here)
-        raise SettingsError(f"device {name!r} is not on this machine; found {found}. Use --device auto.")
+        raise SettingsError(f"device {name!r} is not on this machine; found {found}. Leave it out, or say auto.")
     if index and int(index) >= (count := torch.cuda.device_count()):
         there = "1 GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
-        raise SettingsError(
-            f"device {name!r} is not on this machine, which has {there}. Use one of these, or --device auto."
-        )
+        raise SettingsError(f"device {name!r} is not on this machine, which has {there}. Use one of these, or auto.")
     return name
