@@ -142,7 +142,7 @@ def slices(tmp_path: Path) -> Path:
 
 def test_numbers_of_cells_are_divided_by_recall_and_times_precision(slices: Path, tmp_path: Path) -> None:
     scores = write_scores(tmp_path / "scores.json", images=12)
-    found = neurotome.measure(slices, out=tmp_path / "out", scores=scores, neck=0.0, vessels="none")
+    found = neurotome.measure(slices, out=tmp_path / "out", scores=scores, vessels="none")
     density = found.tables["density"]
     one = json.loads(scores.read_text())["objects"]["overlap"]["per_class"]["cell"]
     assert (one["precision"], one["recall"]) == (24 / 30, 24 / 36)
@@ -172,7 +172,9 @@ def test_profiles_of_vessels_are_corrected_and_a_run_folder_is_read(slices: Path
     printed = capsys.readouterr().out
     assert "fraction_corrected_low" in printed
     assert "profiles_corrected_per_mm2" in printed
-    assert "--neck 0 has both alike" in printed
+    assert "Touching" not in printed
+    assert run("measure", slices, "--out", tmp_path / "other", "--scores", tmp_path / "run", "--neck", "0.5") == 0
+    assert "parted by --neck 0.5 here and by 0.7 in the scores" in " ".join(capsys.readouterr().out.split())
     assert "like those of the test images (toy, split test, 12 images)" in printed
 
 

@@ -14,11 +14,13 @@ from scipy import ndimage
 
 from neurotome.classes import ClassSet
 from neurotome.errors import SettingsError
-from neurotome.objects.find import ObjectFinder, Objects, Shared
+from neurotome.objects.find import ObjectFinder, Objects, Parting, Shared
 from neurotome.objects.match import match_by_distance, match_by_overlap
 from neurotome.objects.scores import ObjectSettings, read_units
 from neurotome.runs.contents import check_scores
 from neurotome.scoring import Scores, score_images
+from tests import measured_labels
+from tests.measured_labels import measure_array
 
 CLASSES = ClassSet(("background", "blood vessel", "cell"))
 VESSEL, CELL = 1, 2
@@ -58,6 +60,39 @@ def test_objects_found_slice_by_slice_are_those_of_the_whole_volume(mask: np.nda
         np.testing.assert_allclose([c for _, c in given_objects], [c for _, c in expected], atol=1e-9)
     assert shared.voxels.sum() == np.count_nonzero(mask & other)
     assert len(np.unique(shared.pairs, axis=0)) == len(shared.pairs)
+
+
+@given(masks, st.sampled_from([0.5, 0.7, 1.0]), st.sampled_from([(1.0, 1.0, 1.0), (2.0, 1.0, 0.5)]))
+@settings(max_examples=60, deadline=None)
+def test_touching_objects_are_parted_as_each_by_itself_is(mask: np.ndarray, neck: float, size: tuple) -> None:
+    finder = ObjectFinder(Parting(neck, size))
+    for plane in mask:
+        finder.add(plane, plane, np.ones(plane.shape, bool))
+    true, found, shared = finder.finish()
+    cells = measure_array(
+        mask * np.uint8(measured_labels.CELL), size_um=size, neck=neck, smallest_um=0, vessels="none", axons="none"
+    ).tables["cells"]
+    expected = sorted(zip(*(cells[f"centroid_{axis}_um"] for axis in "zyx"), strict=True))
+    np.testing.assert_allclose(sorted(map(tuple, true.centres * size)), expected, atol=1e-9)
+    np.testing.assert_array_equal(true.centres, found.centres)
+    assert sorted(map(tuple, shared.pairs)) == [(i, i) for i in range(len(true.voxels))]
+    np.testing.assert_array_equal(shared.voxels, true.voxels)
+
+
+def test_two_cells_that_the_model_joins_are_both_found() -> None:
+    y, x = np.mgrid[:21, :40]
+    first, second = (np.hypot(y - 10, x - centre) < 6.2 for centre in (12, 24))
+    truth, predicted = np.zeros((2, 1, 21, 40), np.uint8)
+    truth[0, first | second] = CELL
+    truth[0, :, 18] = 0
+    predicted[0, first | second] = CELL  # a bridge of a pixel's width
+    joined, parted = (score(truth, predicted, ObjectSettings(smallest=0, neck=neck)) for neck in (0, 0.7))
+    counts = [[one["per_class"]["cell"][key] for key in ("true", "found", "neck")] for one in (joined, parted)]
+    assert counts == [[2, 1, 0.0], [2, 2, 0.7]]
+    assert [one["overlap"]["per_class"]["cell"]["matched"] for one in (joined, parted)] == [0, 2]
+    assert parted["per_class"]["blood vessel"]["neck"] == 0
+    with pytest.raises(SettingsError, match=r"neck is 1\.5; expected a share"):
+        ObjectSettings(neck=1.5)
 
 
 places = st.lists(st.tuples(*[st.integers(0, 6).map(float)] * 3), max_size=5)
@@ -175,7 +210,7 @@ def test_intervals_of_objects_hold_the_score_and_the_table_shows_them() -> None:
     )
     shown = str(Scores(scores))
     assert f"{one['recall']:.3f} ({low:.3f} to {high:.3f})" in shown
-    assert "cell: centres at most 2.26 pixels apart, none below 4 pixels in diameter." in shown
+    assert "cell: centres at most 2.26 pixels apart, none below 4 pixels in diameter, parted at" in shown
 
 
 def test_which_classes_are_objects() -> None:

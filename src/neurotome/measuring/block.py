@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from neurotome.blocks import Box, Grid, Triple
 from neurotome.measuring.objects import CUT, LOW, Pieces, Shaping, find_pieces
-from neurotome.measuring.shapes import Mask
 from neurotome.measuring.source import NOT_LABELLED, Source
+from neurotome.objects.masks import Mask
 
 FRAME = 256
 """Beside the ids of the classes: voxels at which a cell that counts may begin."""

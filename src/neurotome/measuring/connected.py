@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.blocks import Box, Triple
-from neurotome.measuring.shapes import Mask
+from neurotome.objects.masks import Mask
 
 Ints = NDArray[np.int64]
 

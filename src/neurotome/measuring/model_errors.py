@@ -179,10 +179,12 @@ def _find_reason(objects: Mapping[str, Any], name: str, source: Source) -> str:
 def _list_doubts(objects: Mapping[str, Any], name: str, settings: MeasureSettings) -> Iterator[str]:
     """Yields where objects of the scores are others than the cells that are measured."""
     one = objects["per_class"][name]
-    if settings.neck > 0:
+    neck = one.get("neck", 0.0)  # older scores parted nothing
+    if neck != settings.neck:
         yield (
-            f"Touching {name} are parted here (--neck {settings.neck:g}), in the scores they are one: where the model joins "
-            "what is apart, the corrected number is too high. --neck 0 has both alike."
+            f"Touching {name} are parted by --neck {settings.neck:g} here and by {neck:g} in the scores, so that the "
+            f"corrected number may be off: give --neck {neck:g}, or score again with neurotome evaluate --objects.neck "
+            f"{settings.neck:g}."
         )
     if (one["smallest"], objects["unit"]) != (settings.smallest_um, "um"):
         yield (

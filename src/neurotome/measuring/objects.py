@@ -18,15 +18,13 @@ from numpy.typing import NDArray
 
 from neurotome.blocks import Box, Triple
 from neurotome.measuring.connected import connect
-from neurotome.measuring.shapes import Mask, Sides, measure_perimeter_um, measure_surface_um2
-from neurotome.measuring.splitting import split_touching
+from neurotome.measuring.shapes import measure_perimeter_um, measure_surface_um2
+from neurotome.objects.masks import Mask, Sides
+from neurotome.objects.splitting import LARGEST, split_touching
 from neurotome.volume import Size
 
 LOW, CUT = 1, 2
 """Flags of a voxel: it lies at an exclusion face; it lies at any border of what is known."""
-
-LARGEST = 1 << 23
-"""Voxels, of an object or of the box around it, above which it is no cell but a mistake: it is counted, not parted."""
 
 Faces = dict[tuple[int, int, int, int], tuple[NDArray[np.int64], NDArray[np.int64]]]
 """By block (z, y, x) and axis, of the face towards the next block: places on it, increasing, and the piece at each."""

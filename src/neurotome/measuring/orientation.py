@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from neurotome.blocks import Box, Grid, Triple
 from neurotome.measuring.fractions import UM3_PER_MM3, WHOLE, locate_clusters
 from neurotome.measuring.intervals import estimate_share
-from neurotome.measuring.shapes import Mask
 from neurotome.measuring.source import NOT_LABELLED, Source
 from neurotome.measuring.tables import gather
 from neurotome.measuring.tally import Tally
+from neurotome.objects.masks import Mask
 from neurotome.volume import Size
 
 SMOOTH, MOST_SMOOTH = 1.5, 4.0

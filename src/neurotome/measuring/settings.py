@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from neurotome.errors import SettingsError
+from neurotome.objects.splitting import NECK
 from neurotome.volume import Size, state_size
 
 
@@ -34,7 +35,7 @@ class MeasureSettings:
     axons: str = "auto"
     """Class of which the direction is measured; auto and none as for cells."""
 
-    neck: float = 0.7
+    neck: float = NECK
     """Touching cells are parted where the neck between them is narrower than this share of the smaller one. 0: never."""
 
     smallest_um: float = 4.0

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from neurotome.objects.masks import Mask, pad_mask
 from neurotome.volume import Size
 
-Mask = NDArray[np.bool_]
 Step = tuple[int, int, int]
-Sides = Sequence[tuple[int, int]]
-"""For each axis, how many voxels at its lower and at its upper end."""
 
 
 def measure_surface_um2(mask: Mask, size_um: Size) -> float:
@@ -52,14 +48,6 @@ def measure_sphericity(volume_um3: Any, surface_um2: Any) -> Any:
 def measure_circularity(area_um2: Any, perimeter_um: Any) -> Any:
     """Returns the perimeter of a disc of this area, as a share of the perimeter, squared: 1 for discs; or of many."""
     return 4 * math.pi * area_um2 / perimeter_um**2
-
-
-def pad_mask(mask: Mask, around: Sides) -> Mask:
-    """Returns a mask (z, y, x) with so many voxels of nothing before and after it along each axis."""
-    # numpy's pad takes longer than most of what is done with a cell
-    padded = np.zeros([size + before + after for size, (before, after) in zip(mask.shape, around, strict=True)], bool)
-    padded[tuple(slice(before, before + size) for size, (before, _) in zip(mask.shape, around, strict=True))] = mask
-    return padded
 
 
 def _count_crossings(padded: Mask, step: Step) -> int:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from neurotome.blocks import Box, Grid, Triple
 from neurotome.measuring.connected import connect
 from neurotome.measuring.orientation import Tensors, sum_tensors
-from neurotome.measuring.shapes import Mask
 from neurotome.measuring.source import NOT_LABELLED, Source
+from neurotome.objects.masks import Mask
 
 TILE: Triple = (128, 256, 256)
 LARGEST_BLOCK = 1 << 28

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from neurotome.block_bootstrap import IntervalSettings, Units, list_metrics, plan_tiles
 from neurotome.classes import KINDS, ClassSet
 from neurotome.errors import SettingsError
-from neurotome.objects.find import ObjectFinder, Objects, Shared
+from neurotome.objects.find import ObjectFinder, Objects, Parting, Shared
 from neurotome.objects.match import match_by_distance, match_by_overlap
+from neurotome.objects.splitting import NECK
 from neurotome.statistics import FEWEST_SLICES, estimate_units, find_stack, say_method
 from neurotome.volume import Size
 
@@ -40,12 +41,18 @@ class ObjectSettings:
     within: float | Literal["auto"] = "auto"
     """How far the centres of a pair may lie apart, in the same unit; auto: half of the mean diameter of the true objects."""
 
+    neck: float = NECK
+    """Touching objects are parted where the neck between them is narrower than this share of the smaller one, as in
+    `measure`; vessels never are. 0: what touches is one."""
+
     as_slices: bool = False
     """Take every slice of a stack by itself, as `measure --as-slices` does."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.smallest < math.inf:
             raise SettingsError(f"objects.smallest is {self.smallest}; expected a diameter, 0 or more.")
+        if not 0 <= self.neck <= 1:
+            raise SettingsError(f"objects.neck is {self.neck}; expected a share, 0 to 1.")
         if self.within != "auto" and not 0 < self.within < math.inf:
             raise SettingsError(f"objects.within is {self.within}; expected a distance, more than 0, or auto.")
 
@@ -70,7 +77,7 @@ class _Image(NamedTuple):
 
 
 class ObjectScorer:
-    """Takes labels slice by slice, and scores the objects in them; memory grows with the number of objects alone."""
+    """Takes labels slice by slice, and scores the objects in them; memory is that of `ObjectFinder`."""
 
     def __init__(self, classes: ClassSet, settings: ObjectSettings, sizes_um: Mapping[str, Size]) -> None:
         """Begins a split.
@@ -93,7 +100,8 @@ class ObjectScorer:
         joined = joined and find_stack(name) == find_stack(self._names[-1]) and truth.shape == self._shape
         if not joined:
             self._close()
-            self._open = {number: ObjectFinder() for number in self._ids}
+            parting = Parting(self._settings.neck, self._sizes.get(name, (1.0, 1.0, 1.0))) if self._settings.neck else None
+            self._open = {number: ObjectFinder(None if self._is_vessel(number) else parting) for number in self._ids}
             self._first, self._shape = len(self._names), (truth.shape[0], truth.shape[1])
         self._deep |= joined
         self._names.append(name)
@@ -112,8 +120,7 @@ class ObjectScorer:
         grids: dict[tuple[str, int, int], NDArray[np.int64]] = {}
         per_class: dict[str, dict[str, Any]] = {}
         for place, number in enumerate(self._ids):
-            vessels = self._classes.names[number].lower() in KINDS["vessels"]
-            smallest = 0.0 if vessels else self._settings.smallest
+            smallest, neck = (0.0, 0.0) if self._is_vessel(number) else (self._settings.smallest, self._settings.neck)
             kept = [self._keep(image, in_um, smallest) for image in self._images[number]]
             diameters = np.concatenate([diameters for *_, diameters in kept])
             mean = float(diameters.mean()) if len(diameters) else None
@@ -138,6 +145,7 @@ class ObjectScorer:
                 "left_out": sum(unknown for _, unknown, _ in kept),
                 "mean_diameter": mean,
                 "smallest": smallest,
+                "neck": neck,
                 "within": within,
             }
         content: dict[str, Any] = {
@@ -152,6 +160,9 @@ class ObjectScorer:
             ],
         }
         return {**content, **{matching: _score(content, matching, interval) for matching in MATCHINGS}}
+
+    def _is_vessel(self, number: int) -> bool:
+        return self._classes.names[number].lower() in KINDS["vessels"]
 
     def _close(self) -> None:
         for number, finder in self._open.items():
@@ -239,6 +250,8 @@ def describe_objects(objects: Mapping[str, Any]) -> Iterable[str]:
         said = [f"centres at most {one['within']:.3g} {unit} apart"]
         if one["smallest"]:
             said.append(f"none below {one['smallest']:g} {unit} in diameter")
+        if one.get("neck"):
+            said.append(f"parted at necks below {one['neck']:g} of the smaller one")
         if one["left_out"]:
             said.append(f"{one['left_out']} found ones lie mostly where nothing is labelled, and are left out")
         yield f"{name}: {', '.join(said)}."

@@ -12,8 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurotome.measuring.shapes import Mask, Sides, pad_mask
+from neurotome.objects.masks import Mask, Sides, pad_mask
 from neurotome.volume import Size
+
+NECK = 0.7
+"""What touches is parted where the neck between them is narrower than this share of the smaller one (docs/measuring.md)."""
+
+LARGEST = 1 << 23
+"""Voxels, of an object or of the box around it, above which it is no cell but a mistake: it is counted, not parted."""
 
 
 def split_touching(mask: Mask, size_um: Size, neck: float, cut: Sides) -> NDArray[np.int32]:
