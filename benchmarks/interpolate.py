@@ -1,6 +1,7 @@
 """How well `neurotome interpolate` fills slices whose labels are hidden: by shapes, by the image, by the nearest slice.
 
     python benchmarks/interpolate.py --data ../shared/data
+    python benchmarks/interpolate.py --picture docs/pictures/interpolate.png
 
 Every so many slices keep their labels; macro F1 is that of the others, over the classes they hold. Two cutouts of the
 phantom (25 x 160 x 160 voxels of 1.17 um), and 13 sections of vnc_sstem (512 x 512 pixels of 4.6 nm, 50 nm apart).
@@ -18,7 +19,8 @@ from sklearn.metrics import f1_score
 
 from neurotome import interpolate, open_dataset
 from neurotome.annotating.interpolate import InterpolateSettings
-from neurotome.datasets.phantom.make import PhantomSettings, make_phantom
+from neurotome.classes import ClassSet
+from neurotome.datasets.phantom.make import CLASSES, PhantomSettings, make_phantom
 from neurotome.io import open_labels
 
 IGNORE = 255
@@ -54,11 +56,37 @@ def fill(grey: np.ndarray, labels: np.ndarray, kept: list[int], folder: Path, *,
     return np.asarray(open_labels(out)), time.process_time() - began
 
 
+def draw(path: Path) -> None:
+    """Draws a hidden slice of the white matter between two labelled ones: the image, the truth, and what is filled in."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from neurotome.figures.style import STYLE, save_figure
+
+    grey, labels = list_stacks(None)["vp"]
+    kept, shown = list(range(0, len(labels), 4)), 6
+    with tempfile.TemporaryDirectory() as folder:
+        shapes, followed = (fill(grey, labels, kept, Path(folder), image=image)[0] for image in (False, True))
+    panels = {"image": grey, "true labels": labels, "with --image": followed, "shapes alone": shapes}
+    colours = np.array(ClassSet(CLASSES).colours, np.uint8)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12, 3.4))
+        for axes, (title, stack) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+            plane = stack[shown]
+            axes.imshow(plane if title == "image" else colours[plane], cmap="gray", interpolation="nearest")
+            axes.set(title=title, xticks=[], yticks=[])
+        save_figure(figure, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder that holds vnc_sstem; without it the phantom alone")
     parser.add_argument("--every", nargs="+", type=int, default=[2, 3, 4, 6])
+    parser.add_argument("--picture", type=Path, help="draw one slice into this file, and measure nothing")
     asked = parser.parse_args()
+    if asked.picture:
+        draw(asked.picture)
+        return
     heads = ("stack", "labelled: every", "nearest slice", "shapes", "image", "s / Mvoxel, shapes", "s / Mvoxel, image")
     print(f"| {' | '.join(heads)} |\n{'|-' * len(heads)}|")
     for name, (grey, labels) in list_stacks(asked.data).items():
