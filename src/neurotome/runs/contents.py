@@ -74,6 +74,8 @@ def _check_objects(objects: dict[str, Any], images: int) -> None:
     names = list(objects["per_class"])
     known = {"true": int, "found": int, "left_out": int, "mean_diameter": NUMBER, "smallest": NUMBER, "within": NUMBER}
     check_types(objects["per_class"], dict.fromkeys(names, known))
+    necks = {name: one["neck"] for name, one in objects["per_class"].items() if "neck" in one}  # older files have none
+    check_types(necks, dict.fromkeys(necks, int | float))
     rates = dict.fromkeys(("precision", "recall", "f1"), NUMBER)
     for matching in ("overlap", "distance"):
         one = {"matched": int, **rates, "intervals": dict.fromkeys(rates, list | None)}
