@@ -51,19 +51,28 @@ def walk_gap(
         Label values, int64, shape (z - 2, y, x), and their uncertainty, float32, of the same shape: 1 less the difference
         of the two largest shares of walkers; 1 where two classes are equally likely, 0 where all walkers meet one.
     """
-    grey = np.asarray(image, np.float64)
-    steps = [np.diff(grey, axis=axis).ravel() for axis in range(3)]
-    spread = float(np.sqrt(sum((step**2).sum() for step in steps) / max(1, sum(step.size for step in steps))))
-    labels = np.empty((len(grey) - 2, *before.shape), np.int64)
+    spread = _measure_spread(image) or 1.0
+    labels = np.empty((len(image) - 2, *before.shape), np.int64)
     uncertainty = np.empty(labels.shape, np.float32)
-    tiles = plan_blocks(before.shape, (TILE, TILE), (REACH * (len(grey) - 1),) * 2)
+    tiles = plan_blocks(before.shape, (TILE, TILE), (REACH * (len(image) - 1),) * 2)
     for done, tile in enumerate(tiles):
         report(done / len(tiles) * len(labels))
-        window = grey[:, *tile.read] / (spread or 1)
+        window = image[:, *tile.read].astype(np.float64) / spread
         found = _walk(before[tile.read], after[tile.read], window)
         for whole, part in zip((labels, uncertainty), found, strict=True):
             whole[:, *tile.core] = part[:, *tile.crop]
     return labels, uncertainty
+
+
+def _measure_spread(image: NDArray[Any]) -> float:
+    """Returns the root of the mean square of the steps between neighbours, slice by slice: planes may be large."""
+    squares, count, above = 0.0, 0, None
+    for plane in image:
+        here = plane.astype(np.float64)
+        for step in (np.diff(here, axis=0), np.diff(here, axis=1), *([] if above is None else [here - above])):
+            squares, count = squares + float((step**2).sum()), count + step.size
+        above = here
+    return float(np.sqrt(squares / max(1, count)))
 
 
 def _walk(before: NDArray[Any], after: NDArray[Any], grey: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
