@@ -246,6 +246,19 @@ def test_the_command_keeps_classes_and_voxel_size(tmp_path: Path, capsys: pytest
     assert "is there already" in capsys.readouterr().err
 
 
+def test_what_stays_without_label_is_not_a_class_of_the_file(tmp_path: Path) -> None:
+    labels = np.zeros((6, 4, 4), np.uint8)
+    labels[1, :3], labels[4, :3] = 1, 2
+    classes = ClassSet(("background", "vessel", "cell"))
+    write_labels(tmp_path / "sparse.tif", labels, classes, Volume(labels, "labels"))
+    full, _ = interpolate(tmp_path / "sparse.tif", out=tmp_path / "full.tif", ignore=0)
+    found = np.asarray(open_labels(full))
+    assert (found[[0, 5]] == classes.ignore).all()
+    np.testing.assert_array_equal(found[[1, 4]], labels[[1, 4]])  # as they are in the file
+    assert (found[2:4, 3] == classes.ignore).all()
+    assert set(np.unique(found[2:4, :3])) == {1, 2}
+
+
 def test_what_cannot_be_filled_is_said(tmp_path: Path) -> None:
     labels = np.zeros((4, 5, 5), np.uint8)
     with pytest.raises(ImageError, match=r"every one of 4 slices has a label.*--slices.*--ignore"):

@@ -87,7 +87,8 @@ def interpolate(
     plan_outputs([out, unsure], inputs=[labels, *filter(None, [settings.image])], existing=existing)
     volume = open_label_volume(labels, stack=True)
     classes, _ = read_meanings(labels)
-    ignore = (classes.stored_ignore if classes else 255) if settings.ignore == "auto" else settings.ignore
+    unlabelled = classes.stored_ignore if classes else 255 if settings.ignore == "auto" else settings.ignore
+    ignore = unlabelled if settings.ignore == "auto" else settings.ignore
     stored = _list_labelled(volume, ignore, settings)
     shape = (volume.shape[0] if settings.depth == "auto" else settings.depth, *volume.shape[1:])
     image = None if settings.image is None else _open_image(settings.image, shape, labels)
@@ -95,7 +96,7 @@ def interpolate(
     with contextlib.ExitStack() as stack:
         map_sink = stack.enter_context(create_image(unsure, shape, np.uint8, like=volume))
         label_sink = stack.enter_context(create_labels(out, shape, classes, volume))
-        for z, (plane, unknown) in enumerate(_fill(volume, stored, shape, ignore, image, progress)):
+        for z, (plane, unknown) in enumerate(_fill(volume, stored, shape, ignore, unlabelled, image, progress)):
             place = slice(z, z + 1), slice(None), slice(None)
             label_sink.write(place, _to_ids(plane, classes, labels)[None])
             map_sink.write(place, unknown[None])
@@ -144,13 +145,17 @@ def _fill(
     stored: dict[int, int],
     shape: tuple[int, int, int],
     ignore: int,
+    unlabelled: int,
     image: Volume | None,
     progress: Progress,
 ) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
-    """Yields label values and their uncertainty, shape (y, x), of every slice of the stack."""
+    """Yields label values and their uncertainty, shape (y, x), of every slice of the stack.
+
+    What is not labelled, `ignore` in the file, is `unlabelled` in the slices that are filled.
+    """
     numbers = list(stored)
     certain = np.zeros(shape[1:], np.uint8)
-    nothing = np.full(shape[1:], ignore), np.full(shape[1:], 255, np.uint8)
+    nothing = np.full(shape[1:], unlabelled), np.full(shape[1:], 255, np.uint8)
     yield from itertools.repeat(nothing, numbers[0])
     for first, second in itertools.pairwise(numbers):
         before, after = (np.asarray(volume.data[stored[z]]) for z in (first, second))
@@ -169,7 +174,7 @@ def _fill(
 
             between = zip(*walk_gap(before, after, grey, report), strict=True)
         for plane, unknown in between:
-            yield plane, (unknown * 255).round().astype(np.uint8)
+            yield np.where(plane == ignore, unlabelled, plane), (unknown * 255).round().astype(np.uint8)
     yield np.asarray(volume.data[stored[numbers[-1]]]), certain
     yield from itertools.repeat(nothing, shape[0] - numbers[-1] - 1)
 
