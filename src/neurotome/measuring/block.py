@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.blocks import Box, Grid, Triple
-from neurotome.measuring.objects import CUT, LOW, Pieces, Shaping, find_pieces
+from neurotome.measuring.objects import BESIDE, CUT, LOW, Pieces, Shaping, find_pieces
 from neurotome.measuring.source import NOT_LABELLED, Source
 from neurotome.objects.masks import Mask
 
@@ -56,7 +56,7 @@ class BlockWork:
         around = tuple(slice(max(0, p.start - 1), min(size, p.stop + 1)) for p, size in zip(place, shape, strict=True))
         seen = self.source.read((around[0], around[1], around[2]))
         core = tuple(slice(p.start - a.start, p.stop - a.start) for p, a in zip(place, around, strict=True))
-        flags = self._flag(seen, place, around)[core] if self._has_border(seen, place) else None
+        flags = self._flag(self._find_unknown(seen, place), around)[core] if self._has_border(seen, place) else None
         labels = seen[core]
         z, y, x = (int(i) for i in np.unravel_index(number, self.grid.blocks_zyx))
         pieces = profiles = None
@@ -75,10 +75,31 @@ class BlockWork:
         ends = [(place[axis].start == 0) or (place[axis].stop == self.source.shape[axis]) for axis in self._axes]
         return any(ends) or bool((seen == NOT_LABELLED).any())
 
-    def _flag(self, seen: NDArray[np.uint8], place: Box, around: tuple[slice, ...]) -> NDArray[np.uint8]:
+    def _find_unknown(self, seen: NDArray[np.uint8], place: Box) -> Mask:
+        """Returns which voxels of a place and one more on every side are not labelled, where the smallest cell fits in.
+
+        What is narrower, such as outlines that nobody labelled, hides no cell, and is no border of one.
+        """
+        from scipy import ndimage
+
+        unknown: Mask = seen == NOT_LABELLED
+        fitting = self.shaping.smallest_zyx
+        if not unknown.any() or max(fitting) == 1:
+            return unknown
+        shape = self.source.shape
+        spans = [(p.start - edge, p.stop + edge) for p, edge in zip(place, fitting, strict=True)]
+        wide = [slice(max(0, low), min(size, high)) for (low, high), size in zip(spans, shape, strict=True)]
+        # nothing is known outside of the box
+        beyond = [(w.start - low, high - w.stop) for w, (low, high) in zip(wide, spans, strict=True)]
+        unknown = np.pad(self.source.read((wide[0], wide[1], wide[2])) == NOT_LABELLED, beyond, constant_values=True)
+        opened = np.asarray(ndimage.grey_opening(unknown.view(np.uint8), fitting), bool)
+        first = [max(0, p.start - 1) - low for p, (low, _) in zip(place, spans, strict=True)]
+        z, y, x = (slice(start, start + size) for start, size in zip(first, seen.shape, strict=True))
+        return opened[z, y, x]
+
+    def _flag(self, unknown: Mask, around: tuple[slice, ...]) -> NDArray[np.uint8]:
         """Returns which voxels lie at a border, see `LOW`: of the box, or beside a voxel that is not labelled."""
-        flags = np.zeros(seen.shape, np.uint8)
-        unknown = seen == NOT_LABELLED
+        flags = np.zeros(unknown.shape, np.uint8)
         some = unknown.any()
         for axis in self._axes:
             first, last, lower, upper = (
@@ -86,8 +107,8 @@ class BlockWork:
                 for part in (slice(1), slice(-1, None), slice(-1), slice(1, None))
             )
             if some:
-                flags[upper] |= np.where(unknown[lower], LOW | CUT, 0).astype(np.uint8)
-                flags[lower] |= np.where(unknown[upper], CUT, 0).astype(np.uint8)
+                flags[upper] |= np.where(unknown[lower], CUT | BESIDE, 0).astype(np.uint8)
+                flags[lower] |= np.where(unknown[upper], CUT | BESIDE, 0).astype(np.uint8)
             if around[axis].start == 0:
                 flags[first] |= LOW | CUT
             if around[axis].stop == self.source.shape[axis]:
@@ -114,7 +135,7 @@ class BlockWork:
             counts = np.bincount(codes, minlength=256 * len(ids)).reshape(-1, 256)
             frame = counts
             if flags is not None:
-                begin = (flags[inside].ravel() & LOW) == 0
+                begin = (flags[inside].ravel() & (LOW | BESIDE)) == 0
                 frame = np.bincount(codes[begin], minlength=256 * len(ids)).reshape(-1, 256)
             known = np.concatenate([counts, frame[:, :NOT_LABELLED].sum(1, keepdims=True)], 1)
             known[:, NOT_LABELLED] = 0
@@ -129,7 +150,7 @@ class BlockWork:
         rows = []
         for kind in (*range(len(self.source.classes)), FRAME):
             if kind == FRAME:
-                mask = labels != NOT_LABELLED if flags is None else (labels != NOT_LABELLED) & (flags & LOW == 0)
+                mask = labels != NOT_LABELLED if flags is None else (labels != NOT_LABELLED) & (flags & (LOW | BESIDE) == 0)
             else:
                 mask = labels == kind
             numbers, counts = _sum_by_cube(mask, place, self.clusters)

@@ -1,9 +1,11 @@
 """Cells as a table, and their density, with those that the border cuts counted by an unbiased rule.
 
-A cell counts unless it touches an exclusion face: the lower ones (z, y, x) of the measured box, and voxels that follow one
-that is not labelled. Cells cut by the upper faces count (Gundersen 1977, doi:10.1111/j.1365-2818.1977.tb00062.x; Sterio
-1984, doi:10.1111/j.1365-2818.1984.tb02501.x). So a cell is counted where its lowest voxels lie, which cannot be the first
-plane of each axis: the volume that density refers to, the frame, leaves these out.
+A cell counts unless it touches an exclusion face: the lower ones (z, y, x) of the measured box. Cells cut by the upper faces
+count (Gundersen 1977, doi:10.1111/j.1365-2818.1977.tb00062.x; Sterio 1984, doi:10.1111/j.1365-2818.1984.tb02501.x). So a
+cell is counted where its lowest voxels lie, which cannot be the first plane of each axis: the volume that density refers to,
+the frame, leaves these out. What is not labelled may have any shape. There a cell counts if its first voxel (lowest z, then
+y, then x) is not beside it, and the frame leaves out all voxels that are: the associated point rule (Miles 1974, On the
+elimination of edge effects in planar sampling, in: Stochastic Geometry, Wiley), right for convex cells.
 
 Profiles in single slices are counted by the same rule within the slice. Their number per area becomes a density in 3D by
 Abercrombie (1946), doi:10.1002/ar.1090940210: a slice of thickness T shows every cell of height H whose centre lies within
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from neurotome.blocks import Grid
 from neurotome.measuring.fractions import UM3_PER_MM3, WHOLE, locate_clusters
 from neurotome.measuring.intervals import Ratio, estimate_density
-from neurotome.measuring.objects import CUT, LOW, Part
+from neurotome.measuring.objects import BESIDE, CUT, LOW, Part
 from neurotome.measuring.settings import MeasureSettings
 from neurotome.measuring.shapes import measure_circularity, measure_sphericity
 from neurotome.measuring.source import Source, find_regions
@@ -30,6 +32,8 @@ from neurotome.measuring.tables import gather
 from neurotome.measuring.tally import Tally
 
 UM2_PER_MM2 = 1e6
+MOST_LOST = 0.1
+"""Share of cells that may begin beside what is not labelled without a note."""
 
 RULES = {
     False: "inclusion and exclusion faces of a box",
@@ -68,7 +72,7 @@ def list_cells(source: Source, parts: Sequence[Part], settings: MeasureSettings,
         table |= {"volume_um3": volumes, "surface_um2": edges, "sphericity": measure_sphericity(volumes, edges)}
     table["equivalent_diameter_um"] = np.array([_diameter(part, source) for part in kept], float)
     table["nearest_neighbour_um"] = _find_nearest(shifted, table.get("slice"))
-    table["counted"] = np.array([not part.flags & LOW for part in kept], bool)
+    table["counted"] = np.array([not part.flags & (LOW | BESIDE) for part in kept], bool)
     table["cut_by_border"] = np.array([bool(part.flags & CUT) for part in kept], bool)
     table["cells_in_object"] = np.array([part.parts for part in kept], np.int64)
     table["too_large"] = np.isnan(edges)
@@ -101,6 +105,17 @@ def list_densities(source: Source, cells: dict[str, Any], tally: Tally, settings
         limits = {"density_low_per_mm3": ratio.low, "density_high_per_mm3": ratio.high}
         rows.append(seen | {"density_per_mm3": ratio.value} | limits)
     return gather(rows, PROFILES if source.flat else DENSITIES)
+
+
+def describe_lost_cells(parts: Sequence[Part]) -> str | None:
+    """Returns what a reader must know where many cells begin beside what is not labelled."""
+    lost = sum(bool(part.flags & BESIDE) for part in parts)
+    if lost <= MOST_LOST * len(parts):
+        return None
+    return (
+        f"{lost} of {len(parts)} cells begin beside voxels that are not labelled, and do not count. The frame leaves out "
+        "such voxels too; but if it is cells' outlines that nobody labelled, the density is too low: label them."
+    )
 
 
 def find_height(profiles: dict[str, Any], settings: MeasureSettings) -> float:
@@ -137,7 +152,7 @@ def list_density_map(source: Source, cells: dict[str, Any], tally: Tally) -> dic
     counts, frame = count_by_cluster(source, cells, tally).ravel(), tally.count_frame().ravel()
     there = np.flatnonzero(frame)
     table = {name: values[there] for name, values in locate_clusters(source, tally).items()}
-    table["cells_counted"] = counts[there].astype(np.int64)
+    table["profiles_counted" if source.flat else "cells_counted"] = counts[there].astype(np.int64)
     if source.flat:
         table["frame_mm2"] = frame[there] * source.size_um[1] * source.size_um[2] / UM2_PER_MM2
         return table | {"profiles_per_mm2": counts[there] / table["frame_mm2"]}

@@ -23,8 +23,11 @@ from neurotome.objects.masks import Mask, Sides
 from neurotome.objects.splitting import LARGEST, split_touching
 from neurotome.volume import Size
 
-LOW, CUT = 1, 2
-"""Flags of a voxel: it lies at an exclusion face; it lies at any border of what is known."""
+LOW, CUT, BESIDE = 1, 2, 4
+"""Flags of a voxel: it lies at an exclusion face of the box; at any border of what is known; beside what is not labelled."""
+
+WIDEST = 16
+"""Voxels up to which what is not labelled may be too narrow for a cell: so much more is read around a block."""
 
 Faces = dict[tuple[int, int, int, int], tuple[NDArray[np.int64], NDArray[np.int64]]]
 """By block (z, y, x) and axis, of the face towards the next block: places on it, increasing, and the piece at each."""
@@ -38,7 +41,7 @@ class Part(NamedTuple):
         voxels: How many it has.
         centre: Mean of its voxels (z, y, x).
         edge_um: Surface in um2, of a profile perimeter in um; NaN if it is too large to be a cell.
-        flags: `LOW` and `CUT` of its voxels together.
+        flags: `LOW` and `CUT` of its voxels together, and `BESIDE` of its first one.
         parts: As how many cells its object counts.
     """
 
@@ -59,12 +62,20 @@ class Shaping:
         size_um: Edges of a voxel.
         neck: See `split_touching`.
         flat: Whether objects are profiles in single slices.
+        smallest_um: Edge of a cube (in slices, a square) in which a cell could hide, where nothing is labelled.
     """
 
     shape: Triple
     size_um: Size
     neck: float
     flat: bool
+    smallest_um: float = 0.0
+
+    @property
+    def smallest_zyx(self) -> Triple:
+        """Edges of that cube in voxels, at least 1 and at most `WIDEST`."""
+        z, y, x = (max(1, min(WIDEST, math.ceil(round(self.smallest_um / edge, 6)))) for edge in self.size_um)
+        return (1 if self.flat else z), y, x
 
     def without_parting(self) -> Shaping:
         """Returns the same for objects that are not parted, however narrow their necks are."""
@@ -87,7 +98,7 @@ class Shaping:
             z, y, x = np.nonzero(part)
             centre = (corner[0] + float(z.mean()), corner[1] + float(y.mean()), corner[2] + float(x.mean()))
             first = ((corner[0] + int(z[0])) * self.shape[1] + corner[1] + int(y[0])) * self.shape[2] + corner[2] + int(x[0])
-            flagged = 0 if flags is None else int(np.bitwise_or.reduce(flags[place][part]))
+            flagged = 0 if flags is None else _join_flags(flags[place][part])
             edge = (measure_perimeter_um if self.flat else measure_surface_um2)(part, self.size_um)
             found.append(Part(first, len(z), centre, edge, flagged, len(places)))
         return found
@@ -271,15 +282,17 @@ def _gather(found: _Object) -> tuple[NDArray[np.int64], NDArray[np.uint8] | None
 def _sum_up(voxels: NDArray[np.int64], flags: NDArray[np.uint8] | None, shape: Triple) -> Part:
     """Returns an object that is too large to be looked at as one part."""
     z, y, x = (float(along.mean()) for along in np.unravel_index(voxels, shape))
-    return Part(
-        int(voxels.min()), len(voxels), (z, y, x), math.nan, 0 if flags is None else int(np.bitwise_or.reduce(flags)), 1
-    )
+    flagged = 0 if flags is None else _join_flags(flags[np.argsort(voxels)])
+    return Part(int(voxels.min()), len(voxels), (z, y, x), math.nan, flagged, 1)
 
 
 def _add_up(parts: list[Part]) -> Part:
     voxels = sum(part.voxels for part in parts)
     z, y, x = (sum(part.centre[axis] * part.voxels for part in parts) / voxels for axis in range(3))
-    flags = 0
-    for part in parts:
-        flags |= part.flags
-    return Part(min(part.first for part in parts), voxels, (z, y, x), math.nan, flags, 1)
+    flags = _join_flags(np.array([part.flags for part in sorted(parts)], np.uint8))
+    return Part(min(parts).first, voxels, (z, y, x), math.nan, flags, 1)
+
+
+def _join_flags(flags: NDArray[np.uint8]) -> int:
+    """Returns the flags of an object from those of its voxels, or of its parts, in their order."""
+    return int(np.bitwise_or.reduce(flags) & (LOW | CUT) | flags[0] & BESIDE)

@@ -15,7 +15,13 @@ from neurotome.engines import EngineSettings, open_engine
 from neurotome.engines.base import Build, Engine
 from neurotome.errors import ImageError
 from neurotome.measuring.block import BlockWork
-from neurotome.measuring.cells import list_cells, list_densities, list_density_map, map_density
+from neurotome.measuring.cells import (
+    describe_lost_cells,
+    list_cells,
+    list_densities,
+    list_density_map,
+    map_density,
+)
 from neurotome.measuring.correction import correct_densities, correct_fractions, list_correction_notes
 from neurotome.measuring.fractions import list_fraction_map, list_fractions, map_fraction
 from neurotome.measuring.model_errors import ModelErrors
@@ -84,7 +90,7 @@ def measure_labels(source: Source, settings: MeasureSettings, errors: ModelError
     tiles = plan_tiles(source.shape, source.block_zyx)
     cube = plan_cube(source, settings)
     clusters = Grid(source.shape, cube, cube)
-    shaping = Shaping(source.shape, source.size_um, settings.neck, source.flat)
+    shaping = Shaping(source.shape, source.size_um, settings.neck, source.flat, settings.smallest_um)
     found = _Found(Tally(clusters), grid)
     cells, profiles = Stitcher(shaping), Stitcher(shaping.without_parting())
     engine_settings = EngineSettings(workers=settings.workers, threads=1, retries=0)
@@ -164,7 +170,7 @@ def _tabulate(source: Source, settings: MeasureSettings, found: _Found, errors: 
         tables |= {"axon_direction": list_directions(source, tensors, tally, level), "axon_direction_grid": directions}
         tables["axon_angles"] = list_distribution(directions)
         maps |= map_directions(directions, tensors, tally, source.flat)
-    notes = _list_notes(source, tables)
+    notes = _list_notes(source, tables, found)
     if found.network is not None:
         notes += describe_network(found.network, source.classes.names[source.vessel or 0])
     if errors is not None:
@@ -179,7 +185,7 @@ def _tabulate(source: Source, settings: MeasureSettings, found: _Found, errors: 
     return Measurements(tables, maps, (z, y, x), tuple(notes), lines)
 
 
-def _list_notes(source: Source, tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _list_notes(source: Source, tables: Mapping[str, Mapping[str, Any]], found: _Found) -> list[str]:
     notes = []
     fractions = tables["fractions"]
     whole = range(len(source.classes))
@@ -188,6 +194,8 @@ def _list_notes(source: Source, tables: Mapping[str, Mapping[str, Any]]) -> list
     empty = [source.classes.names[i] for i in whole if fractions["volume_mm3"][i] == 0]
     if empty:
         notes.append(f"No voxel is {', '.join(empty)}: the fraction is 0, without an interval.")
+    if source.cell is not None and (note := describe_lost_cells(found.cells)):
+        notes.append(note)
     if source.cell is None:
         notes.append("Cells are not measured: no class is named cell, or --cells none was given.")
     elif tables["cells"]["too_large"].any():
