@@ -137,6 +137,44 @@ def test_regions_are_measured_each_also_where_their_map_is_coarser(tif: Path, la
     assert found["cells"]["region"].tolist() == [0, 0, 614_454_277]
 
 
+@pytest.mark.parametrize(
+    ("shape", "every", "sizes", "factors"),
+    [
+        ((100, 64, 48), (16, 16, 16), None, (16, 16, 16)),  # 7 slices, which 13 to 16 would give
+        ((12, 64, 64), (1, 4, 4), None, (1, 4, 4)),
+        ((1, 64, 60), (1, 8, 8), None, (8, 8, 8)),
+        ((1, 10, 10), (1, 4, 4), 4.0, (4, 4, 4)),
+        ((1, 10, 10), (1, 4, 4), None, None),
+    ],
+)
+def test_how_much_coarser_a_map_is_follows_from_its_shape_or_its_voxel_size(
+    shape: tuple[int, ...], every: tuple[int, ...], sizes: float | None, factors: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    labels = np.zeros(shape, np.uint8)
+    write_labels(tmp_path / "labels.tif", labels, CLASSES, Volume(labels, "labels", (1.0, 1.0, 1.0)))
+    coarse = labels[:: every[0], :: every[1], :: every[2]]
+    like = None if sizes is None else Volume(coarse, "map", (sizes,) * 3)
+    write_labels(tmp_path / "map.tif", coarse, None, like)
+    if factors is None:
+        with pytest.raises(ImageError, match=r"may be coarser by 3 or 4; expected only one.*voxel size"):
+            open_source(tmp_path / "labels.tif", tmp_path / "map.tif", MeasureSettings())
+        return
+    source = open_source(tmp_path / "labels.tif", tmp_path / "map.tif", MeasureSettings())
+    assert source.regions is not None
+    assert source.regions.factors == factors
+
+
+def test_classes_that_differ_in_signs_have_maps_of_their_own(tmp_path: Path) -> None:
+    labels = np.repeat(np.arange(4, dtype=np.uint8), 10)[None, None] * np.ones((1, 40, 1), np.uint8)
+    path = tmp_path / "labels.tif"
+    write_labels(path, labels, ClassSet(("none", "GFP+", "gfp-", "膜")), Volume(labels, "labels", (1.0, 1.0, 1.0)))
+    found = neurotome.measure(path, out=tmp_path / "out", grid_um=10.0)
+    said = json.loads((found.folder / "measure.json").read_text())["maps"]
+    assert list(said.values()) == ["fraction_none.tif", "fraction_GFP_.tif", "fraction_gfp__2.tif", "fraction_膜.tif"]
+    for number, name in enumerate(said.values()):
+        np.testing.assert_array_equal(tifffile.imread(found.folder / "maps" / name)[0], np.arange(4) == number)
+
+
 def test_a_2d_picture_is_measured_as_profiles(tmp_path: Path) -> None:
     labels = draw_balls((1, 100, 100), [(0, 30, 30), (0, 60, 70), (0, 80, 20)], [8, 8, 7])
     Image.fromarray(labels[0]).save(tmp_path / "labels.png")
@@ -195,6 +233,7 @@ def test_the_phantom_is_measured_as_it_was_made(tissue: Path, tmp_path: Path) ->
         ({"bbox": "0:1,0:90,0:9"}, SettingsError, "at most 30"),
         ({"regions": "map.npy"}, ImageError, r"shape \(1, 20, 29\), the labels \(1, 30, 30\).*Resample"),
         ({"neck": 2.0}, SettingsError, "neck is 2.0; expected a share"),
+        ({"cell_diameter_um": 4.0}, SettingsError, "cell_diameter_um is 4 and smallest_um 4: no such cell"),
         ({"voxel_size_um": (1.0, 2.0)}, SettingsError, "expected three edges"),
     ],
 )
@@ -220,6 +259,12 @@ def test_a_class_that_is_absent_is_said(tmp_path: Path) -> None:
     np.save(tmp_path / "unknown.npy", np.full((20, 30, 30), 255, np.uint8))
     with pytest.raises(ImageError, match="found no labelled voxel"):
         neurotome.measure(tmp_path / "unknown.npy", out=tmp_path / "b", classes=CLASSES.names, voxel_size_um=(1.0,))
+
+
+def test_what_corrects_slices_is_refused_for_a_volume(tif: Path, tmp_path: Path) -> None:
+    for change in ({"cell_diameter_um": 11.0}, {"slice_thickness_um": 2.0}):
+        with pytest.raises(SettingsError, match=r"correct the numbers of single slices.*is measured as a volume"):
+            neurotome.measure(tif, out=tmp_path / "out", **change)
 
 
 def test_labels_without_cells_vessels_and_axons_have_fractions_only(tmp_path: Path) -> None:

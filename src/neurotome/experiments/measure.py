@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -111,9 +112,10 @@ def measure(
         for name, table in measured.tables.items():
             write_table(temporary / name, table)
         origin = tuple(part.start for part in source.box)
+        files = provenance["maps"]
         for name, values in measured.maps.items():
             like = Volume(values, name, measured.cube_um, (origin[0], origin[1], origin[2]))
-            write_image(temporary / "maps" / f"{re.sub(r'[^0-9A-Za-z]+', '_', name)}.tif", values, like)
+            write_image(temporary / "maps" / files[name], values, like)
         write_json(temporary / PROVENANCE, provenance)
         write_measures(
             temporary,
@@ -125,6 +127,19 @@ def measure(
             level=settings.level,
         )
     return Measured(out, measured.tables, measured.notes)
+
+
+def _name_maps(names: Iterable[str]) -> dict[str, str]:
+    """Returns the file of each map, named as it is but for signs, and numbered where only these differ."""
+    files: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        stem = re.sub(r"\W+", "_", name)
+        tried = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+        numbered = next(each for each in tried if each.casefold() not in taken)
+        taken.add(numbered.casefold())
+        files[name] = f"{numbered}.tif"
+    return files
 
 
 def _check_out(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
@@ -160,6 +175,8 @@ def _describe(source: Source, measured: Measurements, settings: MeasureSettings,
         "as_slices": source.flat,
         "counting_rule": RULES[source.flat],
         "cube_um": list(measured.cube_um),
+        "region_factors_zyx": None if source.regions is None else list(source.regions.factors),
+        "maps": _name_maps(measured.maps),
         "notes": list(measured.notes),
         "settings": dataclasses.asdict(settings),
         "environment": describe_environment(),

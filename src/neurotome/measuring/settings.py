@@ -75,6 +75,11 @@ class MeasureSettings:
             value = getattr(self, name)
             if value != "auto" and not 0 < value < math.inf:
                 raise SettingsError(f"{name} is {value}; expected micrometres, more than 0, or auto.")
+        if self.cell_diameter_um != "auto" and self.cell_diameter_um <= self.smallest_um:
+            raise SettingsError(
+                f"cell_diameter_um is {self.cell_diameter_um:g} and smallest_um {self.smallest_um:g}: no such cell would be "
+                "seen. Lower --smallest-um."
+            )
         for name in ("smallest_um", "slice_thickness_um"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} is {getattr(self, name)}; expected micrometres, 0 or more.")

@@ -29,7 +29,12 @@ NO_CLASS = 254
 
 @dataclass(frozen=True)
 class Regions:
-    """A map of whole numbers, of the labels' shape or coarser by whole numbers; 0 is a region like any other."""
+    """A map of whole numbers, of the labels' shape or coarser by whole numbers; 0 is a region like any other.
+
+    Attributes:
+        data: Its voxels (z, y, x).
+        factors: How many of the labels' voxels one of its is long (z, y, x).
+    """
 
     data: Any
     factors: Triple
@@ -143,6 +148,11 @@ def open_source(path: Path, regions: Path | None, settings: MeasureSettings) -> 
     size, size_from = _find_size(volume, settings, made)
     box = parse_bbox(settings.bbox, volume.shape)
     flat = settings.as_slices or volume.shape[0] == 1 or box[0].stop - box[0].start == 1
+    if not flat and (settings.cell_diameter_um != "auto" or settings.slice_thickness_um):
+        raise SettingsError(
+            f"--cell-diameter-um and --slice-thickness-um correct the numbers of single slices, and {path} is measured as a "
+            "volume. Leave them out, or say --as-slices."
+        )
     return Source(
         path,
         volume.data,
@@ -210,16 +220,41 @@ def _find_class(classes: ClassSet, what: str, name: str) -> int | None:
 
 def _open_regions(path: Path, labels: Volume) -> Regions:
     regions = open_label_volume(path, stack=True)
-    factors = []
-    for small, size in zip(regions.shape, labels.shape, strict=True):
-        fitting = [f for f in sorted({size // small, -(-size // small)}) if f and small in (size // f, -(-size // f))]
-        factors.append(min(fitting, key=lambda factor: abs(small * factor - size), default=0))
-    if 0 in factors:
+    most = max(labels.shape)
+    fitting = [
+        [f for f in range(1, most + 1) if small in (size // f, -(-size // f))]
+        for small, size in zip(regions.shape, labels.shape, strict=True)
+    ]
+    shapes = f"{path}: the region map has shape {regions.shape}, the labels {labels.shape} (z, y, x)"
+    if not all(fitting):
         raise ImageError(
-            f"{path}: the region map has shape {regions.shape}, the labels {labels.shape} (z, y, x); expected the same, or "
-            "along every axis a whole number of times less. Resample the map to the labels, nearest neighbour."
+            f"{shapes}; expected the same, or along every axis a whole number of times less. Resample the map to the "
+            "labels, nearest neighbour."
         )
-    return Regions(regions.data, (factors[0], factors[1], factors[2]))
+    factors = _choose_factors(fitting, regions, labels)
+    if factors is None:
+        possible = min((axis for axis in fitting if len(axis) > 1), key=len)
+        raise ImageError(
+            f"{shapes}, so that it may be coarser by {' or '.join(map(str, possible[:4]))}; expected only one "
+            "that fits. Give both files their voxel size, or resample the map to the labels, nearest neighbour."
+        )
+    return Regions(regions.data, factors)
+
+
+def _choose_factors(fitting: list[list[int]], regions: Volume, labels: Volume) -> Triple | None:
+    """Returns by how much a map is coarser along each axis, of what its shape allows; None if that cannot be told."""
+    if regions.voxel_size_um is not None and labels.voxel_size_um is not None:
+        z, y, x = (round(a / b) for a, b in zip(regions.voxel_size_um, labels.voxel_size_um, strict=True))
+        if all(f in axis for f, axis in zip((z, y, x), fitting, strict=True)):
+            return z, y, x
+    exact = [size // small if size % small == 0 else None for small, size in zip(regions.shape, labels.shape, strict=True)]
+    common = set(fitting[0]).intersection(*fitting[1:])
+    if common:
+        most = max(map(exact.count, common))
+        best = [factor for factor in common if exact.count(factor) == most]
+        return (best[0],) * 3 if len(best) == 1 else None
+    z, y, x = (e or (axis[0] if len(axis) == 1 else 0) for e, axis in zip(exact, fitting, strict=True))
+    return (z, y, x) if z and y and x else None
 
 
 def _show_box(box: Box) -> str:
