@@ -38,9 +38,9 @@ from neurotome.normalize import Normalization
 from neurotome.pixels.train import BaselineSettings
 from neurotome.predictor import predict_slice
 from neurotome.report.slides import load_slides
-from neurotome.training.prepare import choose_steps
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import PatchSampler, SampleSettings
+from neurotome.training.sizes import choose_steps
 from neurotome.volume import Volume
 
 SHAPE = (24, 40, 48)

@@ -228,6 +228,16 @@ def test_frozen_statistics_stay_and_weights_move(model: Path, tmp_path: Path, fr
         assert not torch.equal(found["core.encoder.model.conv_stem.weight"], before["core.encoder.model.conv_stem.weight"])
 
 
+def test_an_encoder_without_a_rate_stays_as_it_is(model: Path, tmp_path: Path) -> None:
+    module = build(make_dataset(), make_recipe(model, train=dataclasses.replace(SHORT, encoder_rate=0.0)))
+    before = {key: value.clone() for key, value in module.net.state_dict().items()}
+    fit(module, Run(tmp_path / "run"))
+    moved = {key for key, value in module.net.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved
+    assert not [key for key in moved if key.startswith("core.encoder.")]
+    assert [key for key in moved if "running" in key]  # those of the decoder
+
+
 @pytest.mark.filterwarnings("default:toy. no split val")
 def test_without_a_split_val_the_last_weights_are_kept(model: Path, tmp_path: Path) -> None:
     whole = make_dataset()

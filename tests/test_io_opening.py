@@ -105,6 +105,9 @@ def test_every_format_is_read_as_zyx_with_its_voxel_size(tmp_path: Path, name: s
     assert volume.data.dtype == ("float32" if name == "a.mrc" else "uint8")
     assert volume.voxel_size_um == (None if name == "a.npy" else pytest.approx(SIZE, rel=1e-5))
     assert open_volume(path, voxel_size_um=(3.0, 3.0, 3.0)).voxel_size_um == (3.0, 3.0, 3.0)
+    # a pixel's edge says nothing of how far slices are apart, where the file says that this is another length
+    apart = 3.0 if name == "a.npy" else pytest.approx(SIZE[0], rel=1e-5)
+    assert open_volume(path, voxel_size_um=3.0).voxel_size_um == (apart, 3.0, 3.0)
     np.testing.assert_array_equal(read_image(path).data, STACK)
     if name != "a.mrc":
         np.testing.assert_array_equal(read_labels(path), STACK)

@@ -13,6 +13,7 @@ import pytest
 
 from neurotome.classes import ClassSet
 from neurotome.datasets.base import Cutout, Dataset
+from neurotome.errors import RunError
 from neurotome.experiments.run_network import train_and_score
 from neurotome.experiments.run_pixels import fit_and_score
 from neurotome.models.model_folder import read_digest
@@ -119,6 +120,24 @@ def test_a_finished_run_is_prolonged_and_scored_again(dataset, tmp_path):
     after = run.read_scores("test")["made_from"]
     assert after["data_sha256"] == before["made_from"]["data_sha256"]
     assert after["weights_sha256"] == read_digest(run.folder)
+
+
+def test_a_finished_run_that_lacks_what_it_needs_says_so_and_stays(dataset, tmp_path):
+    run = train_and_score(dataset, "toy", tmp_path / "run", RECIPE)
+    shutil.rmtree(run.checkpoints)
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    longer = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, epochs=2))
+    with pytest.raises(RunError, match=r"its checkpoints are gone, so it cannot go on with larger train\.epochs.*--init"):
+        train_and_score(dataset, "toy", run.folder, longer)
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+    train_and_score(dataset, "toy", run.folder, RECIPE)  # needs none
+    weights = run.model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(RunError, match=r"damaged.*Restore .*model from a copy, or train in a new --out"):
+        train_and_score(dataset, "toy", run.folder, RECIPE)
+    shutil.rmtree(run.model)
+    with pytest.raises(RunError, match=r"found no model, though the training is finished\. Restore"):
+        train_and_score(dataset, "toy", run.folder, RECIPE)
 
 
 def test_a_kill_before_the_first_file_is_gone_on_from(dataset, tmp_path):

@@ -83,7 +83,7 @@ def test_open_needs_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "left", [[], [".config.7.aa.partial.yaml"], [".DS_Store"], ["config.yaml"], ["config.yaml", "run.json"]]
+    "left", [[], [".config.7.aa.partial.yaml"], [".DS_Store"], ["run.json"], ["config.yaml", "run.json"]]
 )
 def test_a_folder_in_which_nothing_was_trained_is_free(tmp_path, left):
     """Whatever a kill in the first writes leaves."""
@@ -102,7 +102,7 @@ def test_a_folder_in_which_nothing_was_trained_is_free(tmp_path, left):
     assert not list(run.folder.glob(".*partial*"))
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "model/model.json", ".git/HEAD", "environment.json"])
+@pytest.mark.parametrize("name", ["notes.txt", "model/model.json", ".git/HEAD", "environment.json", "config.yaml"])
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path, name):
     run = Run(tmp_path)
     (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -28,6 +28,7 @@ from neurotome.training.average import MovingAverage
 from neurotome.training.checkpoints import list_checkpoints
 from neurotome.training.recipe import Recipe, TrainSettings, parse_duration
 from neurotome.training.sampler import SampleSettings
+from neurotome.volume import Volume
 
 ENCODER = "mobilenetv3_small_050"
 SMALL = {
@@ -330,6 +331,42 @@ def test_the_last_epoch_is_kept_where_it_is_asked_for(tmp_path, monkeypatch):
             run_fit(dataset, tmp_path / "stopped", train=settings, **SMALL)
     run_fit(dataset, tmp_path / "stopped", train=settings, **SMALL)
     assert_same_training(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_slices_without_labels_are_not_validated(tmp_path):
+    dataset = make_dataset()
+    cutout = dataset.split("val")[0]
+    grey = Volume(np.repeat(np.asarray(cutout.volume.data), 3, 0), "sparse")
+
+    def split(*labelled):
+        labels = np.full(grey.shape, 255, np.uint8)
+        labels[list(labelled)] = cutout.labels[0]
+        return dataclasses.replace(dataset, splits={**dataset.splits, "val": (Cutout(grey, labels),)})
+
+    settings = TrainSettings(epochs=2, steps_per_epoch=1, device="cpu", val_slices=1, average=0.0)
+    patient = dataclasses.replace(settings, patience=1)
+    with pytest.raises(SettingsError, match=r"train\.patience is 1, but toy: split val has no labelled pixel"):
+        build(split(), Recipe(train=patient, **SMALL))
+    with pytest.warns(UserWarning, match="split val has no labelled pixel, so nothing is validated and the weights of"):
+        module = build(split(), Recipe(train=settings, **SMALL))
+    fitting.fit(module, Run(tmp_path / "run"))
+    last = load_newest(tmp_path / "run")["state_dict"]
+    assert all(torch.equal(v, last[f"net.{k}"]) for k, v in load_model(tmp_path / "run").net.state_dict().items())
+    assert [z for _, z in build(split(2), Recipe(train=settings, **SMALL)).validation] == [2]
+
+
+@pytest.mark.parametrize("order", ["random", "sequential"])
+def test_a_batch_of_one_that_a_network_cannot_learn_from_is_refused(order):
+    dataset = make_dataset()
+    shape = dataset.split("train")[0].volume.shape[1:]
+    tiles = sum(-(-y // 32) * -(-x // 32) * z for z, y, x in (c.volume.shape for c in dataset.split("train")))
+    assert shape[0] >= 32
+    batch = 1 if order == "random" else tiles - 1
+    sample = SampleSettings(patch=32, batch=batch, order=order)
+    recipe = Recipe(train=TrainSettings(device="cpu"), sample=sample, model=ModelSettings("unet", "resnet18"))
+    with pytest.raises(SettingsError, match=r"sample\.batch is .* makes a patch of 32 pixels one pixel"):
+        build(dataset, recipe)
+    build(dataset, dataclasses.replace(recipe, model=SMALL["model"]))  # one that sees less
 
 
 def test_the_schedule_step_falls_after_so_many_epochs(tmp_path):

@@ -10,7 +10,7 @@ from neurotome.errors import NeurotomeError
 from neurotome.io.picked import PickedSlices
 from neurotome.normalize import Normalization
 from neurotome.training.resident import ResidentImages, measure_images
-from neurotome.training.sampler import PatchSampler, SampleSettings, collect_slices
+from neurotome.training.sampler import PatchSampler, SampleSettings, list_labelled
 from neurotome.volume import Volume
 
 CLASSES = ClassSet(("background", "cell", "axon"))
@@ -109,10 +109,14 @@ def test_nothing_labelled_is_refused():
         make_sampler(Dataset("toy", CLASSES, {"train": (cutout,)}), patch=8)
 
 
-def test_slices_are_spread_evenly():
+def test_labelled_slices_are_spread_evenly():
     cutouts = make_dataset((4, 8, 8), (6, 8, 8)).split("train")
-    assert collect_slices(cutouts, 0) == [(0, z) for z in range(4)] + [(1, z) for z in range(6)]
-    assert collect_slices(cutouts, 3) == [(0, 0), (1, 0), (1, 5)]
+    assert list_labelled(cutouts, 3, 0) == [(0, z) for z in range(4)] + [(1, z) for z in range(6)]
+    assert list_labelled(cutouts, 3, 3) == [(0, 0), (1, 0), (1, 5)]
+    sparse = make_dataset((4, 8, 8), (6, 8, 8)).split("train")
+    for cutout in sparse:
+        cutout.labels[1:] = 255
+    assert list_labelled(sparse, 3, 3) == [(0, 0), (1, 0)]
 
 
 @pytest.mark.parametrize("order", ["random", "sequential"])

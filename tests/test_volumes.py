@@ -18,7 +18,7 @@ from PIL import Image
 from conftest import make_dataset, run
 from neurotome.classes import ClassSet
 from neurotome.errors import NeurotomeError, RunError, SettingsError
-from neurotome.inference import block_worker, geometry
+from neurotome.inference import block_worker, geometry, volumes
 from neurotome.inference.predict import predict, predict_probs
 from neurotome.inference.predict_settings import PredictSettings
 from neurotome.inference.verify import verify
@@ -183,6 +183,24 @@ def test_other_settings_are_refused_with_the_difference_and_begun_anew(home: Pat
         predict(home / "model", other, out, settings=CPU, options=PLAIN)
     np.testing.assert_array_equal(read(out), before)
     assert (label(home, out, axes="y", overwrite=True) != before).any()
+
+
+def test_what_overwriting_left_when_it_was_killed_is_not_taken_for_done(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.zarr"
+    shutil.copytree(home / "whole.zarr", out)
+
+    def delete_and_die(path: Path) -> None:
+        delete(path)
+        raise KeyboardInterrupt
+
+    delete = shutil.rmtree
+    with monkeypatch.context() as patched:
+        patched.setattr(volumes.shutil, "rmtree", delete_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            label(home, out, overwrite=True)
+    np.testing.assert_array_equal(label(home, out), read(home / "whole.zarr"))
 
 
 def test_three_axes_into_the_older_format(home: Path, tmp_path: Path) -> None:

@@ -38,8 +38,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~UMASK)
         _sync(temporary, os.O_RDWR)
         temporary.replace(path)
-        with contextlib.suppress(OSError):  # some file systems, and Windows, cannot sync folders
-            _sync(path.parent, os.O_RDONLY)
+        sync_folder(path.parent)
     except Exception as error:
         if is_disk_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
@@ -64,6 +63,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes last which files a folder holds, where the system can."""
+    with contextlib.suppress(OSError):  # some file systems, and Windows, cannot sync folders
+        _sync(folder, os.O_RDONLY)
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -154,8 +154,8 @@ def _open_views(
     predictors: Sequence[NetPredictor | PixelPredictor], sources: Sequence[Path], settings: SuggestSettings
 ) -> list[list[Seen]]:
     """Returns every image as each model sees it."""
-    size = settings.voxel_size_um
-    read = partial(open_volume, voxel_size_um=None if size == "auto" else (size, size, size))
+    edge = None if settings.voxel_size_um == "auto" else float(settings.voxel_size_um)
+    read = partial(open_volume, voxel_size_um=edge)
     views: list[list[Seen]] = [[] for _ in sources]
     for predictor in predictors:
         scales = measure_scales(

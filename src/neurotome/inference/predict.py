@@ -200,16 +200,15 @@ def _open(source: str | Path | NDArray[Any] | Volume, settings: PredictSettings)
     """Returns a file, or an array (y, x) or (z, y, x) checked as a file would be, as a volume."""
     if isinstance(source, Volume):
         return source
-    edge = settings.voxel_size_um
-    size_um = None if edge == "auto" else (edge, edge, edge)
+    edge = None if settings.voxel_size_um == "auto" else float(settings.voxel_size_um)
     if isinstance(source, (str, Path)):
         channel, time = (None if choice == "auto" else choice for choice in (settings.channel, settings.time))
-        return open_volume(Path(source), channel=channel, time=time, voxel_size_um=size_um)
+        return open_volume(Path(source), channel=channel, time=time, voxel_size_um=edge)
     if source.ndim not in (2, 3) or looks_like_colours(source.shape):
         raise ImageError(f"the array: shape {source.shape}; expected (y, x) or (z, y, x), grey values without colours.")
     data = source if source.ndim == 3 else source[None]
     check_grey(data, "the array")
-    return Volume(data, "array", size_um)
+    return Volume(data, "array", None if edge is None else (edge, edge, edge))
 
 
 def _prepare(predictor: Predictor, volume: Volume, scales: GreyScales) -> Volume:

@@ -45,8 +45,8 @@ class PredictSettings:
     own: each image by itself. For models of normalisation tissue, as the packaged one is."""
 
     voxel_size_um: float | Literal["auto"] = "auto"
-    """Edge of the image's pixels in micrometres; auto: what the file says. Where the model's differs, slices are resampled
-    to it and the labels brought back."""
+    """Edge of the image's pixels in micrometres; auto: what the file says. Slices are as far apart, unless the file says
+    another length. Where the model's pixels differ, slices are resampled to them and the labels brought back."""
 
     channel: int | Literal["auto"] = "auto"
     """Which channel of an image of several, from 0; auto: the only one."""

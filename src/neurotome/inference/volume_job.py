@@ -18,7 +18,7 @@ from neurotome.io.opening import open_volume
 from neurotome.normalize import Scale
 from neurotome.predictor import BackEnd, Ranges
 from neurotome.sampling import is_large, sample_boxes
-from neurotome.volume import Size, Volume
+from neurotome.volume import Volume
 
 LEDGER = Path("0", "ledger")
 """Where the ledger lies in a label store: inside the array, where readers that list groups do not look."""
@@ -31,14 +31,14 @@ class VolumeSource:
     Attributes:
         path: The image.
         channel, time: Which of several; None where there is one.
-        voxel_size_um: What a person says; None: what the file says.
+        voxel_size_um: What a person says, see `open_volume`; None: what the file says.
         flip: Lowest and highest grey value, between which all are flipped where the contrast is inverted.
     """
 
     path: str
     channel: int | None = None
     time: int | None = None
-    voxel_size_um: Size | None = None
+    voxel_size_um: float | None = None
     flip: tuple[float, float] | None = None
 
     def open(self) -> Volume:

@@ -95,9 +95,9 @@ def plan_volume(
 
     share_heap()
     device = str(choose_device(settings.device))
-    edge = settings.voxel_size_um
+    edge = None if settings.voxel_size_um == "auto" else float(settings.voxel_size_um)
     channel, time = (None if choice == "auto" else choice for choice in (settings.channel, settings.time))
-    opened = VolumeSource(str(source), channel, time, None if edge == "auto" else (edge, edge, edge))
+    opened = VolumeSource(str(source), channel, time, edge)
     volume = opened.open()
     parse_bbox(options.bbox, volume.shape)
     identity = identify_input(source)

@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from neurotome.atomic import hold_output, take_turns
+from neurotome.atomic import hold_output, sync_folder, take_turns
 from neurotome.classes import Palette
 from neurotome.engines import Engine, open_engine, settle_engine
 from neurotome.engines.serial import Serial
@@ -23,7 +23,7 @@ from neurotome.inference.volume_job import LEDGER, VolumeJob, pack_tiles
 from neurotome.inference.volume_plan import VolumePlan, plan_volume
 from neurotome.inference.volume_report import JobResult, describe_plan, describe_run, estimate, finish, say, try_out
 from neurotome.inference.volume_settings import VolumeSettings
-from neurotome.io.block_ledger import BlockLedger, name_writer
+from neurotome.io.block_ledger import HEAD, BlockLedger, name_writer
 from neurotome.io.files import find_suffix
 from neurotome.io.identity import check_unchanged
 from neurotome.io.label_store import check_output, create_label_store, find_image_of, name_confidence, open_label_store
@@ -222,7 +222,11 @@ def _holds_anything(folder: Path) -> bool:
 
 
 def _clear(out: Path, confidence: Path | None) -> None:
-    """Deletes what is there, but for the files by which the output is held."""
+    """Deletes what is there, but for the files by which the output is held; first of all what says which blocks are done."""
+    own = [path for path in (out / LEDGER).iterdir() if path.is_file() and path.suffix != ".hold"]
+    for path in sorted(own, key=lambda path: path.name == HEAD):
+        path.unlink()
+    sync_folder(out / LEDGER)
     if confidence is not None and confidence.exists():
         shutil.rmtree(confidence)
     for folder in (out, out / LEDGER.parent, out / LEDGER):

@@ -33,7 +33,7 @@ def open_volume(
     *,
     channel: int | None = None,
     time: int | None = None,
-    voxel_size_um: Size | None = None,
+    voxel_size_um: Size | float | None = None,
     stack: bool = False,
 ) -> Volume:
     """Opens a grey image or stack; voxels are read when they are asked for, but for a single PNG, JPEG or BMP.
@@ -43,7 +43,8 @@ def open_volume(
             and int16, which become float32.
         channel: Which of several channels, from 0.
         time: Which of several times, from 0.
-        voxel_size_um: Edge lengths (z, y, x) in micrometres; None: what the file says.
+        voxel_size_um: Edge lengths (z, y, x) in micrometres; or that of a pixel, which is also how far slices are apart
+            unless the file says that these are two things; None: what the file says.
         stack: Whether `path` may be a folder whose images are the slices of one volume, see `io.stack`.
 
     Returns:
@@ -57,7 +58,13 @@ def open_volume(
     path = Path(path)
     source = _open_source(path, {"c": channel, "t": time}, labels=False, stack=stack)
     check_grey(source.data, str(path))
-    return Volume(source.data, name_image(split_inner(path)[0]), voxel_size_um or source.voxel_size_um, path=path)
+    size_um = source.voxel_size_um
+    if isinstance(voxel_size_um, float):
+        apart = voxel_size_um if size_um is None or size_um[0] == size_um[2] else size_um[0]
+        size_um = apart, voxel_size_um, voxel_size_um
+    elif voxel_size_um is not None:
+        size_um = voxel_size_um
+    return Volume(source.data, name_image(split_inner(path)[0]), size_um, path=path)
 
 
 def read_image(path: str | Path, *, voxel_size_um: Size | None = None) -> Volume:

@@ -141,11 +141,11 @@ class Run:
                 warnings.warn(f"{self}: the run goes on, with larger {', '.join(larger)}.", stacklevel=3)
                 if (summary := redo_damaged(self.read_training)) is not None:  # a run killed in between goes on too
                     self.write_training({**summary, "finished": False})
-            if larger or there is None:  # config.yaml first: with it alone a folder is a run's in which nothing was trained
+            if there != record:  # first: a config.yaml alone may be somebody's own
+                write_json(self.folder / RECORD, dataclasses.asdict(record))
+            if larger or there is None:
                 plain = json.loads(json.dumps(config))  # YAML has no tuples
                 write_text(self.config, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
-            if there != record:
-                write_json(self.folder / RECORD, dataclasses.asdict(record))
             if there is None or redo_damaged(self.read_environment) is None:
                 write_json(self.folder / ENVIRONMENT, describe_environment())
             yield
@@ -157,7 +157,7 @@ class Run:
         """
         paths = (path.relative_to(self.folder) for path in self.list_files() if not path.name.startswith("."))
         names = {path.as_posix() for path in paths}
-        if names and not names & {CONFIG, RECORD}:
+        if names and (names == {CONFIG} or not names & {CONFIG, RECORD}):
             raise RunError(f"{self}: this folder holds files that are not a run; choose a new folder with --out.")
         return bool(names - {CONFIG, RECORD, ENVIRONMENT})
 

@@ -106,15 +106,15 @@ class SegmentationModule(lightning.LightningModule):
         self.augment_settings, self.settings = augment_settings, settings
         self.steps_per_epoch, self.rate = int(settings.steps_per_epoch), float(settings.learning_rate)
         norms = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.instancenorm._InstanceNorm)
-        self.frozen = [m for m in self.net.modules() if isinstance(m, norms)] if settings.freeze_statistics else []
+        still = ("",) if settings.freeze_statistics else () if settings.encoder_rate else ("core.encoder.",)
+        self.frozen = [m for name, m in self.net.named_modules() if isinstance(m, norms) and name.startswith(still)]
         named = dict(self.net.named_parameters())
         encoder = [parameter for name, parameter in named.items() if name.startswith("core.encoder.")]
         others = [parameter for name, parameter in named.items() if not name.startswith("core.encoder.")]
         is_one = settings.encoder_rate == 1
         self.groups = [(list(self.net.parameters()), 1.0)] if is_one else [(others, 1.0), (encoder, settings.encoder_rate)]
         self.start = [parameter.detach().clone() for parameter in self.net.parameters()] if settings.anchor else []
-        self.total_steps = self.steps_per_epoch * settings.epochs
-        self.step = 0
+        self.step, self.total_steps = 0, self.steps_per_epoch * settings.epochs
         self.history: list[dict[str, float | None]] = []
         self.losses: list[Tensor] = []
         self.checked = 0

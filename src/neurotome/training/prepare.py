@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from neurotome.augment import check_augment
 from neurotome.datasets.base import Dataset
 from neurotome.datasets.phantom.stream import open_replay
@@ -28,7 +26,17 @@ from neurotome.reference import identify_reference, refer
 from neurotome.training.machine import choose_devices
 from neurotome.training.rank import Rank
 from neurotome.training.recipe import Recipe, check_training
-from neurotome.training.sampler import PatchSampler, SampleSettings, collect_slices
+from neurotome.training.sampler import PatchSampler, SampleSettings, list_labelled
+from neurotome.training.sizes import (
+    DEPTH,
+    PATCH,
+    PATCH_3D,
+    check_batch,
+    check_single,
+    choose_patch,
+    choose_steps,
+    count_tiles,
+)
 from neurotome.volume import note_other_size
 
 if TYPE_CHECKING:
@@ -41,18 +49,9 @@ RATE = 3e-3
 FINE_RATE = 3e-4
 """Automatic learning rate from a trained model, whose weights are to be kept nearly as they are."""
 
-PATCH = 256
-"""Edge in pixels of the usual patch."""
-
-PATCH_3D, DEPTH = 128, 8
-"""Edge in pixels and slices of the usual 3D patch: twice the voxels of a usual patch."""
-
 ORIGIN = ("dataset", "licence", "citation", "init", "widened_from", "deepened_from")
 """What a model says of the one that its training began with; the last two, how many slices that read if they were fewer,
 and that it saw slices if this one sees volumes."""
-
-FEWEST_STEPS, MOST_STEPS = 50, 2000
-"""Steps of an epoch: validating takes no less time after few, and after many a killed training loses more."""
 
 
 @dataclass(frozen=True)
@@ -264,46 +263,6 @@ def list_splits(dataset: Dataset, recipe: Recipe) -> tuple[str, ...]:
     return names
 
 
-def choose_patch(dataset: Dataset, usual: int = PATCH) -> int:
-    """Returns the usual patch, or one that fits where the largest image is smaller."""
-    edge = max(min(cutout.volume.shape[1:]) for cutout in dataset.split("train"))
-    if edge >= usual or edge < 8:  # what is too small for any patch is for the sampler to refuse
-        return usual
-    patch = max(8, edge // 32 * 32)
-    warnings.warn(
-        f"{dataset.name}: the training images are smaller than the usual patch of {usual} pixels; patches of {patch} "
-        "are used. Say --sample.patch to choose.",
-        stacklevel=3,
-    )
-    return patch
-
-
-def choose_steps(dataset: Dataset, sample: SampleSettings) -> int:
-    """Returns the steps of an epoch: one pass over the data, but from `FEWEST_STEPS` to `MOST_STEPS`."""
-    edge, depth = int(sample.patch), int(sample.depth)
-    shapes = [cutout.volume.shape for cutout in dataset.split("train")]
-    if sample.order == "sequential":
-        return -(-sum(-(-z // depth) * -(-y // edge) * -(-x // edge) for z, y, x in shapes) // sample.batch)
-    steps = round(sum(math.prod(shape) for shape in shapes) / (edge**2 * depth * sample.batch))
-    return min(max(FEWEST_STEPS, steps), MOST_STEPS)
-
-
-def check_batch(sample: SampleSettings, in_channels: int, classes: int) -> None:
-    """Checks that a batch fits into this machine's memory.
-
-    Raises:
-        SettingsError: It does not, whatever the network.
-    """
-    each = int(sample.patch) ** 2 * int(sample.depth) * 4 * (in_channels + classes)  # images in, logits out, both float32
-    have = psutil.virtual_memory().total
-    if sample.batch * each > have:
-        raise SettingsError(
-            f"sample.batch is {sample.batch}; images and logits of so many patches of {sample.patch} pixels "
-            f"and {sample.depth} slices alone take {sample.batch * each / 1e9:.3g} GB, and this machine has "
-            f"{have / 1e9:.3g} GB. Use a --sample.batch of 4 to 64."
-        )
-
-
 def prepare(dataset: Dataset, settled: Settled, rank: Rank | None = None) -> SegmentationModule:
     """Builds all that training needs; writes nothing.
 
@@ -328,10 +287,17 @@ def prepare(dataset: Dataset, settled: Settled, rank: Rank | None = None) -> Seg
     scales = scale_dataset(normalization, dataset)
     sys.stderr.writelines(f"note: {sentence}\n" for sentence in scales.said)
     held_out = dataset.splits.get("val", ())
-    if not held_out and train.keep == "best":
+    validation = [(held_out[c], z) for c, z in list_labelled(held_out, len(dataset.classes), train.val_slices)]
+    what = "split val has no labelled pixel" if held_out else "no split val"
+    if train.patience and not validation:
+        raise SettingsError(
+            f"train.patience is {train.patience}, but {dataset.name}: {what}, so that there is nothing to watch. Leave it "
+            "out, or label an image of val."
+        )
+    if not validation and train.keep == "best":
         warnings.warn(
-            f"{dataset.name}: no split val, so nothing is validated and the weights of the last epoch are kept, not the "
-            "best ones.",
+            f"{dataset.name}: {what}, so nothing is validated and the weights of the last epoch are kept, not the best "
+            "ones.",
             stacklevel=2,
         )
     for cutout in held_out:
@@ -378,5 +344,7 @@ def prepare(dataset: Dataset, settled: Settled, rank: Rank | None = None) -> Seg
         layers: Any = timm.layers
         layers.convert_sync_batchnorm(net)  # torch's own loses the activation of timm's layers
     net.train()
-    validation = [(held_out[c], z) for c, z in collect_slices(held_out, train.val_slices)]
+    left_over = sample.order == "sequential" and count_tiles(dataset, sample) % sample.batch == 1
+    if rank.count == 1 and (sample.batch == 1 or left_over):
+        check_single(net, (in_channels, *((depth,) if depth else ()), patch, patch), sample)
     return SegmentationModule(predictor, criterion, sampler, validation, recipe.augment, train, rank, (dataset, recipe))

@@ -73,7 +73,7 @@ class Pool:
         self.scales = [known.get(number) or self.known.scale_for(cutout.volume) for number, cutout in window]
         self.numbers, self.cutouts = numbers, tuple(cutout for _, cutout in window)
         self.counts = np.concatenate([cutout.label_counts[:, : len(self.classes)] for cutout in self.cutouts])
-        self.slices = collect_slices(self.cutouts, 0)
+        self.slices = [(c, z) for c, cutout in enumerate(self.cutouts) for z in range(cutout.volume.shape[0])]
         sizes = np.array([np.prod(self.cutouts[c].volume.shape[1:]) for c, _ in self.slices], float)
         self.pixels = sizes.sum()
         self.slice_probs = sizes / self.pixels
@@ -261,9 +261,10 @@ def _tile_starts(size: int, edge: int) -> list[int]:
     return [max(0, min(start, size - edge)) for start in range(0, size, edge)]
 
 
-def collect_slices(cutouts: Sequence[Cutout], limit: int) -> list[tuple[int, int]]:
-    """Returns (cutout, z) of all slices, or of `limit` of them evenly spread if it is not 0."""
-    slices = [(c, z) for c, cutout in enumerate(cutouts) for z in range(cutout.volume.shape[0])]
+def list_labelled(cutouts: Sequence[Cutout], classes: int, limit: int) -> list[tuple[int, int]]:
+    """Returns (cutout, z) of all slices with a label, or of `limit` of them evenly spread if it is not 0."""
+    labelled = (np.flatnonzero(cutout.label_counts[:, :classes].any(axis=1)).tolist() for cutout in cutouts)
+    slices = [(c, z) for c, listed in enumerate(labelled) for z in listed]
     if limit and len(slices) > limit:
         slices = [slices[round(i)] for i in np.linspace(0, len(slices) - 1, limit)]
     return slices

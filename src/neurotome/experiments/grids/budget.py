@@ -112,8 +112,8 @@ class Costs:
 
     def count_steps(self, run: PlannedRun) -> int:
         """Returns the steps that a run's own settings ask for."""
-        from neurotome.training.prepare import choose_steps
         from neurotome.training.sampler import SampleSettings
+        from neurotome.training.sizes import choose_steps
 
         train, (batch, patch) = run.settings["train"], _rung(run)
         sample = SampleSettings(patch, run.settings["sample"]["depth"], batch, run.settings["sample"]["order"])
