@@ -211,6 +211,34 @@ def test_what_cannot_be_compared_is_refused(make_run, tmp_path):
     assert not out.exists()
 
 
+def test_somebody_elses_files_are_not_replaced(make_run, tmp_path):
+    run = make_run("a", network())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "comparison.md").write_text("mine")
+    with pytest.raises(RunError, match=r"comparison\.md: is there already, and nothing says that this command wrote it"):
+        compare(run.folder, out=tmp_path / "out")
+    assert (tmp_path / "out" / "comparison.md").read_text() == "mine"
+
+
+def test_the_report_is_of_the_dataset_that_was_scored(make_run, tmp_path):
+    run = make_run("a", network())
+    scores = run.read_scores("test")
+    made_from = {"data_sha256": make_dataset().fingerprint("test"), "weights_sha256": "a" * 64}
+    run.write_scores("test", {**scores, "made_from": made_from})
+    run.report.write_text("there")
+    with pytest.raises(RunError, match="of other images, labels or voxel sizes than those of the dataset toy"):
+        compare(run.folder, out=tmp_path / "out", report=make_dataset(offset=1))
+    assert run.report.read_text() == "there"
+    assert not (tmp_path / "out").exists()
+    compare(run.folder, out=tmp_path / "out", report=make_dataset())
+
+
+def test_other_images_under_the_same_labels_are_noted(make_run, tmp_path):
+    runs = [make_run("raw", network()), make_run("denoised", network("fpn"), dataset=make_dataset(offset=1))]
+    with pytest.warns(UserWarning, match=r"denoised was scored on other data than .*raw: pixels of test in test"):
+        compare(*(run.folder for run in runs), out=tmp_path / "out")
+
+
 def make_stack(seed, right):
     """Scores of 30 slices of which a share of pixels is right, with labels that are the same for every seed."""
     truth = np.random.default_rng(0).integers(0, 2, (30, 8, 8))

@@ -48,15 +48,17 @@ def test_images_are_divided_in_the_order_of_their_names_and_kept(tmp_path: Path)
     assert list_names(dataset) == expected == yaml.safe_load((tmp_path / "splits.yaml").read_text())
     assert dataset.unlisted == ("s4", "without_labels")
     written = (tmp_path / "splits.yaml").read_bytes()
+    assert list_names(open_dataset(tmp_path)) == expected, "and nothing is said again"
     write_dataset(tmp_path, {"s0": plane})
-    assert list_names(open_dataset(tmp_path)) == expected, "what was made once stays, and nothing is said again"
+    later = r"1 annotated image in no split of .*splits\.yaml, so not used: s0\. List there what was labelled later"
+    assert list_names(open_noted(tmp_path, later)) == expected, "what was made once stays"
     assert (tmp_path / "splits.yaml").read_bytes() == written
 
 
 def test_what_somebody_wrote_is_used_and_never_written_over(tmp_path: Path) -> None:
     write_dataset(tmp_path, {name: np.eye(6, dtype=np.uint8) for name in "abc"})
     (tmp_path / "splits.yaml").write_text("train: [c]  # mine")
-    assert list_names(open_dataset(tmp_path)) == {"train": ["c"]}
+    assert list_names(open_noted(tmp_path, "2 annotated images in no split .*: a, b")) == {"train": ["c"]}
     assert (tmp_path / "splits.yaml").read_text() == "train: [c]  # mine"
     (tmp_path / "splits.yaml").write_text("train: [c, c]")
     with pytest.raises(DatasetError, match=r"splits\.yaml: pixels of c are in train .c. and in train .c."):
@@ -129,3 +131,12 @@ def test_a_name_that_is_no_text_can_be_used(tmp_path: Path) -> None:
     dataset = open_noted(tmp_path)
     assert list_names(dataset) == list_names(open_dataset(tmp_path)) == {"train": ["a?"], "val": ["b"], "test": ["c"]}
     str(dataset).encode()
+
+
+def test_labels_that_no_image_has_are_named(tmp_path: Path) -> None:
+    write_dataset(tmp_path, {name: np.eye(6, dtype=np.uint8) for name in "abcd"})
+    (tmp_path / "labels" / "a.tif").rename(tmp_path / "labels" / "a_mask.tif")
+    lonely = r"1 label file without an image of the same name, so not used: a_mask\. Rename image or labels"
+    with pytest.warns(UserWarning, match="has no splits, so they were made"):
+        open_noted(tmp_path, lonely)
+    open_noted(tmp_path, lonely)

@@ -277,6 +277,15 @@ def test_the_command_line_shows_the_table(tmp_path):
     assert "in no split: b" in shown
 
 
+def test_somebody_elses_files_are_not_replaced(tmp_path):
+    (tmp_path / "samples.png").write_text("mine")
+    with pytest.raises(RunError, match=r"samples\.png: is there already, and nothing says that this command wrote it"):
+        describe(make_dataset(), out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]
+    describe(make_dataset(), out=tmp_path / "own")
+    describe(make_dataset(), out=tmp_path / "own")
+
+
 def test_nothing_is_written_into_what_is_described(tmp_path):
     with pytest.raises(RunError, match="images"):
         describe(tmp_path, out=tmp_path / "images")

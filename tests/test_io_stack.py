@@ -51,7 +51,7 @@ def test_numbers_count_whatever_their_width(tmp_path: Path) -> None:
     names = ["z10_a.png", "z2_a.png", "Z1.png", "z02_b.png", "z1.png"]
     for name in names:
         (tmp_path / name).touch()
-    assert [path.name for path in list_slices(tmp_path)] == ["Z1.png", "z1.png", "z2_a.png", "z02_b.png", "z10_a.png"]
+    assert [path.name for path in list_slices(tmp_path)[0]] == ["Z1.png", "z1.png", "z2_a.png", "z02_b.png", "z10_a.png"]
 
 
 def test_only_slices_that_are_asked_for_are_decoded(tmp_path: Path) -> None:
@@ -91,6 +91,21 @@ def test_what_is_no_folder_of_slices_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match="found no images; expected the slices"):
         open_volume(tmp_path / "empty", stack=True)
+
+
+def test_what_predict_wrote_beside_labels_is_no_slice(tmp_path: Path) -> None:
+    folder = save_slices(tmp_path / "a", ".png")
+    plain = open_volume(folder, stack=True).data[:]
+    names = [path.stem for path in folder.glob("*.png")]
+    for name in names:
+        for what in ("overlay", "confidence"):
+            Image.fromarray(np.zeros((3, 3, 3), np.uint8)).save(folder / f"{name}_{what}.png")
+    Image.fromarray(np.zeros((3, 3, 3), np.uint8)).save(folder / "legend.png")
+    with pytest.warns(UserWarning, match=r"_confidence\.png, .* left out: no slices"):
+        np.testing.assert_array_equal(open_volume(folder, stack=True).data[:], plain)
+    (folder / f"{names[0]}.png").unlink()
+    with pytest.raises(ImageError, match="expected slices of one stack to be alike"):
+        open_volume(folder, stack=True)  # an overlay of nothing is somebody's
 
 
 def test_several_threads_read_at_once(tmp_path: Path) -> None:

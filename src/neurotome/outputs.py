@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,29 @@ def plan_outputs(outputs: Sequence[Path], *, inputs: Sequence[Path] = (), existi
             raise RunError(f"{output}: the folder {parent} may not be written to. Check its permissions.")
         written.append(output)
     return written
+
+
+def check_own(outputs: Sequence[Path], mark: Path, keys: Sequence[str]) -> None:
+    """Checks that outputs that are there already were left by an earlier call, and are nobody's own.
+
+    Args:
+        outputs: Files that will be replaced.
+        mark: One of them, JSON, that every call writes.
+        keys: What it holds.
+
+    Raises:
+        RunError: Some are there, and the mark is missing or another file.
+    """
+    there = [output for output in outputs if output.exists()]
+    try:
+        content = json.loads(mark.read_text(encoding="utf-8"))
+        is_own = isinstance(content, dict) and set(keys) <= content.keys()
+    except (OSError, ValueError):
+        is_own = False
+    if there and not is_own:
+        raise RunError(
+            f"{there[0]}: is there already, and nothing says that this command wrote it. Choose another folder with --out."
+        )
 
 
 def _find_number(path: Path) -> tuple[int, int] | None:

@@ -23,6 +23,7 @@ from neurotome.io.opening import open_label_volume, open_volume
 from neurotome.io.sink import create_image, create_labels
 from neurotome.outputs import Existing, plan_outputs
 from neurotome.progress import Progress, track
+from neurotome.tables import count
 from neurotome.volume import Volume
 
 
@@ -109,7 +110,10 @@ def _list_labelled(volume: Volume, ignore: int, settings: InterpolateSettings) -
     """Returns which slice of the file each labelled slice of the stack is, by its number."""
     depth, where = volume.shape[0], volume.path
     if settings.depth != "auto" and len(settings.slices) != depth:
-        raise SettingsError(f"{where} has {depth} slices, and --slices numbers {len(settings.slices)}; expected as many.")
+        np.asarray(volume.data[0])  # slices that were taken for colours are refused as such
+        raise SettingsError(
+            f"{where} has {count(depth, 'slice')}, --slices numbers {len(settings.slices)}; expected as many."
+        )
     if settings.depth == "auto" and settings.slices and settings.slices[-1] >= depth:
         raise SettingsError(f"slice {settings.slices[-1]} is named, but {where} has the slices 0 to {depth - 1}.")
     listed = settings.slices or [

@@ -18,6 +18,7 @@ also be written as a list of names or as names with ids; where ids begin with 1,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import unicodedata
@@ -33,11 +34,12 @@ from neurotome.datasets.base import Cutout, Dataset, check_labels, format_size, 
 from neurotome.datasets.splits import Entries, describe_value, make_splits, read_splits, write_splits
 from neurotome.datasets.volumes import CACHE_BYTES, open_listed, read_volumes
 from neurotome.documents import read_yaml
-from neurotome.errors import DatasetError, unknown
+from neurotome.errors import DatasetError, ImageError, unknown
 from neurotome.io.files import find_image, list_images, name_image
 from neurotome.io.opening import open_labels, open_volume
 from neurotome.io.picked import TileCache
 from neurotome.progress import track
+from neurotome.tables import count
 from neurotome.volume import Size
 
 _TEXT: tuple[Any, str] = (lambda value: isinstance(value, str), "text. Put it in quotes")
@@ -115,6 +117,18 @@ def open_folder(path: str | Path) -> Dataset:
     unlisted = tuple(sorted(known - _list_used(splits)))
     if is_made:
         _keep_splits(splits, source, name, unlisted)
+    elif source != config and (later := _list_labelled(sorted(annotated - _list_used(splits)), files["labels"], classes)):
+        warnings.warn(
+            f"{name}: {count(len(later), 'annotated image')} in no split of {source}, so not used: {_list_some(later)}. "
+            "List there what was labelled later, or remove the file to have splits made again.",
+            stacklevel=2,
+        )
+    if source != config and (lonely := sorted(set(files["labels"]) - known)):
+        warnings.warn(
+            f"{name}: {count(len(lonely), 'label file')} without an image of the same name, so not used: "
+            f"{_list_some(lonely)}. Rename image or labels.",
+            stacklevel=2,
+        )
     cutouts = {
         split: tuple(entry.cut(wholes[entry.image_id], source) for entry in entries) for split, entries in splits.items()
     }
@@ -176,14 +190,25 @@ def _load_splits(folder: Path, content: Any, config: Path) -> tuple[Entries | No
     return read_splits(read_yaml(beside, DatasetError, "Correct it, or remove it to have it made again."), beside), beside
 
 
+def _list_labelled(ids: Sequence[str], files: Mapping[str, list[Path]], classes: ClassSet) -> list[str]:
+    """Returns the images of which a pixel is labelled, and those of which that cannot be told without more ado."""
+
+    def has_label(path: Path) -> bool:
+        with contextlib.suppress(ImageError):
+            return any((np.asarray(plane) != classes.stored_ignore).any() for plane in open_labels(path))
+        return True
+
+    return [image_id for image_id in ids if image_id not in files or has_label(files[image_id][0])]
+
+
+def _list_some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + f", ... ({len(names)} in all)" * (len(names) > 5)
+
+
 def _keep_splits(splits: Entries, path: Path, name: str, unlisted: Sequence[str]) -> None:
     """Writes splits that were made, and says so."""
-
-    def list_some(names: Sequence[str]) -> str:
-        return ", ".join(names[:5]) + f", ... ({len(names)} in all)" * (len(names) > 5)
-
-    made = "; ".join(f"{split} {list_some([entry.name for entry in entries])}" for split, entries in splits.items())
-    left_out = f"; left out, without a label: {list_some(unlisted)}" if unlisted else ""
+    made = "; ".join(f"{split} {_list_some([entry.name for entry in entries])}" for split, entries in splits.items())
+    left_out = f"; left out, without a label: {_list_some(unlisted)}" if unlisted else ""
     try:
         write_splits(path, splits)
         kept = f"It is written down in {path}, for you to change."

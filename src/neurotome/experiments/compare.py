@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,8 +15,8 @@ from neurotome.atomic import write_json, write_text
 from neurotome.datasets import open_dataset
 from neurotome.datasets.base import DatasetOrName
 from neurotome.errors import RunError
-from neurotome.outputs import plan_outputs
-from neurotome.report import build_report
+from neurotome.outputs import check_own, plan_outputs
+from neurotome.report import build_report, check_scored_on
 from neurotome.runs import Run
 from neurotome.runs.record import compare_data, list_settings
 from neurotome.statistics import Estimate, IntervalSettings, compare_pairs, estimate_all, rank_methods
@@ -64,7 +65,12 @@ def compare(
         raise RunError("the same run folder is named twice; name each once, for a run more would count double.")
     paths = [Path(out) / name for name in ("methods.png", "comparison.json", "comparison.md")]
     plan_outputs(paths, inputs=[path for run in opened for path in run.list_files()], existing="replace")
+    check_own(paths, paths[1], ("methods", "split", "dataset"))
     scores = _read_scores(opened, split)
+    _note_other_images(opened, split)
+    dataset = None if report is None else open_dataset(report)
+    if dataset is not None:
+        check_scored_on(opened[0], dataset)
     methods = group_runs(opened, names)
     grouped = {name: [scores[run] for run in members] for name, members in methods.items()}
     first = scores[opened[0]]
@@ -75,11 +81,11 @@ def compare(
     write_json(paths[1], {"dataset": first["dataset"], "split": split, "classes": first["classes"], **compared})
     table = _format_table(first["dataset"], split, rows, interval.level)
     write_text(paths[2], table + _format_differences(differences, interval.level))
-    if report is not None:
+    if dataset is not None:
         own = next(name for name, members in methods.items() if opened[0] in members)
         others = {name: members for name, members in grouped.items() if name != own}
         seeds = [scores[run] for run in methods[own] if run is not opened[0]]
-        paths.append(build_report(opened[0], open_dataset(report), comparisons=others, seeds=seeds))
+        paths.append(build_report(opened[0], dataset, comparisons=others, seeds=seeds))
     return paths
 
 
@@ -105,6 +111,18 @@ def _read_scores(runs: Sequence[Run], split: str) -> dict[Run, dict[str, Any]]:
                 "Score them again on the same data."
             )
     return read
+
+
+def _note_other_images(runs: Sequence[Run], split: str) -> None:
+    """Warns where runs whose labels are the same were scored on other images, such as raw and denoised ones."""
+    records = {run: record for run in runs if (record := run.read_record()) is not None}
+    for run, record in records.items():
+        first = next(iter(records))
+        if changes := compare_data(records[first], record, (split,)):
+            warnings.warn(
+                f"{run} was scored on other data than {first}: {'; '.join(changes)}. So not only the methods are compared.",
+                stacklevel=3,
+            )
 
 
 def group_runs(runs: Sequence[Run], names: Sequence[str] = ()) -> dict[str, list[Run]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from neurotome.errors import ImageError, RunError
 from neurotome.io.files import OUTPUT_SUFFIXES, SUFFIXES, find_suffix, list_images, name_image, split_inner
 from neurotome.io.ome_zarr import is_zarr
 from neurotome.outputs import Existing, plan_outputs
+from neurotome.tables import count
 from neurotome.volume import Volume
 
 Output = Literal["labels", "confidence", "uncertainty", "overlay"]
@@ -61,6 +63,8 @@ def plan_jobs(pairs: Pairs, legend: Path, beside: Sequence[Output], existing: Ex
     outputs = [path for job in jobs for path in job.files.values()] + [legend] * ("overlay" in beside)
     inputs = [split_inner(source)[0] for source, _ in pairs if isinstance(source, Path)]
     written = set(plan_outputs(outputs, inputs=inputs, existing=existing))
+    if kept := len(outputs) - len(written):
+        sys.stderr.write(f"note: {count(kept, 'file')} there already, and kept; nobody checks that this model made them.\n")
     jobs = [Job(job.source, {kind: path for kind, path in job.files.items() if path in written}) for job in jobs]
     return [job for job in jobs if job.files], legend if legend in written else None
 

@@ -214,6 +214,11 @@ def _choose(
     bytes_per_pixel = float(BYTES_STEP ** math.ceil(math.log(measure_bytes_per_pixel(predictor), BYTES_STEP)))
     release_heap()
     program = -(-measure_used_memory() // PROGRAM_STEP) * PROGRAM_STEP
+    if memory_bytes <= program:
+        raise SettingsError(
+            f"a worker may take {format_bytes(memory_bytes)} of memory, and the program with the model alone takes "
+            f"{format_bytes(program)}; expected more. Raise --max-memory, or give fewer --workers."
+        )
     device_bytes = measure_device_bytes(device)
     if device_bytes is not None and options.workers != "auto":  # several workers may share a GPU
         device_bytes //= -(-options.workers // max(1, len(list_gpus(device))))

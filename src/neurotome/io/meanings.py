@@ -12,6 +12,7 @@ from neurotome.documents import read_yaml
 from neurotome.errors import ImageError, NeurotomeError
 from neurotome.io.files import find_suffix
 from neurotome.io.ome_zarr import is_zarr
+from neurotome.io.stack import list_slices
 from neurotome.io.zarr_store import read_group
 from neurotome.volume import Size
 
@@ -19,8 +20,9 @@ from neurotome.volume import Size
 def read_meanings(path: Path) -> tuple[ClassSet | None, dict[str, Any]]:
     """Returns the classes of a label file and what it says of its making.
 
-    Known are the metadata that `predict` writes into OME-Zarr and TIFF, `image-label` properties of any OME-Zarr, and
-    dataset.yaml beside the folder `labels` in which the file lies (its voxel size is in what is returned second).
+    Known are the metadata that `predict` writes into OME-Zarr and TIFF, of a folder those of its first slice; `image-label`
+    properties of any OME-Zarr; and dataset.yaml beside the folder `labels` in which the file lies (its voxel size is in what
+    is returned second).
 
     Returns:
         The classes, None if nobody says them; and JSON: `model` and `inference` as predict wrote them, `dataset`.
@@ -29,8 +31,9 @@ def read_meanings(path: Path) -> tuple[ClassSet | None, dict[str, Any]]:
     made: dict[str, Any] = {}
     if path.is_dir() and is_zarr(path) and not (path / ".zarray").is_file():
         names, made = _read_zarr(path)
-    elif find_suffix(path).endswith((".tif", ".tiff")) and path.is_file():
-        names = _read_tiff(path)
+    else:
+        first = list_slices(path)[0][0] if path.is_dir() and not is_zarr(path) else path
+        names = _read_tiff(first) if find_suffix(first).endswith((".tif", ".tiff")) and first.is_file() else {}
     config = path.absolute().parent.parent / "dataset.yaml"
     if not names and path.absolute().parent.name == "labels" and config.is_file():
         content = read_yaml(config, ImageError, "Mend it, or name the classes.")

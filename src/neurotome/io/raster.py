@@ -81,17 +81,18 @@ def note_loss(path: Path, codec: str, *, labels: bool) -> str:
     return f"Images compressed with {codec} may have lost detail; fine structures suffer first. Use what was recorded."
 
 
-def merge_colours(path: Path, colours: NDArray[Any], *, labels: bool) -> NDArray[Any]:
+def merge_colours(path: Path, colours: NDArray[Any], *, labels: bool, more: str = "") -> NDArray[Any]:
     """Returns the grey values (y, x) of an image; colours that are not all grey are refused with an `ImageError`.
 
-    `colours` has the shape (y, x), or (y, x, samples): 3 colours or 1 grey, and opacity if there are 4 or 2.
+    `colours` has the shape (y, x), or (y, x, samples): 3 colours or 1 grey, and opacity if there are 4 or 2. `more` is said
+    where there are colours.
     """
     if colours.ndim == 2:
         return colours
     has_opacity = colours.shape[-1] in (2, 4)
     grey = colours[..., 0]
     if (colours[..., : colours.shape[-1] - has_opacity] != grey[..., None]).any():
-        raise ImageError(f"{path}: found RGB colours; expected one grey channel. {say_remedy(labels)}")
+        raise ImageError(f"{path}: found RGB colours; expected one grey channel. {say_remedy(labels)}{more}")
     if has_opacity and (colours[..., -1] != np.iinfo(colours.dtype).max).any():
         raise ImageError(f"{path}: found transparent pixels; expected one grey channel. {say_remedy(labels)}")
     return grey

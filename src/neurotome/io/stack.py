@@ -12,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import ImageError
-from neurotome.io.files import find_suffix, list_images
+from neurotome.io.files import find_suffix, list_images, name_image
 from neurotome.io.lazy_array import LazyArray, Place, Source
 
 SLICE_SUFFIXES = (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg")
+
+BESIDE, LEGEND = ("overlay", "confidence", "uncertainty"), "legend.png"
+"""What `predict` writes beside labels: how its names end, and what colours mean."""
 
 KEPT_SLICES = 4
 """Decoded slices that stay in memory, for windows that are read one after the other and for neighbours as channels."""
@@ -36,7 +39,7 @@ def open_stack(folder: Path, read_header: Callable[[Path], Header], open_slice: 
     Raises:
         ImageError: There are none, they are of several formats, or one differs in size or dtype from the first.
     """
-    slices = list_slices(folder)
+    slices, beside = list_slices(folder)
     first = read_header(slices[0])
     for path in slices[1:]:
         found = read_header(path)
@@ -59,19 +62,29 @@ def open_stack(folder: Path, read_header: Callable[[Path], Header], open_slice: 
 
     data = LazyArray(folder, (len(slices), *first.shape), opened.data.dtype, read)
     data.chunk_zyx = (1, *first.shape)
-    return Source(data, opened.voxel_size_um, (*opened.notes, *_note_gaps(slices)))
+    left_out = [f"{folder}: {', '.join(p.name for p in beside[:3])}{', ...' * (len(beside) > 3)} left out: no slices."]
+    return Source(data, opened.voxel_size_um, (*opened.notes, *(left_out if beside else []), *_note_gaps(slices)))
 
 
-def list_slices(folder: Path) -> Sequence[Path]:
-    """Returns the images of a folder, 2 before 10; they must be of one format."""
-    images = list_images(folder)
+def list_slices(folder: Path) -> tuple[Sequence[Path], Sequence[Path]]:
+    """Returns the images of a folder, 2 before 10, and what `predict` wrote beside them; slices must be of one format."""
+    found = list_images(folder)
+    names = {name_image(path) for path in found}
+
+    def is_beside(path: Path) -> bool:
+        stem, _, what = name_image(path).rpartition("_")
+        return what in BESIDE and stem in names
+
+    beside = [path for path in found if is_beside(path)]
+    beside += [path for path in found if beside and path.name == LEGEND]
+    images = [path for path in found if path not in beside]
     suffixes = sorted({find_suffix(path) for path in images})
     if len(suffixes) != 1 or not suffixes[0].endswith(SLICE_SUFFIXES):
         raise ImageError(
             f"{folder}: found {', '.join(suffixes) or 'no images'}; expected the slices of one stack, one file each, all "
             f"with the same suffix of {', '.join(SLICE_SUFFIXES)}."
         )
-    return sorted(images, key=lambda path: (split_numbers(path.name), path.name))
+    return sorted(images, key=lambda path: (split_numbers(path.name), path.name)), beside
 
 
 def split_numbers(name: str) -> list[tuple[str, int]]:

@@ -34,6 +34,9 @@ KEPT_SLICES = 4
 
 _COLLECTED = threading.local()
 
+SLICES = "A stack of 3 or 4 slices that was taken for colours: write it with photometric='minisblack'."
+"""What else colours may be: tifffile writes so few slices as planes of colours unless it is told otherwise."""
+
 
 def _collect(record: logging.LogRecord) -> bool:
     """Keeps what tifffile only logs in the thread that reads: what it cannot find is dropped with a log line."""
@@ -144,7 +147,7 @@ def _check_colours(path: Path, page: Any, samples: int, *, labels: bool) -> bool
     if not (kind in grey and samples == 1) and not (kind in colours and samples in (3, 4)):
         raise ImageError(
             f"{path}: found {kind.name} with {samples} samples per pixel; expected one grey channel. {say_remedy(labels)} "
-            "A stack of 3 or 4 slices that was taken for colours: write it with photometric='minisblack'."
+            f"{SLICES}"
         )
     return False
 
@@ -217,7 +220,8 @@ def _plan_pages(path: Path, series: Any, layout: Layout, labels: bool) -> Callab
             file.open()
             pixels = pages[number].asarray(maxworkers=1)
         separate = pages[number].axes.startswith("S")
-        return merge_colours(path, np.moveaxis(pixels, 0, -1) if separate else pixels, labels=labels)
+        colours, more = (np.moveaxis(pixels, 0, -1), f" {SLICES}") if separate else (pixels, "")
+        return merge_colours(path, colours, labels=labels, more=more)
 
     def read(place: Place) -> NDArray[Any]:
         index = tuple(place[0] if axis == "z" else layout.fixed[axis] for axis in layout.axes[:-2])

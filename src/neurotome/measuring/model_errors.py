@@ -119,8 +119,11 @@ def read_errors(path: Path, source: Source, settings: MeasureSettings) -> ModelE
             f"{path}: the scores are of the model {scored[:12]}, the labels were made by {made[:12]}. Give scores of the "
             "model that made the labels."
         )
+    unsaid = [what for what, known in (("these labels do", made), ("the scores do", scored)) if not known]
     tested = f"{scores['dataset']}, split {scores['split']}, {count(len(scores['per_image']['name']), 'image')}"
     notes = [f"Corrected figures hold where tissue, staining and scan are like those of the test images ({tested})."]
+    if unsaid:
+        notes.append(f"That the scores are of the model that made the labels is taken on trust: {unsaid[0]} not say theirs.")
     if warning := scores["intervals"]["warning"]:
         notes.append(f"Of the scores: {warning}.")
     uncounted = {}

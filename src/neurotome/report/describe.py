@@ -15,7 +15,7 @@ from neurotome.datasets import list_datasets, open_dataset
 from neurotome.datasets.base import SPLITS, Dataset, DatasetOrName
 from neurotome.datasets.statistics import Statistics, count_slices, list_seen, measure_dataset
 from neurotome.errors import DatasetError, SettingsError
-from neurotome.outputs import plan_outputs
+from neurotome.outputs import check_own, plan_outputs
 from neurotome.report.chosen import (
     Sample,
     augment_slice,
@@ -71,7 +71,9 @@ def describe(
     check_augment(recipe.augment)
     if out is not None:
         read = [] if isinstance(dataset, Dataset) else [Path(dataset, name) for name in ("images", "labels", "dataset.yaml")]
-        plan_outputs([out / "statistics.json", *(out / f"{name}.png" for name in PICTURES)], inputs=read, existing="replace")
+        written = [out / "statistics.json", *(out / f"{name}.png" for name in PICTURES)]
+        plan_outputs(written, inputs=read, existing="replace")
+        check_own(written, written[0], ("classes", "splits"))
     opened = open_dataset(dataset)
     classes = opened.classes.with_palette(palette)
     statistics = measure_dataset(opened)

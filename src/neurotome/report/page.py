@@ -23,6 +23,22 @@ from neurotome.statistics import estimate
 SLIDES, EXAMPLES, EXTREMES = 8, 3, 5
 
 
+def check_scored_on(run: Run, dataset: Dataset) -> None:
+    """Checks that a dataset is the one that a run was scored on; RunError if it is not."""
+    for split, single in read_scores(run).items():
+        if tuple(single["classes"]) != dataset.classes.names:
+            raise RunError(
+                f"{run}: the scores of split {split} are of the classes {', '.join(single['classes'])}, but the dataset "
+                f"has {', '.join(dataset.classes.names)}. Give the dataset that the run was scored on."
+            )
+        made_from = single.get("made_from", {}).get("data_sha256")
+        if made_from and (not dataset.splits.get(split) or dataset.fingerprint(split) != made_from):
+            raise RunError(
+                f"{run}: the scores of split {split} are of other images, labels or voxel sizes than those of the dataset "
+                f"{dataset.name}. Give the dataset that the run was scored on."
+            )
+
+
 def build_report(
     run: Run,
     dataset: Dataset,
@@ -54,12 +70,7 @@ def build_report(
     scores = read_scores(run)
     if not scores:
         raise RunError(f"{run}: found no scores, so there is nothing to report; give the run's command again to finish it.")
-    for split, single in scores.items():
-        if tuple(single["classes"]) != dataset.classes.names:
-            raise RunError(
-                f"{run}: the scores of split {split} are of the classes {', '.join(single['classes'])}, but the dataset "
-                f"has {', '.join(dataset.classes.names)}. Give the dataset that the run was scored on."
-            )
+    check_scored_on(run, dataset)
     split = next(iter(scores))
     record, config, environment = run.read_record(), run.read_config(), run.read_environment() or {}
     name = run.folder.resolve().name
