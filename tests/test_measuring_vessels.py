@@ -53,6 +53,27 @@ def test_a_straight_tube_is_as_long_as_the_box() -> None:
     assert found["vessels"]["radius_um"][0] == 4.0  # from the middle to the first voxel that is no vessel
 
 
+@pytest.mark.parametrize("longer", [2.0, 5.0])
+@pytest.mark.parametrize("radius_um", [1.2, 4.2, 9.2])
+def test_a_straight_tube_is_as_long_as_the_box_along_longer_voxels_too(longer: float, radius_um: float) -> None:
+    y, x = np.indices((30, 30)) - 15
+    labels = np.repeat(np.where(y**2 + x**2 <= radius_um**2, VESSEL, 0).astype(np.uint8)[None], 24, 0)
+    tables = measure_array(labels, size_um=(longer, 1.0, 1.0)).tables
+    assert tables["vessels"]["length_um"].tolist() == pytest.approx([24 * longer])
+    assert tables["vessels"]["cut_by_border"].tolist() == [True]
+
+
+@pytest.mark.parametrize("slices", [2, 4, 7])
+def test_vessels_through_a_box_thinner_than_they_are_have_its_thickness(slices: int) -> None:
+    y, x = np.indices((60, 60)) - 30
+    labels = np.repeat(np.where(y**2 + x**2 <= 4.2**2, VESSEL, 0).astype(np.uint8)[None], slices, 0)
+    measured = measure_array(labels)
+    assert measured.tables["vessels"]["length_um"].tolist() == pytest.approx([slices])
+    assert measured.tables["vessels"]["cut_by_border"].tolist() == [True]
+    assert measured.tables["vessel_density"]["radius_um"][0] == pytest.approx(4.2, rel=0.1)
+    assert any(f"The box is {slices} um thick, and blood vessel up to" in note for note in measured.notes)
+
+
 def test_where_labels_end_a_vessel_is_cut() -> None:
     labels = np.zeros((20, 20, 60), np.uint8)
     labels[9:12, 9:12, :] = VESSEL

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from neurotome.blocks import Grid, Triple
 from neurotome.measuring.connected import join_pairs
 from neurotome.measuring.graph import Floats, Ints, clean_graph, trace_graph
-from neurotome.measuring.skeleton import TileResult
+from neurotome.measuring.skeleton import CLOSE, TileResult
 from neurotome.volume import Size
 
 SMOOTHINGS = 4
@@ -122,6 +122,11 @@ def build_network(results: Sequence[TileResult], grid: Grid, size_um: Size) -> N
     for side, (last, inner) in enumerate(((first[:-1], first[:-1]), (first[1:] - 1, first[1:] - 2))):
         beyond_end = np.where(cut[:, side], to_border[voxel_of[ends[:, side]]], steps[np.maximum(inner, 0)] / 2)
         lengths[last] += np.where(degrees[:, side] == 1, beyond_end, 0)
+    singles = np.flatnonzero(np.diff(first) == 1)
+    alone = voxel_of[ends[singles, 0]]
+    through = span_box(places[alone], radius[alone], grid.shape_zyx, size_um)
+    lengths[first[singles]] = np.where(np.isfinite(through), through, 0)
+    cut[singles, 0] |= np.isfinite(through)
     parts = join_pairs(pairs, count)[0][voxel_of[ends[:, 0]]]
     branches = np.array([end for end, number in meeting.items() if number >= 3], np.int64)
     return Network(
@@ -156,6 +161,24 @@ def link_voxels(numbers: Ints, places: Ints, shape: Triple) -> Ints:
         there = numbers[at] == wanted if len(numbers) else np.zeros(0, bool)
         found.append(np.stack([inside[there], at[there]], 1))
     return np.concatenate(found)
+
+
+def span_box(places: Ints, radius_um: Floats, shape: Triple, size_um: Size) -> Floats:
+    """Returns the length (n,) of vessels that run through a box from face to face; NaN of those that do not.
+
+    Thinning makes a single point of a vessel that is wider than the box is deep.
+
+    Args:
+        places: Those points (n, 3), zyx.
+        radius_um: There (n,).
+        shape: Voxels of the box.
+        size_um: Edges of a voxel.
+    """
+    size, edges = np.asarray(size_um), np.array(shape)
+    farther = np.maximum(places + 0.5, edges - places - 0.5)
+    reach = radius_um / size.min() + CLOSE
+    spans = np.where(farther <= reach[:, None], edges * size, np.inf).min(1, initial=np.inf)
+    return np.where(np.isfinite(spans), spans, np.nan)
 
 
 def smooth_lengths(where: Floats, first: Ints) -> Floats:

@@ -172,7 +172,7 @@ def _tabulate(source: Source, settings: MeasureSettings, found: _Found, errors: 
         maps |= map_directions(directions, tensors, tally, source.flat)
     notes = _list_notes(source, tables, found)
     if found.network is not None:
-        notes += describe_network(found.network, source.classes.names[source.vessel or 0])
+        notes += describe_network(found.network, source.classes.names[source.vessel or 0], source)
     if errors is not None:
         tables["fractions"] = {**fractions, **correct_fractions(source, tally, errors, level)}
         for objects, densities in (("cells", "density"), ("vessels", "vessel_density")):

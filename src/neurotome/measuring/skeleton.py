@@ -146,9 +146,11 @@ def thin(seen: NDArray[np.uint8], source: Source, place: Box, around: Box) -> tu
         radii = np.round(found, 9)
         unknown = seen[tuple(walls[nearest].T)] == NOT_LABELLED
     places = points + [part.start for part in around]
-    to_faces = (np.minimum(places + 0.5, np.array(source.shape) - places - 0.5) * size).min(1, initial=math.inf)
-    to_border = np.minimum(to_faces, np.where(unknown, radii - size.min() / 2, math.inf))
-    to_border[to_border > radii + CLOSE * size.max()] = math.nan
+    to_faces = np.minimum(places + 0.5, np.array(source.shape) - places - 0.5) * size
+    to_faces[to_faces > radii[:, None] + CLOSE * size] = math.inf
+    to_border = np.minimum(to_faces.min(1, initial=math.inf), np.where(unknown, radii - size.min() / 2, math.inf))
+    to_border[np.isinf(to_border)] = math.nan
+    to_border = np.fmin(to_border, _reach_faces(vessel, places, radii, source, around))
     low, high = np.array([part.start for part in place]), np.array([part.stop for part in place])
     inside = ((places >= low) & (places < high)).all(1)
     numbers = np.ravel_multi_index(tuple(places.T), source.shape).astype(np.int64)
@@ -158,6 +160,29 @@ def thin(seen: NDArray[np.uint8], source: Source, place: Box, around: Box) -> tu
     most = float((np.array(seen.shape) * size).max())
     radii = np.minimum(radii, most)
     return Thinned(numbers[inside], radii[inside], to_border[inside], keys, shallow=False), widest
+
+
+def _reach_faces(
+    vessel: Mask, places: NDArray[np.int64], radii: NDArray[np.float64], source: Source, around: Box
+) -> NDArray[np.float64]:
+    """Returns how far faces of the box are, along axes of longer voxels, if the vessel reaches them there; otherwise NaN.
+
+    Thinning takes as many voxels off an end as the vessel has in radius, which along such an axis is farther.
+    """
+    size = np.asarray(source.size_um)
+    found = np.full(len(places), math.nan)
+    for axis in np.flatnonzero(size > size.min()):
+        for face, apart in (
+            (0, places[:, axis] + 0.5),
+            (source.shape[axis] - 1, source.shape[axis] - places[:, axis] - 0.5),
+        ):
+            if not around[axis].start <= face < around[axis].stop:
+                continue
+            there = places - [part.start for part in around]
+            there[:, axis] = face - around[axis].start
+            reached = (apart <= radii / size.min() + CLOSE) & vessel[tuple(there.T)]
+            found = np.fmin(found, np.where(reached, apart * size[axis], math.nan))
+    return found
 
 
 def skeletonize_whole(mask: Mask) -> Mask:

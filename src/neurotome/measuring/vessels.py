@@ -177,10 +177,16 @@ def list_profile_densities(source: Source, profiles: dict[str, Any], tally: Tall
     return gather(rows, PROFILES)
 
 
-def describe_network(network: Network, name: str) -> Iterator[str]:
+def describe_network(network: Network, name: str, source: Source) -> Iterator[str]:
     """Yields what a reader must know of a network of a class."""
     if not len(network.points):
         return
+    thickness, widest = min(s * edge for s, edge in zip(source.shape, source.size_um, strict=True)), network.radius_um.max()
+    if thickness < 2 * widest:
+        yield (
+            f"The box is {thickness:.3g} um thick, and {name} up to {2 * widest:.3g} um wide: of what is wider than the box "
+            "the length is that through the box, and the rest is rough. --as-slices counts profiles instead."
+        )
     hubs = int((network.branch_degrees > HUB).sum())
     if hubs:
         yield (
