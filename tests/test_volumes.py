@@ -185,6 +185,16 @@ def test_other_settings_are_refused_with_the_difference_and_begun_anew(home: Pat
     assert (label(home, out, axes="y", overwrite=True) != before).any()
 
 
+def test_a_confidence_of_labels_that_are_overwritten_is_named(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.zarr"
+    shutil.copytree(home / "whole.zarr", out)
+    shutil.copytree(home / "whole.zarr", tmp_path / "out_confidence.zarr")
+    label(home, out, overwrite=True)
+    assert "out_confidence.zarr is of an earlier prediction, and stays as it is" in capsys.readouterr().err
+
+
 def test_what_overwriting_left_when_it_was_killed_is_not_taken_for_done(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
