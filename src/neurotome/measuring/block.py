@@ -84,7 +84,7 @@ class BlockWork:
 
         unknown: Mask = seen == NOT_LABELLED
         fitting = self.shaping.smallest_zyx
-        if not unknown.any() or max(fitting) == 1:
+        if not unknown.any() or unknown.all() or max(fitting) == 1:
             return unknown
         shape = self.source.shape
         spans = [(p.start - edge, p.stop + edge) for p, edge in zip(place, fitting, strict=True)]
