@@ -173,8 +173,10 @@ def test_a_folder_is_replaced_whole_and_what_a_killed_writer_left_is_swept(tmp_p
     assert (target / "c/0").read_text() == "new"
     (tmp_path / ".a.new.1.ab.partial.zarr/c").mkdir(parents=True)
     (tmp_path / ".a.new.1.ab.partial.zarr/c/.0.1.ab.partial").touch()
+    (tmp_path / ".old.partial").mkdir()
+    (tmp_path / ".holiday.partial.mp4").write_text("somebody's own")
     sweep_partials(tmp_path)
-    assert list_names(tmp_path) == ["a.zarr"]
+    assert sorted(list_names(tmp_path)) == [".holiday.partial.mp4", ".old.partial", "a.zarr"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such hold")

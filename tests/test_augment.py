@@ -439,6 +439,18 @@ def test_labels_are_the_classes_present_or_the_corners(
     assert found.isfinite().all()
 
 
+def test_parts_of_a_batch_of_volumes_are_changed_as_in_the_whole() -> None:
+    images = torch.randn(4, 6, 16, 16, generator=seeded(0))
+    labels = torch.randint(3, (4, 6, 16, 16), generator=seeded(1)).to(torch.uint8)
+    for seed in range(8):
+        whole = augment(images, labels, AugmentSettings(), IGNORE, seeded(seed))
+        for first in (0, 2):
+            here = slice(first, first + 2)
+            part = augment(images[here], labels[here], AugmentSettings(), IGNORE, seeded(seed), first, 4)
+            assert torch.equal(part[1], whole[1][here])
+            torch.testing.assert_close(part[0], whole[0][here])
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

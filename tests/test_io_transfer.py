@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from neurotome.errors import FetchError
 from neurotome.io.ledger import Ledger
 from neurotome.io.transfer import Transfer, find_missing, transfer_blocks
-from neurotome.io.zarr_store import open_or_create, plan_files
+from neurotome.io.zarr_store import open_or_create, plan_files, read_block, write_block
 
 VOXELS = (np.arange(12 * 8 * 8) % 4).astype(np.uint64).reshape(12, 8, 8)
 
@@ -94,3 +96,16 @@ def test_grey_values_are_not_narrowed_either(tmp_path):
     transfer, ledger = prepare(tmp_path, largest=None)
     with pytest.raises(FetchError, match="uint64 does not fit into uint8"):
         run(transfer, ledger)
+
+
+@pytest.mark.parametrize("left", [0, 10, -1])
+def test_a_file_that_was_cut_is_no_block_and_can_be_written_again(tmp_path: Path, left: int) -> None:
+    array = zarr.create_array(tmp_path / "a.zarr", shape=(4, 8, 8), shards=(4, 8, 8), chunks=(2, 4, 4), dtype="uint8")
+    voxels = np.random.default_rng(0).integers(1, 255, array.shape).astype(np.uint8)
+    (block,) = plan_files(array)
+    write_block(array, block, voxels)
+    path = tmp_path / "a.zarr" / block.file
+    path.write_bytes(path.read_bytes()[:left])
+    assert read_block(array, block) is None
+    write_block(array, block, voxels)
+    np.testing.assert_array_equal(read_block(array, block), voxels)

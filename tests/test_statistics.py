@@ -216,6 +216,23 @@ def test_a_class_that_is_nowhere_has_no_interval() -> None:
     assert estimate([make(confusions)], "macro.f1").low is not None
 
 
+def test_a_class_in_few_slices_has_no_interval_and_no_p() -> None:
+    confusions = np.array([[[90, 3, 0], [4, 20, 0], [0, 0, 0]]] * 30) + np.arange(30)[:, None, None] % 3 * np.eye(
+        3, dtype=int
+    )
+    confusions[:, 2, 2] = 0
+    rare, better = confusions.copy(), confusions.copy()
+    rare[7, 2], better[7, 2] = (50, 0, 50), (40, 0, 60)
+    found = estimate_all([make(rare)], ["per_class.cell.f1", "per_class.vessel.f1", "macro.f1"])
+    assert (found["per_class.cell.f1"].low, found["per_class.cell.f1"].high) == (None, None)
+    assert found["per_class.cell.f1"].value == pytest.approx(2 / 3)
+    assert found["per_class.vessel.f1"].low is not None
+    assert "a class occurs in 1 of 30 slices alone" in found["macro.f1"].note
+    pair = compare_pairs({"both": ([make(better)], [make(rare)])}, "per_class.cell.f1")["both"]
+    assert (pair.low, pair.high, pair.p) == (None, None, None)
+    assert pair.effect == pytest.approx(0.75 - 2 / 3)
+
+
 def test_perfect_scores_are_sure() -> None:
     perfect = make(draw(1) * np.eye(3, dtype=int))
     found = estimate([perfect], "macro.f1")

@@ -83,12 +83,17 @@ def test_learned_by_heart(tmp_path):
     [
         ([0.3, 0.6, 0.604, 0.605], [1, 0.5, 0.4, 0.3]),  # less than 0.01 better
         ([0.3, 0.6, 0.597, 0.595], [1, 0.5, 0.4, 0.3]),  # less than 0.01 worse
-        ([0.3, 0.6, 0.5, 0.4], [0.5, 0.5, 0.6, 0.7]),  # worse, but not by heart
     ],
 )
 def test_level_is_long_enough(tmp_path, f1s, losses):
     first, *_ = verdict(make_run(tmp_path, score(), f1s, losses))
     assert first.startswith("Trained long enough: validation macro F1 reached 0.6")
+
+
+def test_a_training_that_diverged_was_not_long_enough(tmp_path):
+    first, *_ = verdict(make_run(tmp_path, score(), [0.3, 0.6, 0.5, 0.4], [0.5, 0.5, 0.6, 0.7]))
+    assert first.startswith("Became unstable: validation macro F1 was best in epoch 2 of 4, 0.600, and fell to 0.400 while")
+    assert "the training loss went from 0.500 to 0.700" in first
 
 
 def test_what_was_not_validated_is_not_judged(tmp_path):

@@ -23,6 +23,10 @@ UMASK = os.umask(0o077)
 os.umask(UMASK)
 
 
+OWN_PARTIAL = re.compile(r"\..*\.\d+\.[0-9a-f]+\.partial(\..*)?")
+"""Temporary names: nobody else's hidden file has the number of a process and a token in its name."""
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it over `path` if the block succeeds, deletes it otherwise.
@@ -176,7 +180,7 @@ def _warn_without_locks(folder: Path, error: OSError) -> None:
 
 def sweep_partials(folder: Path) -> None:
     """Deletes what killed writers left in a folder and below; the caller knows that nobody writes there now."""
-    for left in sorted(folder.rglob(".*.partial*")):
+    for left in sorted(path for path in folder.rglob(".*.partial*") if OWN_PARTIAL.fullmatch(path.name)):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

@@ -178,7 +178,7 @@ def augment(
     draws = Draws(generator, len(images) if count is None else count, slice(first, first + len(images)))
     if labels.ndim == 4:
         turned = draws.chance(settings.flip_depth)
-        images, labels = _move_some(turned, images, labels, lambda batch: batch.flip(-3))
+        images, labels = _move_some(turned[draws.rows], images, labels, lambda batch: batch.flip(-3))
     images, labels = _flip_and_turn(images, labels, settings, draws)
     images, labels = _warp(images, labels, settings, ignore, draws)
     if settings.blur:

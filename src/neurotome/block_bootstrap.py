@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurotome.errors import SettingsError
+from neurotome.tables import count
 
 Floats = NDArray[np.float64]
 Shapes = Sequence[tuple[int, int]]
@@ -20,6 +21,7 @@ Shapes = Sequence[tuple[int, int]]
 TILES = 256  # of an image: about 64 blocks of 2 x 2 neighbours
 SMALLEST_TILE = 16  # pixels
 FEWEST_UNITS = 5  # fewer say nothing about how much they differ
+ENOUGH_BLOCKS = 20  # independent blocks from which on intervals hold what they promise
 KEYS = ("precision", "recall", "f1", "iou")
 F1 = KEYS.index("f1")
 ROUNDING = 1e-8  # smallest influence; what units that are all alike have is noise of the arithmetic
@@ -104,6 +106,34 @@ def score_counts(counts: Floats) -> Floats:
         weighted = (summed * true[..., None]).sum(-2) / total
         accuracy = hit.sum(-1)[..., None] / total
     return np.concatenate([macro, weighted, accuracy, rates.reshape(*rates.shape[:-2], -1)], -1)
+
+
+def count_units(counts: Floats) -> NDArray[np.intp]:
+    """Returns of how many units each score tells, in the order of `list_metrics`.
+
+    Those are the units in which its class occurs, or for precision is found; of means and accuracy all. `counts` has the
+    shape (runs, units, 3, classes).
+    """
+    occurs, found = ((counts[:, :, kind] > 0).any(0).sum(0) for kind in (1, 2))
+    by_class = np.stack([found if key == "precision" else occurs for key in KEYS], -1)
+    means = np.full(2 * len(KEYS) + 1, counts.shape[1])
+    return np.concatenate([means, by_class.ravel()])
+
+
+def warn_of(spread: Spread | None, candidates: Sequence[Units]) -> str:
+    """Returns a warning where an interval is missing or may promise too much, nothing otherwise."""
+    if spread is None:
+        n, kind = max((units.counts.shape[1], units.kind) for units in candidates)
+        return f"no interval: {count(n, kind[:-1])}, and fewer than {FEWEST_UNITS} do not say how much they differ"
+    n, kind = spread.units.counts.shape[1], spread.units.kind
+    said = []
+    if spread.blocks < ENOUGH_BLOCKS:
+        few = f"{n} {kind} count as {spread.blocks:.0f} independent ones"
+        said.append(f"{few}; below {ENOUGH_BLOCKS} the interval may be too narrow")
+    occurs = (spread.units.counts[:, :, 1] > 0).any(0).sum(0)
+    if (rare := occurs[occurs > 0]).size and rare.min() < FEWEST_UNITS:
+        said.append(f"a class occurs in {rare.min()} of {n} {kind} alone, too few to say how much its scores vary")
+    return "; ".join(said)
 
 
 def plan_tiles(shape: tuple[int, int]) -> list[NDArray[np.intp]]:

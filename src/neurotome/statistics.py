@@ -36,19 +36,19 @@ from neurotome.block_bootstrap import (
     Floats,
     Spread,
     Units,
+    count_units,
     list_metrics,
     measure_spread,
     score_counts,
+    warn_of,
 )
 from neurotome.block_bootstrap import IntervalSettings as IntervalSettings
 from neurotome.errors import RunError, SettingsError, unknown
-from neurotome.tables import count
 
 Scores = Mapping[str, Any]
 """The content of `scores/<split>.json`."""
 
 FEWEST_SLICES = 20  # fewer, and tiles are counted too
-ENOUGH_BLOCKS = 20  # independent blocks from which on intervals hold what they promise
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,16 @@ def estimate_units(
     values = score_counts(candidates[0].counts.sum(1))[:, places]
     means = values.mean(0)
     spread = measure_spread(candidates, np.full((1, len(values)), 1 / len(values)), places, settings)
-    note = _warn(spread, candidates)
+    note = warn_of(spread, candidates)
     errors, freedom = _join(spread, [values])
     reaches = errors * special.stdtrit(freedom, (1 + settings.level) / 2)
+    told = count_units(spread.units.counts)[places] if spread else np.zeros(len(places))
     results = {}
-    for metric, mean, reach in zip(metrics, means.tolist(), reaches.tolist(), strict=True):
+    for metric, mean, reach, few in zip(metrics, means.tolist(), reaches.tolist(), told < FEWEST_UNITS, strict=True):
         low = high = None
-        if reach < ROUNDING:
+        if few:
+            pass
+        elif reach < ROUNDING:
             low = high = mean
         elif reach > 0 and 0 < mean < 1:
             half = reach / (mean * (1 - mean))
@@ -188,7 +191,9 @@ def compare_pairs(
         effect = float(values[0].mean() - values[1].mean())
         signs = np.repeat([1 / len(values[0]), -1 / len(values[1])], [len(values[0]), len(values[1])])
         spread = measure_spread(_stack(sides), signs[None], places, settings)
-        results[name] = _test(effect, spread, values, _warn(spread, sides[0]), settings)
+        if spread is not None and count_units(spread.units.counts)[places[0]] < FEWEST_UNITS:
+            spread = None
+        results[name] = _test(effect, spread, values, warn_of(spread, sides[0]), settings)
     tested = {name: result.p for name, result in results.items() if result.p is not None}
     corrected = dict(zip(tested, correct_holm(list(tested.values())), strict=True))
     return {name: replace(result, p_corrected=corrected.get(name)) for name, result in results.items()}
@@ -217,7 +222,7 @@ def compare_metrics(
     if spread is not None:
         spread = replace(spread, deviations=spread.deviations[:, :, :1] - spread.deviations[:, :, 1:])
     gaps = values[:, :1] - values[:, 1:]
-    return _test(float(gaps.mean()), spread, [gaps], _warn(spread, candidates), settings)
+    return _test(float(gaps.mean()), spread, [gaps], warn_of(spread, candidates), settings)
 
 
 def rank_methods(
@@ -360,10 +365,10 @@ def _test(
 
     error, freedom = (float(found[0]) for found in _join(spread, values))
     low = high = p = None
-    if spread is not None:
+    if spread is not None and (error or not effect):  # a difference that does not vary is in too few units
         reach = error * float(special.stdtrit(freedom, (1 + settings.level) / 2))
         low, high = effect - reach, effect + reach
-        p = float(2 * special.stdtr(freedom, -abs(effect) / error)) if error else float(effect == 0)
+        p = float(2 * special.stdtr(freedom, -abs(effect) / error)) if error else 1.0
     return Difference(effect, low, high, p, None, spread.blocks if spread else 0.0, note)
 
 
@@ -385,16 +390,3 @@ def _join(spread: Spread | None, values: Sequence[Floats]) -> tuple[Floats, Floa
     with np.errstate(invalid="ignore", divide="ignore"):
         freedom = variance**2 / sum((part**2 / free for part, free in parts), np.zeros(metrics))
     return np.sqrt(variance), np.where(variance > 0, freedom, 1.0)
-
-
-def _warn(spread: Spread | None, candidates: Sequence[Units]) -> str:
-    """Returns a warning where an interval is missing or may promise too much, nothing otherwise."""
-    if spread is None:
-        n, kind = max((units.counts.shape[1], units.kind) for units in candidates)
-        return f"no interval: {count(n, kind[:-1])}, and fewer than {FEWEST_UNITS} do not say how much they differ"
-    if spread.blocks < ENOUGH_BLOCKS:
-        n, kind = spread.units.counts.shape[1], spread.units.kind
-        return (
-            f"{n} {kind} count as {spread.blocks:.0f} independent ones; below {ENOUGH_BLOCKS} the interval may be too narrow"
-        )
-    return ""

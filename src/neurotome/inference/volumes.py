@@ -84,8 +84,8 @@ def predict_volume(
     with hold_output(out / LEDGER, options.share):
         if options.overwrite:
             _clear(out, confidence)
-            if confidence is None and (left := name_confidence(out)).exists():
-                say(f"{left} is of an earlier prediction, and stays as it is. Delete it, or ask for --confidence too.")
+            if confidence is None and (other := name_confidence(out)).exists():
+                say(f"{other} is of an earlier prediction, and stays as it is. Delete it, or ask for --confidence too.")
         ledger = BlockLedger(out / LEDGER, plan.job.fingerprint, writer=name_writer(), chosen=plan.chosen)
         if ledger.head["chosen"] != json.loads(json.dumps(plan.chosen)):  # another job was first, and its choices hold
             plan = plan_volume(model, source, out, confidence, settings, replace(options, overwrite=False))

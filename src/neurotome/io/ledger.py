@@ -85,7 +85,7 @@ def hold_ledger(out: Path, path: Path, folder: Path, source: Mapping[str, Any]) 
                 "another --out, or delete it."
             )
         ledger = Ledger(path, folder, source)
-        sweep_partials(out)
+        sweep_partials(folder)
         yield ledger
 
 

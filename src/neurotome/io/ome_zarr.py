@@ -143,7 +143,8 @@ def open_zarr(path: Path, choice: Choice) -> Source:
             scale *= np.asarray(step["scale"], float)
     units = {axis["name"]: find_unit(axis.get("unit")) for axis in axes}
     sizes = {name: factor * unit for (name, unit), factor in zip(units.items(), scale.tolist(), strict=True) if unit}
-    known = (sizes.get("z", sizes["y"]), sizes["y"], sizes["x"]) if {"y", "x"} <= set(sizes) else None
+    wanted = {"y", "x"} | {"z"} & set(units)  # of a z axis without a unit nothing is known
+    known = (sizes.get("z", sizes["y"]), sizes["y"], sizes["x"]) if wanted <= set(sizes) else None
     channels = [str(channel.get("label", "")) for channel in described.get("omero", {}).get("channels", ())]
     layout = choose_axes(path, "".join(units), array.shape, choice, channels)
     data = _wrap(path, array, layout)

@@ -22,7 +22,7 @@ from neurotome.errors import FetchError
 from neurotome.io.bossdb import BossDB
 from neurotome.io.lazy_array import Place
 from neurotome.io.ledger import Ledger
-from neurotome.io.zarr_store import StoredBlock, plan_files, read_block
+from neurotome.io.zarr_store import StoredBlock, plan_files, read_block, write_block
 from neurotome.progress import Progress
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def transfer_blocks(
                         return
                     transfer, block = item
                     voxels, facts = _read_checked(transfer, block)
-                transfer.array[block.place] = voxels
+                write_block(transfer.array, block, voxels)
                 ledger.add(block.file, **facts)
                 results.put(block)
         except BaseException as error:

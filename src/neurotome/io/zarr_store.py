@@ -200,10 +200,16 @@ def plan_files(array: zarr.Array[Any]) -> list[StoredBlock]:
     return blocks
 
 
+def write_block(array: zarr.Array[Any], block: StoredBlock, voxels: NDArray[Any]) -> None:
+    """Writes the voxels of a block; its file, of which zarr would read what is there first, may be damaged."""
+    (array.store.root / block.file).unlink(missing_ok=True)  # type: ignore[attr-defined]  # of LocalStore
+    array[block.place] = voxels
+
+
 def read_block(array: zarr.Array[Any], block: StoredBlock) -> NDArray[Any] | None:
     """Returns the voxels of a block, None if its file is absent or damaged (every chunk has a CRC-32C)."""
     root = array.store.root  # type: ignore[attr-defined]  # of LocalStore
-    if not (root / block.file).is_file():
+    if not (root / block.file).is_file() or not (root / block.file).stat().st_size:
         return None
     try:
         return np.asarray(array[block.place])

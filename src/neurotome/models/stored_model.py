@@ -15,7 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from neurotome.atomic import atomic_path, write_json
+from neurotome.atomic import atomic_path, write_bytes, write_json
 from neurotome.classes import ClassSet
 from neurotome.documents import read_json
 from neurotome.errors import ModelError, is_out_of_memory, show
@@ -87,6 +87,13 @@ def read_model(folder: Path) -> StoredModel:
             voxel_size_um=_read_size(content["voxel_size_um"]),
             facts=facts,
         )
+
+
+def copy_model(folder: Path, target: Path) -> None:
+    """Copies weights and the description that fits them into a folder; ModelError as `read_description`."""
+    content, weights = read_description(folder)
+    write_json(target / "model.json", content)
+    write_bytes(target / "model.safetensors", weights)
 
 
 def read_description(folder: Path) -> tuple[dict[str, Any], bytes]:

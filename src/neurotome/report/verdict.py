@@ -68,13 +68,18 @@ def _judge_training(rows: Sequence[Mapping[str, float | None]], config: Mapping[
             f"{f1s[best]:.3f} in the last {count(last, 'epoch')}. {longer}"
         ]
     first, end = rows[best]["train_loss"], rows[-1]["train_loss"]
-    if f1s[best] - f1s[-1] >= RISEN and first is not None and end is not None and end < first:
+    if f1s[best] - f1s[-1] >= RISEN and first is not None and end is not None:
         kept = "last" if config["train"].get("keep") == "last" else "best"
-        return [
-            f"Learned by heart: validation macro F1 was best in epoch {best + 1} of {epochs}, {f1s[best]:.3f}, and fell to "
-            f"{f1s[-1]:.3f} while the training loss fell from {first:.3f} to {end:.3f}. The weights of the {kept} epoch are "
-            "kept; more labelled images or stronger augmentation help, longer training does not."
-        ]
+        fell = (
+            f"validation macro F1 was best in epoch {best + 1} of {epochs}, {f1s[best]:.3f}, and fell to {f1s[-1]:.3f} while"
+        )
+        losses = f"from {first:.3f} to {end:.3f}. The weights of the {kept} epoch are kept;"
+        if end < first:
+            return [
+                f"Learned by heart: {fell} the training loss fell {losses} more labelled images or stronger augmentation "
+                "help, longer training does not."
+            ]
+        return [f"Became unstable: {fell} the training loss went {losses} a lower --train.learning-rate helps."]
     return [
         f"Trained long enough: validation macro F1 reached {before:.3f} in the first {epochs - last} of {epochs} and "
         f"{max(f1s[-last:]):.3f} in the last {count(last, 'epoch')}."

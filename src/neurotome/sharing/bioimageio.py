@@ -18,7 +18,7 @@ from neurotome.datasets.phantom.regions import INSTRUMENT, REGIONS
 from neurotome.errors import ImageError, SettingsError
 from neurotome.io.opening import open_volume
 from neurotome.models.net_predictor import NetPredictor
-from neurotome.models.stored_model import StoredModel, open_place
+from neurotome.models.stored_model import StoredModel, copy_model
 from neurotome.sharing.card import describe_shortly, write_card
 from neurotome.sharing.graph import build_graph, choose_scale
 from neurotome.volume import to_display
@@ -70,8 +70,7 @@ def write_package(
     np.save(scratch / "test_input.npy", grey[None])
     np.save(scratch / "test_output.npy", probs)
     write_bytes(scratch / "model.onnx", build_graph(predictor, True, {"licence": licence, "citation": citation}))
-    for file in MODEL_FILES:
-        write_bytes(scratch / file, (open_place(stored.folder) / file).read_bytes())
+    copy_model(stored.folder, scratch)
     write_text(scratch / "card.md", write_card(stored, name))
     _draw_cover(scratch / "cover.png", grey[predictor.in_channels // 2], probs[0].argmax(0), predictor)
     # the format's library leaves the parts' files open until they are collected, and they are deleted soon

@@ -12,9 +12,9 @@ from typing import Literal
 from neurotome.atomic import atomic_folder, write_bytes, write_text
 from neurotome.errors import RunError, SettingsError
 from neurotome.models.model_folder import build_predictor, find_model, name_version
-from neurotome.models.stored_model import StoredModel, open_place, read_model
+from neurotome.models.stored_model import StoredModel, copy_model, read_model
 from neurotome.outputs import plan_outputs
-from neurotome.sharing.bioimageio import MODEL_FILES, write_package
+from neurotome.sharing.bioimageio import write_package
 from neurotome.sharing.card import write_card
 from neurotome.sharing.graph import build_graph
 
@@ -118,6 +118,5 @@ def _write_hub(stored: StoredModel, out: Path, name: str, licence: str) -> None:
     front += ["pipeline_tag: image-segmentation", "tags:", *(f"- {tag}" for tag in tags), "---", ""]
     with atomic_folder(out) as temporary:
         temporary.mkdir()
-        for file in MODEL_FILES:
-            write_bytes(temporary / file, (open_place(stored.folder) / file).read_bytes())
+        copy_model(stored.folder, temporary)
         write_text(temporary / "README.md", write_card(stored, name, "\n".join(front) + "\n"))

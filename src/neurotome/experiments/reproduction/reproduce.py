@@ -241,8 +241,10 @@ def find_best(measured: Measured) -> Method | None:
 
 
 def rank(measured: Measured, reference: Method | None) -> list[Ranked]:
-    """Returns all methods that were scored on the split test, the best first."""
+    """Returns the methods that were scored on the split test, the best first; without those that lack a fold of others."""
     scored = {method.name: method for method in measured.methods.values() if method.read_scores("test")}
+    folds = {fold for method in scored.values() for _, fold in method.read_scores("test")}
+    scored = {name: m for name, m in scored.items() if {fold for _, fold in m.read_scores("test")} == folds}
     if not scored or reference is None:
         return []
     pairs = {name: (method, reference) for name, method in scored.items() if method is not reference}

@@ -251,7 +251,7 @@ class _Job:
         figures.save_figure(figures.plot_search(rows, list(self.space), logarithmic), picture)
         others = [row for row in rows if row["state"] != "complete"]
         ended = sum(row["state"] != "running" for row in rows)
-        return SearchResult(scored + others, best, picture, self.asked - ended)
+        return SearchResult(scored + others, best, picture, max(self.asked, len(rows)) - ended)
 
     def _say_left(self, number: int) -> str:
         """Returns how long one process alone still takes, by the trials that have ended."""
