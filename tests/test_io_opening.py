@@ -305,6 +305,48 @@ def test_a_cut_file_is_refused(tmp_path: Path, name: str) -> None:
             read_image(tmp_path / name)
 
 
+def test_colours_are_refused_whatever_holds_them(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
+    h5py, nrrd = pytest.importorskip("h5py"), pytest.importorskip("nrrd")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"] = colours
+    zarr.create_array(tmp_path / "a.zarr", data=colours)
+    nrrd.write(str(tmp_path / "a.nrrd"), colours, index_order="C")
+    for name in ("a.h5", "a.zarr", "a.nrrd"):
+        for read in (open_volume, read_labels):
+            with pytest.raises(ImageError, match=r"\(40, 50, 3\) looks like RGB\(A\) colours"):
+                read(tmp_path / name)
+    nrrd.write(str(tmp_path / "b.nrrd"), colours, {"kinds": ["RGB-color", "domain", "domain"]}, index_order="C")
+    with pytest.raises(ImageError, match="3 channels"):
+        open_volume(tmp_path / "b.nrrd")
+
+
+def test_one_of_several_channels_or_times_is_chosen_in_every_format(tmp_path: Path) -> None:
+    nibabel, nrrd = pytest.importorskip("nibabel"), pytest.importorskip("nrrd")
+    both = np.random.default_rng(0).integers(0, 255, (4, 5, 6, 2)).astype(np.uint8)
+    nibabel.Nifti1Image(both.transpose(2, 1, 0, 3), np.eye(4)).to_filename(tmp_path / "a.nii")
+    nrrd.write(str(tmp_path / "a.nrrd"), both, index_order="C")
+    nrrd.write(str(tmp_path / "b.nrrd"), both, {"kinds": ["list", *["domain"] * 3]}, index_order="C")
+    with pytest.raises(ImageError, match=r"2 times; .*time=0\.\.1"):
+        open_volume(tmp_path / "a.nii")
+    np.testing.assert_array_equal(open_volume(tmp_path / "a.nii", time=1).data[:], both[..., 1])
+    for name in ("a.nrrd", "b.nrrd"):
+        np.testing.assert_array_equal(open_volume(tmp_path / name, channel=1).data[:], both[..., 1])
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_bytes_of_imod_have_a_sign_only_if_it_says_so(tmp_path: Path, signed: bool) -> None:
+    mrcfile = pytest.importorskip("mrcfile")
+    grey = np.arange(2 * 16 * 16).reshape(2, 16, 16).astype(np.uint8)
+    with mrcfile.new(tmp_path / "a.mrc") as file:
+        file.set_data(grey.view(np.int8))
+        stamped = bytearray(file.header.extra2.tobytes())
+        stamped[40:48] = (1146047817).to_bytes(4, "little") + int(signed).to_bytes(4, "little")
+        file.header.extra2 = bytes(stamped)
+    found = open_volume(tmp_path / "a.mrc").data
+    np.testing.assert_array_equal(found[:], grey.view(np.int8) if signed else grey)
+
+
 def test_nrrd_with_pixels_elsewhere_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("nrrd")
     header = "NRRD0004\ntype: uint8\ndimension: 2\nsizes: 2 2\nencoding: raw\ndata file: /etc/passwd\n\n"

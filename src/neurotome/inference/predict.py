@@ -21,8 +21,9 @@ from neurotome.inference.jobs import Job, Output, list_sources, plan_jobs
 from neurotome.inference.predict_settings import PredictSettings
 from neurotome.inference.volume_job import find_extremes, flip_grey
 from neurotome.inference.volume_settings import VolumeSettings
+from neurotome.io.axes import looks_like_colours
 from neurotome.io.chunks import list_chunks
-from neurotome.io.opening import check_grey, looks_like_colours, open_volume
+from neurotome.io.opening import check_grey, open_volume
 from neurotome.predictor import Predictor
 from neurotome.progress import Progress
 from neurotome.volume import Volume, note_unknown_size

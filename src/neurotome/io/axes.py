@@ -83,9 +83,23 @@ def choose_axes(where: Any, axes: str, shape: Sequence[int], choice: Choice, cha
     return Layout(axes, tuple(int(size) for size in shape), fixed)
 
 
-def guess_axes(ndim: int) -> str:
-    """Returns the usual axes of an array that names none; `?` for each where there is no usual order."""
-    return {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}.get(ndim, "?" * ndim)
+def looks_like_colours(shape: Sequence[int]) -> bool:
+    """Returns whether an array of this shape is rather a picture (y, x, colours) than a stack (z, y, x)."""
+    return len(shape) == 3 and shape[-1] in (3, 4) and min(shape[:2]) > 16
+
+
+def guess_axes(where: Path | str, shape: Sequence[int]) -> str:
+    """Returns the usual axes of an array that names none; `?` for each where there is no usual order.
+
+    Raises:
+        ImageError: It looks like a picture in colours.
+    """
+    if looks_like_colours(shape):
+        raise ImageError(
+            f"{where}: shape {tuple(shape)} looks like RGB(A) colours; expected (z, y, x). Save one grey channel, of labels "
+            "the class ids themselves; or name the axes."
+        )
+    return {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}.get(len(shape), "?" * len(shape))
 
 
 def find_unit(unit: Any) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ NRRD_DTYPES = {
     "float": "float32",
 }
 """What is memory-mapped; other types are read whole."""
+IMOD, IMOD_STAMP, IMOD_SIGNED = 1146047817, slice(40, 48), 1
+"""IMOD stores bytes without sign as those with one; its stamp and the flags after it tell (its description of MRC)."""
+
+NRRD_SPACE = {"domain", "space"}
+"""Kinds of axes along which pixels lie side by side."""
 
 
 def open_hdf5(path: Path, inner: str, choice: Choice) -> Source:
@@ -54,7 +60,7 @@ def open_hdf5(path: Path, inner: str, choice: Choice) -> Source:
     if dataset.external or dataset.is_virtual:
         raise ImageError(f"{path}:/{name}: its values lie in other files; expected them in the file. Copy them into one.")
     check_claim(path, dataset.nbytes, HDF5_RATIO)
-    layout = choose_axes(f"{path}:/{name}", _name_axes(dataset), dataset.shape, choice)
+    layout = choose_axes(f"{path}:/{name}", _name_axes(f"{path}:/{name}", dataset), dataset.shape, choice)
     sizes = dataset.attrs.get("element_size_um")
     known = None if sizes is None else keep_plausible(tuple(np.ravel(sizes).astype(float).tolist()[-3:]))
     data = layout.wrap(path, dataset)
@@ -64,7 +70,7 @@ def open_hdf5(path: Path, inner: str, choice: Choice) -> Source:
     return Source(data, known)
 
 
-def _name_axes(dataset: Any) -> str:
+def _name_axes(where: str, dataset: Any) -> str:
     """Returns the axes as ilastik and h5py write them down; those of a nameless array end with z, y, x."""
     tags = dataset.attrs.get("axistags")
     if tags is not None:
@@ -72,13 +78,13 @@ def _name_axes(dataset: Any) -> str:
     labels = "".join(dimension.label for dimension in dataset.dims)
     if len(labels) == dataset.ndim:
         return labels
-    return guess_axes(int(dataset.ndim))
+    return guess_axes(where, dataset.shape)
 
 
-def open_nifti(path: Path) -> Source:
+def open_nifti(path: Path, choice: Choice) -> Source:
     """Opens a NIfTI file, which stores (x, y, z); compressed ones are unpacked whole, others are read when asked for."""
     image = import_extra("nibabel", EXTRA).load(path)
-    layout = choose_axes(path, "xyztc"[: len(image.shape)], image.shape, {})
+    layout = choose_axes(path, "xyztc"[: len(image.shape)], image.shape, choice)
     stored, dtype = image.dataobj, image.get_data_dtype()
     check_claim(path, math.prod(image.shape) * dtype.itemsize, PACKED_RATIO)
     if (stored.slope, stored.inter) != (1.0, 0.0):
@@ -90,7 +96,7 @@ def open_nifti(path: Path) -> Source:
     return Source(layout.wrap(path, stored, dtype), keep_plausible((z * unit, y * unit, x * unit)) if unit else None)
 
 
-def open_nrrd(path: Path) -> Source:
+def open_nrrd(path: Path, choice: Choice) -> Source:
     """Opens a NRRD file, which stores (x, y, z); compressed ones are unpacked whole, others are read when asked for."""
     nrrd = import_extra("nrrd", EXTRA)
     with path.open("rb") as file:
@@ -109,8 +115,17 @@ def open_nrrd(path: Path) -> Source:
             stored = np.memmap(path, dtype, "r", offset, shape)
         else:
             stored = nrrd.read_data(header, file, str(path), index_order="C")
-    layout = choose_axes(path, "czyx"[-stored.ndim :], stored.shape, {})
+    layout = choose_axes(path, _name_nrrd_axes(path, header, stored.shape), stored.shape, choice)
     return Source(layout.wrap(path, stored), _read_nrrd_size(header))
+
+
+def _name_nrrd_axes(path: Path, header: Any, shape: Sequence[int]) -> str:
+    """Returns the axes by what the header calls their kinds; of 4 axes the fastest, which NRRD lists first, is channels."""
+    kinds = [str(kind).lower() for kind in header.get("kinds", ())][::-1]
+    if len(kinds) != len(shape) or not set(kinds) & NRRD_SPACE:
+        return "zyxc" if len(shape) == 4 else guess_axes(path, shape)
+    places = iter("zyx"[-sum(kind in NRRD_SPACE for kind in kinds) :])
+    return "".join(next(places, "?") if kind in NRRD_SPACE else "c" for kind in kinds)
 
 
 def _read_nrrd_size(header: Any) -> Size | None:
@@ -126,11 +141,14 @@ def _read_nrrd_size(header: Any) -> Size | None:
     return keep_plausible((sizes[2] if len(sizes) == 3 else y, y, x))
 
 
-def open_mrc(path: Path) -> Source:
+def open_mrc(path: Path, choice: Choice) -> Source:
     """Opens an MRC file, memory-mapped; its voxel sizes are in Angstrom."""
     mrcfile = import_extra("mrcfile", EXTRA)
     with mrcfile.mmap(path, mode="r") as file:
         stored, sizes = file.data, file.voxel_size
-        layout = choose_axes(path, "czyx"[-stored.ndim :], stored.shape, {})
+        stamp, flags = np.frombuffer(file.header.extra2.tobytes()[IMOD_STAMP], np.int32).tolist()
+        if stored.dtype == np.int8 and stamp == IMOD and not flags & IMOD_SIGNED:
+            stored = stored.view(np.uint8)
+        layout = choose_axes(path, "czyx"[-stored.ndim :], stored.shape, choice)
         known = keep_plausible((float(sizes.z) * 1e-4, float(sizes.y) * 1e-4, float(sizes.x) * 1e-4))
     return Source(layout.wrap(path, stored), known)

@@ -108,7 +108,7 @@ def open_zarr(path: Path, choice: Choice) -> Source:
     node = zarr.open(whole_files(path), mode="r")
     if isinstance(node, zarr.Array):
         named: Any = getattr(node.metadata, "dimension_names", None) or node.attrs.get("_ARRAY_DIMENSIONS") or (None,)
-        axes_named = "".join(named) if all(isinstance(name, str) for name in named) else guess_axes(node.ndim)
+        axes_named = "".join(named) if all(isinstance(name, str) for name in named) else guess_axes(path, node.shape)
         return Source(_wrap(path, node, choose_axes(path, axes_named, node.shape, choice)))
     attributes: dict[str, Any] = dict(node.attrs)
     described = attributes.get("ome", attributes)

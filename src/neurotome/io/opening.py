@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from neurotome.errors import ImageError
 from neurotome.io import formats
-from neurotome.io.axes import Choice, choose_axes
+from neurotome.io.axes import Choice, choose_axes, looks_like_colours
 from neurotome.io.files import GREY_DTYPES, SUFFIXES, describe_suffix, find_suffix, name_image, split_inner
 from neurotome.io.lazy_array import LazyArray, Source, check_finite, name_failures
 from neurotome.io.ome_zarr import is_zarr, open_zarr
@@ -137,7 +137,7 @@ def _open_source(path: Path, choice: Choice, *, labels: bool, stack: bool = Fals
             data, size, notes = formats.open_hdf5(outer, inner, choice)
         else:
             readers = {".nrrd": formats.open_nrrd, ".mrc": formats.open_mrc}
-            data, size, notes = readers.get(suffix, formats.open_nifti)(path)
+            data, size, notes = readers.get(suffix, formats.open_nifti)(path, choice)
     for note in notes:
         warnings.warn(note, stacklevel=3)
     if data.size == 0:
@@ -174,11 +174,6 @@ def _open_npy(path: Path, choice: Choice, labels: bool) -> Any:
     layout = choose_axes(path, "?zyx"[-data.ndim :], data.shape, choice)
     # of a large one pixels are checked when they are read, which a plain array's are at once
     return layout.wrap(path, data) if is_large(data) else data.reshape(layout.shape_zyx)
-
-
-def looks_like_colours(shape: Sequence[int]) -> bool:
-    """Returns whether an array of this shape is rather a picture (y, x, colours) than a stack (z, y, x)."""
-    return len(shape) == 3 and shape[-1] in (3, 4) and min(shape[:2]) > 16
 
 
 def check_grey(data: Any, where: str) -> None:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from neurotome.classes import ClassSet
 from neurotome.errors import ImageError, SettingsError
+from neurotome.io.axes import looks_like_colours
 from neurotome.io.lazy_array import LazyArray, Place
 from neurotome.io.meanings import read_meanings
-from neurotome.io.opening import check_grey, looks_like_colours
+from neurotome.io.opening import check_grey
 from neurotome.volume import Size, Volume, state_size
 
 MICROMETRES = {
