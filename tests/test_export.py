@@ -84,6 +84,9 @@ def test_an_onnx_file_takes_grey_values_and_gives_the_probabilities_of_torch(tmp
     assert np.abs(probs - expected).max() < 1e-4
     assert [one.name for one in session.get_inputs()] == ["grey", *given]
     assert (facts["scale"] == "given") == (normalization == TISSUE)
+    scan = " of the same scan as the reference" if normalization.reference else ""
+    holds = "" if normalization == TISSUE else f"images{scan} with grey values as they are in uint8"
+    assert facts["scale_holds_for"] == holds
     assert facts["classes"] == ["background", "blood vessel", "cell"]
     assert (facts["halo"], facts["multiple_of"], facts["voxel_size_um"]) == (32, predictor.net.stride, [1.17] * 3)
 

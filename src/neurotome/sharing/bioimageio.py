@@ -20,7 +20,7 @@ from neurotome.io.opening import open_volume
 from neurotome.models.net_predictor import NetPredictor
 from neurotome.models.stored_model import StoredModel, copy_model
 from neurotome.sharing.card import describe_shortly, write_card
-from neurotome.sharing.graph import build_graph, choose_scale
+from neurotome.sharing.graph import FIXED, build_graph, choose_scale, describe_scale, say_fixed
 from neurotome.volume import to_display
 
 MODEL_FILES = ("model.json", "model.safetensors")
@@ -97,6 +97,8 @@ def _describe(
 
     edge = find_edge(predictor)
     space = None if predictor.voxel_size_um is None else predictor.voxel_size_um[1:]
+    is_fixed = describe_scale(predictor, True)[0] == FIXED
+    holds = f", rightly for {say_fixed(predictor.normalization)}" if is_fixed else ""
 
     def place(axis: str) -> dict[str, Any]:
         return {} if space is None else {"unit": "micrometer", "scale": space["yx".index(axis)]}
@@ -122,7 +124,7 @@ def _describe(
             inputs=[
                 form.InputTensorDescr(
                     id=form.TensorId("grey"),
-                    description="Grey values as they are in the file; the graph scales them.",
+                    description=f"Grey values as they are in the file; the graph scales them{holds}.",
                     axes=[
                         form.BatchAxis(),
                         form.ChannelAxis(channel_names=_name_channels(predictor.in_channels)),

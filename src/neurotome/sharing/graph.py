@@ -16,7 +16,7 @@ from neurotome.errors import ModelError
 from neurotome.models.back_ends.folded import fold_network
 from neurotome.models.back_ends.onnx_runtime import export_onnx
 from neurotome.models.net_predictor import NetPredictor
-from neurotome.normalize import Scale
+from neurotome.normalize import Normalization, Scale
 from neurotome.volume import Volume
 
 MOST_DIFFERENT = 1e-4
@@ -107,6 +107,12 @@ def describe_scale(predictor: NetPredictor, measured: bool) -> tuple[str, Scale 
     return (MEASURED if measured else GIVEN), None
 
 
+def say_fixed(normalization: Normalization) -> str:
+    """Returns for which images a scale that is part of the graph is the one that `predict` would use."""
+    scan = " of the same scan as the reference" if normalization.reference is not None else ""
+    return f"images{scan} with grey values as they are in {normalization.dtype}"
+
+
 def build_graph(predictor: NetPredictor, measured: bool, facts: Mapping[str, Any]) -> bytes:
     """Returns a network as ONNX whose probabilities are those of torch.
 
@@ -160,6 +166,7 @@ def describe_graph(predictor: NetPredictor, kind: str, scale: Scale | None) -> d
         "scale": kind,
         "scale_values": None if scale is None else [scale.mean, scale.std],
         "scale_rule": "" if kind == FIXED else measure[normalization.mode],
+        "scale_holds_for": say_fixed(normalization) if kind == FIXED else "",
         "normalization": dataclasses.asdict(normalization),
         "multiple_of": stride,
         "smallest": -(-predictor.net.minimum // stride) * stride,
