@@ -125,8 +125,8 @@ def build_network(results: Sequence[TileResult], grid: Grid, size_um: Size) -> N
     singles = np.flatnonzero(np.diff(first) == 1)
     alone = voxel_of[ends[singles, 0]]
     through = span_box(places[alone], radius[alone], grid.shape_zyx, size_um)
-    lengths[first[singles]] = np.where(np.isfinite(through), through, 0)
-    cut[singles, 0] |= np.isfinite(through)
+    lengths[first[singles]] = through
+    cut[singles, 0] |= through > 0
     parts = join_pairs(pairs, count)[0][voxel_of[ends[:, 0]]]
     branches = np.array([end for end, number in meeting.items() if number >= 3], np.int64)
     return Network(
@@ -164,7 +164,7 @@ def link_voxels(numbers: Ints, places: Ints, shape: Triple) -> Ints:
 
 
 def span_box(places: Ints, radius_um: Floats, shape: Triple, size_um: Size) -> Floats:
-    """Returns the length (n,) of vessels that run through a box from face to face; NaN of those that do not.
+    """Returns the length (n,) of vessels that run through a box from face to face; 0 of those that do not.
 
     Thinning makes a single point of a vessel that is wider than the box is deep.
 
@@ -178,7 +178,7 @@ def span_box(places: Ints, radius_um: Floats, shape: Triple, size_um: Size) -> F
     farther = np.maximum(places + 0.5, edges - places - 0.5)
     reach = radius_um / size.min() + CLOSE
     spans = np.where(farther <= reach[:, None], edges * size, np.inf).min(1, initial=np.inf)
-    return np.where(np.isfinite(spans), spans, np.nan)
+    return np.where(np.isfinite(spans), spans, 0.0)
 
 
 def smooth_lengths(where: Floats, first: Ints) -> Floats:
