@@ -231,6 +231,7 @@ def test_a_class_in_few_slices_has_no_interval_and_no_p() -> None:
     pair = compare_pairs({"both": ([make(better)], [make(rare)])}, "per_class.cell.f1")["both"]
     assert (pair.low, pair.high, pair.p) == (None, None, None)
     assert pair.effect == pytest.approx(0.75 - 2 / 3)
+    assert "a class occurs in 1 of 30 slices alone" in pair.note
 
 
 def test_perfect_scores_are_sure() -> None:

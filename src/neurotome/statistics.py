@@ -141,11 +141,9 @@ def estimate_units(
     results = {}
     for metric, mean, reach, few in zip(metrics, means.tolist(), reaches.tolist(), told < FEWEST_UNITS, strict=True):
         low = high = None
-        if few:
-            pass
-        elif reach < ROUNDING:
+        if not few and reach < ROUNDING:
             low = high = mean
-        elif reach > 0 and 0 < mean < 1:
+        elif not few and reach > 0 and 0 < mean < 1:
             half = reach / (mean * (1 - mean))
             low, high = (float(special.expit(special.logit(mean) + side * half)) for side in (-1, 1))
         value = None if math.isnan(mean) else mean
@@ -191,9 +189,10 @@ def compare_pairs(
         effect = float(values[0].mean() - values[1].mean())
         signs = np.repeat([1 / len(values[0]), -1 / len(values[1])], [len(values[0]), len(values[1])])
         spread = measure_spread(_stack(sides), signs[None], places, settings)
+        note = warn_of(spread, sides[0])
         if spread is not None and count_units(spread.units.counts)[places[0]] < FEWEST_UNITS:
             spread = None
-        results[name] = _test(effect, spread, values, warn_of(spread, sides[0]), settings)
+        results[name] = _test(effect, spread, values, note, settings)
     tested = {name: result.p for name, result in results.items() if result.p is not None}
     corrected = dict(zip(tested, correct_holm(list(tested.values())), strict=True))
     return {name: replace(result, p_corrected=corrected.get(name)) for name, result in results.items()}

@@ -59,7 +59,7 @@ def open_volume(
     source = _open_source(path, {"c": channel, "t": time}, labels=False, stack=stack)
     check_grey(source.data, str(path))
     size_um = source.voxel_size_um
-    if isinstance(voxel_size_um, float):
+    if isinstance(voxel_size_um, (int, float)):
         apart = voxel_size_um if size_um is None or size_um[0] == size_um[2] else size_um[0]
         size_um = apart, voxel_size_um, voxel_size_um
     elif voxel_size_um is not None:

@@ -77,7 +77,8 @@ def list_slices(folder: Path) -> tuple[Sequence[Path], Sequence[Path]]:
 
     beside = [path for path in found if is_beside(path)]
     beside += [path for path in found if beside and path.name == LEGEND]
-    images = [path for path in found if path not in beside]
+    left_out = set(beside)
+    images = [path for path in found if path not in left_out]
     suffixes = sorted({find_suffix(path) for path in images})
     if len(suffixes) != 1 or not suffixes[0].endswith(SLICE_SUFFIXES):
         raise ImageError(
