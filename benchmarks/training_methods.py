@@ -22,7 +22,7 @@ from neurotome.training.fit import choose_precision
 from neurotome.training.recipe import Recipe, TrainSettings
 from neurotome.training.sampler import SampleSettings
 
-RESERVE_S = 10
+RESERVE_S = {"cpu": 10, "cuda": 20}
 """Left of a time limit for what neurotome does before its own clock runs, and for the last validation."""
 
 UNLIMITED = 1_000_000
@@ -99,7 +99,7 @@ def train_plain(job: dict, share) -> torch.nn.Module:
 def learn_neurotome(job: dict) -> dict:
     """Trains with defaults until the limit; what follows the training, scores and a report, is not counted."""
     run = Path(job["scratch"]) / "run"
-    seconds = job["seconds"] - (time.time() - job["started"]) - RESERVE_S
+    seconds = job["seconds"] - (time.time() - job["started"]) - RESERVE_S[job["device"].partition(":")[0]]
     limits = TrainSettings(epochs=UNLIMITED, max_time=f"{max(1, seconds):.0f}s", seed=job["seed"], device=job["device"])
     small = {"sample": SampleSettings(patch=job["patch"], batch=job["batch"])} if job["small"] else {}
     train(Path(job["data"]), out=run, recipe=Recipe(train=limits, **small))

@@ -25,8 +25,11 @@ from neurotome.training import keeper, machine
 from neurotome.training import module as training
 from neurotome.training import prepare as preparing
 from neurotome.training.average import MovingAverage
+from neurotome.training.batches import BatchMaker
 from neurotome.training.checkpoints import list_checkpoints
+from neurotome.training.rank import Rank
 from neurotome.training.recipe import Recipe, TrainSettings, parse_duration
+from neurotome.training.recorded import record_step
 from neurotome.training.sampler import SampleSettings
 from neurotome.volume import Volume
 
@@ -119,6 +122,64 @@ def test_how_the_machine_is_used_changes_nothing_but_the_speed(tmp_path, monkeyp
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training on cpu, ")]
     assert ["on the device" in line for line in said] == [False, choice == "data_on_device"]
     assert ["not compiled" in line for line in said] == [True, choice != "compile"]
+
+
+def record(step, batch, allow_unused_input):
+    """Does on a CPU what torch does on a GPU: tries the step, and returns one that writes where it wrote before."""
+    for _ in range(3):
+        step(*batch).backward()
+        step.zero_grad()
+    written = torch.empty(())
+
+    class Overwritten(torch.autograd.Function):
+        @staticmethod
+        def forward(context, loss):
+            return written.copy_(loss).detach()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient
+
+    return lambda *batch: Overwritten.apply(step(*batch))
+
+
+@pytest.mark.parametrize("order", ["random", "sequential"])
+def test_recorded_steps_train_as_others_do(tmp_path, monkeypatch, order):
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    small = {**SMALL, "sample": SampleSettings(patch=32, batch=3, order=order)}  # of 8 tiles, so that a third batch has 2
+    settings = TrainSettings(epochs=2, steps_per_epoch=3, device="cpu")
+    run_fit(make_dataset(), tmp_path / "plain", train=settings, **small)
+    monkeypatch.setattr(machine, "choose_recorded", lambda *_: True)
+    run_fit(make_dataset(), tmp_path / "recorded", train=settings, **small)
+    assert_same_training(tmp_path / "plain", tmp_path / "recorded")
+
+
+def test_steps_that_cannot_be_recorded_are_launched_one_by_one_unless_recording_was_asked_for(monkeypatch):
+    def fail(*_, **__):
+        net(*batch)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    net, batch = torch.nn.BatchNorm1d(1), (torch.arange(4.0)[:, None],)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
+    arguments = net, lambda images, labels: net(images).sum(), *batch, torch.zeros(4)
+    with pytest.raises(SettingsError, match=r"cuda_graph is on, but .* not permitted .*Use --train.cuda-graph off"):
+        record_step(*arguments, is_asked=True)
+    net.reset_running_stats()
+    with pytest.warns(UserWarning, match="cannot be recorded .*launched one by one"):
+        assert record_step(*arguments, is_asked=False) is arguments[1]
+    assert (net.running_mean.item(), net.num_batches_tracked.item()) == (0, 0)
+
+
+def test_steps_are_recorded_on_one_gpu_alone():
+    choose = machine.choose_recorded
+    alone, shared = TrainSettings(devices=1), TrainSettings(devices=2)
+    assert choose(alone, "cuda:1")
+    assert not choose(alone, "cpu")
+    assert not choose(shared, "cuda")
+    assert not choose(TrainSettings(devices=1, cuda_graph="off"), "cuda")
+    for settings, device, found in ((alone, "cpu", "the device is cpu"), (shared, "cuda", "2 processes train together")):
+        with pytest.raises(SettingsError, match=f"cuda_graph is on, but {found};.*--train.cuda-graph auto"):
+            choose(dataclasses.replace(settings, cuda_graph="on"), device)
 
 
 def test_slices_that_are_validated_together_score_as_one_by_one(tmp_path, monkeypatch):
@@ -250,8 +311,9 @@ def test_a_loss_that_was_not_read_yet_is_not_shown(tmp_path):
 
 
 def test_batches_are_drawn_ahead_in_order_and_errors_come_through(monkeypatch):
-    module = build(make_dataset(), Recipe(train=TrainSettings(epochs=2, steps_per_epoch=4, device="cpu"), **SMALL))
+    module = build(make_dataset(), Recipe(train=TrainSettings(device="cpu"), **SMALL))
     drawn, original = [], module.sampler.draw
+    maker = BatchMaker(module.sampler, AugmentSettings(enabled=False), 0, Rank(), torch.device("cpu"), False)
 
     def draw(step):
         drawn.append((step, threading.current_thread().name))
@@ -260,7 +322,7 @@ def test_batches_are_drawn_ahead_in_order_and_errors_come_through(monkeypatch):
         return original(step)
 
     monkeypatch.setattr(module.sampler, "draw", draw)
-    batches = module.draw_batches()
+    batches = maker.make_ahead(0, 4)
     for step in range(3):
         images, labels = next(batches)
         np.testing.assert_array_equal(images, original(step)[0])

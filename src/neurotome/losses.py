@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -187,16 +187,25 @@ def weigh_rehearsal(
             for all of them, so that they say nothing about where such a class is, which would be forgotten otherwise: the
             marginal loss of Shi et al. (2021), doi:10.1016/j.media.2021.101979.
     """
+    send_unknown, send_absent = (_send_once(torch.tensor(classes)) for classes in ((0, *absent), tuple(absent)))
 
     def total(logits: Tensor, labels: Tensor) -> Tensor:
         mine = logits[:own]
         if absent:
-            mine = mine.clone()
-            mine[:, 0] = torch.logsumexp(logits[:own, [0, *absent]], 1)
-            mine[:, list(absent)] = NEVER
+            unknown = torch.logsumexp(mine.index_select(1, send_unknown(logits.device)), 1)
+            mine = mine.index_fill(1, send_absent(logits.device), NEVER)
+            mine[:, 0] = unknown
         return (loss(mine, labels[:own]) + weight * loss(logits[own:], labels[own:])) / (1 + weight)
 
     return total
+
+
+def _send_once(values: Tensor) -> Callable[[torch.device], Tensor]:
+    """Returns a function that returns values on a device, to which they are sent at its first call.
+
+    To send them each time would make a GPU's steps depend on the host, so that they could not be recorded.
+    """
+    return cache(lambda device: values.to(device))
 
 
 def parse_terms(expression: str) -> dict[str, float]:
@@ -292,11 +301,11 @@ def build_loss(
                 "these terms."
             )
 
-    host_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+    send_weights = None if weights is None else _send_once(torch.tensor(weights, dtype=torch.float32))
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits = torch.softmax(logits.float(), 1) if settings.softmax_first else logits
-        class_weights = None if host_weights is None else host_weights.to(logits.device, non_blocking=True)
+        class_weights = None if send_weights is None else send_weights(logits.device)
         pixels = Pixels(logits, labels, ignore, add_up)
         total = torch.zeros((), device=logits.device)
         functions: dict[str, Callable[[], Tensor]] = {

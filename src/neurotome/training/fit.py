@@ -141,6 +141,8 @@ def tame_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
+            # a recorded step's gradients come from the stream on which it was recorded; torch waits for that
+            warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -48,6 +48,7 @@ class Machine:
         device: Name of the device.
         precision: Lightning's name of the arithmetic.
         is_compiled: Whether the network is compiled.
+        is_recorded: Whether a GPU repeats recorded steps.
         is_resident: Whether batches are cut on the device, where the training images lie.
         images: How many bytes they are, and where they lie.
         devices: Processes that share a batch, each with such a device.
@@ -57,6 +58,7 @@ class Machine:
     device: str
     precision: Precision
     is_compiled: bool
+    is_recorded: bool
     is_resident: bool
     images: str
     devices: int
@@ -68,6 +70,7 @@ class Machine:
         if self.devices > 1:
             threads = f"{self.devices} of them, {threads} each" if name else f"{self.devices} processes, {threads} each"
         how = f"{self.precision}, channels_last, {'compiled' if self.is_compiled else 'not compiled'}"
+        how += ", steps recorded" if self.is_recorded else ""
         return f"training on {self.device}{name}, {threads}, {how}; images {self.images}"
 
 
@@ -88,6 +91,7 @@ def choose_machine(settings: TrainSettings, sampler: PatchSampler) -> Machine:
         device,
         choose_precision(settings),
         choose_compile(settings, device),
+        choose_recorded(settings, device),
         is_resident,
         f"({format_bytes(size)}) {where}",
         int(settings.devices),
@@ -165,6 +169,22 @@ def choose_compile(settings: TrainSettings, device: str) -> bool:
     steps = int(settings.steps_per_epoch) * settings.epochs
     is_long = steps >= LONG_STEPS and not 0 < settings.max_seconds < LONG_SECONDS
     return is_long and device.startswith("cuda") and importlib.util.find_spec("triton") is not None
+
+
+def choose_recorded(settings: TrainSettings, device: str) -> bool:
+    """Says whether a GPU repeats recorded steps; `auto` has it do so unless others share them, for whom steps wait.
+
+    Raises:
+        SettingsError: It is asked for where it cannot be.
+    """
+    fits = device.startswith("cuda") and settings.devices == 1
+    if settings.cuda_graph == "on" and not fits:
+        what = f"{settings.devices} processes train together" if device.startswith("cuda") else f"the device is {device}"
+        raise SettingsError(
+            f"train.cuda_graph is on, but {what}; only the steps of one process on a GPU can be recorded. Use "
+            "--train.cuda-graph auto."
+        )
+    return fits and settings.cuda_graph != "off"
 
 
 def choose_resident(settings: TrainSettings, sampler: PatchSampler, device: str, size: int) -> bool:

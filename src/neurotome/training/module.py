@@ -9,7 +9,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neurotome.augment import AugmentSettings, augment
+from neurotome.augment import AugmentSettings
 from neurotome.datasets.base import Cutout, Dataset
 from neurotome.errors import TrainingError
 from neurotome.metrics import confusion, scores
@@ -28,10 +27,11 @@ from neurotome.models.net_predictor import NetPredictor
 from neurotome.predictor import TILE, predict_slice
 from neurotome.training.across import ShareStatistics
 from neurotome.training.average import MovingAverage
+from neurotome.training.batches import Batch, BatchMaker, BatchStream, seed_of_step
 from neurotome.training.checkpoints import AVERAGED
 from neurotome.training.machine import choose_machine, compile_forward, seed_device
 from neurotome.training.rank import Rank
-from neurotome.training.resident import ResidentImages
+from neurotome.training.recorded import Compute, record_step
 from neurotome.training.sampler import PatchSampler, group_runs, group_slices
 from neurotome.training.schedule import schedule_factor
 
@@ -47,16 +47,6 @@ TOGETHER = {"cpu": 1 << 17, "cuda": TILE**2}
 one by one, 4 of 256 x 256 as long, and 16 of these 1.1 times as long; a GPU is not busy with few."""
 
 
-class BatchStream:
-    """What a function yields, each time anew."""
-
-    def __init__(self, draw: Callable[[], Iterator[tuple[Tensor, ...]]]) -> None:
-        self.draw = draw
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        return self.draw()
-
-
 class SegmentationModule(lightning.LightningModule):
     """A network in training.
 
@@ -65,12 +55,11 @@ class SegmentationModule(lightning.LightningModule):
         origin: What another process makes the same module of; None where only this one is meant to have it.
         predictor: The network that is validated and saved: the trained one, or its moving average.
         machine: What was chosen for the hardware.
-        resident: The training images, if they are on the device.
+        batches: Makes what each step learns from.
         step: Steps done, in all sessions.
         history: One row per epoch, in checkpoints too, so that metrics.csv is whole after a resume.
         losses: Of the steps since the last row.
         checked: How many of them have been read and are finite.
-        coming: The next batch, which is being drawn.
         best: Highest validation macro F1 so far.
         stale: Epochs since then.
     """
@@ -98,8 +87,9 @@ class SegmentationModule(lightning.LightningModule):
             predictor.net = averaged.eval()
         self.loss, self.sampler, self.validation = loss, sampler, validation
         self.machine = choose_machine(settings, sampler)
-        self.resident: ResidentImages | None = None
+        self.batches: BatchMaker
         self.compiled: Callable[[Tensor], Tensor] | None = None
+        self.recorded: Compute | None = None
         # once, because an image's own scale is measured on the whole image
         cutouts = {id(cutout): cutout for cutout, _ in validation}
         self.scales = {key: sampler.scales.scale_for(cutout.volume) for key, cutout in cutouts.items()}
@@ -118,7 +108,6 @@ class SegmentationModule(lightning.LightningModule):
         self.history: list[dict[str, float | None]] = []
         self.losses: list[Tensor] = []
         self.checked = 0
-        self.coming: Future[tuple[Tensor, ...]] | None = None
         self.best = -math.inf
         self.stale = 0
         self.seconds = 0.0
@@ -155,27 +144,14 @@ class SegmentationModule(lightning.LightningModule):
         ended = len(self.history) >= self.settings.epochs or self.share_of_time() >= 1 or 0 < patience <= self.stale
         return ended and not self.losses
 
-    def draw_batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """Yields the batches that the epoch under way still has; the next one is drawn while a step runs."""
+    def make_batches(self) -> Iterator[Batch]:
+        """Yields the batches that the epoch under way still has."""
         end = self.step if self.share_of_time() >= 1 else self._count_before() + self.steps_per_epoch
-        self.coming = None
-        with ThreadPoolExecutor(1, "draw") as thread:
-            for step in range(self.step, end):
-                batch = self.coming or thread.submit(self._draw, step)
-                self.coming = thread.submit(self._draw, step + 1) if step + 1 < end else None
-                yield batch.result()
-
-    def _draw(self, step: int) -> tuple[Tensor, ...]:
-        """Returns a batch, or where it is on the device, ready to be sent to a GPU while that works."""
-        if self.resident is not None:
-            batch: tuple[Tensor, ...] = (self.resident.locate(self.sampler.list_places(step)),)
-        else:
-            batch = tuple(torch.from_numpy(array) for array in self.sampler.draw(step))
-        return tuple(tensor.pin_memory() for tensor in batch) if self.device.type == "cuda" else batch
+        return self.batches.make_ahead(self.step, end)
 
     def train_dataloader(self) -> Any:
         """Returns what gives the batches of an epoch whenever it is iterated over."""
-        return BatchStream(self.draw_batches)
+        return BatchStream(self.make_batches)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Returns the optimiser; its learning rate is set before every step."""
@@ -210,11 +186,17 @@ class SegmentationModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Takes up what depends on the device, to which the network has been moved."""
-        self.resident = ResidentImages(self.sampler, self.device) if self.machine.is_resident else None
+        self.recorded = None  # of weights that lay elsewhere
+        settings, is_resident = self.settings, self.machine.is_resident
+        self.batches = BatchMaker(self.sampler, self.augment_settings, settings.seed, self.rank, self.device, is_resident)
         is_asked = self.settings.compile == "on"
         self.compiled = compile_forward(self.net, is_asked) if self.machine.is_compiled else None
         if self.average is not None:
             self.average.attach(self.net)
+
+    def on_fit_end(self) -> None:
+        """Gives back the memory of recorded steps."""
+        self.recorded = None
 
     def on_train_start(self) -> None:
         """Starts the clock."""
@@ -232,32 +214,34 @@ class SegmentationModule(lightning.LightningModule):
         for group, (_, own_factor) in zip(self.trainer.optimizers[0].param_groups, self.groups, strict=True):
             group["lr"] = self.rate * factor * own_factor
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """Augments a batch on the device and returns its loss; raises TrainingError as `check_losses` does."""
-        images, labels = batch if self.resident is None else self.resident.cut(*batch)
-        seed = self.settings.seed * 1_000_003 + self.step
-        generator = torch.Generator().manual_seed(seed)
-        # only the network runs in mixed precision: rounded to 8 bits, deformations jump and losses lose their small terms
-        with torch.autocast(self.device.type, enabled=False):
-            here, count = len(images), len(images) * self.rank.count
-            first, ignore = here * self.rank.number, self.predictor.classes.ignore
-            images, labels = augment(images, labels, self.augment_settings, ignore, generator, first, count)
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the loss of a batch; raises TrainingError as `check_losses` does."""
+        if self.machine.is_recorded and self.recorded is None:
+            self.batches.wait()
+            self.recorded = record_step(self.net, self.compute_loss, *batch, self.settings.cuda_graph == "on")
         # on a GPU the layers that need it have been exchanged
         is_shared = self.rank.count > 1 and self.device.type == "cpu"
         shared = ShareStatistics(self.rank) if is_shared else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), shared:
+            seed = seed_of_step(self.settings.seed, self.step)
             seed_device(seed + DROPOUT + OF_RANK * self.rank.number, self.device)
-            if self.sampler.depth is None:
-                logits = (self.compiled or self.net)(images.to(memory_format=torch.channels_last))
-            else:  # losses do not ask where a pixel is
-                logits = (self.compiled or self.net)(images[:, None]).flatten(2, 3)
-                labels = labels.flatten(1, 2)
-        with torch.autocast(self.device.type, enabled=False):
-            loss = self.loss(logits.float(), labels)
+            loss = (self.recorded or self.compute_loss)(*batch)
         self.losses.append(loss.detach())
         if len(self.losses) % self.look_every == 0:
             self.check_losses()
         return loss
+
+    def compute_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Returns the loss of a batch."""
+        forward = self.compiled or self.net
+        if self.sampler.depth is None:
+            logits = forward(images.to(memory_format=torch.channels_last))
+        else:  # losses do not ask where a pixel is
+            logits = forward(images[:, None]).flatten(2, 3)
+            labels = labels.flatten(1, 2)
+        # only the network runs in mixed precision: rounded to 8 bits, losses lose their small terms
+        with torch.autocast(self.device.type, enabled=False):
+            return self.loss(logits.float(), labels)
 
     @property
     def look_every(self) -> int:
@@ -310,8 +294,7 @@ class SegmentationModule(lightning.LightningModule):
         Each rank predicts its share of them. `check` is called after each prediction, by all ranks equally often, and may
         end the training by an exception.
         """
-        if self.coming is not None:  # where time ended the epoch; a file has one reader at a time
-            wait([self.coming])
+        self.batches.wait()  # where time ended the epoch
         classes, pixels, surprise = self.predictor.classes, 0, 0.0
         counts = np.zeros((len(classes),) * 2, np.int64)
         self.predictor.net.eval()

@@ -76,6 +76,10 @@ class TrainSettings:
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the network, which takes about a minute before the first step; auto: on a GPU, for 5000 steps or more."""
 
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """Record the operations of a step once and have a GPU repeat them as a whole, which spares the processor launching
+    each; auto: on a GPU, unless train.devices is more."""
+
     data_on_device: Literal["auto", "on", "off"] = "auto"
     """Keep the training images on the device and cut patches there; auto: on a GPU where they take at most a quarter of
     its free memory. Otherwise patches are cut while the step before is computed."""
@@ -170,6 +174,7 @@ def check_training(settings: TrainSettings) -> None:
         "step_factor": 0 < settings.step_factor <= 1,
         "keep": settings.keep in ("best", "last"),
         "compile": settings.compile in ("auto", "on", "off"),
+        "cuda_graph": settings.cuda_graph in ("auto", "on", "off"),
         "data_on_device": settings.data_on_device in ("auto", "on", "off"),
         "clip": 0 <= settings.clip < math.inf,
         "average": 0 <= settings.average < 1,
