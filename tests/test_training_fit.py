@@ -203,9 +203,12 @@ def test_a_gpu_compiles_for_long_trainings_and_holds_what_leaves_it_room(monkeyp
     sampler = build(make_dataset(), Recipe(train=TrainSettings(device="cpu"), **SMALL)).sampler
     long = TrainSettings(epochs=50, steps_per_epoch=100)
     short = (dataclasses.replace(long, epochs=49), dataclasses.replace(long, max_time="19m"))
-    assert machine.choose_compile(long, "cuda:1")
-    assert not machine.choose_compile(long, "cpu")
-    assert not any(machine.choose_compile(settings, "cuda") for settings in short)
+    assert machine.choose_compile(long, "cuda:1", 64 * 256**2)
+    assert not machine.choose_compile(long, "cpu", 64 * 256**2)
+    assert not any(machine.choose_compile(settings, "cuda", 64 * 256**2) for settings in short)
+    longer = dataclasses.replace(long, epochs=134)  # 13,400 steps with 24 patches are as many patches as 5025 with 64
+    assert [machine.choose_compile(longer, "cuda", patches * 256**2) for patches in (23, 24)] == [False, True]
+    assert not machine.choose_compile(dataclasses.replace(long, epochs=133), "cuda", 24 * 256**2)
     assert machine.choose_resident(long, sampler, "cuda", 250)
     assert not machine.choose_resident(long, sampler, "cuda", 251)
     assert not machine.choose_resident(long, sampler, "cpu", 1)

@@ -74,7 +74,8 @@ class TrainSettings:
     """Arithmetic; auto: mixed precision on a GPU and on a CPU with AMX (measured: 2 to 3 times faster), 32 bit elsewhere."""
 
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the network, which takes about a minute before the first step; auto: on a GPU, for 5000 steps or more."""
+    """Compile the network, which takes up to a minute before the first step; auto: on a GPU, for 5000 steps or more with 64
+    patches of 256 x 256, and for batches of at least 24 of them, since a GPU waits for smaller ones anyway."""
 
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     """Record the operations of a step once and have a GPU repeat them as a whole, which spares the processor launching
