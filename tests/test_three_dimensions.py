@@ -227,7 +227,7 @@ def test_a_training_of_volumes_that_was_killed_ends_as_if_it_had_not_been(tmp_pa
     monkeypatch.setattr("neurotome.models.net.measure_halo", lambda *_: (HALO, True))
     dataset = make_dataset(slices=4)
     run_fit(dataset, tmp_path / "whole", **TRAINED)
-    for calls, name in ((2, "augment"), (3, "predict_slice")):
+    for calls, name in ((2, "seed_device"), (3, "predict_slice")):
         with monkeypatch.context() as patch:
             interrupt(patch, training, name, calls)
             with pytest.raises(KilledError):

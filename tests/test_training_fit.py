@@ -20,8 +20,8 @@ from neurotome.losses import LossSettings
 from neurotome.models.model_folder import load_model
 from neurotome.models.networks import ModelSettings
 from neurotome.runs import Run
+from neurotome.training import batches, keeper, machine
 from neurotome.training import fit as fitting
-from neurotome.training import keeper, machine
 from neurotome.training import module as training
 from neurotome.training import prepare as preparing
 from neurotome.training.average import MovingAverage
@@ -511,7 +511,7 @@ def test_a_cpu_trains_in_bf16_only_where_it_has_units_for_it(monkeypatch, amx, e
 
 def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):
     seen = {}
-    original_augment, original_build, original_probs = training.augment, preparing.build_loss, training.predict_slice
+    original_augment, original_build, original_probs = batches.augment, preparing.build_loss, training.predict_slice
 
     def augment(images, *rest):
         images, labels = original_augment(images, *rest)
@@ -534,7 +534,7 @@ def test_in_bf16_only_the_network_is_mixed(tmp_path, monkeypatch):
         seen["validated"] = torch.is_autocast_enabled("cpu")
         return probs
 
-    monkeypatch.setattr(training, "augment", augment)
+    monkeypatch.setattr(batches, "augment", augment)
     monkeypatch.setattr(training, "predict_slice", predict_slice)
     monkeypatch.setattr(preparing, "build_loss", build_loss)
     settings = TrainSettings(epochs=1, steps_per_epoch=1, device="cpu", precision="bf16")

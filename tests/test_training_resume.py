@@ -51,7 +51,7 @@ def interrupt(monkeypatch, owner, name, calls, *signals):
 
 
 KILLS = {  # what is called when it happens, and how many steps before the end of the training the kept checkpoints are
-    "within a step": (training, "augment", 1, (1, 2)),
+    "within a step": (training, "seed_device", 1, (1, 2)),
     "while a batch is drawn": (preparing.PatchSampler, "draw", 1, (1, 2)),
     "while a checkpoint is written": (torch, "save", 1, (1, 2)),
     "before the oldest is deleted": (checkpoints, "list_checkpoints", 2, (0, 1, 2)),
@@ -78,7 +78,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, de
     every = "" if decoder == "dpt" else EACH_STEP  # its checkpoints are large
     settings = dataclasses.replace(settings, checkpoint_every=every, deterministic=True)
     with monkeypatch.context() as patch:
-        interrupt(patch, training, "augment", last - 1, signal.SIGINT)
+        interrupt(patch, training, "seed_device", last - 1, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt) as stopped:
             run_fit(dataset, folder, train=settings, **small)
     assert not isinstance(stopped.value, TerminatedError)
@@ -174,7 +174,7 @@ def begun(tmp_path_factory):
     folder = tmp_path_factory.mktemp("begun")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("neurotome.models.net.measure_halo", lambda *_: (64, True))
-        interrupt(patch, training, "augment", 4)
+        interrupt(patch, training, "seed_device", 4)
         with pytest.raises(KilledError):
             run_fit(make_dataset(), folder, **TWICE_TWO)
     return folder
@@ -273,7 +273,7 @@ def test_the_command_stops_with_a_message_and_goes_on(tmp_path, monkeypatch, cap
     # a cluster's warning may come to a process more than once
     for step, signals, status in ((1, [signal.SIGTERM] * 2, 143), (2, [signal.SIGINT], 130)):
         with monkeypatch.context() as patch:
-            interrupt(patch, training, "augment", 1, *signals)
+            interrupt(patch, training, "seed_device", 1, *signals)
             assert run(*command) == status
         assert "stopping after this step" in capsys.readouterr().err
         assert load_newest(kept.folder)["step"] == step
@@ -286,7 +286,7 @@ def test_the_command_stops_with_a_message_and_goes_on(tmp_path, monkeypatch, cap
 
 def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    interrupt(monkeypatch, training, "augment", 4, signal.SIGTERM, signal.SIGINT)
+    interrupt(monkeypatch, training, "seed_device", 4, signal.SIGTERM, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run_fit(make_dataset(), tmp_path / "run", train=TrainSettings(epochs=2, steps_per_epoch=2, device="cpu"), **SMALL)
     assert list_kept(tmp_path / "run") == ["step-2.ckpt"]  # of the first epoch

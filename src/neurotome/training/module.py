@@ -55,7 +55,7 @@ class SegmentationModule(lightning.LightningModule):
         origin: What another process makes the same module of; None where only this one is meant to have it.
         predictor: The network that is validated and saved: the trained one, or its moving average.
         machine: What was chosen for the hardware.
-        batches: Makes what each step learns from.
+        batches: Makes what each step learns from, once the device is known.
         step: Steps done, in all sessions.
         history: One row per epoch, in checkpoints too, so that metrics.csv is whole after a resume.
         losses: Of the steps since the last row.
@@ -87,7 +87,7 @@ class SegmentationModule(lightning.LightningModule):
             predictor.net = averaged.eval()
         self.loss, self.sampler, self.validation = loss, sampler, validation
         self.machine = choose_machine(settings, sampler)
-        self.batches: BatchMaker
+        self.batches: BatchMaker | None = None
         self.compiled: Callable[[Tensor], Tensor] | None = None
         self.recorded: Compute | None = None
         # once, because an image's own scale is measured on the whole image
@@ -146,8 +146,14 @@ class SegmentationModule(lightning.LightningModule):
 
     def make_batches(self) -> Iterator[Batch]:
         """Yields the batches that the epoch under way still has."""
+        assert self.batches is not None
         end = self.step if self.share_of_time() >= 1 else self._count_before() + self.steps_per_epoch
         return self.batches.make_ahead(self.step, end)
+
+    def _wait_for_batches(self) -> None:
+        """Waits until no batch is being made."""
+        if self.batches is not None:
+            self.batches.wait()
 
     def train_dataloader(self) -> Any:
         """Returns what gives the batches of an epoch whenever it is iterated over."""
@@ -217,7 +223,7 @@ class SegmentationModule(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the loss of a batch; raises TrainingError as `check_losses` does."""
         if self.machine.is_recorded and self.recorded is None:
-            self.batches.wait()
+            self._wait_for_batches()
             self.recorded = record_step(self.net, self.compute_loss, *batch, self.settings.cuda_graph == "on")
         # on a GPU the layers that need it have been exchanged
         is_shared = self.rank.count > 1 and self.device.type == "cpu"
@@ -294,7 +300,7 @@ class SegmentationModule(lightning.LightningModule):
         Each rank predicts its share of them. `check` is called after each prediction, by all ranks equally often, and may
         end the training by an exception.
         """
-        self.batches.wait()  # where time ended the epoch
+        self._wait_for_batches()  # where time ended the epoch
         classes, pixels, surprise = self.predictor.classes, 0, 0.0
         counts = np.zeros((len(classes),) * 2, np.int64)
         self.predictor.net.eval()
